@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.bench.compare import compare as compare
     from trtq.bench.gate import GateRecord as GateRecord
     from trtq.bench.gate import gate as gate
-    from trtq.bench.harness import bench as bench
+    from trtq.bench.objects import bench as bench
     from trtq.bench.record import BenchRecord as BenchRecord
     from trtq.commands.advise import AdviseRecord as AdviseRecord
     from trtq.commands.advise import advise as advise
@@ -60,8 +60,9 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.search import search as search
     from trtq.deploy.record import DeployRecord as DeployRecord
     from trtq.deploy.record import FleetRecord as FleetRecord
-    from trtq.engine.build import build as build
     from trtq.engine.manifest import EngineManifest as EngineManifest
+    from trtq.engine.objects import Engine as Engine
+    from trtq.engine.objects import build as build
     from trtq.engine.open_engine import open_engine as open_engine
     from trtq.errors import TrtqError as TrtqError
     from trtq.flow.quantized import Quantized as Quantized

@@ -10,16 +10,20 @@ from typing import Any, Literal, overload
 from torch import nn
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.samples import Samples
-from trtq.errors import CaptureError, DataError, UsageError
+from trtq.errors import CaptureError, UsageError
+from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
+from trtq.flow.loading import load_text
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
-from trtq.graph.capture import capture
-from trtq.models.load import load_model
+from trtq.graph.capture import capture_inputs
+from trtq.graph.inputs import ModelInputs
+from trtq.graph.signature import SizeRange
+from trtq.models.deployed import deployed_
+from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
@@ -39,6 +43,10 @@ def load(
     model_arg: Mapping[str, Any] | None = None,
     input_size: tuple[int, int, int] | None = None,
     preprocess: Preprocess | None = None,
+    example: object = None,
+    dynamic: Mapping[str, Sequence[int | str]] | None = None,
+    ranges: Mapping[str, SizeRange] | None = None,
+    outputs: Sequence[str] = (),
     name: str | None = None,
     seed: int = 0,
 ) -> Model:
@@ -54,6 +62,12 @@ def load(
         input_size: (C, H, W) of the input; default: the model's own, else 3x224x224.
         preprocess: how images become the input; default: the authors' for a model by text, none
             for an nn.Module.
+        example: one batch of the inputs, for a model that takes something else than one image: a
+            tensor, a tuple of arguments, or a dict of named ones.
+        dynamic: sizes of inputs by name; the name of an open axis is a text:
+            ``{"images": ["batch", 3, "height", "width"]}``. Default: the batch is open.
+        ranges: the sizes of open axes by name.
+        outputs: names of the outputs to keep; default: all of them.
         name: what to call an nn.Module; default: its class.
         seed: makes random weights repeatable.
 
@@ -68,6 +82,10 @@ def load(
         "checkpoint_match": None if checkpoint_match == "name" else checkpoint_match,
         "input_size": input_size,
         "preprocess": preprocess,
+        "example": example,
+        "dynamic": dynamic,
+        "ranges": ranges,
+        "outputs": outputs or None,
         "name": name,
     }
     if isinstance(model, Model):
@@ -80,7 +98,11 @@ def load(
         )
     if isinstance(model, nn.Module):
         _require_unused(given, FOR_TEXTS, "a module in memory has its weights already")
-        return _own(model, name or type(model).__name__, input_size, preprocess)
+        size = input_size or (preprocess.input_size if preprocess is not None else None)
+        given_inputs = ModelInputs(
+            size if example is None else example, dynamic, ranges or {}, outputs
+        )
+        return _own(model, name or type(model).__name__, given_inputs, preprocess)
     if not isinstance(model, str):
         raise UsageError(
             f"Cannot load a {type(model).__name__} as a model",
@@ -88,7 +110,7 @@ def load(
             "Give the module itself, or timm:NAME, or file.py:factory",
         )
     _require_unused(given, ("name",), "the text of a model is its name")
-    loaded = load_model(
+    loaded = load_text(
         model,
         args=model_arg,
         checkpoint=Path(checkpoint) if checkpoint else None,
@@ -96,10 +118,12 @@ def load(
         key=checkpoint_key,
         seed=seed,
     )
-    if preprocess is not None:
-        return Model.of(loaded, preprocess, loaded.notes)
+    inputs = None if example is None else ModelInputs(example, dynamic, ranges or {}, outputs)
+    if preprocess is not None or inputs is not None:
+        return Model.of(loaded, preprocess, loaded.notes, inputs)
     picture, notes = resolve_preprocess(input_size=input_size, hints=loaded.input_hints)
-    return Model.of(loaded, picture, [*loaded.notes, *notes])
+    inputs = ModelInputs(picture.input_size, dynamic, ranges or {}, outputs)
+    return Model.of(loaded, picture, [*loaded.notes, *notes], inputs)
 
 
 def _require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:
@@ -111,31 +135,22 @@ def _require_unused(given: Mapping[str, object], names: Sequence[str], reason: s
         )
 
 
-def _own(
-    module: nn.Module,
-    name: str,
-    input_size: tuple[int, int, int] | None,
-    preprocess: Preprocess | None,
-) -> Model:
+def _own(module: nn.Module, name: str, inputs: ModelInputs, preprocess: Preprocess | None) -> Model:
     """Return a program's own module, captured; the module itself is not changed.
 
     Raises:
-        UsageError: its input size is not known.
-        CaptureError: it is in training mode, not float32, or cannot be captured.
+        UsageError: its inputs are not known.
+        CaptureError: it is in training mode, on a GPU, or cannot be captured.
     """
-    size = input_size or (preprocess.input_size if preprocess is not None else None)
-    if size is None:
+    if inputs.example is None:
         raise UsageError(
-            f"The input size of {name} is not known",
-            "a module in memory does not say it",
-            "Give input_size=(C, H, W), or data of tensors",
+            f"The inputs of {name} are not known",
+            "a module in memory does not say them",
+            "Give input_size=(C, H, W) for images, example=one batch, or data of tensors",
         )
-    if len(size) != IMAGE_AXES or not all(isinstance(v, int) and v > 0 for v in size):
-        raise UsageError(
-            f"Cannot use input_size={size!r} for {name}",
-            "trtq takes models of one image so far: channels, height and width",
-            "Write it like input_size=(3, 224, 224)",
-        )
+    size = inputs.example
+    if isinstance(size, tuple) and all(isinstance(v, int) for v in size):
+        _require_image(name, size)
     training = next((n for n, m in module.named_modules() if m.training), None)
     if training is not None:
         raise CaptureError(
@@ -143,24 +158,34 @@ def _own(
             "dropout and BatchNorm compute something else there",
             "Call .eval() first",
         )
-    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"}
-    devices = {p.device.type for p in module.parameters()} - {"cpu"}
+    plain, came_off = unwrap(copy.deepcopy(module), name)
+    kinds = {str(p.dtype).removeprefix("torch.") for p in plain.parameters()} - {"float32"}
+    devices = {p.device.type for p in plain.parameters()} - {"cpu"}
     if kinds or devices:
         raise CaptureError(
             f"Cannot capture {name}",
             f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
             "Call .float().cpu() first",
         )
-    module = copy.deepcopy(module)  # what the program trains on must not change the graph
-    graph = capture(module, size)
+    came_off += deployed_(plain)
+    graph = capture_inputs(plain, inputs)
     return Model(
         name=name,
-        module=module,
+        module=plain,
         weights="the program's own",
         graph=graph,
         preprocess=preprocess,
-        notes=graph.notes,
+        notes=(*came_off, *graph.notes),
     )
+
+
+def _require_image(name: str, size: tuple[int, ...]) -> None:
+    if len(size) != IMAGE_AXES or not all(v > 0 for v in size):
+        raise UsageError(
+            f"Cannot use input_size={size!r} for {name}",
+            "an image has channels, height and width",
+            "Write it like input_size=(3, 224, 224), or give example= for other inputs",
+        )
 
 
 @overload
@@ -195,7 +220,7 @@ def quantize(
             :class:`QuantizeSpec` runs the command ``trtq quantize`` and returns its record.
         data: calibration samples: a DataLoader, a Dataset, a list of tensors, one tensor with
             samples first, or the text of a folder of images.
-        input_size: (C, H, W); default: the model's own, or the shape of the first sample.
+        input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
         preprocess: how images become inputs.
         progress: receives progress.
         options: fields of :class:`QuantizeOptions`: ``bits``, ``method``, ``calibrator`` ...
@@ -213,17 +238,17 @@ def quantize(
     asked = QuantizeOptions.make(options)
     check_options(asked)
     run = Run(progress or Silent())
-    given: Samples | None = None
-    if not isinstance(data, (str, Path)):
-        given = samples(data, limit=asked.calib_images)
-        if not isinstance(model, Model) and preprocess is None:
-            input_size = input_size or _size_of(given)
-    captured = load(model, input_size=input_size, preprocess=preprocess, seed=asked.seed)
+    given = open_any(data, limit=asked.calib_images, note=run.note)
+    unknown = not isinstance(model, Model) and preprocess is None and input_size is None
+    module = model if isinstance(model, nn.Module) else None
+    example = given.first_batch(forward_names(module)) if unknown else None
+    with pixels_explained(given, example):
+        captured = load(
+            model, input_size=input_size, preprocess=preprocess, example=example, seed=asked.seed
+        )
     run.note(*captured.notes)
     run.clock.lap("capture")
-    everything = samples(
-        data if given is None else given, captured, limit=asked.calib_images, note=run.note
-    )
+    everything = samples_from(given, captured, preprocess=None, note=run.note)
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
 
 
@@ -239,19 +264,3 @@ def _run_command(spec: QuantizeSpec, progress: object) -> QuantizeRecord:
         )
     listener: Any = progress
     return run_command(spec, listener)
-
-
-def _size_of(given: Samples) -> tuple[int, int, int]:
-    """Return the shape of the first sample.
-
-    Raises:
-        DataError: it is no image.
-    """
-    shape = [int(v) for v in next(given.batches(1, count=1)).input.shape[1:]]
-    if len(shape) != IMAGE_AXES:
-        raise DataError(
-            f"The samples of {given.name} are no images",
-            f"a sample has the shape {shape}, expected [C, H, W]",
-            "Give one image an item, without a batch axis, or (image, target) pairs",
-        )
-    return shape[0], shape[1], shape[2]

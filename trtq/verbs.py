@@ -145,7 +145,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "build",
             "Build a TensorRT engine from an ONNX file.",
-            "trtq.engine.build:build",
+            "trtq.engine.objects:build",
             "BuildSpec",
             "trtq.engine.manifest:EngineManifest",
             f"*{MANIFEST_SUFFIX}",
@@ -170,7 +170,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "bench",
             "Latency, throughput, load time, memory and energy, and the machine.",
-            "trtq.bench.harness:bench",
+            "trtq.bench.objects:bench",
             "BenchSpec",
             "trtq.bench.record:BenchRecord",
             BENCH_JSON,
@@ -242,6 +242,7 @@ VERBS = {verb.name: verb for verbs in SECTIONS.values() for verb in verbs}
 OBJECTS = (
     "trtq.api:load",
     "trtq.api:samples",
+    "trtq.engine.objects:Engine",
     "trtq.engine.open_engine:open_engine",
     "trtq.errors:TrtqError",
     "trtq.flow.quantized:Quantized",

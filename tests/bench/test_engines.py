@@ -13,11 +13,12 @@ import pytest
 from tests.support.bench import QUICK
 from trtq import BenchSpec, bench
 from trtq.bench import harness
+from trtq.bench.engine_workload import EngineWorkload
 from trtq.bench.layers import read_onnx_profile, what_ate
 from trtq.bench.record import LayerTime
+from trtq.bench.trtexec_bench import Fed, second_opinion
 from trtq.bench.trtexec_bench import command as trtexec_command
-from trtq.bench.trtexec_bench import second_opinion
-from trtq.bench.workload import EngineWorkload, open_workload
+from trtq.bench.workload import open_workload
 from trtq.engine.runner import EngineRunner
 from trtq.testing.cuda import FakeCuda
 from trtq.testing.tensorrt import write_fake_tensorrt
@@ -40,9 +41,14 @@ def runner(cnn_out, tmp_path, monkeypatch):
     sys.modules.pop("tensorrt", None)
 
 
+def images(count):
+    """The input of every workload."""
+    return {"input": np.random.default_rng(0).standard_normal((count, 3, 32, 32), np.float32)}
+
+
 def test_three_times_of_an_engine_are_three_figures(runner):
     cuda = FakeCuda()
-    workload = EngineWorkload(runner, 2, cuda=cuda)
+    workload = EngineWorkload(runner, images(2), cuda=cuda)
     assert workload.settings["graph"] == "used"
     cuda.launch = lambda: workload.bound.launch(0)
     workload.call()
@@ -55,21 +61,21 @@ def test_three_times_of_an_engine_are_three_figures(runner):
 
 def test_a_graph_that_cannot_be_captured_is_said(runner):
     workload = EngineWorkload(
-        runner, 1, cuda=FakeCuda(refuses="operation not permitted when stream is capturing")
+        runner, images(1), cuda=FakeCuda(refuses="operation not permitted when stream is capturing")
     )
     assert (
         workload.settings["graph"] == "not used: operation not permitted when stream is capturing"
     )
     workload.call()
     assert (
-        EngineWorkload(runner, 1, graph=False, cuda=FakeCuda()).settings["graph"]
+        EngineWorkload(runner, images(1), graph=False, cuda=FakeCuda()).settings["graph"]
         == "not used: not asked for"
     )
 
 
 def test_answers_of_an_engine_are_those_of_its_model(runner, cnn_out):
     workload, plain = (
-        EngineWorkload(runner, 1, cuda=FakeCuda(refuses="x")),
+        EngineWorkload(runner, images(1), cuda=FakeCuda(refuses="x")),
         open_workload(cnn_out / "model.fp32.onnx"),
     )
     workload.call()
@@ -78,7 +84,7 @@ def test_answers_of_an_engine_are_those_of_its_model(runner, cnn_out):
 
 
 def test_layers_of_an_engine(runner):
-    times = EngineWorkload(runner, 1, cuda=FakeCuda(refuses="x")).profile(4)
+    times = EngineWorkload(runner, images(1), cuda=FakeCuda(refuses="x")).profile(4)
     assert "conv1/Conv" in times
     assert times["conv1/Conv"] == 2.0  # 0.5 ms, four times
 
@@ -93,7 +99,7 @@ def test_pain_12_an_enqueue_bound_engine_is_said(runner, cnn_out, monkeypatch, t
 
     monkeypatch.setattr(
         "trtq.bench.workload.open_workload",
-        lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x")),
+        lambda *a, **k: Bound(runner, images(1), cuda=FakeCuda(refuses="x")),
     )
     monkeypatch.setattr(harness, "open_gpu", lambda device: (None, "a test"))
     made = bench(BenchSpec(file=(str(path),), **QUICK))
@@ -131,7 +137,9 @@ def test_a_second_opinion(tmp_path, monkeypatch, version, record):
     assert "--shapes" not in found.command
     assert (
         "--shapes=input:8x3x32x32"
-        in second_opinion(tmp_path / "e.engine", ours, shapes="input:8x3x32x32").command
+        in second_opinion(
+            tmp_path / "e.engine", ours, Fed(shapes={"input": (8, 3, 32, 32)})
+        ).command
     )
     assert "--loadEngine=" in found.command
 

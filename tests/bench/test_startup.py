@@ -38,7 +38,7 @@ def test_the_parts_of_a_start_have_their_names(record):
 @pytest.mark.alone
 def test_the_parts_of_one_start_are_the_time_a_watch_shows(cnn_out):
     start = time.perf_counter()
-    load = measure_load(cnn_out / "model.qdq.onnx", device="cpu", batch=1, processes=1)
+    load = measure_load(cnn_out / "model.qdq.onnx", processes=1)
     seen = 1e3 * (time.perf_counter() - start)
     assert load.total.median <= seen
     assert sum(p.median for p in load.phases) == pytest.approx(load.total.median, rel=1e-6)
@@ -64,7 +64,7 @@ def test_a_file_leaves_the_page_cache(tmp_path):
 def test_a_process_that_cannot_load_says_why(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     with pytest.raises(BenchError, match="A new process cannot load bad.onnx"):
-        measure_load(tmp_path / "bad.onnx", device="cpu", batch=1, processes=1)
+        measure_load(tmp_path / "bad.onnx", processes=1)
 
 
 def test_pain_35_an_engines_own_account():

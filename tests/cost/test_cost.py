@@ -165,7 +165,7 @@ def test_constants_are_no_kernels():
             return self.conv(x) * self.scale.exp().reshape(1, 4, 1, 1)
 
     captured = capture(Net().eval(), SMALL)
-    kernels = list_kernels(captured.module, list_ops(captured.module, captured.example))
+    kernels = list_kernels(captured.module, list_ops(captured.module, captured.examples))
     assert [k.name for k in kernels] == ["conv"]
     assert (kernels[0].reads, kernels[0].writes) == (3 * 1024, 4 * 1024)
 
@@ -175,7 +175,7 @@ def test_an_onnx_file_counts_as_its_model(make, images, tmp_path):
     name = {tiny_cnn: CNN, tiny_vit: VIT}[make]
     quantize(spec(images, tmp_path / "o", model=name))
     model, captured = onnx.load(tmp_path / "o/model.fp32.onnx"), capture(make().eval(), SMALL)
-    ops, mine = list_onnx_ops(model, "m"), list_ops(captured.module, captured.example)
+    ops, mine = list_onnx_ops(model, "m"), list_ops(captured.module, captured.examples)
     for kinds in (("conv",), ("linear",), ("matmul",), ("softmax",)):
         ours = (
             sum(o.macs for o in mine if o.kind in kinds),

@@ -32,7 +32,7 @@ def test_counts_are_the_published_ones(name, size, published):
 
     captured = capture(timm.create_model(name).eval(), (3, size, size))
     assert sum(
-        v.macs for v in count_layers(list_ops(captured.module, captured.example))
+        v.macs for v in count_layers(list_ops(captured.module, captured.examples))
     ) == pytest.approx(published, rel=0.01)
 
 
@@ -51,7 +51,7 @@ def test_counts_by_hand():
             return self.head(self.norm(y)).softmax(-1)
 
     captured = capture(Net().eval(), (4, 8, 8))
-    rows = {r.name: r for r in count_layers(list_ops(captured.module, captured.example))}
+    rows = {r.name: r for r in count_layers(list_ops(captured.module, captured.examples))}
     assert (rows["grouped"].macs, rows["grouped"].weights) == (8 * 64 * 2 * 9, 8 * 2 * 9)
     assert (rows["up"].macs, rows["up"].reads, rows["up"].writes) == (
         8 * 64 * 3 * 4,
@@ -64,7 +64,7 @@ def test_counts_by_hand():
 
 def test_attention_counts_both_products():
     captured = capture(tiny_vit().eval(), (3, 32, 32))
-    rows = {r.name: r for r in count_layers(list_ops(captured.module, captured.example))}
+    rows = {r.name: r for r in count_layers(list_ops(captured.module, captured.examples))}
     tokens, dim = 16, 32
     assert rows["blocks.0.qk"].macs == rows["blocks.0.av"].macs == tokens * tokens * dim
 

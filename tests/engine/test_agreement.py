@@ -41,7 +41,7 @@ def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(
     The shipped engine computes something else than the file.
     """
     tensorrt("10.3.0")
-    monkeypatch.setattr("trtq.engine.build.EngineRunner", partial(EngineRunner, device="cpu"))
+    monkeypatch.setattr("trtq.engine.verify.EngineRunner", partial(EngineRunner, device="cpu"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     good = build(asked(files, tmp_path, data=str(images), check_images=8))
     assert [c.runner for c in good.agreement.comparisons] == ["engine"]
@@ -75,7 +75,7 @@ def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(
 def test_the_engine_that_ships_is_the_one_that_runs(files, images, tmp_path, tensorrt, monkeypatch):
     """The first plan of a builder is wrong and its second is right: the first must be compared."""
     tensorrt("10.3.0")
-    monkeypatch.setattr("trtq.engine.build.EngineRunner", partial(EngineRunner, device="cpu"))
+    monkeypatch.setattr("trtq.engine.verify.EngineRunner", partial(EngineRunner, device="cpu"))
     flag = tmp_path / "built-once"
     (tmp_path / "fake-10.3.0/sitecustomize.py").write_text(
         "import pathlib, onnx\n"

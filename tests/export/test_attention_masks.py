@@ -98,7 +98,7 @@ def test_rows_without_a_key_answer_0_as_torch_does(kind):
 
 def test_a_mask_of_minus_infinity_does_not_overflow_in_fp16():
     captured = capture(Padded("keys").eval(), (3, 32, 32))
-    found = find_float_nodes(export_onnx(captured.module), [captured.example.numpy()])
+    found = find_float_nodes(export_onnx(captured.module), [captured.examples[0].numpy()])
     assert found == {}
 
 

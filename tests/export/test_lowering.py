@@ -16,6 +16,7 @@ from trtq.export.lowering import lower
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
 from trtq.export.writer import UnsupportedOpError
+from trtq.graph.axes import Open
 from trtq.graph.capture import capture, trace
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
@@ -38,7 +39,8 @@ class Call(nn.Module):
 
 
 def graph_of(model, example, *, dynamic=True):
-    graph = trace(model.eval(), example, dynamic=dynamic)
+    opened = Open(({0: "batch"} if dynamic else {},), {})
+    graph = trace(model.eval(), (example,), opened)
     normalize_(graph)
     assign_names_(graph)
     return graph
@@ -101,6 +103,7 @@ CASES = {
     "slice": lambda x: x[:, 1:-1, ::2, 3:],
     "select": lambda x: x[:, -1],
     "chunk": lambda x: sum(x.chunk(3, 1)[:2]),
+    "chunk of the batch": lambda x: torch.sub(*torch.cat([x, x * 2]).chunk(2)),
     "split": lambda x: x.split([3, 5], 1)[1],
     "unbind": lambda x: x.reshape(-1, 2, 4, 36).unbind(1)[1],
     "stack": lambda x: torch.stack([x, -x], 2),

@@ -7,6 +7,7 @@ from torch import nn
 from trtq.errors import CaptureError, ModelError
 from trtq.graph.capture import capture
 from trtq.graph.naming import node_name
+from trtq.graph.signature import SizeRange
 from trtq.models.load import load_model
 from trtq.quant.placement import place
 from trtq.testing.models import data_dependent, dict_output, tiny_cnn, tiny_vit
@@ -221,22 +222,99 @@ def test_named_models_are_captured_exactly_with_stable_names(name):
     assert first.dynamic_batch
 
 
-def test_dropped_outputs_are_named():
+class Several(nn.Module):
+    """Two images and indices in; a dict of nested outputs out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.table = nn.Embedding(10, 8)
+
+    def forward(self, left, right, ids, scale=None):
+        a, b = (self.conv(x).mean((2, 3)) for x in (left, right))
+        x = a - b + self.table(ids).mean(1)
+        x = x if scale is None else x * scale
+        return {"logits": self.head(x), "ends": [a, b], "version": 3, "loss": None}
+
+
+def pair(n=2, length=5):
+    images = torch.randn(2, n, 3, 8, 8)
+    return {"left": images[0], "right": images[1], "ids": torch.randint(0, 10, (n, length))}
+
+
+def test_all_outputs_are_kept_and_named_by_their_keys():
+    captured = capture(Several().eval(), pair())
+    assert [t.words for t in captured.signature.inputs] == [
+        "left float32 [batch, 3, 8, 8]",
+        "right float32 [batch, 3, 8, 8]",
+        "ids int64 [batch, 5]",
+    ]
+    assert [t.words for t in captured.signature.outputs] == [
+        "logits float32 [batch, 4]",
+        "ends.0 float32 [batch, 8]",
+        "ends.1 float32 [batch, 8]",
+    ]
+    assert captured.notes == ("outputs that are no tensors are left out: version",)
+    names = {node_name(n) for n in captured.module.graph.nodes}
+    assert {"conv", "conv_1", "head"} <= names  # the model's own names, without a wrapper's
+
+
+def test_inputs_by_position_get_the_names_of_the_parameters():
+    one = pair(1)  # an example of one sample serves as two, so that the batch stays open
+    captured = capture(Several().eval(), tuple(one.values()))
+    assert [t.name for t in captured.signature.inputs] == ["left", "right", "ids"]
+    assert captured.dynamic_batch and len(captured.examples[0]) == 2
+    with pytest.raises(CaptureError, match=r"Cannot call Several with left, rihgt.*takes left, ri"):
+        capture(Several().eval(), {"left": one["left"], "rihgt": one["right"]})
+    with pytest.raises(CaptureError, match="there is no tensor in it"):
+        capture(Several().eval(), {"left": 1})
+
+
+def test_a_tuple_of_outputs_and_a_dict_of_inputs_inside_an_argument():
     class Two(nn.Module):
-        def __init__(self, kind):
-            super().__init__()
-            self.conv, self.kind = nn.Conv2d(3, 4, 3), kind
+        def forward(self, images, more):
+            return images + more["a"], more["b"] * 2
 
-        def forward(self, x):
-            y = self.conv(x)
-            return {"aux": y, "out": y + 1} if self.kind == "dict" else (y, y + 1)
+    x = torch.randn(2, 3)
+    captured = capture(Two().eval(), {"images": x, "more": {"a": x, "b": x.double()}})
+    assert [t.name for t in captured.signature.inputs] == ["images", "more.a", "more.b"]
+    assert [t.name for t in captured.signature.outputs] == ["out.0", "out.1"]
+    first, second = captured.module(x, x + 1, x.double())
+    assert torch.allclose(first, 2 * x + 1) and torch.equal(second, 2 * x.double())
 
-    assert capture(Two("dict").eval(), SIZE).notes == (
-        "the model has 2 outputs: 'out' is kept, 'aux' dropped",
-    )
-    assert capture(Two("tuple").eval(), SIZE).notes == (
-        "the model has 2 outputs: the first is kept, the others are dropped",
-    )
+
+def test_open_axes_with_names_and_ranges():
+    axes = {
+        "left": ["batch", 3, "height", "width"],
+        "right": ["batch", 3, "height", "width"],
+        "ids": ["batch", "length"],
+    }
+    ranges = {"height": SizeRange(least=8, most=64, multiple=8), "length": SizeRange(most=32)}
+    captured = capture(Several().eval(), pair(length=6), axes=axes, ranges=ranges)
+    assert captured.signature.inputs[0].words == "left float32 [batch, 3, height, width]"
+    assert captured.signature.ranges["height"].words == "8..64:8"
+    other = pair(3, 9)
+    other["left"] = other["right"] = torch.randn(3, 3, 16, 24)
+    assert captured.module(*other.values())[0].shape == (3, 4)
+    with pytest.raises(CaptureError, match="length is 6, expected 8 or more"):
+        capture(Several().eval(), pair(length=6), axes=axes, ranges={"length": SizeRange(least=8)})
+    with pytest.raises(CaptureError, match="There is no input images: the inputs are left, right"):
+        capture(Several().eval(), pair(), axes={"images": ["batch"]})
+    with pytest.raises(CaptureError, match=r"asked for \[batch, 4, 8, 8\], the example has \[2, 3"):
+        capture(Several().eval(), pair(), axes={"left": ["batch", 4, 8, 8]})
+
+
+def test_outputs_can_be_chosen_unless_weights_would_be_lost():
+    captured = capture(Several().eval(), pair(), outputs=["logits"])
+    assert [t.name for t in captured.signature.outputs] == ["logits"]
+    assert captured.notes[0] == "outputs that were not asked for are dropped: ends.0, ends.1"
+    assert captured.module(*captured.examples).shape == (2, 4)
+    with pytest.raises(
+        CaptureError, match=r"4 weights serve.*lost: head.bias|3 weights.*head.bias"
+    ):
+        capture(Several().eval(), pair(), outputs=["ends.0"])
+    with pytest.raises(CaptureError, match="no output scores: its outputs are logits, ends.0"):
+        capture(Several().eval(), pair(), outputs=["scores"])
 
 
 def test_a_second_input_is_refused_with_the_way_out():
@@ -244,7 +322,5 @@ def test_a_second_input_is_refused_with_the_way_out():
         def forward(self, x, y):
             return x + y
 
-    with pytest.raises(
-        CaptureError, match="a model with several inputs needs a wrapper that makes them from one"
-    ):
+    with pytest.raises(CaptureError, match="or an example of each input with --input NAME=SIZES"):
         capture(Two().eval(), SIZE)

@@ -177,7 +177,7 @@ def test_repq_centres_and_evens_out_what_a_layernorm_gives():
         model.blocks[0].norm1.weight[5] = 30.0
         model.blocks[0].norm1.bias[7] = 12.0
     context = bench_of(model)
-    x = next(iter(context.images(16)))
+    (x,) = next(iter(context.images(16)))
     wanted = context.graph(x)
     done = get_method("repq").run(context, {"images": 16, "softmax": False})
     assert (done["layernorms"], done["centred"], done["label"]) == (4, 4, "folded")
@@ -229,7 +229,7 @@ class Gated(nn.Module):
 def test_qads_multiplies_where_it_cannot_fold_and_it_pays():
     torch.manual_seed(0)
     context = bench_of(Gated())
-    x = next(iter(context.images(16)))
+    (x,) = next(iter(context.images(16)))
     wanted = context.graph(x)
     done = get_method("qads").run(context, dict(get_method("qads").arguments))
     assert "b" in done["explicit"]

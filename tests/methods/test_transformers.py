@@ -153,7 +153,7 @@ def test_softmax_of_equal_logits_and_masked_ones_survives_the_approximation():
             return (scores.softmax(-1) @ y).mean(1)
 
     context = bench_of(Masked())
-    x = next(iter(context.images(4)))
+    (x,) = next(iter(context.images(4)))
     wanted = context.graph(x)
     done = get_method("integer-softmax").run(context, {"segments": 4, "images": 4})
     assert done["softmaxes"] == 1

@@ -117,7 +117,7 @@ def test_a_new_activation_is_one_row(monkeypatch):
     model = export_onnx(captured.module)
     assert [n.op_type for n in model.graph.node][-1] == "Celu"
     assert model.graph.node[-1].attribute[0].f == 0.5
-    for found in (list_ops(captured.module, captured.example), list_onnx_ops(model, "m.onnx")):
+    for found in (list_ops(captured.module, captured.examples), list_onnx_ops(model, "m.onnx")):
         assert [op.kind for op in found] == ["conv", "pointwise"]
 
 

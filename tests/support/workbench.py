@@ -19,7 +19,7 @@ def bench_of(model, images=None):
     return MethodContext(
         graph=graph,
         placement=place(graph),
-        images=lambda limit: iter([batch[:limit]]),
+        images=lambda limit: iter([(batch[:limit],)]),
         note=print,
         begin=lambda *a: None,
         advance=lambda n: None,

@@ -71,7 +71,7 @@ def test_training_starts_where_ptq_ended(ptq: Path):
     captured = capture(tiny_cnn().eval(), (3, 32, 32))
     encodings = Encodings.load(ptq / "encodings.safetensors")
     started = TrainingGraph(captured.module, encodings, learn_amax=True)
-    x = captured.example
+    x = captured.examples[0]
     with torch.no_grad():
         wanted = insert_fake_quantize(captured.module, started.placement, encodings)(x)
         torch.testing.assert_close(started.module(x), wanted, rtol=1e-4, atol=1e-4)
@@ -95,17 +95,21 @@ def test_training_goes_on_from_the_weights_a_method_made(images: Path, tmp_path:
     started = TrainingGraph(captured.module, encodings, learn_amax=True)
     with torch.no_grad():
         wanted = insert_fake_quantize(captured.module, started.placement, encodings)(
-            captured.example
+            captured.examples[0]
         )
-        torch.testing.assert_close(started.module(captured.example), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            started.module(captured.examples[0]), wanted, rtol=1e-4, atol=1e-4
+        )
         for weight in started.weights.values():
             weight.add_(0.05)
         # What was trained is what is exported: under the names of the model, not under those of the
         # training graph.
         after = insert_fake_quantize(captured.module, started.placement, started.learned())(
-            captured.example
+            captured.examples[0]
         )
-        torch.testing.assert_close(after, started.module(captured.example), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            after, started.module(captured.examples[0]), rtol=1e-3, atol=1e-3
+        )
         assert not torch.allclose(after, wanted)
 
 

@@ -14,7 +14,7 @@ class _Room(ModuleType):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from trtq.bench.harness import bench
+        from trtq.bench.objects import bench
 
         return bench(*args, **kwargs)
 

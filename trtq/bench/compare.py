@@ -119,7 +119,7 @@ def _verdicts(
     spec: CompareSpec, paths: list[Path], device: str, gpu: Gpu | None, progress: Progress
 ) -> list[Verdict]:
     """Return the verdict on each file against the first."""
-    options = LoadOptions(device=device, batch=spec.batch, trust=spec.trust)
+    options = LoadOptions(device=device, batch=spec.batch, trust=spec.trust, shapes=spec.shapes)
     settings = TurnSettings(margin=spec.margin, block_s=spec.block, max_groups=spec.max_loads)
     verdicts = []
     for other in paths[1:]:

@@ -19,10 +19,10 @@ from trtq.bench.int8_verdict import find_baseline, is_quantized, judge_files
 from trtq.bench.interleaved import TurnSettings
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict
-from trtq.bench.row import BenchContext, RowMeasurement
+from trtq.bench.row import BenchContext, RowMeasurement, load_options
 from trtq.bench.sampling import said
 from trtq.bench.system_info import open_gpu, take_card
-from trtq.bench.workload import LoadOptions, device_for, parse_device
+from trtq.bench.workload import device_for, parse_device
 from trtq.errors import BenchError, TrtqError, UsageError
 from trtq.files import BENCH_JSON
 from trtq.progress import Progress, Silent
@@ -94,7 +94,7 @@ def _require_measurable(spec: BenchSpec, paths: Sequence[Path]) -> None:
     if spec.baseline is not None and not Path(spec.baseline).is_file():
         raise BenchError(f"Cannot read the baseline {spec.baseline}", "there is no such file")
     for path, batch in itertools.product(paths, spec.batch):
-        LoadOptions(device=spec.device, batch=batch, graph=False, trust=spec.trust).open(path)
+        load_options(spec, batch, graph=False).open(path)
 
 
 def _measure_rows(context: BenchContext, paths: Sequence[Path]) -> tuple[list[BenchRow], bool]:
@@ -133,9 +133,7 @@ def _verdict(context: BenchContext, path: Path) -> Verdict | str | None:
     if baseline is None:
         return why
     context.progress.begin(f"{path.name} and {baseline.name} take turns", 0)
-    options = LoadOptions(
-        device=spec.device, batch=spec.batch[0], graph=spec.cuda_graph, trust=spec.trust
-    )
+    options = load_options(spec, spec.batch[0])
     settings = TurnSettings(max_groups=VERDICT_LOADS)
     return judge_files(baseline, path, options, gpu=context.gpu, settings=settings)
 

@@ -15,8 +15,9 @@ from typing import Any
 import onnx
 
 from trtq.artifact import scratch
+from trtq.bench.engine_workload import EngineWorkload
 from trtq.bench.record import LayerTime
-from trtq.bench.workload import EngineWorkload, OnnxWorkload, Workload
+from trtq.bench.workload import OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from trtq.artifact import sha256_file, write_atomic
 from trtq.bench.energy import EnergySettings, measure_energy
+from trtq.bench.engine_workload import EngineWorkload
 from trtq.bench.latency import cold, doubts, measure_latency, paced, summarize
 from trtq.bench.layers import profile_layers
 from trtq.bench.meters.jetson import JetsonRails, is_jetson
@@ -24,8 +25,8 @@ from trtq.bench.sampling import Samples, StopRule, Warmup, loop_overhead, said
 from trtq.bench.startup import measure_load, measure_memory
 from trtq.bench.system_info import Watch
 from trtq.bench.throughput import MLPERF_SECONDS, measure_throughput, throughput_doubts
-from trtq.bench.trtexec_bench import second_opinion
-from trtq.bench.workload import EngineWorkload, LoadOptions, Workload, device_for
+from trtq.bench.trtexec_bench import Fed, second_opinion
+from trtq.bench.workload import LoadOptions, Workload, device_for
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError
 from trtq.export.onnx_file import require_onnx
@@ -78,9 +79,7 @@ class RowMeasurement:
         self.path = path
         self.device = device_for(self.spec.device, path)
         self.gpu = context.gpu if self.device != "cpu" else None
-        self.options = LoadOptions(
-            device=self.device, batch=batch, graph=self.spec.cuda_graph, trust=self.spec.trust
-        )
+        self.options = replace(load_options(self.spec, batch), device=self.device)
         self.batch = batch
         self.sha256 = require_onnx(path) if path.suffix == ".onnx" else sha256_file(path)
         self.interrupted = False
@@ -108,8 +107,9 @@ class RowMeasurement:
             kind="engine" if is_engine(self.path) else "onnx",
             device=workload.label,
             mode=self.spec.mode,
-            batch=self.batch,
+            batch=workload.shape[0] if self.spec.shapes else self.batch,
             input_shape=workload.shape,
+            input_shapes=workload.shapes,
             unavailable=self.unavailable,
             warmup_calls=self.warmup_calls,
             settings={**workload.settings, **_mode_settings(self.spec)},
@@ -302,17 +302,15 @@ class RowMeasurement:
         )
 
     def _load(self) -> list[Load]:
-        loads = [measure_load(self.path, device=self.device, batch=self.batch)]
+        loads = [measure_load(self.path, self.options)]
         try:
-            loads.append(
-                measure_load(self.path, device=self.device, batch=self.batch, cache="cold")
-            )
+            loads.append(measure_load(self.path, self.options, cache="cold"))
         except BenchError as exc:
             self.unavailable["cold start"] = f"{exc.message}: {exc.reason}"
         return loads
 
     def _memory(self) -> Memory:
-        return measure_memory(self.path, device=self.device, batch=self.batch)
+        return measure_memory(self.path, self.options)
 
     def _layers(self, workload: Workload) -> list[LayerTime]:
         rows, why = profile_layers(workload, self.path)
@@ -323,11 +321,23 @@ class RowMeasurement:
     def _trtexec(self, workload: Workload) -> SecondOpinion:
         if not isinstance(workload, EngineWorkload):
             raise BenchError("No second opinion", "trtexec reads engines, this is an ONNX file")
-        shape = "x".join(map(str, workload.shape))
-        shapes = f"{workload.runner.inputs[0]}:{shape}" if workload.is_dynamic else ""
         return second_opinion(
-            self.path, self.figures.get("gpu"), shapes=shapes, graph=self.spec.cuda_graph
+            self.path,
+            self.figures.get("gpu"),
+            Fed.of(workload.feed, workload.open_inputs),
+            graph=self.spec.cuda_graph,
         )
+
+
+def load_options(spec: BenchSpec, batch: int, *, graph: bool = True) -> LoadOptions:
+    """Return how the files of a call are loaded, ``batch`` samples in a request."""
+    return LoadOptions(
+        device=spec.device,
+        batch=batch,
+        graph=graph and spec.cuda_graph,
+        trust=spec.trust,
+        shapes=spec.shapes,
+    )
 
 
 def _rule(spec: BenchSpec) -> StopRule:

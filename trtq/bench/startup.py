@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from trtq.bench.record import Load, Memory, Phase
+from trtq.bench.workload import DEFAULTS, LoadOptions
 from trtq.errors import BenchError, last_line
 
 PROCESSES = 5
@@ -32,9 +33,8 @@ class _Start(msgspec.Struct):
 
 def measure_load(
     path: Path,
+    options: LoadOptions = DEFAULTS,
     *,
-    device: str,
-    batch: int,
     cache: Literal["warm", "cold"] = "warm",
     processes: int = PROCESSES,
 ) -> Load:
@@ -49,12 +49,12 @@ def measure_load(
             drop_from_cache(path)
         else:
             path.read_bytes()
-        runs.append(_start(path, device=device, batch=batch, memory=False))
+        runs.append(_start(path, options, memory=False))
     names = [name for name, _ in runs[0].laps]
     times = np.asarray([[ns / 1e6 for _, ns in run.laps] for run in runs])
     lazy = (
         os.environ.get("CUDA_MODULE_LOADING", "LAZY, the default of CUDA 12.2 and later")
-        if device != "cpu"
+        if options.device != "cpu"
         else "no CUDA"
     )
     return Load(
@@ -67,13 +67,13 @@ def measure_load(
     )
 
 
-def measure_memory(path: Path, *, device: str, batch: int) -> Memory:
+def measure_memory(path: Path, options: LoadOptions = DEFAULTS) -> Memory:
     """Return the memory of a new process.
 
     Raises:
         BenchError: the process fails.
     """
-    memory = _start(path, device=device, batch=batch, memory=True).memory
+    memory = _start(path, options, memory=True).memory
     assert memory is not None
     return memory
 
@@ -82,11 +82,12 @@ def _phase(name: str, ms: Any) -> Phase:
     return Phase(name=name, median=float(np.median(ms)), low=float(ms.min()), high=float(ms.max()))
 
 
-def _start(path: Path, *, device: str, batch: int, memory: bool) -> _Start:
+def _start(path: Path, options: LoadOptions, *, memory: bool) -> _Start:
     request = {
         "file": str(path),
-        "device": device,
-        "batch": batch,
+        "device": options.device,
+        "batch": options.batch,
+        "shapes": list(options.shapes),
         "memory": memory,
         "started": time.perf_counter_ns(),
     }

@@ -22,10 +22,17 @@ from typing import Any  # noqa: E402
 def main() -> int:
     """Load, answer twice, print."""
     request = json.loads(sys.argv[1])
-    path, device, batch = Path(request["file"]), request["device"], int(request["batch"])
-    from trtq.bench.workload import open_workload, parse_device
+    path, device = Path(request["file"]), request["device"]
+    from trtq.bench.workload import LoadOptions, open_workload, parse_device
 
     parse_device(device)
+    options = LoadOptions(
+        device=device,
+        batch=int(request["batch"]),
+        graph=False,
+        trust=True,
+        shapes=request["shapes"],
+    )
     started: int = request["started"]  # CLOCK_MONOTONIC: one clock for all processes
     laps: list[tuple[str, int]] = [("process and Python", ENTERED - started)]
     memory = Memory(device) if request["memory"] else None
@@ -38,7 +45,7 @@ def main() -> int:
         while handle.read(1 << 20):
             pass
     last = _lap(laps, "read", last)
-    workload = open_workload(path, device=device, batch=batch, graph=False, trust=True)
+    workload = open_workload(path, options)
     deserialized = getattr(getattr(workload, "runner", None), "deserialized_ns", None)
     if deserialized is None:  # ONNX Runtime does both in one call
         last = _lap(laps, "deserialize and context", last)

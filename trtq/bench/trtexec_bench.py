@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from trtq.artifact import scratch
 from trtq.bench.record import SecondOpinion, Timing
-from trtq.engine.trtexec import find_trtexec, probe_number
+from trtq.engine.trtexec import find_trtexec, probe_number, spell_name, spell_shapes
 from trtq.engine.trtexec_log import read_log
 from trtq.errors import BenchError
 from trtq.export.calibration_cache import version_of
+from trtq.export.feeds import Inputs
 from trtq.platform.releases import Version, has_flag, shown
 
 WARMUP_MS = 1000
@@ -37,12 +42,50 @@ class Duration:
     requests: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fed:
+    """What an engine is fed by trtexec.
+
+    trtexec itself draws inputs at random. Integers that it draws are indices that may not exist, so
+    integers come from files.
+
+    Attributes:
+        shapes: of the inputs with open axes.
+        arrays: integer inputs.
+        files: where trtexec finds them.
+    """
+
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    arrays: Inputs = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, feed: Inputs, open_inputs: Sequence[str]) -> Fed:
+        """Return what trtexec needs beside the engine.
+
+        Args:
+            feed: arrays of every input.
+            open_inputs: names of those with open axes.
+        """
+        return cls(
+            shapes={n: list(feed[n].shape) for n in open_inputs},
+            arrays={n: a for n, a in feed.items() if a.dtype.kind in "iub"},
+        )
+
+    def written(self, folder: Path) -> Fed:
+        """Write the integer inputs, as the engine holds them, into a folder."""
+        files = {n: folder / f"input{i}.bin" for i, n in enumerate(self.arrays)}
+        for name, path in files.items():
+            np.ascontiguousarray(self.arrays[name]).tofile(path)
+        return replace(self, files={n: str(p) for n, p in files.items()})
+
+
 def command(
     executable: str,
     version: Version,
     engine: Path,
     *,
-    shapes: str = "",
+    fed: Fed = Fed(),
     graph: bool = True,
     duration: Duration = Duration(),
     times: str = "",
@@ -59,7 +102,7 @@ def command(
         executable: trtexec.
         version: of it.
         engine: to load.
-        shapes: of a dynamic batch.
+        fed: shapes of open axes, and files of inputs.
         graph: launch as a CUDA graph.
         duration: of the warm-up and the measurement.
         times: file for the times of single requests, "" for none.
@@ -72,7 +115,8 @@ def command(
         "iterations": duration.requests,
         "exportTimes": times or None,
         "useDLACore": dla,
-        "shapes": shapes or None,
+        "shapes": spell_shapes(fed.shapes) or None,
+        "loadInputs": ",".join(f"{spell_name(n)}:{p}" for n, p in fed.files.items()) or None,
     }
     flags = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]
     return [
@@ -83,7 +127,7 @@ def command(
 
 
 def second_opinion(
-    engine: Path, ours: Timing | None, *, shapes: str = "", graph: bool = True
+    engine: Path, ours: Timing | None, fed: Fed = Fed(), *, graph: bool = True
 ) -> SecondOpinion:
     """Run trtexec on an engine and compare its GPU time with ours.
 
@@ -93,14 +137,15 @@ def second_opinion(
     """
     executable = find_trtexec()
     version = version_of(probe_number(executable))
-    line = command(executable, version, engine, shapes=shapes, graph=graph)
     title = f"trtexec {shown(version)} gives no second opinion on {engine.name}"
-    try:
-        process = subprocess.run(
-            line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise BenchError(title, f"no answer in {LIMIT_S} s") from exc
+    with scratch("inputs") as folder:
+        line = command(executable, version, engine, fed=fed.written(folder), graph=graph)
+        try:
+            process = subprocess.run(
+                line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise BenchError(title, f"no answer in {LIMIT_S} s") from exc
     log = read_log(process.stdout + process.stderr)
     if process.returncode or "gpu_compute" not in log.rows:
         status = f"exit status {process.returncode}, no line of GPU times"

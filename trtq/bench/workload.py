@@ -1,8 +1,7 @@
-"""The timed workload: one request, from input in host memory to answer in host memory."""
+"""The timed workload: one request, from inputs in host memory to answers in host memory."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,40 +9,45 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trtq.data.metrics import Array
+from trtq.bench.engine_workload import EngineWorkload, shapes_of
+from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine
-from trtq.engine.runner import EngineRunner
-from trtq.errors import BenchError, UsageError, first_line
-from trtq.export.ort import input_shape, open_session, static_batch
-
-SEED = 0
+from trtq.engine.random_inputs import random_feed, table_sizes
+from trtq.engine.shapes import Axis, Input, inputs_of
+from trtq.engine.sizes import Request, choose_sizes
+from trtq.errors import BenchError, UsageError
+from trtq.export.feeds import AnyArray, Inputs
+from trtq.export.onnx_file import parse_onnx
+from trtq.export.ort import input_slots, open_session
 
 
 class Workload(Protocol):
-    """One model, loaded, with its input.
+    """One model, loaded, with its inputs.
 
     Attributes:
         label: what runs it and on what: ``CPU (ONNX Runtime)``. A CPU's figures are never called
             anything else.
         device: ``cpu`` or ``cuda:N``.
-        shape: of the input, [N, C, H, W].
+        shape: of the first input, such as [N, C, H, W].
+        shapes: of every input by name.
         settings: what changes the meaning of its times: transfers, wait, graph.
         apart: whether GPU time and enqueue time can be separated from the host's: then ``split``
             works.
         why_whole: why they cannot be separated.
-        io_bytes: of the input and the outputs, on the device.
+        io_bytes: of the inputs and the outputs, on the device.
     """
 
     label: str
     device: str
     shape: list[int]
+    shapes: dict[str, list[int]]
     settings: dict[str, Any]
     apart: bool
     why_whole: str
 
     @property
     def io_bytes(self) -> int:
-        """Of the input and the outputs."""
+        """Of the inputs and the outputs."""
 
     def call(self) -> None:
         """Serve one request and wait for the answer."""
@@ -57,7 +61,7 @@ class Workload(Protocol):
     def again(self) -> Workload:
         """Return a second request that can run at the same time as this one."""
 
-    def answer(self) -> list[Array]:
+    def answer(self) -> list[AnyArray]:
         """Return what the last call computed."""
 
 
@@ -68,58 +72,69 @@ def device_for(device: str, *paths: Path) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a file is loaded and called; see :func:`open_workload`."""
+    """How a file is loaded and called; see :func:`open_workload`.
+
+    Attributes:
+        device: ``cpu`` or ``cuda:N``; engines run on ``cuda:N`` alone.
+        batch: samples in a request: the first axis of inputs that ``shapes`` does not name.
+        graph: launch an engine as a CUDA graph, where that is possible.
+        trust: run an engine without a manifest.
+        shapes: of inputs with open axes, such as ``images=1x3x640x640``.
+    """
 
     device: str = "cpu"
     batch: int = 1
     graph: bool = True
     trust: bool = False
+    shapes: Sequence[str] = ()
 
     def open(self, path: Path, *, taking_turns: bool = False) -> Workload:
         """Load a file."""
-        return open_workload(
-            path,
-            device=self.device,
-            batch=self.batch,
-            graph=self.graph,
-            trust=self.trust,
-            taking_turns=taking_turns,
-        )
+        return open_workload(path, self, taking_turns=taking_turns)
+
+    def request(self, path: Path) -> Request:
+        """Return what is asked of the sizes of a file."""
+        batch = (self.batch,) * 3
+        return Request(texts=self.shapes, batch=batch, file=path.name, single=True)
+
+
+DEFAULTS = LoadOptions()
 
 
 def open_workload(
-    path: Path,
-    *,
-    device: str = "cpu",
-    batch: int = 1,
-    graph: bool = True,
-    trust: bool = False,
-    taking_turns: bool = False,
+    path: Path, options: LoadOptions = DEFAULTS, *, taking_turns: bool = False
 ) -> Workload:
-    """Load an ONNX file into ONNX Runtime or an engine into TensorRT, with random input.
+    """Load an ONNX file into ONNX Runtime or an engine into TensorRT, with random inputs.
 
     Args:
         path: FILE.onnx or FILE.engine.
-        device: ``cpu`` or ``cuda:N``; engines run on ``cuda:N`` alone.
-        batch: images in a request.
-        graph: launch an engine as a CUDA graph, where that is possible.
-        trust: run an engine without a manifest.
+        options: device, sizes, and how an engine is launched.
         taking_turns: others run between its requests (:func:`trtq.export.ort.open_session`).
 
     Raises:
-        UsageError: no such device, or a batch that the file does not take.
-        BenchError: the file's inputs are not one image tensor, or an engine is asked to run on a
-            CPU.
+        UsageError: no such device, or sizes that the file does not take or does not give.
+        BenchError: there is no such file.
         EngineError, ExportError: it cannot be loaded.
     """
-    provider, index = parse_device(device)
+    parse_device(options.device)
     if not path.is_file():
         raise BenchError(f"Cannot read {path}", "there is no such file")
     if is_engine(path):
-        return EngineWorkload(
-            open_engine(path, trust=trust, device=device_for(device, path)), batch, graph=graph
-        )
-    return OnnxWorkload(path, batch, provider=provider, index=index, taking_turns=taking_turns)
+        return _open_engine(path, options)
+    return OnnxWorkload(path, options, taking_turns=taking_turns)
+
+
+def _open_engine(path: Path, options: LoadOptions) -> EngineWorkload:
+    runner = open_engine(path, trust=options.trust, device=device_for(options.device, path))
+    if manifest_path(path).is_file():
+        manifest = read_manifest(path)
+        sizes = manifest.sizes(options.batch, options.shapes, name=path.name)
+        tables = manifest.tables
+    else:
+        inputs = [Input(s.name, tuple(Axis(d, "") for d in s.shape)) for s in runner.inputs]
+        sizes, tables = choose_sizes(inputs, options.request(path)), {}
+    feed = random_feed(runner.inputs, sizes.usual, tables)
+    return EngineWorkload(runner, feed, graph=options.graph)
 
 
 def parse_device(text: str) -> tuple[str, int]:
@@ -142,27 +157,17 @@ def parse_device(text: str) -> tuple[str, int]:
     raise UsageError(f"Unknown device {text!r}", hint="Use cpu or cuda:N")
 
 
-def random_input(shape: Sequence[int]) -> Array:
-    """Return the input of every run.
-
-    Values are standard normal from a fixed seed, so that no value is 0 and runs are repeatable.
-    """
-    return np.random.default_rng(SEED).standard_normal(tuple(shape), dtype=np.float32)
-
-
-def _is_one_image(inputs: Sequence[Any]) -> bool:
-    """Return whether a session has one float32 input with a fixed size."""
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
-        return False
-    return all(isinstance(v, int) for v in inputs[0].shape[1:])
-
-
 class OnnxWorkload:
     """An ONNX file in ONNX Runtime, with its own graph optimisation and integer kernels.
 
+    Args:
+        path: of the file.
+        options: device and sizes.
+        other: a request on the same file: its session and inputs are shared.
+        taking_turns: others run between its requests.
+
     Raises:
-        UsageError: its batch is fixed at another number.
-        BenchError: it has not one float32 image input.
+        UsageError: sizes that the file does not take, or that nothing gives.
     """
 
     apart = False
@@ -171,44 +176,42 @@ class OnnxWorkload:
     def __init__(
         self,
         path: Path,
-        batch: int,
+        options: LoadOptions = DEFAULTS,
         *,
-        provider: str = "CPU",
-        index: int = 0,
-        session: Any = None,
+        other: OnnxWorkload | None = None,
         taking_turns: bool = False,
     ) -> None:
-        self.session = session or open_session(
-            path, as_written=False, provider=provider, device_id=index, taking_turns=taking_turns
+        provider, index = parse_device(options.device)
+        self.session: Any = (
+            other.session
+            if other is not None
+            else open_session(
+                path,
+                as_written=False,
+                provider=provider,
+                device_id=index,
+                taking_turns=taking_turns,
+            )
         )
-        fixed = static_batch(self.session)
-        if fixed is not None and fixed != batch:
-            raise UsageError(
-                f"Cannot run {path.name} with --batch {batch}",
-                f"its batch is fixed at {fixed}",
-                f"Use --batch {fixed}",
-            )
-        inputs = self.session.get_inputs()
-        if not _is_one_image(inputs):
-            actual = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise BenchError(
-                f"Cannot make input for {path.name}",
-                f"expected one float32 image input with a fixed size, found {actual}",
-            )
-        self.path = path
-        self.provider = provider
-        self.index = index
+        self.path, self.options = path, options
+        self.feed: Inputs = other.feed if other is not None else self._draw()
         self.device = "cpu" if provider == "CPU" else f"cuda:{index}"
         self.label = f"{'CPU' if provider == 'CPU' else self.device} (ONNX Runtime)"
         if provider == "CPU":
             self.why_whole = "the request runs on the CPU: there is no GPU time in it"
-        self.shape = [batch, *(int(v) for v in input_shape(self.session)[1:])]
+        self.shapes = shapes_of(self.feed)
+        self.shape = next(iter(self.shapes.values()))
         self.settings = {
             "runtime": "ONNX Runtime, its own graph optimisation and integer kernels",
             "transfers": "included",
         }
-        self.feed = {inputs[0].name: random_input(self.shape)}
-        self.outputs: list[Array] = []
+        self.outputs: list[AnyArray] = []
+
+    def _draw(self) -> dict[str, AnyArray]:
+        """Return random inputs of the sizes that were asked for."""
+        model = parse_onnx(self.path)
+        sizes = choose_sizes(inputs_of(model), self.options.request(self.path))
+        return random_feed(input_slots(self.session), sizes.usual, table_sizes(model))
 
     def call(self) -> None:
         """Serve one request."""
@@ -220,180 +223,13 @@ class OnnxWorkload:
 
     @property
     def io_bytes(self) -> int:
-        """Of the input and the outputs of the last call."""
+        """Of the inputs and the outputs of the last call."""
         return sum(v.nbytes for v in (*self.feed.values(), *self.answer()))
 
     def again(self) -> OnnxWorkload:
         """Return a second request on the same session."""
-        return OnnxWorkload(
-            self.path, self.shape[0], provider=self.provider, index=self.index, session=self.session
-        )
+        return OnnxWorkload(self.path, self.options, other=self)
 
-    def answer(self) -> list[Array]:
+    def answer(self) -> list[AnyArray]:
         """Return what the last call computed."""
         return [np.asarray(v) for v in self.outputs]
-
-
-class EngineWorkload:
-    """An engine on its GPU, with one request in flight.
-
-    Host buffers are pinned; copies and inference run on one stream.
-
-    Args:
-        runner: the engine.
-        batch: images in a request.
-        graph: launch a captured CUDA graph; ``settings`` says whether that succeeded.
-        context: a separate execution context.
-        cuda: streams, events and graphs; torch's, or a stand-in.
-    """
-
-    def __init__(
-        self,
-        runner: EngineRunner,
-        batch: int,
-        *,
-        graph: bool = True,
-        context: Any = None,
-        cuda: Any = None,
-    ) -> None:
-        import time
-
-        torch = runner.torch
-        pinned = runner.device.type == "cuda"
-        self.runner = runner
-        self.graph_wanted = graph
-        self.clock = time.perf_counter_ns
-        self.cuda: Any = cuda or (torch.cuda if pinned else None)
-        self.label = f"{runner.device} (TensorRT, {runner.label})"
-        self.device = str(runner.device)
-        self.shape = [batch, *self._image_size()]
-        self.is_dynamic = runner.input_shape[0] is None
-        host = torch.from_numpy(random_input(self.shape)).to(runner.types[runner.inputs[0]])
-        self.host = host.pin_memory() if pinned else host
-        self.bound = runner.bind(self.host.to(runner.device), context)
-        self.outputs = {
-            n: torch.empty_like(b, device="cpu", pin_memory=pinned)
-            for n, b in self.bound.buffers.items()
-            if n not in runner.inputs
-        }
-        self.stream: Any = self.cuda.Stream() if self.cuda is not None else None
-        self.apart = self.cuda is not None
-        self.why_whole = "" if self.apart else "there are no CUDA events on this device"
-        self.graph: Any = None
-        why_no_graph = self._capture() if graph else "not asked for"
-        self.settings = {
-            "runtime": "TensorRT",
-            "transfers": "included in e2e, not in GPU time",
-            "wait": "stream synchronize",
-            "graph": "used" if self.graph is not None else f"not used: {why_no_graph}",
-        }
-
-    def _image_size(self) -> list[int]:
-        """Return the input's shape without the batch.
-
-        Raises:
-            BenchError: the size is open.
-        """
-        size = self.runner.input_shape[1:]
-        if not all(isinstance(v, int) for v in size):
-            raise BenchError(
-                f"Cannot make input for the {self.runner.label}",
-                f"expected an image input with a fixed size, found {self.runner.input_shape}",
-            )
-        return [int(v) for v in size]
-
-    def _capture(self) -> str:
-        """Capture one launch as a CUDA graph; return why that failed, "" when it succeeded."""
-        if self.cuda is None:
-            return "no CUDA here"
-        try:
-            self._enqueue()  # TensorRT finishes what it does lazily before a capture
-            self.stream.synchronize()
-            graph = self.cuda.CUDAGraph()
-            with self.cuda.graph(graph, stream=self.stream):
-                self.bound.launch(self.stream.cuda_stream)
-            self.graph = graph
-        except Exception as exc:  # whatever CUDA raises: the launch works without
-            return first_line(exc)
-        return ""
-
-    def _enqueue(self) -> None:
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self.bound.launch(self.stream.cuda_stream if self.stream is not None else 0)
-
-    def call(self) -> None:
-        """Copy in, infer, copy out, wait."""
-        name = self.runner.inputs[0]
-        with self.cuda.stream(self.stream) if self.cuda is not None else contextlib.nullcontext():
-            self.bound.buffers[name].copy_(self.host, non_blocking=True)
-            self._enqueue()
-            for n, buffer in self.outputs.items():
-                buffer.copy_(self.bound.buffers[n], non_blocking=True)
-        if self.stream is not None:
-            self.stream.synchronize()
-
-    def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Run ``count`` inferences without copies; an event pair around each, on its stream."""
-        gpu = np.zeros(count, dtype=np.int64)
-        enqueue = np.zeros(count, dtype=np.int64)
-        clock = self.clock
-        begin = self.cuda.Event(enable_timing=True)
-        end = self.cuda.Event(enable_timing=True)
-        with self.cuda.stream(self.stream):
-            for i in range(count):
-                begin.record(self.stream)
-                start = clock()
-                self._enqueue()
-                enqueue[i] = clock() - start
-                end.record(self.stream)
-                end.synchronize()
-                gpu[i] = round(begin.elapsed_time(end) * 1e6)
-        return gpu, enqueue
-
-    @property
-    def io_bytes(self) -> int:
-        """Of the input and the outputs on the GPU."""
-        return sum(int(b.numel() * b.element_size()) for b in self.bound.buffers.values())
-
-    def profile(self, runs: int) -> dict[str, float]:
-        """Return the time of each layer from TensorRT's profiler, ms.
-
-        Times are summed over ``runs`` requests. The requests run in a separate execution context.
-        """
-        times: dict[str, float] = {}
-        base = self.runner.trt.IProfiler
-
-        class Collector(base):  # type: ignore[misc,valid-type]
-            def __init__(self) -> None:
-                super().__init__()
-
-            def report_layer_time(self, layer_name: str, ms: float) -> None:
-                times[layer_name] = times.get(layer_name, 0.0) + ms
-
-        context = self.runner.new_context()
-        bound = self.runner.bind(self.host.to(self.runner.device), context)
-        handle = self.stream.cuda_stream if self.stream is not None else 0
-        for _ in range(3):
-            bound.launch(handle)
-        context.profiler = Collector()
-        for _ in range(runs):
-            bound.launch(handle)
-            if self.stream is not None:
-                self.stream.synchronize()
-        return times
-
-    def again(self) -> EngineWorkload:
-        """Return a second request with a separate context and stream."""
-        return EngineWorkload(
-            self.runner,
-            self.shape[0],
-            graph=self.graph_wanted,
-            context=self.runner.new_context(),
-            cuda=self.cuda,
-        )
-
-    def answer(self) -> list[Array]:
-        """Return what the last call computed."""
-        return [v.float().numpy() for v in self.outputs.values()]

@@ -180,7 +180,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     notes += said
     captured = capture(loaded.module, preprocess.input_size)
     family, counted = family_of(captured.module)
-    counts = outline(captured.module, captured.example, weights_of(captured.module))
+    counts = outline(captured.module, captured.examples, weights_of(captured.module))
     facts = Facts(
         family=family,
         counted=counted,

@@ -18,6 +18,7 @@ from trtq.deploy.record import Accuracy
 from trtq.engine.agreement import answers, check_agreement
 from trtq.engine.runner import OnnxRunner
 from trtq.errors import BoardError
+from trtq.export.feeds import AnyArray, Given, InputSlot, count_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +104,19 @@ class _Answered:
     """A runner with precomputed answers, in the order of the batches."""
 
     label = "the board"
+    inputs: Sequence[InputSlot] = ()  # not known here
 
     def __init__(self, outputs: dict[str, Array]) -> None:
         self.outputs, self.place = outputs, 0
 
-    def run(self, batch: Array) -> dict[str, Array]:
+    def run(self, given: Given) -> dict[str, AnyArray]:
         """Return the answers to the next batch."""
         start = self.place
-        self.place += len(batch)
+        self.place += count_of(given) if isinstance(given, Mapping) else len(given)
         return {k: v[start : self.place] for k, v in self.outputs.items()}
 
     @property
-    def input_shape(self) -> list[Any]:
+    def input_shape(self) -> list[int | None]:
         """The input shape is not known here."""
         return []
 

@@ -72,6 +72,7 @@ def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Pa
         backend="trtexec",
         precision=spec.precision,
         batch=spec.batch,
+        shapes=spec.shapes,
         fallback=True,
         workspace=spec.workspace,
         optimization_level=spec.optimization_level,

@@ -49,7 +49,7 @@ class Candidate:
                 f"There is nothing to search in {name}",
                 "it has no convolution or linear with a constant weight",
             )
-        self.outline: Outline = outline(captured.module, captured.example, weights)
+        self.outline: Outline = outline(captured.module, captured.examples, weights)
         self.analysis: AnalyzeRecord | None = None
         self.needed: dict[str, str] = {}  # budgets that accuracy would need, as a person reads them
 

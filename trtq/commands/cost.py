@@ -260,7 +260,7 @@ def _count_model(spec: CostSpec) -> _Counted:
             else BitConfig(max(uniform.weight, 16), max(uniform.input, 16))
         )
 
-    ops = list_ops(captured.module, captured.example)
+    ops = list_ops(captured.module, captured.examples)
     return _Counted(
         name=loaded.name,
         ops=ops,

@@ -32,8 +32,9 @@ from trtq.deploy.builder import BoardBuilder
 from trtq.deploy.devices import find_device, slug
 from trtq.deploy.ledger import board_manifest, is_known_engine, remember_engine
 from trtq.deploy.record import Accuracy, DeployRecord
-from trtq.engine.build import build_and_look, describe, yardstick
+from trtq.engine.build import build_and_look, describe
 from trtq.engine.manifest import EngineManifest, manifest_path
+from trtq.engine.verify import yardstick
 from trtq.errors import ArtifactError, BoardError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata
 from trtq.files import BENCH_JSON, DEPLOY_JSON
@@ -377,6 +378,12 @@ class _Deployment:
         from trtq.deploy.accuracy import BATCH, BoardRunner
 
         spec, job = self.spec, self.job
+        if len(job.sizes.inputs) != 1:
+            raise BoardError(
+                f"Cannot run the images of {spec.data}",
+                f"they fill one input, {job.spec.onnx} has "
+                f"{'; '.join(i.words for i in job.sizes.inputs)}",
+            )
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         builder = BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)

@@ -153,7 +153,7 @@ class _Job:
         )
         # A graph that cannot be written is found now.
         exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)
-        require_same_float(self.captured.module, exported, self.captured.example)
+        require_same_float(self.captured.module, exported, self.captured.examples)
         self.encodings = Encodings.load(Path(spec.encodings))
         weights = require_own(self.encodings, self.captured.module, spec.encodings, "train from")
         self.graph = TrainingGraph(

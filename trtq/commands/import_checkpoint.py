@@ -24,13 +24,11 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.loading import open_model, open_preprocess
-from trtq.data.samples import ImageSamples
-from trtq.data.source import open_source
+from trtq.commands.loading import input_of, open_given, open_model
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.files import IMPORT_JSON, LOCK
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.pair import write_encoded
 from trtq.flow.ptq import Inputs
 from trtq.flow.run import Run
@@ -42,6 +40,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
+from trtq.reader import read_onnx
 from trtq.specs import ImportCheckpointSpec, QuantizeOptions
 
 WEIGHTS = "weights.safetensors"
@@ -92,8 +91,8 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     run, out = Run(progress or Silent()), ensure_writable_dir(Path(spec.out))
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
-    found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
-    source = open_source(spec.data, spec.class_index, run.note)
+    found = _read_ranges(spec)
+    data = open_given(spec, run.note, limit=spec.parity_images)
     with locked(out / LOCK, waiting=run.tell):
         (out / IMPORT_JSON).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
@@ -107,14 +106,13 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         modules = dict(loaded.module.named_modules())
         found.rename(modules)
         run.note(*found.notes)
-        preprocess, said = open_preprocess(spec, loaded)
-        run.note(*said)
+        given = input_of(spec, loaded, data)
+        run.note(*given.notes)
         before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
-        model = Model.of(loaded, preprocess)
+        model = given.capture(loaded)
         encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
         run.note(*lines)
-        images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
-        samples = images.take(spec.parity_images, spec.seed)
+        samples = samples_from(data, model).take(spec.parity_images, spec.seed)
         inputs = Inputs(
             model=model, samples=samples, answer=model.answer_kind(samples.classes), run=run
         )
@@ -135,6 +133,25 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         )
         write_json(out / IMPORT_JSON, record)
     return record
+
+
+def _read_ranges(spec: ImportCheckpointSpec) -> Foreign:
+    """Return the ranges of a file, whichever tool wrote it.
+
+    Raises:
+        EncodingsError: there are none in it.
+    """
+    path = Path(spec.ranges)
+    if path.suffix != ".onnx":
+        return read_foreign(path, None if spec.checkpoint else spec.checkpoint_key)
+    found = read_onnx(path).ranges
+    if found is None:
+        raise EncodingsError(
+            f"There are no ranges in {path}",
+            "it has no Q/DQ pairs",
+            f"Calibrate it: trtq quantize {path} --data IMAGES --out OUT",
+        )
+    return found
 
 
 def _encodings(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-import torch
 from torch import fx
 
 from trtq.cost.count import count_layers, list_kernels, list_ops
+from trtq.graph.feed import Feed
 from trtq.graph.nodes import get_constant
 from trtq.quant.placement import place
 from trtq.records.analyze import Outline
@@ -23,15 +23,15 @@ def weights_of(graph: fx.GraphModule) -> dict[str, str]:
     }
 
 
-def outline(graph: fx.GraphModule, example: torch.Tensor, weights: Mapping[str, str]) -> Outline:
+def outline(graph: fx.GraphModule, feed: Feed, weights: Mapping[str, str]) -> Outline:
     """Return the counts of a captured model.
 
     Args:
         graph: captured and named.
-        example: one batch.
+        feed: one batch, a tensor an input.
         weights: of the layers that can have a width, as :func:`weights_of` gives them.
     """
-    ops = list_ops(graph, example)
+    ops = list_ops(graph, feed)
     counted, first = {c.name: c for c in count_layers(ops)}, dict[str, str]()
     layers = {}
     for name, weight in weights.items():

@@ -22,6 +22,7 @@ MEANT_THERE = (
     "file",
     "device",
     "batch",
+    "shapes",
     "duration",
     "min_samples",
     "energy",
@@ -33,7 +34,7 @@ MEANT_THERE = (
     "out",
 )
 
-SHARED = ("duration", "min_samples", "energy", "cuda_graph", "lock_clocks")
+SHARED = ("shapes", "duration", "min_samples", "energy", "cuda_graph", "lock_clocks")
 
 
 def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:

@@ -136,7 +136,7 @@ class Tries:
         inputs = Inputs(model=candidate.model, samples=samples, answer=answer, run=run)
         onnx = inputs.export(candidate.model.graph.module, QuantizeOptions(), precision="fp32")
         graph = candidate.model.graph
-        require_same_float(graph.module, onnx, graph.example)
+        require_same_float(graph.module, onnx, graph.examples)
         path = save_onnx(onnx, folder / FP32)
         drawn = self.data.sample(self.spec.calib_images, self.spec.seed)
         calibrated = frozenset(self.data.short_contents(drawn))

@@ -12,6 +12,7 @@ from torch import fx
 
 from trtq import ops as operators
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
+from trtq.graph.feed import Feed
 from trtq.graph.naming import is_softmax, node_name
 from trtq.graph.nodes import conv_groups, get_constant, operands
 
@@ -54,20 +55,20 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def list_ops(graph: fx.GraphModule, example: torch.Tensor) -> list[Op]:
+def list_ops(graph: fx.GraphModule, feed: Feed) -> list[Op]:
     """Return every call of a captured graph in order.
 
     Counts of convolutions respect groups; attention counts both its products.
 
     Args:
         graph: captured and named.
-        example: one batch, float32 [N, C, H, W]; counts are divided by N.
+        feed: one batch, a tensor an input; counts are divided by its samples.
     """
     runner = _Shapes(graph)
     with torch.inference_mode():
-        runner.run(example)
+        runner.run(*feed)
     constant = _constants(graph)
-    reader = _Reader(graph, runner.shapes, constant, len(example))
+    reader = _Reader(graph, runner.shapes, constant, len(feed[0]))
     return [
         reader.op(node)
         for node in graph.graph.nodes

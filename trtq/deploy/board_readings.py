@@ -159,7 +159,7 @@ def slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> 
 
 
 def memory_of(
-    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
+    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, io: int
 ) -> tuple[Memory | None, str]:
     """Return how much the shared memory of CPU and GPU grew while the engine ran.
 
@@ -188,7 +188,7 @@ def memory_of(
     return Memory(
         weights=weights,
         activations=activations,
-        io=4 * int(np.prod(shape)),
+        io=io,
         process=growth,
         process_peak=growth,
         device=growth,
@@ -197,7 +197,7 @@ def memory_of(
             "device": whole,
             "weights": "trtexec's log",
             "activations": "trtexec's log",
-            "io": "float32 input",
+            "io": "the inputs",
         },
     ), ""
 

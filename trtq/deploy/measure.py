@@ -5,18 +5,21 @@ The agent reads the board's sensors during the measurement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trtq.artifact import digest_of
+from trtq.artifact import digest_of, sha256_file
 from trtq.bench.latency import doubts, summarize
 from trtq.bench.record import BenchRow
 from trtq.bench.sampling import Samples, Warmup
-from trtq.bench.trtexec_bench import Duration, command
+from trtq.bench.trtexec_bench import Duration, Fed, command
 from trtq.deploy import board_readings
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import Result
@@ -34,6 +37,8 @@ from trtq.deploy.board_readings import (
 from trtq.deploy.jobs import advice, do
 from trtq.deploy.stream import MIB
 from trtq.engine.manifest import EngineManifest
+from trtq.engine.random_inputs import random_feed
+from trtq.engine.sizes import Sizes
 from trtq.engine.trtexec_log import TrtexecLog, read_log
 from trtq.errors import BoardError, UsageError
 from trtq.platform.catalogue import board_row, catalogue
@@ -74,7 +79,10 @@ def measure(
         UsageError: a batch that the engine does not take.
     """
     bench = BoardBench(agent, board, manifest, path, options, power)
-    return [bench.run(batch, folder, nonce) for batch in options.bench_batch]
+    rows = [bench.run(batch, folder, nonce) for batch in options.bench_batch]
+    if bench.sent:
+        agent.ask("remove", names=sorted(bench.sent))
+    return rows
 
 
 class BoardBench:
@@ -111,15 +119,14 @@ class BoardBench:
         self.agent, self.board, self.manifest, self.path = agent, board, manifest, path
         self.options, self.power = options, power
         self.graph = options.cuda_graph and options.dla is None  # a DLA takes no graphs
+        self.sent = set[str]()  # files of inputs in the work folder
         _require_batches(options.bench_batch, manifest.batch)
-        given = next((t for t in manifest.tensors if t.mode == "input"), None)
-        if given is None or not given.name or not given.shape:
+        if not manifest.input_rows or not all(r.name for r in manifest.input_rows):
             raise BoardError(
                 f"Cannot measure {path} on {agent.device.name}",
                 "its manifest names no input",
                 "Deploy it again",
             )
-        self.given = given
 
     def run(self, batch: int, folder: Path, nonce: str) -> BenchRow:
         """Measure one batch (or find it measured) and return its row.
@@ -132,7 +139,8 @@ class BoardBench:
         Raises:
             BoardError: the engine does not run, or the answer cannot be read.
         """
-        steps = self._steps(batch)
+        sizes = self.manifest.sizes(batch, name=Path(self.path).name)
+        steps = self._steps(sizes)
         key = digest_of(
             {
                 "steps": steps,
@@ -159,6 +167,7 @@ class BoardBench:
         self._require_complete(result, logs, len(steps))
         times, readings = self._fetch(key, result, batch, folder)
         return self._row(
+            sizes,
             Run(
                 result=result,
                 log=logs[-1],
@@ -177,20 +186,35 @@ class BoardBench:
         )
         return max(self.options.duration, least)
 
-    def _shape(self, batch: int) -> list[int]:
-        return [batch, *self.given.shape[1:]]
+    def _fed(self, sizes: Sizes) -> Fed:
+        """Return shapes and files for trtexec; integer inputs are sent, which it draws wrongly."""
+        manifest = self.manifest
+        integers = [s for s in manifest.input_slots if np.dtype(s.dtype).kind != "f"]
+        fed = Fed(
+            shapes={i.name: sizes.usual[i.name] for i in sizes.inputs if i.is_open},
+            arrays=random_feed(integers, sizes.usual, manifest.tables),
+        )
+        with tempfile.TemporaryDirectory(prefix="trtq-inputs-") as folder:
+            local = fed.written(Path(folder)).files
+            there = {n: self._send(Path(path)) for n, path in local.items()}
+        return replace(fed, files=there)
 
-    def _steps(self, batch: int) -> list[dict[str, Any]]:
+    def _send(self, path: Path) -> str:
+        digest = sha256_file(path)
+        name = f"files/{digest}.bin"
+        self.agent.upload(path, name, digest)
+        self.sent.add(name)
+        return f"{self.board.home}/{name}"
+
+    def _steps(self, sizes: Sizes) -> list[dict[str, Any]]:
         """Return the steps of the job: loads of the engine, then the timed run."""
-        least, _, most = self.manifest.batch
-        shape = "x".join(map(str, self._shape(batch)))
         trtexec = self.board.trtexec["path"] if self.board.trtexec is not None else ""
         spell = partial(
             command,
             trtexec,
             self.board.release,
             Path(self.path),
-            shapes=f"{self.given.name}:{shape}" if least != most else "",
+            fed=self._fed(sizes),
             dla=self.options.dla,
         )
         load = spell(graph=False, duration=Duration(warmup_ms=0, seconds=0, requests=1))
@@ -253,9 +277,9 @@ class BoardBench:
         )
         return times, readings
 
-    def _row(self, run: Run, batch: int) -> BenchRow:
+    def _row(self, sizes: Sizes, run: Run, batch: int) -> BenchRow:
         """Return the row of a record."""
-        result, log, shape = run.result, run.log, self._shape(batch)
+        result, log, shapes = run.result, run.log, sizes.usual
         before, pinned = result["before"], result["before"]["clocks"]["pinned"]
         ns = np.asarray(run.ms * 1e6, dtype=np.int64)
         samples = Samples(ns, list(range(0, len(ns), BLOCK)), "trtexec's duration and iterations")
@@ -264,7 +288,7 @@ class BoardBench:
         energy, no_energy = None, "not asked for (--energy)"
         if self.options.energy:
             energy, no_energy = energy_of(run, batch)
-        memory, no_memory = memory_of(run.timed, run.starts, run.seen, run.log, shape)
+        memory, no_memory = memory_of(run.timed, run.starts, run.seen, run.log, self._bytes(shapes))
         load = load_of(run.starts, run.loads, gpu)
         missing = {
             "e2e": "trtexec gives no elapsed time of a request: its latency is the sum of copies "
@@ -289,7 +313,8 @@ class BoardBench:
             device=f"{self.board.name} (trtexec {log.version or self.board.release[0]})",
             mode="latency",
             batch=batch,
-            input_shape=shape,
+            input_shape=next(iter(shapes.values())),
+            input_shapes=shapes,
             gpu=gpu,
             load=load,
             memory=memory,
@@ -313,6 +338,11 @@ class BoardBench:
             reasons=reasons,
             notes=notes,
         )
+
+    def _bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Return how many bytes the inputs have."""
+        slots = self.manifest.input_slots
+        return sum(np.dtype(s.dtype).itemsize * math.prod(shapes[s.name]) for s in slots)
 
     def _doubts(self, run: Run) -> list[str]:
         """Return what the board did during the run that makes its times doubtful."""

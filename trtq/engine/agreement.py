@@ -24,6 +24,7 @@ from trtq.data.metrics import Array, ratio_db, sqnr_words
 from trtq.engine.audit import AUDITED
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
+from trtq.export.feeds import Given, count_of
 from trtq.export.fp16 import elem_types, has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq, get_metadata
@@ -103,7 +104,7 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
 def check_agreement(
     model: onnx.ModelProto,
     source: onnx.ModelProto,
-    images: Sequence[Array],
+    images: Sequence[Given],
     *,
     engine: Runner | None,
     rebuild: Opener,
@@ -115,7 +116,7 @@ def check_agreement(
     Args:
         model: the ONNX file.
         source: the model that was built.
-        images: batches, float32 [N, C, H, W].
+        images: batches: arrays by input name, or one array for a model of one input.
         engine: runs the very engine that was built; None where it cannot run.
         rebuild: builds a model like ``source`` with other outputs and runs it, to find where an
             engine parts.
@@ -141,7 +142,7 @@ def check_agreement(
             )
         comparisons.append(found)
     return AgreementRecord(
-        images=sum(map(len, images)),
+        images=sum(map(count_of, images)),
         yardstick=yardstick,
         comparisons=comparisons,
         missing=list(missing),
@@ -179,10 +180,10 @@ def require_agreement(record: AgreementRecord) -> None:
             )
 
 
-def answers(runner: Runner, images: Sequence[Array]) -> Outputs:
+def answers(runner: Runner, images: Sequence[Given]) -> Outputs:
     """Return every output by name over all images: integers as they are, the others float64."""
     made = [runner.run(b) for b in images]
-    return {n: as_float64(np.concatenate([m[n] for m in made])) for n in made[0]}
+    return {n: as_float64(np.concatenate([np.atleast_1d(m[n]) for m in made])) for n in made[0]}
 
 
 def as_float64(values: Array) -> Array:
@@ -191,7 +192,7 @@ def as_float64(values: Array) -> Array:
 
 
 def quantization_error(
-    model: onnx.ModelProto, images: Sequence[Array], wanted: Outputs
+    model: onnx.ModelProto, images: Sequence[Given], wanted: Outputs
 ) -> float | None:
     """Return the SQNR of the file against itself without pairs, for its worst output.
 
@@ -260,7 +261,7 @@ def _sqnr(wanted: Array, got: Array) -> float:
     return ratio_db(float(np.sum(wanted**2)), float(np.sum((wanted - got) ** 2)))
 
 
-def _located(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array) -> str:
+def _located(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Given) -> str:
     try:
         return first_parting(opener, model, source, batch)
     except (
@@ -270,7 +271,7 @@ def _located(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, ba
 
 
 def first_parting(
-    opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array
+    opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Given
 ) -> str:
     """Return the first tensor on the way that differs by much more than those before it.
 

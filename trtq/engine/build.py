@@ -9,12 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from trtq.artifact import (
-    check_record,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
@@ -25,22 +23,24 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.engine.agreement import AgreementRecord, check_agreement, require_agreement
+from trtq.engine.agreement import AgreementRecord, require_agreement
 from trtq.engine.coverage import Coverage, cover, require_codes
 from trtq.engine.job import Job, prepare
 from trtq.engine.lint_target import reader_for, refuse_errors
-from trtq.engine.manifest import EngineManifest, manifest_path
+from trtq.engine.manifest import EngineManifest, InputRow, manifest_path
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.python_api import MODULES
-from trtq.engine.retry import Climb, build_model, climb
-from trtq.engine.runner import EngineRunner, require_runtime
+from trtq.engine.random_inputs import table_sizes
+from trtq.engine.retry import Climb, climb
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
-from trtq.engine.settings import Builder, Settings, TensorRow
+from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
+from trtq.engine.verify import samples_for, verify
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
-from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes, records_beside
+from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
-from trtq.platform.releases import release_of_module, shown
+from trtq.onnx_walk import is_fixed
+from trtq.platform.releases import Runtime
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
@@ -64,13 +64,15 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     for line in job.unkept(settings):
         told.note(line)
-    images = _images(job, told) if spec.data is not None else None
+    samples = samples_for(job, told) if spec.data is not None else None
     ensure_writable_dir(out.parent)
     with locked(out.with_name(f".{out.name}.lock"), waiting=told.note):
         outcome = build_and_look(builder, job, settings, told)
         found = outcome.climb
-        agreement = None if images is None else _agree(job, builder, settings, found, images)
-        if agreement is not None:
+        agreement = None
+        if samples is not None:
+            last = replace(settings, workspace=found.workspace)
+            agreement = verify(job, builder, last, found, samples)
             require_agreement(agreement)
         # Only when the new engine is on the disk does the old manifest go; the new one comes last.
         fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
@@ -138,15 +140,6 @@ def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progres
     return Outcome(climb=found, seconds=seconds, coverage=coverage, audit=rows)
 
 
-def yardstick(job: Job) -> str:
-    """Return what the agreement gate compares an engine of this job with."""
-    return (
-        "the float model of the file"
-        if job.fallback
-        else "the ONNX file in ONNX Runtime, pairs computed as written"
-    )
-
-
 def describe(
     job: Job,
     builder: Builder,
@@ -183,7 +176,9 @@ def describe(
         quantized_tensors=count_qdq(found.source),
         codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
         batch=job.batch,
-        tensors=built.tensors or _tensors(found.source),
+        tensors=built.tensors or _tensors(found.source, runtime_of(builder)),
+        inputs=_inputs(job),
+        signature=metadata.get("signature"),
         onnx_sha256=job.onnx_sha256,
         onnx_bytes=path.stat().st_size,
         encodings_sha256=metadata.get("encodings_sha256"),
@@ -213,103 +208,40 @@ def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
     return "fp16" if has_half(source) else spec.precision
 
 
-def _tensors(model: onnx.ModelProto) -> list[TensorRow]:
-    """Return inputs and outputs as the file has them, for builders that do not tell."""
+def _inputs(job: Job) -> list[InputRow]:
+    """Return the sizes that each input is built for."""
+    tables = table_sizes(job.model)
+    return [
+        InputRow(
+            name=i.name,
+            axes=[a.symbol if a.size is None else a.size for a in i.axes],
+            least=[s[0] for s in job.sizes.spans[i.name]],
+            usual=[s[1] for s in job.sizes.spans[i.name]],
+            most=[s[2] for s in job.sizes.spans[i.name]],
+            table=tables.get(i.name),
+        )
+        for i in job.sizes.inputs
+    ]
+
+
+def _tensors(model: onnx.ModelProto, runtime: Runtime) -> list[TensorRow]:
+    """Return inputs and outputs as the engine has them, for builders that do not tell."""
+    changed = {} if runtime.parses("INT64 inputs and outputs") else {"INT64": "INT32"}
+
+    def kind(value: onnx.ValueInfoProto) -> str:
+        name = str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type))
+        return changed.get(name, name)
+
     return [
         TensorRow(
             name=v.name,
-            dtype=onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
+            dtype=kind(v),
             mode=mode,
-            shape=[d.dim_value or -1 for d in v.type.tensor_type.shape.dim],
+            shape=[d.dim_value if is_fixed(d) else -1 for d in v.type.tensor_type.shape.dim],
         )
         for mode, values in (("input", model.graph.input), ("output", model.graph.output))
         for v in values
     ]
-
-
-def _images(job: Job, told: Progress) -> list[Any]:
-    """Return the images for the agreement gate, preprocessed as the file says.
-
-    Raises:
-        UsageError: the file does not say how.
-    """
-    from trtq.data.preprocess import (
-        Preprocess,
-        batches,
-    )  # torch takes seconds to load: a build without images does without
-    from trtq.data.source import open_source
-
-    spec, stored = job.spec, get_metadata(job.model).get("preprocess")
-    if stored is None:
-        raise UsageError(
-            f"Cannot hold the engine against {spec.onnx} on {spec.data}",
-            "the file does not say how images become its input",
-            "Leave --data out; trtq evaluate takes --mean, --std and --input-size",
-        )
-    source, size = open_source(spec.data or "", None, told.note), job.batch[1]
-    count = min(spec.check_images, len(source))
-    count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
-    indices = source.sample(max(count, 1), 0)
-    preprocess = check_record(stored, Path(spec.onnx), Preprocess, kind="preprocessing stored in")
-    return [b.numpy() for b in batches(source, indices, preprocess, size)]
-
-
-def _agree(
-    job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]
-) -> AgreementRecord:
-    last, module = (
-        replace(settings, workspace=found.workspace),
-        MODULES.get(builder.name, "tensorrt"),
-    )
-    span, missing, engine = (job.batch[0], job.batch[2]), [_torch_said(job)], None
-
-    def opened(plan: bytes) -> EngineRunner:
-        return EngineRunner(plan, module, batch=span)
-
-    why = _why_not(job, builder, module)
-    if why:
-        missing.append(f"the engine did not run: {why}")
-    else:
-        engine = opened(found.built.plan)
-    return check_agreement(
-        job.model,
-        found.source,
-        images,
-        engine=engine,
-        missing=missing,
-        rebuild=lambda m: opened(build_model(builder, m, last).plan),
-        yardstick=yardstick(job),
-    )
-
-
-def _why_not(job: Job, builder: Builder, module: str) -> str:
-    """Return why the engine cannot run in this process, "" when it can."""
-    if job.spec.strip_weights:
-        return "it has no weights"
-    try:
-        trt = require_runtime("the engine", module, "cuda")
-    except UsageError as exc:
-        return exc.reason
-    import torch
-
-    major, minor = torch.cuda.get_device_capability()
-    if f"{major}.{minor}" != job.target.capability:
-        return f"the GPU here has compute capability {major}.{minor}"
-    here = release_of_module(trt)
-    return f"the Python module is of TensorRT {shown(here)}" if here != builder.version else ""
-
-
-def _torch_said(job: Job) -> str:
-    """Return what the record beside the file says of torch's simulation."""
-    for record in records_beside(Path(job.spec.onnx)):
-        try:
-            known = any(f.get("sha256") == job.onnx_sha256 for f in record["files"].values())
-            images = record["parity"]["images"]
-        except (KeyError, TypeError, AttributeError):
-            continue
-        if known:
-            return f"torch's simulation agreed with the file on {images} images when it was written"
-    return "torch's simulation is not compared: no record beside the file speaks of it"
 
 
 def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:

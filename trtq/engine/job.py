@@ -11,19 +11,18 @@ import onnx
 
 from trtq.artifact import Stamp
 from trtq.engine.select_builder import refuse_missing_kernels, require_readable
-from trtq.engine.settings import Builder, Settings, Shapes, require_offered, runtime_of
+from trtq.engine.settings import Builder, Settings, require_offered, runtime_of
+from trtq.engine.shapes import inputs_of
+from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, CalibrationCacheText, cache_number, read_cache
 from trtq.export.fp16 import convert_to_half, has_half
 from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import TARGET, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
-from trtq.onnx_walk import is_fixed
 from trtq.platform.releases import Version, offers, shown
 from trtq.platform.target import Target
 from trtq.specs import BuildOptions, BuildSpec
-
-DEFAULT_BATCH = (1, 8, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class Job:
             and must not change until then.
         pairs: Q/DQ pairs of ``model``.
         onnx_sha256: of the file, as it was read.
-        batch: min, opt, max.
+        sizes: of the inputs, to build for.
         float_nodes: nodes that must compute in float32 beside FP16, and why; empty when nothing
             becomes FP16.
         fallback: why this is not what was asked for, "" when it is.
@@ -51,10 +50,15 @@ class Job:
     stamp: Stamp | None
     pairs: int
     onnx_sha256: str
-    batch: tuple[int, int, int]
+    sizes: Sizes
     float_nodes: dict[str, str]
     fallback: str
     notes: list[str]
+
+    @property
+    def batch(self) -> tuple[int, int, int]:
+        """Smallest, usual and largest batch."""
+        return self.sizes.batch
 
     @property
     def half(self) -> bool:
@@ -78,7 +82,7 @@ class Job:
             self._require_fit_for_dla()
         made = Settings(
             target=self.target,
-            shapes=_shapes(self.model, self.batch),
+            shapes=self.sizes.shapes,
             quantized=self.pairs > 0,
             half=self.half,
             options=options,
@@ -218,6 +222,9 @@ def prepare(spec: BuildSpec) -> Job:
         model, stamp, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
     pairs = count_qdq(model)
     refuse_missing_kernels(model, target, pairs)
+    asked_for = Request(texts=spec.shapes, batch=spec.batch, file=spec.onnx)
+    sizes = choose_sizes(inputs_of(model), asked_for)
+    notes += sizes.notes
     float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
     return Job(
         spec=spec,
@@ -226,7 +233,7 @@ def prepare(spec: BuildSpec) -> Job:
         stamp=stamp,
         pairs=pairs,
         onnx_sha256=digest,
-        batch=_batch(model, spec.batch),
+        sizes=sizes,
         float_nodes=float_nodes,
         fallback=fallback,
         notes=notes,
@@ -276,57 +283,3 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
             f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
         )
     return found
-
-
-def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
-    """Return min, opt and max shape of every dynamic input."""
-    return {
-        i.name: [
-            [d.dim_value if is_fixed(d) else b for d in i.type.tensor_type.shape.dim] for b in batch
-        ]
-        for i in model.graph.input
-        if i.type.tensor_type.shape.dim and not is_fixed(i.type.tensor_type.shape.dim[0])
-    }
-
-
-def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """Return min, opt and max batch.
-
-    Raises:
-        EngineError: another axis is dynamic, or an input has no shape.
-        UsageError: the model does not take what is wanted.
-    """
-    _require_fixed_sizes(model)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if is_fixed(batch):
-        fixed = (batch.dim_value,) * 3
-        if wanted not in (None, fixed):
-            raise UsageError(
-                f"Cannot build with --batch {':'.join(map(str, wanted or ()))}",
-                f"the model has a fixed batch of {batch.dim_value}",
-                "Leave --batch out",
-            )
-        return fixed
-    low, opt, high = wanted or DEFAULT_BATCH
-    if not 1 <= low <= opt <= high:
-        raise UsageError(
-            f"Cannot build with --batch {low}:{opt}:{high}",
-            "expected 1 <= MIN <= OPT <= MAX",
-            "Write it like 1:8:32",
-        )
-    return (low, opt, high)
-
-
-def _require_fixed_sizes(model: onnx.ModelProto) -> None:
-    for value in model.graph.input:
-        for i, d in enumerate(value.type.tensor_type.shape.dim):
-            if i and not is_fixed(d):
-                raise EngineError(
-                    f"Cannot build with the dynamic axis {i} of input {value.name}",
-                    "only the batch may be dynamic",
-                    "Export it with a fixed image size",
-                )
-    first = model.graph.input[0]
-    if not first.type.tensor_type.shape.dim:
-        where = f"Cannot build with the input {first.name}"
-        raise EngineError(where, "it has no shape", "Export it with a fixed image size")

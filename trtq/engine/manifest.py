@@ -5,6 +5,7 @@ It is checked before anything trusts the engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,49 @@ from trtq.engine.coverage import Coverage
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.retry import AttemptRow
 from trtq.engine.settings import TensorRow
+from trtq.engine.shapes import Axis, Input, Span
+from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, reason
+from trtq.export.feeds import InputSlot
 
 NAMED = {
     "builder": ("backend", "version"),
     "target": ("name", "device", "capability"),
     "spec": ("onnx",),
 }  # what every reader takes
+
+
+class InputRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine takes for one input.
+
+    Attributes:
+        name: as in the file.
+        axes: sizes; an open one is a text, its name in the file or "".
+        least, usual, most: shapes that it was built for.
+        table: rows of the table that its values index; None where it indexes none.
+    """
+
+    name: str
+    axes: list[int | str]
+    least: list[int]
+    usual: list[int]
+    most: list[int]
+    table: int | None = None
+
+    def __post_init__(self) -> None:
+        if len({len(self.axes), len(self.least), len(self.usual), len(self.most)}) != 1:
+            raise ValueError(f"the shapes of {self.name} differ in rank")
+
+    @property
+    def spans(self) -> list[Span]:
+        """Smallest, usual and largest size of each axis."""
+        return list(zip(self.least, self.usual, self.most, strict=True))
+
+    @property
+    def as_input(self) -> Input:
+        """The input as its file has it."""
+        axes = (Axis(a, "") if isinstance(a, int) else Axis(None, a) for a in self.axes)
+        return Input(self.name, tuple(axes))
 
 
 class EngineManifest(Record, frozen=True, kw_only=True):
@@ -46,6 +83,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
             model.
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
+        inputs: the sizes that each input was built for.
+        signature: of the model, as the ONNX file says; None where it does not.
         onnx_sha256, encodings_sha256: what it was built from.
         preprocess: how images become its input, as the ONNX file says.
         builder_log: warnings of the builder.
@@ -70,6 +109,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     codes: str = "INT8"
     batch: tuple[int, int, int]
     tensors: list[TensorRow]
+    inputs: list[InputRow] = []
+    signature: dict[str, Any] | None = None
     onnx_sha256: str
     onnx_bytes: int
     encodings_sha256: str | None
@@ -94,6 +135,56 @@ class EngineManifest(Record, frozen=True, kw_only=True):
             missing = [n for n in names if n not in getattr(self, field)]
             if missing:
                 raise ValueError(f"{field} lacks {', '.join(missing)}")
+
+    @property
+    def input_rows(self) -> list[InputRow]:
+        """The sizes of each input; an older manifest knows the batch alone."""
+        return self.inputs or [
+            InputRow(
+                name=t.name,
+                axes=[d if d >= 0 else "" for d in t.shape],
+                least=_sized(t.shape, self.batch[0]),
+                usual=_sized(t.shape, self.batch[1]),
+                most=_sized(t.shape, self.batch[2]),
+            )
+            for t in self.tensors
+            if t.mode == "input"
+        ]
+
+    def sizes(self, batch: int, texts: Sequence[str] = (), *, name: str = "the engine") -> Sizes:
+        """Return the sizes of a request; the usual ones where nothing else gives them.
+
+        Args:
+            batch: samples in a request: the first axis of inputs that ``texts`` does not name.
+            texts: of ``--shapes``.
+            name: of the engine, for errors.
+
+        Raises:
+            UsageError: the engine was built for other sizes.
+        """
+        rows = self.input_rows
+        request = Request(
+            texts=texts,
+            batch=(batch,) * 3,
+            file=name,
+            single=True,
+            built={r.name: r.spans for r in rows},
+        )
+        return choose_sizes([r.as_input for r in rows], request)
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Rows of the table that an input indexes, by input."""
+        return {r.name: r.table for r in self.input_rows if r.table is not None}
+
+    @property
+    def input_slots(self) -> list[InputSlot]:
+        """Names, dtypes and shapes of the inputs."""
+        return [
+            InputSlot(t.name, t.numpy_dtype, tuple(d if d >= 0 else None for d in t.shape))
+            for t in self.tensors
+            if t.mode == "input"
+        ]
 
     @property
     def has_codes(self) -> bool:
@@ -143,6 +234,10 @@ class EngineManifest(Record, frozen=True, kw_only=True):
         if self.coverage is not None:
             return f", {self.coverage.summary}"
         return ", INT8 coverage unknown for this builder"
+
+
+def _sized(shape: Sequence[int], batch: int) -> list[int]:
+    return [d if d >= 0 else batch for d in shape]
 
 
 def manifest_path(engine: Path) -> Path:

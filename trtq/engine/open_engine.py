@@ -19,7 +19,7 @@ from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.errors import EngineError
 from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
-from trtq.specs import BuildSpec, option_name
+from trtq.specs import BuildSpec, option_words
 
 AMPERE = 80
 
@@ -45,6 +45,24 @@ def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") 
     path = Path(path)
     plan = read_plan(path)  # once: what is checked is what is loaded
     manifest = None if trust and not manifest_path(path).is_file() else read_manifest(path, plan)
+    return open_plan(plan, manifest, path, device=device)
+
+
+def open_plan(
+    plan: bytes, manifest: EngineManifest | None, path: Path, *, device: str = "cuda"
+) -> EngineRunner:
+    """Return an engine in memory ready to run.
+
+    Args:
+        plan: its bytes.
+        manifest: of this very engine; None for one that is trusted without.
+        path: its file, for errors.
+        device: a GPU of this machine.
+
+    Raises:
+        EngineError: another version or GPU than the manifest says.
+        UsageError: there is no GPU, or no TensorRT.
+    """
     module = (
         MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
     )
@@ -133,9 +151,7 @@ def _again(path: Path, spec: Mapping[str, Any], target: str) -> str:
             and value != unset[name]
             and value is not None
         ):
-            shown = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            option = option_name(name) if value is not False else f"--no-{name.replace('_', '-')}"
-            line += [option] if isinstance(value, bool) else [option, shown]
+            line += option_words(name, value)
     return shlex.join(line)
 
 

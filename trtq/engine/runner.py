@@ -8,31 +8,44 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from trtq.data.metrics import Array
 from trtq.errors import EngineError, UsageError
-from trtq.export.ort import input_shape, open_session, padded, run_batch
+from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
+from trtq.export.ort import input_slots, open_session, run_batch
 from trtq.platform.releases import has_api, release_of_module
 
 Provider = Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"]
 
 
 class Runner(Protocol):
-    """Runs batches of images."""
+    """Runs batches.
+
+    Attributes:
+        label: what runs, for records.
+    """
 
     label: str
 
     @property
-    def input_shape(self) -> list[Any]:
-        """Of the images, [N, C, H, W]; an open axis is a text or None."""
+    def inputs(self) -> Sequence[InputSlot]:
+        """Names, dtypes and shapes of the inputs, in the order of the model."""
 
-    def run(self, batch: Array) -> dict[str, Array]:
-        """Return the outputs by name for float32 images [N, C, H, W]."""
+    @property
+    def input_shape(self) -> list[int | None]:
+        """Shape of the first input, such as [N, C, H, W]; an open axis is None."""
+
+    def run(self, given: Given) -> dict[str, AnyArray]:
+        """Return the outputs by name.
+
+        Args:
+            given: arrays by the names of the inputs, samples first; one array alone for a model of
+                one input.
+        """
 
 
 class OnnxRunner:
@@ -56,15 +69,21 @@ class OnnxRunner:
         )
         self.label = f"ONNX Runtime ({provider}){own}"
         self.names = [o.name for o in self.session.get_outputs()]
+        self.inputs: Sequence[InputSlot] = input_slots(self.session)
 
     @property
-    def input_shape(self) -> list[Any]:
-        """Of the images."""
-        return input_shape(self.session)
+    def input_shape(self) -> list[int | None]:
+        """Shape of the first input."""
+        return list(self.inputs[0].shape)
 
-    def run(self, batch: Array) -> dict[str, Array]:
-        """Return the outputs by name."""
-        return dict(zip(self.names, run_batch(self.session, batch), strict=True))
+    def run(self, given: Given) -> dict[str, AnyArray]:
+        """Return the outputs by name.
+
+        Raises:
+            UsageError: an input is missing, unknown or of a wrong dtype.
+            ExportError: ONNX Runtime fails.
+        """
+        return dict(zip(self.names, run_batch(self.session, given), strict=True))
 
 
 @dataclass
@@ -173,77 +192,92 @@ class EngineRunner:
         self.deserialized_ns = time.perf_counter_ns()  # what comes after is the context
         self.loaded = _Loaded(logger, runtime, engine, engine.create_execution_context())
         self.names = self.calls.names(engine)
-        self.inputs = [n for n in self.names if self.calls.is_input(engine, n)]
-        if len(self.inputs) != 1:
-            raise EngineError(
-                f"Cannot run the {label}",
-                f"it has {len(self.inputs)} inputs ({', '.join(self.inputs)}), expected one image",
-            )
-        self.types = {
-            n: getattr(torch, np.dtype(trt.nptype(self.calls.dtype(engine, n))).name)
-            for n in self.names
-        }
-
-    @property
-    def input_shape(self) -> list[Any]:
-        """Of the images, before a batch was given: -1 for an open axis."""
-        return [
-            d if d >= 0 else None
-            for d in self.calls.shape(self.loaded.engine, self.loaded.context, self.inputs[0])
+        self.types = {n: np.dtype(trt.nptype(self.calls.dtype(engine, n))) for n in self.names}
+        self.inputs: Sequence[InputSlot] = [
+            self._slot(n) for n in self.names if self.calls.is_input(engine, n)
         ]
 
-    def run(self, batch: Array) -> dict[str, Array]:
-        """Return the outputs by name.
+    def _slot(self, name: str) -> InputSlot:
+        """Return an input as the engine has it, before any shape was given."""
+        shape = self.calls.shape(self.loaded.engine, self.loaded.context, name)
+        sizes = tuple(d if d >= 0 else None for d in shape)
+        return InputSlot(name, self.types[name].name, sizes)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs."""
+        return [s.name for s in self.inputs]
+
+    @property
+    def input_shape(self) -> list[int | None]:
+        """Shape of the first input; an open axis is None."""
+        return list(self.inputs[0].shape)
+
+    def run(self, given: Given) -> dict[str, AnyArray]:
+        """Return the outputs by name; floats are float32.
 
         Raises:
-            EngineError: the batch is outside the engine's profile, or it fails.
+            UsageError: an input is missing, unknown or of a wrong dtype.
+            EngineError: a shape is outside the engine's profile, or it fails.
         """
-        low, high = self.batch or (len(batch), len(batch))
-        made = [self._run(padded(batch[i : i + high], low)) for i in range(0, len(batch), high)]
-        return {n: np.concatenate([m[n] for m in made])[: len(batch)] for n in made[0]}
+        feed = feed_for(self.inputs, given, self.label)
+        if self.batch is None:
+            return self._run(feed)
+        low, high = self.batch
+        fixed = (high,) if low == high else (None,)
+        split = [s.name for s in self.inputs if s.shape[:1] in ((None,), fixed)]
+        return run_in_parts(self._run, feed, split, low, high)
 
-    def _run(self, batch: Array) -> dict[str, Array]:
+    def _run(self, feed: Inputs) -> dict[str, AnyArray]:
         torch = self.torch
-        given = torch.from_numpy(np.ascontiguousarray(batch)).to(
-            self.device, self.types[self.inputs[0]]
-        )
-        bound = self.bind(given)
+        on_device = {
+            n: torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for n, a in feed.items()
+        }
+        bound = self.bind(on_device)
         stream = torch.cuda.Stream() if self.device.type == "cuda" else None
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream())
         bound.launch(stream.cuda_stream if stream else 0)
         if stream is not None:
             stream.synchronize()
-        return {
-            n: b.float().cpu().numpy() for n, b in bound.buffers.items() if n not in self.inputs
-        }
+        return {n: to_array(b) for n, b in bound.buffers.items() if n not in feed}
 
-    def bind(self, given: Any, context: Any = None) -> Bound:
-        """Return the engine with buffers for one batch, ready to launch as often as wanted.
+    def bind(self, feed: Mapping[str, Any], context: Any = None) -> Bound:
+        """Return the engine with buffers for one request, ready to launch as often as wanted.
 
         Args:
-            given: the input on this device, a torch tensor of the engine's type; the shape is taken
-                from it.
+            feed: the inputs by name on this device, torch tensors of the engine's types; the shapes
+                are taken from them.
             context: an execution context of its own, for several launches at once.
 
         Raises:
-            EngineError: the batch is outside the engine's profile.
+            EngineError: a shape is outside the engine's profile.
         """
-        engine, context, name = self.loaded.engine, context or self.loaded.context, self.inputs[0]
-        if self.calls.set_shape(engine, context, name, tuple(given.shape)) is False:
-            raise EngineError(
-                f"The {self.label} does not take input {list(given.shape)}",
-                "it is outside the profile it was built with",
-            )
-        buffers = {}
-        for n in self.names:
-            shape = self.calls.shape(engine, context, n)
-            buffers[n] = (
-                given
-                if n == name
-                else self.torch.empty(shape, dtype=self.types[n], device=self.device)
-            )
+        engine, context = self.loaded.engine, context or self.loaded.context
+        for name, tensor in feed.items():
+            if self.calls.set_shape(engine, context, name, tuple(tensor.shape)) is False:
+                raise EngineError(
+                    f"The {self.label} does not take {name} {list(tensor.shape)}",
+                    "it is outside the profile it was built with",
+                )
+        buffers = {n: feed[n] if n in feed else self._buffer(context, n) for n in self.names}
         return Bound(self, context, buffers)
+
+    def _buffer(self, context: Any, name: str) -> Any:
+        """Return memory for an output.
+
+        Raises:
+            EngineError: its size depends on values, which is known only after it ran.
+        """
+        shape = self.calls.shape(self.loaded.engine, context, name)
+        if any(d < 0 for d in shape):
+            raise EngineError(
+                f"Cannot make a buffer for the output {name} of the {self.label}",
+                f"its shape {list(shape)} depends on the values that the engine computes",
+                "End the model before that node",
+            )
+        kind = getattr(self.torch, self.types[name].name)
+        return self.torch.empty(shape, dtype=kind, device=self.device)
 
     def new_context(self) -> Any:
         """Return one more execution context; it must not outlive this runner."""
@@ -265,10 +299,16 @@ class Bound:
             EngineError: TensorRT refuses.
         """
         if not self.runner.calls.execute(self.context, self.addresses, stream):
-            shape = list(self.buffers[self.runner.inputs[0]].shape)
+            shapes = {n: list(self.buffers[n].shape) for n in self.runner.input_names}
             raise EngineError(
-                f"The {self.runner.label} failed on input {shape}", "TensorRT says so and no more"
+                f"The {self.runner.label} failed on {shapes}", "TensorRT gives no reason"
             )
+
+
+def to_array(buffer: Any) -> AnyArray:
+    """Return a torch tensor in host memory; floats are float32, integers are kept."""
+    values = buffer.float() if buffer.is_floating_point() else buffer
+    return np.asarray(values.cpu().numpy())
 
 
 def require_runtime(where: str, module: str, device: str) -> Any:

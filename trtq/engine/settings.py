@@ -54,6 +54,9 @@ class Settings:
         return offers("typed", version) and self.calibration is None
 
 
+NUMPY = {"FLOAT": "float32", "HALF": "float16", "DOUBLE": "float32", "BF16": "float32"}
+
+
 class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
     """An input or an output of an engine; an open dimension is -1."""
 
@@ -61,6 +64,11 @@ class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     shape: list[int] = []
     mode: str = ""
+
+    @property
+    def numpy_dtype(self) -> str:
+        """The type as NumPy calls it."""
+        return NUMPY.get(self.dtype, self.dtype.lower())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trtq.artifact import scratch
@@ -228,9 +229,19 @@ def _shapes(settings: Settings) -> list[Flag]:
     if not settings.shapes:
         return []
     return [
-        (name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in settings.shapes.items()))
-        for i, name in enumerate(("minShapes", "optShapes", "maxShapes"))
+        (flag, spell_shapes({name: shapes[i] for name, shapes in settings.shapes.items()}))
+        for i, flag in enumerate(("minShapes", "optShapes", "maxShapes"))
     ]
+
+
+def spell_shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Return shapes as trtexec takes them: ``left:1x3x8x8,right:1x3x8x8``."""
+    return ",".join(f"{spell_name(n)}:{'x'.join(map(str, s))}" for n, s in shapes.items())
+
+
+def spell_name(name: str) -> str:
+    """Return the name of an input as trtexec takes it: quoted where a character separates."""
+    return f"'{name}'" if set(name) & set(",:") else name
 
 
 def _options(options: BuildOptions) -> list[Flag]:

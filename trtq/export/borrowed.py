@@ -336,10 +336,16 @@ def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> Expor
     )
 
 
-def splice(writer: Writer, model: onnx.ModelProto, values: list[Any]) -> list[str]:
+def splice(
+    writer: Writer, model: onnx.ModelProto, values: list[Any], *, foreign: bool = False
+) -> list[str]:
     """Write the nodes of ``model`` and return the names of its outputs.
 
-    ``values`` are the inputs of ``model``.
+    Args:
+        writer: receives the nodes.
+        model: holds them.
+        values: the inputs of ``model``.
+        foreign: nodes may be of other domains than ONNX's own.
     """
     graph = model.graph
     names = dict(zip((i.name for i in graph.input), map(writer.value, values), strict=True)) | {
@@ -348,12 +354,14 @@ def splice(writer: Writer, model: onnx.ModelProto, values: list[Any]) -> list[st
     for initializer in graph.initializer:
         names[initializer.name] = writer.constant(numpy_helper.to_array(initializer))
     for node in graph.node:
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx") and not foreign:
             raise UnsupportedOpError(f"{node.domain}::{node.op_type}")
         given = {a.name: _attribute(a, names) for a in node.attribute}
         made = writer.op(
             node.op_type, *(names[i] for i in node.input), outputs=len(node.output), **given
         )
+        if node.domain not in ("", "ai.onnx"):
+            writer.nodes[-1].domain = node.domain
         names.update(zip(node.output, [made] if isinstance(made, str) else made, strict=True))
     return [names[o.name] for o in graph.output]
 

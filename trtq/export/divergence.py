@@ -11,7 +11,9 @@ import torch
 from torch import fx
 
 from trtq.data.metrics import Array
-from trtq.export.ort import open_session
+from trtq.export.feeds import feed_for
+from trtq.export.ort import input_slots, open_session
+from trtq.graph.feed import Feed, as_feed, outputs_of
 from trtq.quant.fake_quantize import FakeQuantizeCall, spacing
 
 MAX_TIE_CODES = 1.5
@@ -64,14 +66,14 @@ def _same_codes(call: FakeQuantizeCall, ours: torch.Tensor, theirs: torch.Tensor
 
 
 def first_divergence(
-    simulated: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
+    simulated: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor | Feed
 ) -> str | None:
     """Return the first quantizer whose codes differ by more than ties, None when there is none.
 
     Args:
         simulated: with fake-quantize calls.
         exported: the Q/DQ model; not changed.
-        batch: some images, [N, C, H, W].
+        batch: some samples: a tensor, or one an input.
     """
     tapped = onnx.ModelProto()
     tapped.CopyFrom(exported)
@@ -87,12 +89,16 @@ def first_divergence(
     )
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
-    got = session.run([*names, *outputs.values()], {session.get_inputs()[0].name: batch.numpy()})
+    feed = as_feed(batch)
+    given = feed_for(input_slots(session), [t.numpy() for t in feed], "model")
+    got = session.run([*names, *outputs.values()], given)
     forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
     with torch.inference_mode():
-        result = forced.run(batch)
-    if forced.first is None and not same_answer(result.numpy(), np.asarray(got[0])):
-        return "the output, after the last quantizer"
+        answer = outputs_of(forced.run(*feed))
+    for name, ours, theirs in zip(names, answer, got, strict=False):
+        if forced.first is None and not same_answer(ours.numpy(), np.asarray(theirs)):
+            which = "the output" if len(names) == 1 else f"the output {name}"
+            return f"{which}, after the last quantizer"
     return forced.first
 
 

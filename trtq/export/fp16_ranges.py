@@ -21,9 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq.data.metrics import ratio_db
 from trtq.errors import ExportError, first_line
+from trtq.export.feeds import Given, feed_for
 from trtq.export.fp16 import HALF_MAX, elem_types, operand_types
 from trtq.export.onnx_file import opset_of, set_metadata_
-from trtq.export.ort import open_session
+from trtq.export.ort import input_slots, open_session
 from trtq.onnx_walk import QDQ, constant_of
 
 MIN_SQNR_DB = 30.0
@@ -35,23 +36,22 @@ IMAGES = 16  # that files are looked at with when they are written
 
 
 def find_float_nodes(
-    model: onnx.ModelProto, batches: Iterable[np.ndarray], *, min_sqnr_db: float = MIN_SQNR_DB
+    model: onnx.ModelProto, batches: Iterable[Given], *, min_sqnr_db: float = MIN_SQNR_DB
 ) -> dict[str, str]:
     """Return, by node name, why a node must compute in float32 beside FP16 ones.
 
     Args:
-        model: float32 ONNX with one image input, with or without Q/DQ pairs; nodes without a name
-            are never kept.
-        batches: preprocessed images, float32 [N, C, H, W].
+        model: float32 ONNX, with or without Q/DQ pairs; nodes without a name are never kept.
+        batches: of its inputs, as for :func:`trtq.export.feeds.feed_for`.
         min_sqnr_db: least SQNR of a node's result with operands and result in FP16.
 
     Raises:
         ExportError: ONNX Runtime cannot compute the model.
     """
-    images = list(batches)
+    samples = list(batches)
     found, infinite = constants_beyond_half(model, min_sqnr_db), set[str]()
     for _ in range(MAX_ROUNDS):
-        seen, shadow = _measure(model, found, infinite, images)
+        seen, shadow = _measure(model, found, infinite, samples)
         more = {n for n, at in seen.items() if math.isinf(at.amax)} - infinite
         infinite |= more
         if more:
@@ -63,7 +63,7 @@ def find_float_nodes(
     return found
 
 
-def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> str:
+def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
     """Write into a model's metadata which nodes must stay in float32 beside FP16.
 
     Returns what a user should know, "" for nothing.
@@ -143,7 +143,7 @@ class _Seen:
 
 
 def _measure(
-    model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str], images: list[np.ndarray]
+    model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str], samples: list[Given]
 ) -> tuple[dict[str, _Seen], _Shadow]:
     """Return the statistics of every node and the model that they were measured with.
 
@@ -151,10 +151,11 @@ def _measure(
     """
     shadow = _Shadow(model, keep, infinite)
     session = open_session(shadow.build())
-    name, seen = session.get_inputs()[0].name, dict[str, _Seen]()
-    for batch in images:
+    slots, seen = input_slots(session), dict[str, _Seen]()
+    for batch in samples:
+        feed = feed_for(slots, batch, "model")
         try:
-            got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
+            got = dict(zip(shadow.wanted, session.run(None, feed), strict=True))
         except Exception as exc:  # ONNX Runtime's exceptions share no public base
             raise ExportError(
                 "ONNX Runtime cannot compute the model beside its FP16 twin", first_line(exc)

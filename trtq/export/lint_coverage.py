@@ -235,7 +235,10 @@ def _type_finding(where: str, why: str, code: int) -> Finding:
 
 
 def shapes(view: View) -> Iterator[Finding]:
-    """L17: axes without a size other than the batch, and inputs without a shape."""
+    """L17: axes without a size other than the batch, and inputs without a shape.
+
+    An open axis builds with a profile; an input without a shape does not.
+    """
     if not view.main:
         return
     held = {i.name for i in view.graph.initializer}
@@ -244,12 +247,12 @@ def shapes(view: View) -> Iterator[Finding]:
         if value.name in held or value.type.WhichOneof("value") != "tensor_type":
             continue
         if not kind.HasField("shape"):
-            mend = "Export it with a fixed size; only the batch may be open"
+            mend = "Export the model with the shape of its inputs; an axis may be open"
             yield Finding(
                 rule="L17", severity="error", where=value.name, why="it has no shape", mend=mend
             )
         for i, dim in enumerate(kind.shape.dim):
             if i and not is_fixed(dim):
                 why = f"axis {i} has no size: a build needs a profile for it"
-                mend = "Export it with a fixed size; only the batch may be open"
-                yield Finding(rule="L17", severity="error", where=value.name, why=why, mend=mend)
+                mend = f"Give its sizes: trtq build --shapes {value.name}=MIN:OPT:MAX"
+                yield Finding(rule="L17", severity="note", where=value.name, why=why, mend=mend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -16,6 +16,8 @@ from trtq.export.write_base import writer_of
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant, operands
+from trtq.graph.signature import TensorSpec, placeholders, results, signature_of
+from trtq.onnx_walk import branches, read_by
 from trtq.platform.releases import releases
 from trtq.quant.fake_quantize import FakeQuantizeCall
 
@@ -30,8 +32,8 @@ def lower(
 ) -> onnx.ModelProto:
     """Return ``graph`` as an ONNX model.
 
-    Its input is called ``input`` and its output ``output``. Weights are float in front of their
-    Q/DQ pairs.
+    Inputs and outputs have the names of its signature. Weights are float in front of their Q/DQ
+    pairs.
 
     Args:
         graph: captured, with or without fake-quantize calls; every node carries ``meta["val"]``.
@@ -45,21 +47,22 @@ def lower(
             ``borrower``.
         ExportError: a format that has no Q/DQ form, or an op that the borrower cannot write.
     """
-    source = next(n for n in graph.graph.nodes if n.op == "placeholder")
-    writer = Writer(opset, int4=int4)
-    writer.values[source] = "input"
-    answer, result = _Lowering(writer, graph, borrower, refused=refused).run()
-    inputs = [_value_info("input", source)]
-    outputs = [_value_info("output", answer)]
-    _rename_output(writer, result)
-    nodes = _used(writer.nodes)
-    read = {name for node in nodes for name in node.input}
+    signature = signature_of(graph)
+    given, wanted = ([t.name for t in side] for side in (signature.inputs, signature.outputs))
+    writer = Writer(opset, int4=int4, taken=(*given, *wanted))
+    writer.values.update(zip(placeholders(graph), given, strict=True))
+    made = _Lowering(writer, graph, borrower, refused=refused).run_all()
+    inputs = [_value_info(t) for t in signature.inputs]
+    outputs = [_value_info(t) for t in signature.outputs]
+    _rename_outputs(writer, made, wanted, given)
+    nodes = _used(writer.nodes, wanted)
+    read = {name for node in nodes for name in read_by(node)}
     body = helper.make_graph(
         nodes, "trtq", inputs, outputs, [t for n, t in writer.initializers.items() if n in read]
     )
     return helper.make_model(
         body,
-        opset_imports=[helper.make_opsetid("", opset)],
+        opset_imports=[helper.make_opsetid(d, v) for d, v in {"": opset, **writer.domains}.items()],
         ir_version=releases().ir[opset],
         producer_name="trtq",
     )
@@ -110,22 +113,11 @@ class _Lowering:
         self.refused = refused or {}
         writer.transposed |= _transposed_weights(graph)
 
-    def run(self) -> tuple[fx.Node, str]:
-        """Write the graph and return the answer's node and the name of its tensor."""
-        self.run_all()
-        answer = self._outputs()[0]
-        return answer, self.writer.value(answer)
-
     def run_all(self) -> list[str]:
         """Write the graph and return the names of all its outputs."""
         for node in self.graph.graph.nodes:
             self.write(node)
-        return [self.writer.value(n) for n in self._outputs()]
-
-    def _outputs(self) -> list[fx.Node]:
-        output = next(n for n in self.graph.graph.nodes if n.op == "output")
-        given = operands(output)[0]
-        return list(given) if isinstance(given, (list, tuple)) else [given]
+        return [self.writer.value(n) for n in results(self.graph)]
 
     def write(self, node: fx.Node) -> None:
         """Write a node and what it needs, unless it is written already."""
@@ -213,34 +205,47 @@ def _read_by_linears_alone(node: fx.Node, turned: set[fx.Node]) -> bool:
     )
 
 
-def _value_info(name: str, node: fx.Node) -> onnx.ValueInfoProto:
-    value = node.meta["val"]
-    dims = ["batch" if i == 0 else None for i in range(value.ndim)]
-    shape = [
-        d if isinstance(s, torch.SymInt) else int(s) for d, s in zip(dims, value.shape, strict=True)
-    ]
+def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    """Return an input or output as ONNX says it: a size that is a formula has no name there."""
+    shape = [d if isinstance(d, int) or d.isidentifier() else None for d in tensor.shape]
+    dtype = getattr(torch, tensor.dtype)
     return helper.make_tensor_value_info(
-        name, ONNX_TYPES.get(value.dtype, TensorProto.FLOAT), shape
+        tensor.name, ONNX_TYPES.get(dtype, TensorProto.FLOAT), shape
     )
 
 
-def _used(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Return the nodes that lead to the output, without pads that a convolution absorbed."""
-    read, kept = {"output"}, list[onnx.NodeProto]()
+def _used(nodes: list[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that lead to the outputs, without pads that a convolution absorbed."""
+    read, kept = set(outputs), list[onnx.NodeProto]()
     for node in reversed(nodes):
         if any(name in read for name in node.output):
             kept.append(node)
-            read.update(node.input)
+            read.update(read_by(node))
     return kept[::-1]
 
 
-def _rename_output(writer: Writer, result: str) -> None:
-    """Call the model's answer ``output``, wherever it is also read."""
-    if result == "input" or result in writer.initializers:
-        writer.op("Identity", result)
-        result = writer.nodes[-1].output[0]
+def _rename_outputs(
+    writer: Writer, made: Sequence[str], wanted: Sequence[str], inputs: Sequence[str]
+) -> None:
+    """Call the model's answers what they are called, wherever they are also read.
+
+    An input, a constant and what is an output already get a copy.
+    """
+    renamed: dict[str, str] = {}
+    for result, name in zip(made, wanted, strict=True):
+        if result in inputs or result in writer.initializers or result in renamed:
+            writer.op("Identity", result)
+            renamed[writer.nodes[-1].output[0]] = name
+        else:
+            renamed[result] = name
     for node in writer.nodes:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                if name == result:
-                    names[i] = "output"
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        _rename_reads_(node, renamed)
+
+
+def _rename_reads_(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
+    """Let a node, and the nodes of its branches, read tensors by their new names."""
+    node.input[:] = [renamed.get(name, name) for name in node.input]
+    for branch in branches(node):
+        for inner in branch.node:
+            _rename_reads_(inner, renamed)

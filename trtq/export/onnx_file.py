@@ -354,6 +354,16 @@ def _digest(path: Path, data: bytes, outside: list[str]) -> str:
     )
 
 
+def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model, tidied in place as :func:`read_onnx` does.
+
+    Raises:
+        ExportError: its local functions cannot be inlined.
+    """
+    _tidy_(model)
+    return model
+
+
 def _tidy_(model: onnx.ModelProto) -> bool:
     """Tidy a model in place and return whether anything changed.
 

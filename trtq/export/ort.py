@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from trtq.data.metrics import Array
 from trtq.errors import ExportError, first_line
+from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import parse_onnx, require_onnx
 from trtq.onnx_walk import all_nodes
 
 SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
+ONNX_NAMES = {"float": "float32", "double": "float64"}  # of ONNX Runtime's types, beside NumPy's
+NUMPY_NAMES = (
+    *("float16", "float32", "float64", "bool"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
 
 
 def open_session(
@@ -109,39 +115,66 @@ def static_batch(session: Any) -> int | None:
     return first if isinstance(first, int) else None
 
 
-def run_batch(session: Any, batch: Array) -> list[Array]:
-    """Return the outputs for ``batch`` [N, C, H, W]; a model with a fixed batch runs it in parts.
+def input_slots(session: Any) -> list[InputSlot]:
+    """Return names, dtypes and shapes of a session's inputs.
 
     Raises:
-        ExportError: the batch does not fit the model's input, or ONNX Runtime fails.
+        ExportError: an input is no tensor that NumPy can hold.
     """
-    fixed, name = static_batch(session), session.get_inputs()[0].name
-    try:
-        if fixed is None or fixed == len(batch):
-            return [np.asarray(o) for o in session.run(None, {name: batch})]
-        parts = [
-            session.run(None, {name: p})
-            for p in (padded(batch[i : i + fixed], fixed) for i in range(0, len(batch), fixed))
-        ]
-    except Exception as exc:
-        raise ExportError(
-            f"ONNX Runtime cannot run the model on input {list(batch.shape)}",
-            f"it expects {input_shape(session)}: {first_line(exc)}",
-            "Give --input-size as the model has it",
-        ) from exc
     return [
-        np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)]
-        for i in range(len(parts[0]))
+        InputSlot(
+            i.name,
+            _dtype(i),
+            tuple(d if isinstance(d, int) else None for d in i.shape),
+        )
+        for i in session.get_inputs()
     ]
 
 
-def padded(batch: Array, size: int) -> Array:
-    """Return at least ``size`` images by repeating the last one.
+def _dtype(value: Any) -> str:
+    kind = str(value.type).removeprefix("tensor(").removesuffix(")")
+    name = ONNX_NAMES.get(kind, kind)
+    if name not in NUMPY_NAMES:
+        raise ExportError(
+            f"Cannot feed the input {value.name}", f"it is a {value.type}, NumPy has no such type"
+        )
+    return name
 
-    This is for models that take no fewer images; the extra answers are dropped.
+
+def run_batch(session: Any, given: Given) -> list[AnyArray]:
+    """Return the outputs for one batch; a model with a fixed batch runs it in parts.
+
+    Args:
+        session: of :func:`open_session`.
+        given: arrays by name, samples first; one array alone for a model of one input.
+
+    Raises:
+        UsageError: an input is missing, unknown or of a wrong dtype.
+        ExportError: the batch does not fit the model's inputs, or ONNX Runtime fails.
     """
-    return (
-        np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        if len(batch) < size
-        else batch
+    slots = input_slots(session)
+    feed = feed_for(slots, given, "model")
+    fixed = static_batch(session)
+    names = [o.name for o in session.get_outputs()]
+
+    def run(part: Inputs) -> dict[str, AnyArray]:
+        try:
+            return dict(zip(names, map(np.asarray, session.run(None, dict(part))), strict=True))
+        except Exception as exc:
+            raise _explained(slots, part, exc) from exc
+
+    if fixed is None:
+        return list(run(feed).values())
+    split = [s.name for s in slots if s.shape[:1] == (fixed,)]
+    return list(run_in_parts(run, feed, split, fixed, fixed).values())
+
+
+def _explained(slots: Sequence[InputSlot], feed: Inputs, exc: Exception) -> ExportError:
+    given = [list(a.shape) for a in feed.values()]
+    one = len(slots) == 1
+    return ExportError(
+        f"ONNX Runtime cannot run the model on input {given[0] if one else given}",
+        f"it expects {list(slots[0].shape) if one else [s.words for s in slots]}: "
+        f"{first_line(exc)}",
+        "Give --input-size as the model has it" if one else "",
     )

@@ -34,7 +34,9 @@ from trtq.data.answers import Kind, OutputComparison, compare_answers, percent_w
 from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.errors import ExportError, ParityError
 from trtq.export.divergence import first_divergence, same_answer
+from trtq.export.feeds import concatenated
 from trtq.export.ort import open_session, run_batch
+from trtq.graph.feed import Feed, as_feed, channels_last, outputs_of
 from trtq.quant.fake_quantize import FakeQuantizeCall
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
 
@@ -53,6 +55,7 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate measured.
 
     Attributes:
+        name: of the output.
         images: how many calibration images were compared.
         kind: what the output is; only ``classes`` and ``pixels`` have predictions.
         equal_predictions: share of equal predictions of simulation and ONNX Runtime, percent; None
@@ -74,8 +77,10 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
             is none.
         passed: both rules hold.
         reason: which rule failed, empty when none did.
+        others: the same of each further output.
     """
 
+    name: str = "output"
     images: int
     kind: Kind = "classes"
     equal_predictions: float | None
@@ -91,12 +96,18 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
     first_divergence: str | None
     passed: bool
     reason: str = ""
+    others: list[ParityRecord] = []
+
+    @property
+    def answers(self) -> list[OutputComparison]:
+        """The comparison of every output."""
+        return [self.answer, *(o.answer for o in self.others)]
 
     @property
     def answer(self) -> OutputComparison:
         """The comparison of the simulation's answers with the float model's."""
         return OutputComparison(
-            name="output",
+            name=self.name,
             kind=self.kind,
             sqnr_db=self.quantization_sqnr_db,
             cosine=self.cosine,
@@ -222,7 +233,7 @@ def check_parity(
     graph: fx.GraphModule,
     simulated: fx.GraphModule,
     exported: onnx.ModelProto,
-    batches: Sequence[torch.Tensor],
+    batches: Sequence[torch.Tensor | Feed],
     *,
     known: Kind | None = None,
     progress: Callable[[int], None] | None = None,
@@ -235,29 +246,56 @@ def check_parity(
         graph: captured, float.
         simulated: with fake-quantize calls.
         exported: the Q/DQ model.
-        batches: float32, [N, C, H, W].
-        known: what the output is.
+        batches: a tensor, or one an input, samples first.
+        known: what the first output is.
         progress: called with the number of images after each batch.
     """
     session = open_session(exported)
     probe = _Probe(simulated)
-    full, sim, run = [], [], []
+    names, seen = [o.name for o in session.get_outputs()], list[_Answers]()
     with torch.inference_mode():
-        for batch in batches:
-            fast = batch.contiguous(memory_format=torch.channels_last)
-            full.append(graph(fast).numpy())
-            sim.append(probe.run(fast).numpy())
-            run.append(run_batch(session, batch.numpy())[0])
+        for batch in map(as_feed, batches):
+            fast = channels_last(batch)
+            seen.append(
+                _Answers(
+                    _arrays(graph(*fast)),
+                    _arrays(probe.run(*fast)),
+                    run_batch(session, [t.numpy() for t in batch]),
+                )
+            )
             if progress:
-                progress(len(batch))
-    where = first_divergence(simulated, exported, batches[0][:FORCED_IMAGES])
-    return judge(
-        np.concatenate(full), np.concatenate(sim), np.concatenate(run), where, known
-    ), probe.stats()
+                progress(len(batch[0]))
+    some = tuple(t[:FORCED_IMAGES] if t.ndim else t for t in as_feed(batches[0]))
+    where = first_divergence(simulated, exported, some)
+    records = list[ParityRecord]()
+    for i, name in enumerate(names):
+        full, sim, run = (concatenated([batch[side][i] for batch in seen]) for side in range(3))
+        records.append(judge(full, sim, run, where, None if i else known, name=name))
+    return _together(records), probe.stats()
+
+
+class _Answers(NamedTuple):
+    """Every output for one batch: of the float model, of the simulation, of ONNX Runtime."""
+
+    full: list[Array]
+    sim: list[Array]
+    run: list[Array]
+
+
+def _arrays(answer: object) -> list[Array]:
+    return [t.numpy() for t in outputs_of(answer)]
+
+
+def _together(records: Sequence[ParityRecord]) -> ParityRecord:
+    """Return the first output's record with the others in it; it fails where any of them does."""
+    first, *others = records
+    failed = next((r for r in others if not r.passed), None)
+    reason = first.reason or (f"{failed.name}: {failed.reason}" if failed is not None else "")
+    return msgspec.structs.replace(first, others=others, passed=not reason, reason=reason)
 
 
 def require_same_float(
-    graph: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
+    graph: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor | Feed
 ) -> None:
     """Refuse a float file that does not compute what the graph computes.
 
@@ -266,24 +304,30 @@ def require_same_float(
     Args:
         graph: captured, float.
         exported: the same as ONNX.
-        batch: some images, [N, C, H, W].
+        batch: some samples: a tensor, or one an input.
 
     Raises:
         ExportError: says how far apart the two are.
     """
+    feed, session = as_feed(batch), open_session(exported)
     with torch.inference_mode():
-        wanted = graph(batch).numpy()
-    got = run_batch(open_session(exported), batch.numpy())[0]
-    if same_answer(wanted, got) or (_selects(graph) and _same_rows(wanted, got)):
-        return
-    far = f"its output is {list(got.shape)}, the model's {list(wanted.shape)}"
+        answer = _arrays(graph(*feed))
+    runtime = run_batch(session, [t.numpy() for t in feed])
+    selects = _selects(graph)
+    for output, wanted, got in zip(session.get_outputs(), answer, runtime, strict=True):
+        if not (same_answer(wanted, got) or (selects and _same_rows(wanted, got))):
+            raise _differs("" if len(answer) == 1 else f" {output.name}", wanted, got)
+
+
+def _differs(name: str, wanted: Array, got: Array) -> ExportError:
+    far = f"its output{name} is {list(got.shape)}, the model's {list(wanted.shape)}"
     if wanted.shape == got.shape:
         off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
         far = (
-            f"outputs differ by {off:.2e}, their largest value is "
+            f"outputs{name} differ by {off:.2e}, their largest value is "
             f"{np.abs(wanted).max(initial=0.0):.2e}"
         )
-    raise ExportError(
+    return ExportError(
         "The float ONNX file does not compute what the model computes",
         far,
         "Write the ops that torch.onnx wrote (named above) with others, or report this: it is "
@@ -312,7 +356,13 @@ def _same_rows(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
 
 
 def judge(
-    full: Array, sim: Array, run: Array, where: str | None, known: Kind | None = None
+    full: Array,
+    sim: Array,
+    run: Array,
+    where: str | None,
+    known: Kind | None = None,
+    *,
+    name: str = "output",
 ) -> ParityRecord:
     """Apply the gate's rules.
 
@@ -322,9 +372,10 @@ def judge(
         run: of the runtime.
         where: what :func:`first_divergence` found.
         known: what the output is; predictions are compared where it is scores of classes.
+        name: of the output.
     """
-    quantized = compare_answers("output", full, sim, known)
-    runtime = compare_answers("output", sim, run, known)
+    quantized = compare_answers(name, full, sim, known)
+    runtime = compare_answers(name, sim, run, known)
     drift = _Drift.of(sim, run, runtime)
     runtime_db = None
     if runtime.finite and runtime.kind != "indices":
@@ -340,7 +391,8 @@ def judge(
     else:
         reason = drift.reason or _far_apart(sim, run, runtime.equal, runtime_db)
     return ParityRecord(
-        images=len(full),
+        name=name,
+        images=len(full) if full.ndim else 1,
         kind=quantized.kind,
         near_ties=drift.near_ties,
         equal_predictions=runtime.agreement,

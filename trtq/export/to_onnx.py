@@ -12,6 +12,7 @@ from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower
 from trtq.export.lowering import lower, lower_into
 from trtq.graph.naming import node_name
+from trtq.graph.onnx_origin import onnx_node_of, origin_of
 from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,33 @@ def export_onnx(
                 "Write that part with other ops",
             )
         refused[name] = fault[1]
+    _restore_(model, simulated)
     if borrower.borrowed:
         note(
             "written by torch.onnx, since trtq does not write them: "
             f"{'; '.join(dict.fromkeys(borrower.borrowed))}"
         )
     return model
+
+
+def _restore_(model: onnx.ModelProto, graph: fx.GraphModule) -> None:
+    """Give nodes the names that they have in the file that a graph was read from.
+
+    What other tools wrote into that file is kept, too.
+    """
+    for key, value in origin_of(graph).metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    names: dict[str, str] = {}
+    for call in graph.graph.nodes:
+        found = onnx_node_of(call)
+        if found is not None:
+            names[f"{node_name(call)}/{found[1]}"] = found[0]
+    taken = {n.name for n in model.graph.node}
+    for node in model.graph.node:
+        name = names.get(node.name)
+        if name is not None and name not in taken:
+            taken.add(name)
+            node.name = name
 
 
 def _names(graph: fx.GraphModule) -> list[str]:
@@ -77,6 +99,8 @@ def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:
     types |= {i.name: i.data_type for i in model.graph.initializer}
     version = model.opset_import[0].version
     for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
         schema = onnx.defs.get_schema(node.op_type, version)
         for i, name in enumerate(node.input):
             given, asked = types.get(name, 0), schema.inputs[min(i, len(schema.inputs) - 1)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import fx
 
-from trtq.export.write_base import Write
-from trtq.export.writer import Writer
+from trtq.export.write_base import Write, val
+from trtq.export.writer import ONNX_TYPES, Writer
 
 
 def filled(value: Any = None, *, like: bool = False, after: int = 0) -> Write:
@@ -25,6 +27,26 @@ def filled(value: Any = None, *, like: bool = False, after: int = 0) -> Write:
         return w.op("Expand", w.scalar(given, n), sizes)
 
     return write
+
+
+def arange(w: Writer, n: fx.Node, *args: Any, **ignored: Any) -> Any:
+    """Numbers from a start to an end; whole ones are counted as integers and cast."""
+    start, end, step = (0, *args, 1) if len(args) == 1 else (*args, 1)[:3]
+    bounds = [start, end, step]
+    whole = all(isinstance(b, int) or _is_size(b) for b in bounds)
+    kind = ONNX_TYPES[val(n).dtype]
+    if not whole:
+        return w.op("Range", *(w.scalar(b, n) for b in bounds))
+    numbers = [
+        w.op("Squeeze", b, [0]) if isinstance(b, fx.Node) else np.asarray(b, dtype=np.int64)
+        for b in bounds
+    ]
+    counted = w.op("Range", *numbers)
+    return counted if val(n).dtype == torch.int64 else w.op("Cast", counted, to=kind)
+
+
+def _is_size(bound: Any) -> bool:
+    return isinstance(bound, fx.Node) and isinstance(bound.meta.get("val"), torch.SymInt)
 
 
 zeros = filled(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,8 @@ def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
 
     def write(w: Writer, n: fx.Node, x: fx.Node, *args: Any) -> Any:
         *aligned, factors = args[1:]
-        have, want = static(val(x).shape[2:]), static(val(n).shape[2:])
         how = place or ("align_corners" if aligned[0] else "half_pixel")
-        if factors is not None and any(
-            h * f != v for h, f, v in zip(have, factors, want, strict=True)
-        ):
+        if factors is not None and not _fixed_to_whole(n, x, factors):
             scales = np.asarray([1.0, 1.0, *factors], dtype=np.float32)
             return w.op(
                 "Resize",
@@ -38,7 +36,8 @@ def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
                 coordinate_transformation_mode=how,
                 **attributes,
             )
-        size = w.op("Concat", w.op("Slice", w.op("Shape", x), [0], [2], [0]), want, axis=0)
+        want = args[0] if factors is None else static(val(n).shape[2:])
+        size = w.op("Concat", w.op("Slice", w.op("Shape", x), [0], [2], [0]), w.value(want), axis=0)
         return w.op(
             "Resize",
             x,
@@ -51,6 +50,14 @@ def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
         )
 
     return write
+
+
+def _fixed_to_whole(n: fx.Node, x: fx.Node, factors: Sequence[float]) -> bool:
+    """Whether all sizes are fixed, and those of the result whole multiples by the factors."""
+    have, want = val(x).shape[2:], val(n).shape[2:]
+    if not all(isinstance(s, int) for s in (*have, *want)):
+        return False
+    return all(h * f == v for h, f, v in zip(have, factors, want, strict=True))
 
 
 def grid_sample(

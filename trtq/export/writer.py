@@ -35,23 +35,26 @@ class Writer:
     Args:
         opset: of the ``ai.onnx`` domain; the ops table chooses forms by it.
         int4: weights of 4 bits are stored as INT4.
+        taken: names of inputs and outputs.
 
     Attributes:
         scope: the layer being written; the names of its nodes start with it.
         module: the module it comes from, kept in each node's metadata.
         values: what each FX node became: the name of a tensor, or a list of names.
+        domains: opsets of domains other than ONNX's own.
         transposed: constants that are stored transposed, and their fake-quantize calls.
     """
 
-    def __init__(self, opset: int, *, int4: bool = False) -> None:
+    def __init__(self, opset: int, *, int4: bool = False, taken: Sequence[str] = ()) -> None:
         self.opset, self.int4 = opset, int4
         self.scope = self.module = self.quantizer = ""
         self.values: dict[fx.Node, Any] = {}
         self.transposed: set[fx.Node] = set()
+        self.domains: dict[str, int] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._taken: Counter[str] = Counter(("input", "output"))
+        self._taken: Counter[str] = Counter(taken)
 
     def mark(self) -> tuple[int, int, int, Counter[str]]:
         """Return a place that :meth:`rewind` goes back to."""

@@ -11,7 +11,9 @@ from torch import nn
 
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import Preprocess
-from trtq.graph.capture import CapturedGraph, capture
+from trtq.graph.capture import CapturedGraph, capture_inputs
+from trtq.graph.feed import Feed, outputs_of
+from trtq.graph.inputs import ModelInputs
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
@@ -54,19 +56,27 @@ class Model:
 
     @classmethod
     def of(
-        cls, loaded: LoadedModel, preprocess: Preprocess, about_input: Sequence[str] = ()
+        cls,
+        loaded: LoadedModel,
+        preprocess: Preprocess | None,
+        about_input: Sequence[str] = (),
+        inputs: ModelInputs | None = None,
     ) -> Model:
-        """Return a loaded model, captured on the input that its preprocessing makes.
+        """Return a loaded model, captured on its inputs.
 
         Args:
             loaded: the model and its weights.
-            preprocess: how images become its input.
+            preprocess: how images become its input; None for other data.
             about_input: what a user must know about that and about the model.
+            inputs: what goes in; default: the image that ``preprocess`` makes.
 
         Raises:
             CaptureError: it cannot be captured as one graph.
         """
-        graph = capture(loaded.module, preprocess.input_size)
+        if inputs is None:
+            assert preprocess is not None
+            inputs = ModelInputs(preprocess.input_size)
+        graph = capture_inputs(loaded.module, inputs)
         return cls(
             name=loaded.name,
             module=loaded.module,
@@ -87,11 +97,15 @@ class Model:
         return weights_digest(self.graph.module)
 
     @cached_property
-    def reference(self) -> torch.Tensor:
-        """What the model itself answers for the example."""
+    def answers(self) -> Feed:
+        """What the model itself answers for the example: every output."""
         with torch.no_grad():
-            answer: torch.Tensor = self.graph.module(self.graph.example)
-        return answer
+            return outputs_of(self.graph.module(*self.graph.examples))
+
+    @property
+    def reference(self) -> torch.Tensor:
+        """The first of :attr:`answers`."""
+        return self.answers[0]
 
     def answer_kind(self, labelled: int | None, *, scored: bool = False) -> Kind:
         """Return what the model's output is.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from trtq.export.fp16_ranges import IMAGES, mark_float_nodes_
@@ -58,7 +57,7 @@ def mark_fp16_ranges_(
     inputs: Inputs, options: QuantizeOptions, models: Iterable[onnx.ModelProto]
 ) -> None:
     """Write into ONNX models which nodes leave the range of FP16 on the samples, and note it."""
-    images: list[np.ndarray] = [b.numpy() for b in inputs.images(IMAGES, options.batch_size)]
+    images = [[t.numpy() for t in feed] for feed in inputs.images(IMAGES, options.batch_size)]
     lines = [mark_float_nodes_(model, images) for model in models]
     inputs.run.note(*(line for line in dict.fromkeys(lines) if line))
     inputs.run.clock.lap("half ranges")

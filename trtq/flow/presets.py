@@ -38,7 +38,8 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
         family=family,
         reason=reason,
         methods=list(best.options.method),
-        check=f"{_check_words(best, floor)} on {best.parity.images} calibration images",
+        check=f"{_check_words(best, floor)} on {best.parity.images} "
+        + ("random inputs" if inputs.samples.drawn else "calibration images"),
         passed=_passes(best, floor),
         tried=tried,
         taken=next(t.step for t in reversed(tried) if t == _tried(t.step, best)),
@@ -99,17 +100,19 @@ def _tried(name: str, done: Attempt) -> TryRecord:
 
 def _shared(done: Attempt) -> float | None:
     """Return the share of equal predictions or integers, percent; None for other outputs."""
-    answer = done.parity.answer
-    return answer.agreement if answer.agreement is not None else answer.equal
+    shares = [a.agreement if a.agreement is not None else a.equal for a in done.parity.answers]
+    return min((s for s in shares if s is not None), default=None)
 
 
 def _rank(done: Attempt) -> tuple[bool, float, float]:
-    answer, share = done.parity.answer, _shared(done)
-    sqnr = math.inf if answer.sqnr_db is None else answer.sqnr_db
+    """Return how good an attempt is: whether torch and ONNX Runtime agree, and the worst output."""
+    share = _shared(done)
+    sqnr = [a.sqnr_db for a in done.parity.answers if a.sqnr_db is not None]
+    finite = all(a.finite for a in done.parity.answers)
     return (
         done.parity.passed,
         0.0 if share is None else share,
-        sqnr if answer.finite else -math.inf,
+        min(sqnr, default=math.inf) if finite else -math.inf,
     )
 
 

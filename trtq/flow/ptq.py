@@ -26,6 +26,8 @@ from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
 from trtq.flow.run import Run
+from trtq.graph.feed import Feed, outputs_of
+from trtq.graph.signature import SIGNATURE
 from trtq.methods.base import Method, MethodContext
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
@@ -63,9 +65,11 @@ class Inputs:
     run: Run
     origin: Mapping[str, Any] = field(default_factory=dict)
 
-    def images(self, count: int, batch_size: int) -> Iterator[torch.Tensor]:
+    def images(self, count: int, batch_size: int) -> Iterator[Feed]:
         """Return batches of the first ``count`` calibration samples."""
-        return self.samples.inputs(count, batch_size if self.model.graph.dynamic_batch else 1)
+        graph = self.model.graph
+        names = [t.name for t in graph.signature.inputs]
+        return self.samples.inputs(count, batch_size if graph.dynamic_batch else 1, names)
 
     def export(
         self, graph: fx.GraphModule, options: QuantizeOptions, **metadata: str
@@ -92,7 +96,8 @@ def quantized_metadata(encodings: Encodings) -> dict[str, str]:
 def origin_of(model: Model, answer: Kind) -> dict[str, Any]:
     """Return what an ONNX file says of the model that it was written from."""
     origin: dict[str, Any] = {"preprocess": model.preprocess} if model.preprocess else {}
-    return {**origin, "model": model.name, "weights": model.weights, ANSWER: answer}
+    said = {"model": model.name, "weights": model.weights, SIGNATURE: model.graph.signature}
+    return {**origin, **said, ANSWER: answer}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,10 +287,13 @@ def _apply(
 
 def _require_same_function(model: Model, context: MethodContext, method: str) -> None:
     """Check that a graph whose constants a method moved still computes the model's function."""
-    wanted = model.reference
+    wanted = model.answers
     with torch.no_grad():
-        got = context.graph(model.graph.example)
-    off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        got = outputs_of(context.graph(*model.graph.examples))
+    off = max(
+        float((g.double() - w.double()).abs().max() / w.double().abs().max().clamp_min(1e-30))
+        for g, w in zip(got, wanted, strict=True)
+    )
     if not off <= MAX_FOLD_DIFF:
         raise CalibrationError(
             f"The method {method} changed what the model computes",

@@ -21,6 +21,7 @@ from trtq.flow.presets import attempt_preset
 from trtq.flow.ptq import Inputs, check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.quant.imported_ranges import Foreign
 from trtq.specs import QuantizeOptions
 
 FEW_IMAGES = 32
@@ -44,6 +45,7 @@ def quantize_model(
     """
     run = run or Run()
     check_options(options)
+    _require_float(model, options, run)
     model = _with_preprocess(model, samples)
     answer = model.answer_kind(samples.classes)
     inputs = Inputs(model=model, samples=samples, answer=answer, run=run)
@@ -60,6 +62,28 @@ def quantize_model(
     note_margin(done.parity, run)
     mark_fp16_ranges_(inputs, options, (fp32, done.qdq))
     return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
+
+
+def _require_float(model: Model, options: QuantizeOptions, run: Run) -> None:
+    """Refuse a model that is quantized already, unless its ranges are to be replaced.
+
+    Raises:
+        UsageError: it has ranges of its own.
+    """
+    ranges = getattr(model.module, "ranges", None)
+    if not isinstance(ranges, Foreign):
+        if options.requantize:
+            run.note(f"{model.name} has no Q/DQ pairs: requantize changes nothing")
+        return
+    if options.requantize:
+        run.note(f"the {len(ranges.amax)} ranges of {model.name} are replaced")
+        return
+    raise UsageError(
+        f"{model.name} is quantized already",
+        f"its Q/DQ pairs have {len(ranges.amax)} ranges",
+        "Replace them: --requantize. Take them over: trtq import-checkpoint "
+        f"{model.name} --ranges {model.name} --data IMAGES --out OUT",
+    )
 
 
 def _with_preprocess(model: Model, samples: Samples) -> Model:
@@ -92,6 +116,8 @@ def note_margin(parity: ParityRecord, run: Run) -> None:
 def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samples:
     """Return the samples to calibrate on, and say where they are few."""
     chosen = samples.take(options.calib_images, options.seed)
+    if chosen.drawn:  # their number says nothing
+        return chosen
     if len(chosen) < options.calib_images:
         run.note(
             f"{samples.name} has {len(chosen)} images, {options.calib_images} were asked for: all "

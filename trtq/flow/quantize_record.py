@@ -54,6 +54,7 @@ def record_of(
             "weight_values": {
                 q.layer: _values(q) for q in done.placement.quantizers if q.role == "weight"
             },
+            "signature": model.graph.signature,
             "dynamic_batch": model.graph.dynamic_batch,
             "capture_max_rel_diff": model.graph.max_rel_diff,
             "normalisation": model.graph.passes,

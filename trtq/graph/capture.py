@@ -6,19 +6,29 @@ import contextlib
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves, tree_structure
+from torch.utils._pytree import tree_structure
 
 from trtq.errors import CaptureError, explain_system, first_line
+from trtq.graph.axes import Axes, Open, input_specs, open_axes, open_batch, single
+from trtq.graph.feed import Feed, outputs_of
+from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
 from trtq.graph.functional import make_functional_
+from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
-from trtq.graph.nodes import operands
 from trtq.graph.normalize import normalize_
-from trtq.graph.signature import Signature, signature_of
+from trtq.graph.onnx_origin import FromOnnx, mark_
+from trtq.graph.signature import (
+    OUTPUT,
+    Signature,
+    SizeRange,
+    results,
+    sign_,
+)
 
 logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular
@@ -34,17 +44,16 @@ class CapturedGraph:
     Attributes:
         module: the graph; parameters are its own (BatchNorm folded), nodes carry a stable name in
             ``meta["trtq_name"]``.
-        example: one input batch, float32, shape [2, C, H, W] ([1, C, H, W] when the batch is
-            static).
+        examples: one batch, a tensor an input: two samples (one where the batch is fixed).
         dynamic_batch: False when the model only captures at batch 1.
-        notes: why the batch is static, which outputs were dropped; what the user must know.
-        max_rel_diff: max |graph - eager| / max |eager| on a random batch.
+        notes: why the batch is fixed, which outputs were dropped; what the user must know.
+        max_rel_diff: max |graph - eager| / max |eager| on a random batch, of the worst output.
         passes: what normalisation did, by name and count.
         signature: names, types and shapes of what goes in and what comes out.
     """
 
     module: fx.GraphModule
-    example: torch.Tensor
+    examples: Feed
     dynamic_batch: bool
     notes: tuple[str, ...]
     max_rel_diff: float
@@ -74,19 +83,18 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.GraphModule:
+def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
     """Return ``module`` as a functional ATen graph.
 
     Composite ops (linear, conv2d, attention) are kept whole.
 
     Args:
         module: what to trace.
-        example: one input batch.
-        dynamic: leave the batch open.
+        feed: one batch.
+        opened: the axes to leave open.
     """
-    shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
     with quiet(), torch.no_grad():
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+        program = _export(module, feed, opened)
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         if make_functional_(graph):
@@ -98,82 +106,158 @@ def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.Grap
         return graph
 
 
-def first_tensor(output: object) -> torch.Tensor:
-    """Return the tensor that is the model's answer.
-
-    It is the output itself, ``out["out"]``, or the first of a sequence.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(output, dict) and output:
-        return first_tensor(output.get("out", next(iter(output.values()))))
-    if isinstance(output, (tuple, list)) and output:
-        return first_tensor(output[0])
-    raise CaptureError(
-        "Cannot use the model's output",
-        f"expected a tensor, found {type(output).__name__}",
-        "Wrap the model so that it returns logits",
+def _export(module: nn.Module, feed: Feed, opened: Open) -> torch.export.ExportedProgram:
+    """Return a module exported with the weakest form of its open axes that it allows."""
+    *rest, last = opened.dims()
+    nested = isinstance(module, Flat)  # its tensors are *feed
+    for shapes in rest:
+        with contextlib.suppress(Exception):
+            return torch.export.export(
+                module, feed, dynamic_shapes=(shapes,) if nested else shapes, strict=False
+            )
+    return torch.export.export(
+        module, feed, dynamic_shapes=(last,) if nested else last, strict=False
     )
 
 
-def _dropped_outputs(output: object) -> str:
-    """Say which outputs :func:`first_tensor` leaves out, "" when there is one only."""
-    if isinstance(output, dict) and len(output) > 1:
-        kept = "out" if "out" in output else next(iter(output))
-        return (
-            f"the model has {len(output)} outputs: {kept!r} is kept, "
-            f"{', '.join(repr(k) for k in output if k != kept)} dropped"
-        )
-    if isinstance(output, (tuple, list)) and len(output) > 1:
-        return f"the model has {len(output)} outputs: the first is kept, the others are dropped"
-    return ""
+def image_example(input_size: tuple[int, int, int]) -> torch.Tensor:
+    """Return two images of noise: float32 [2, C, H, W]."""
+    return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
 
 
-class AllOutputs(nn.Module):
-    """The model with all its output tensors in a tuple, the one that is kept first.
+def capture(
+    model: nn.Module,
+    given: object,
+    *,
+    axes: Axes | None = None,
+    ranges: Mapping[str, SizeRange] | None = None,
+    outputs: Sequence[str] = (),
+) -> CapturedGraph:
+    """Capture ``model`` as one normalised graph.
 
-    Modules keep the model's own names.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the output tensors."""
-        output = self.model(x)
-        kept = first_tensor(output)
-        return (
-            kept,
-            *(t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t is not kept),
-        )
-
-
-def keep_first_(graph: fx.GraphModule) -> None:
-    """Let a graph return its first output alone.
+    Args:
+        model: in eval mode, on the CPU.
+        given: (C, H, W) of one image, or one batch as an example: a tensor, a tuple of arguments or
+            a mapping of named ones.
+        axes: sizes of inputs by name, open axes as texts; default: the first axis of every input
+            is open.
+        ranges: the sizes of the open axes.
+        outputs: names of the outputs to keep; default: all of them.
 
     Raises:
-        CaptureError: weights of the model serve other outputs only, and would be lost.
+        CaptureError: the forward pass fails on this input, or torch.export refuses; names module
+            and line.
     """
+    size, declared = _image_size(given), False
+    if size is not None and isinstance(model, StatesInputs):
+        said = model.model_inputs(size)
+        given, size, declared = said.example, None, axes is None
+        axes = axes or said.axes
+    call = call_of(model, image_example(size) if size is not None else given)
+    call, answer = _answer(model, call, grow=not declared)
+    opened = (
+        open_axes(call, axes, ranges or {}, asked=not declared)
+        if axes is not None
+        else open_batch(call)
+    )
+    flat = model if call.plain and answer.names == (OUTPUT,) else Flat(model, call)
+    graph, feed, kept, note = _trace_best(flat, call.feed, opened)
+    names = _choose_(graph, answer.names, outputs)
+    passes = normalize_(graph)
+    assign_names_(graph, prefix="" if flat is model else PREFIX)
+    if isinstance(model, FromOnnx):
+        mark_(graph, model.origin)
+    signature = sign_(graph, input_specs(call.names, feed, kept), names, dict(kept.ranges))
+    if feed is not call.feed:
+        answer = answer_of(_call(model, call, feed))
+    wanted = dict(zip(answer.names, answer.tensors, strict=True))
+    with torch.no_grad(), quiet():
+        got = outputs_of(graph(*feed))
+    diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
+    worst = max(range(len(diffs)), key=diffs.__getitem__)
+    if not diffs[worst] <= MAX_REL_DIFF:
+        which = "outputs differ" if len(diffs) == 1 else f"the output {names[worst]} differs"
+        raise CaptureError(
+            "The captured graph does not equal the model",
+            f"{which} by {diffs[worst]:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} "
+            "is rounding",
+            "Is the model in eval mode, and free of randomness and of state that forward() "
+            "changes?",
+        )
+    return CapturedGraph(
+        module=graph,
+        examples=feed,
+        dynamic_batch=bool(kept.names[0].get(0)),
+        notes=tuple(n for n in (note, *_about(answer, names)) if n),
+        max_rel_diff=diffs[worst],
+        passes=passes,
+        signature=signature,
+    )
+
+
+def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
+    """Capture ``model`` with what it is given."""
+    return capture(
+        model,
+        inputs.example,
+        axes=inputs.axes,
+        ranges=inputs.ranges,
+        outputs=inputs.outputs,
+    )
+
+
+def _image_size(given: object) -> tuple[int, int, int] | None:
+    """Return (C, H, W) where an example is that."""
+    if isinstance(given, (tuple, list)) and len(given) == 3 and all(type(v) is int for v in given):
+        channels, height, width = given
+        return channels, height, width
+    return None
+
+
+def _about(answer: Answer, names: Sequence[str]) -> list[str]:
+    """Return what a user must know about a model's outputs."""
+    dropped = [n for n in answer.names if n not in names]
+    said = [f"outputs that were not asked for are dropped: {', '.join(dropped)}"] if dropped else []
+    if answer.left_out:
+        said.append(f"outputs that are no tensors are left out: {', '.join(answer.left_out)}")
+    return said
+
+
+def _choose_(
+    graph: fx.GraphModule, names: Sequence[str], outputs: Sequence[str]
+) -> tuple[str, ...]:
+    """Let a graph give the outputs that were asked for, and return their names.
+
+    Raises:
+        CaptureError: there is no such output, or weights serve the others only and would be lost.
+    """
+    missing = [n for n in outputs if n not in names]
+    if missing:
+        raise CaptureError(
+            f"The model has no output {missing[0]}", f"its outputs are {', '.join(names)}"
+        )
+    if not outputs or tuple(outputs) == tuple(names):
+        return tuple(names)
     before = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
-    output = graph.graph.output_node()
-    (results,) = operands(output)
-    output.args = ((results[0],),)
+    by_name = dict(zip(names, results(graph), strict=True))
+    kept = tuple(by_name[n] for n in outputs)
+    graph.graph.output_node().args = (kept,)
     codegen = graph.graph._codegen
     assert isinstance(codegen, fx.graph._PyTreeCodeGen)
-    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(0))
+    form = tree_structure(0 if len(kept) == 1 else (0,) * len(kept))
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=form)
     graph.graph.eliminate_dead_code()
     lost = before - {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
     weights = sorted(n for n in lost if isinstance(_parameter(graph, n), nn.Parameter))
     if weights:
-        names = ", ".join(w.removeprefix("model.") for w in weights[:3])
+        shown = ", ".join(w.removeprefix(PREFIX) for w in weights[:3])
         raise CaptureError(
-            f"The model has {len(results)} outputs, and only the first can be kept",
-            f"{len(weights)} weights serve the others alone and would be lost: {names}",
-            "Wrap the model so that it returns one tensor that all its weights make, such as "
-            "torch.cat of its outputs",
+            f"Only the outputs {', '.join(outputs)} of {', '.join(names)} were asked for",
+            f"{len(weights)} weights serve the others alone and would be lost: {shown}",
+            "Keep those outputs, or give a model without these weights",
         )
     graph.recompile()
+    return tuple(outputs)
 
 
 def _parameter(graph: fx.GraphModule, name: str) -> object:
@@ -183,80 +267,63 @@ def _parameter(graph: fx.GraphModule, name: str) -> object:
     return value
 
 
-def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph:
-    """Capture ``model`` as one normalised graph.
+def _call(model: nn.Module, call: Call, feed: Feed) -> object:
+    # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key.
+    with quiet(), torch.no_grad():
+        args, named = call.arguments(feed)
+        answer: object = model(*args, **named)
+    return answer
+
+
+def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
+    """Return what the model gives for an example, and that example.
 
     Args:
-        model: in eval mode, float32, on the CPU; takes [N, C, H, W], returns a tensor (or a dict or
-            tuple of them).
-        input_size: (C, H, W).
-
-    Raises:
-        CaptureError: the forward pass fails on this input size, or torch.export refuses; names
-            module and line.
-    """
-    example = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-    raw = _answer(model, example)
-    reference = first_tensor(raw)
-    wrapped = model if isinstance(raw, torch.Tensor) else AllOutputs(model)
-    prefix = "" if wrapped is model else "model."
-    graph, dynamic, note = _trace_best(wrapped, example)
-    if wrapped is not model:
-        keep_first_(graph)
-    if not dynamic:
-        example, reference = example[:1], reference[:1]
-    passes = normalize_(graph)
-    assign_names_(graph, prefix=prefix)
-    with torch.no_grad(), quiet():
-        got = graph(example)
-        if not dynamic:
-            reference = first_tensor(model(example))
-    diff = _difference(got, reference)
-    if not diff <= MAX_REL_DIFF:
-        raise CaptureError(
-            "The captured graph does not equal the model",
-            f"outputs differ by {diff:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} "
-            "is rounding",
-            "Is the model in eval mode, and free of randomness and of state that forward() "
-            "changes?",
-        )
-    return CapturedGraph(
-        module=graph,
-        example=example,
-        dynamic_batch=dynamic,
-        notes=tuple(n for n in (note, _dropped_outputs(raw)) if n),
-        max_rel_diff=diff,
-        passes=passes,
-        signature=signature_of(graph, example, dynamic=dynamic),
-    )
-
-
-def _answer(model: nn.Module, example: torch.Tensor) -> object:
-    """Return what the model gives for ``example``, as it gives it.
+        model: to call.
+        call: the example.
+        grow: make two samples of one, where the model takes two.
 
     Raises:
         CaptureError: it fails, gives no tensor, or none that is finite.
     """
+    two = doubled(call) if grow else None
     try:
-        # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key.
-        with quiet(), torch.no_grad():
-            answer: object = model(example)
-            reference = first_tensor(answer)
+        if two is not None:
+            with contextlib.suppress(Exception):  # a batch of one is all that it takes
+                return two, _finite(answer_of(_call(model, two, two.feed)))
+        return call, _finite(answer_of(_call(model, call, call.feed)))
     except CaptureError:
         raise
     except Exception as exc:
         raise explain_system(exc) or CaptureError(
-            f"The model's forward pass fails on input {list(example.shape)}",
+            f"The model's forward pass fails on {_shapes(call)}",
             f"{type(exc).__name__}: {first_line(str(exc))}",
-            "Give the size it expects with --input-size CxHxW; a model with several inputs "
-            "needs a wrapper that makes them from one",
+            "Give the size it expects with --input-size CxHxW, or an example of each input with "
+            "--input NAME=SIZES; data hold one sample an item, without a batch axis",
         ) from exc
-    if not torch.isfinite(reference).all():
-        raise CaptureError(
-            "The model gives NaN or infinity on random input",
-            hint="Check its weights and its checkpoint",
-        )
+
+
+def _finite(answer: Answer) -> Answer:
+    """Return an answer without NaN or infinity.
+
+    Raises:
+        CaptureError: names the output.
+    """
+    for name, tensor in zip(answer.names, answer.tensors, strict=True):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CaptureError(
+                "The model gives NaN or infinity on random input"
+                + (f" at its output {name}" if len(answer.names) > 1 else ""),
+                hint="Check its weights and its checkpoint",
+            )
     return answer
+
+
+def _shapes(call: Call) -> str:
+    shapes = [f"{list(t.shape)}" for t in call.feed]
+    if len(shapes) == 1:
+        return f"input {shapes[0]}"
+    return "inputs " + ", ".join(f"{n} {s}" for n, s in zip(call.names, shapes, strict=True))
 
 
 def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
@@ -264,29 +331,42 @@ def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
 
     For integers it is the share of unequal ones, without ties.
     """
+    if got.shape != reference.shape:
+        return float("inf")
+    if not reference.numel():
+        return 0.0
     if not reference.is_floating_point():
         return max(0.0, float((got != reference).double().mean()) - MAX_TIED)
     return float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
 
 
-def _trace_best(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, bool, str]:
-    """Trace with a dynamic batch where the model allows it, else with batch 1.
+def _trace_best(
+    model: nn.Module, feed: Feed, opened: Open
+) -> tuple[fx.GraphModule, Feed, Open, str]:
+    """Trace with open axes where the model allows it, else with a batch of 1.
 
-    Returns the graph, whether the batch is dynamic, and the reason where it is not.
+    Returns the graph, the batch that it was traced with, its open axes, and the reason where the
+    batch is fixed.
+
+    Raises:
+        CaptureError: it cannot be traced, or not with the axes that somebody asked for.
     """
     try:
-        return trace(model, example, dynamic=True), True, ""
+        return trace(model, feed, opened), feed, opened, ""
     except Exception as first:
         refused = explain_system(first)
         if refused is not None:
             raise refused from first
+        if opened.asked:
+            raise _explain(first, model) from first
+        one = single(feed, opened)
         try:
-            graph = trace(model, example[:1], dynamic=False)
+            graph = trace(model, one, opened.closed)
         except Exception as exc:
             raise explain_system(exc) or _explain(exc, model) from exc
         note = f"the model only captures with a fixed batch of 1 ({first_line(first)})"
         logger.info("%s", note)
-        return graph, False, note
+        return graph, one, opened.closed, note
 
 
 def _explain(exc: BaseException, model: nn.Module) -> CaptureError:

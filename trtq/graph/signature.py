@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import msgspec
 import torch
 from torch import fx
@@ -11,6 +14,43 @@ from trtq.graph.nodes import operands
 INPUT = "input"
 OUTPUT = "output"
 BATCH = "batch"
+SIGNATURE = "signature"  # metadata of an ONNX file
+SPEC = "trtq_spec"  # in the meta of a placeholder and, as a tuple, of the output node
+RANGES = "trtq_ranges"  # in the meta of the output node
+SYMBOL = re.compile(r"\b[su]\d+\b")  # torch's name of a size that no input axis has
+
+
+class SizeRange(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes that an open axis takes.
+
+    Attributes:
+        least, most: smallest and largest size; None is without a limit.
+        multiple: every size is a multiple of it.
+    """
+
+    least: int = 1
+    most: int | None = None
+    multiple: int = 1
+
+    @property
+    def words(self) -> str:
+        """As it is typed: ``320..1280:32``."""
+        step = f":{self.multiple}" if self.multiple > 1 else ""
+        return f"{self.least}..{'' if self.most is None else self.most}{step}"
+
+    @property
+    def meaning(self) -> str:
+        """In words: ``320 to 1280, in multiples of 32``."""
+        reach = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
+        return reach + (f", in multiples of {self.multiple}" if self.multiple > 1 else "")
+
+    def __contains__(self, size: object) -> bool:
+        return (
+            isinstance(size, int)
+            and self.least <= size
+            and (self.most is None or size <= self.most)
+            and size % self.multiple == 0
+        )
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +79,12 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         inputs, outputs: in the order of the graph.
-        ranges: smallest and largest value of each open size; None is without a limit.
+        ranges: the sizes of each open axis, by its name.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    ranges: dict[str, tuple[int, int | None]] = {}
+    ranges: dict[str, SizeRange] = {}
 
     @property
     def input(self) -> TensorSpec:
@@ -52,41 +92,114 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         (only,) = self.inputs
         return only
 
+    @property
+    def takes_one_image(self) -> bool:
+        """Whether the model takes one batch of images and nothing else."""
+        return len(self.inputs) == 1 and self.inputs[0].layout == "NCHW"
 
-def signature_of(graph: fx.GraphModule, example: torch.Tensor, *, dynamic: bool) -> Signature:
-    """Return the signature of a captured graph.
+    @property
+    def words(self) -> str:
+        """Inputs and outputs as a person reads them."""
+        sides = ("; ".join(t.words for t in side) for side in (self.inputs, self.outputs))
+        return " -> ".join(sides)
+
+
+def placeholders(graph: fx.GraphModule) -> list[fx.Node]:
+    """Return the inputs of a graph, in order."""
+    return [n for n in graph.graph.nodes if n.op == "placeholder"]
+
+
+def results(graph: fx.GraphModule) -> list[fx.Node]:
+    """Return the nodes whose values a graph gives, in order."""
+    given = operands(graph.graph.output_node())[0]
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def input_names(graph: fx.GraphModule) -> list[str]:
+    """Return the names of a captured graph's inputs, in order."""
+    return [_spec_of(n, INPUT).name for n in placeholders(graph)]
+
+
+def output_names(graph: fx.GraphModule) -> list[str]:
+    """Return the names of a captured graph's outputs, in order."""
+    return [t.name for t in _outputs(graph)]
+
+
+def signature_of(graph: fx.GraphModule) -> Signature:
+    """Return the signature of a captured graph, as :func:`sign_` wrote it into its nodes."""
+    return Signature(
+        inputs=tuple(_spec_of(n, INPUT) for n in placeholders(graph)),
+        outputs=tuple(_outputs(graph)),
+        ranges=dict(graph.graph.output_node().meta.get(RANGES, {})),
+    )
+
+
+def sign_(
+    graph: fx.GraphModule,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    ranges: dict[str, SizeRange],
+) -> Signature:
+    """Write names, types and shapes into the nodes of a captured graph, and return them.
 
     Args:
-        graph: takes one tensor and returns one.
-        example: one batch of its input, float32 [N, C, H, W].
-        dynamic: the first axis of input and output is open.
+        graph: every node carries ``meta["val"]``.
+        inputs: what each placeholder is.
+        outputs: the name of each output.
+        ranges: of the open axes.
     """
-    (result,) = operands(graph.graph.output_node())[0]
-    value = result.meta["val"]
-    sizes = [int(d) if isinstance(d, int) else str(d) for d in value.shape]
-    given = [int(d) for d in example.shape]
-    layout = "NCHW" if example.ndim == 4 else ""
-    return Signature(
-        inputs=(_spec(INPUT, example.dtype, given, dynamic=dynamic, layout=layout),),
-        outputs=(_spec(OUTPUT, value.dtype, sizes, dynamic=dynamic),),
-        ranges={BATCH: (1, None)} if dynamic else {},
+    named = dict[str, str]()
+    for node, spec in zip(placeholders(graph), inputs, strict=True):
+        node.meta[SPEC] = spec
+        for size, name in zip(node.meta["val"].shape, spec.shape, strict=True):
+            if isinstance(size, torch.SymInt) and isinstance(name, str):
+                named.setdefault(str(size), name)
+    output = graph.graph.output_node()
+    output.meta[SPEC] = tuple(
+        TensorSpec(
+            name=name,
+            dtype=str(node.meta["val"].dtype).removeprefix("torch."),
+            shape=tuple(
+                _size(d, named, f"{name}_axis{i}") for i, d in enumerate(node.meta["val"].shape)
+            ),
+        )
+        for name, node in zip(outputs, results(graph), strict=True)
     )
+    output.meta[RANGES] = ranges
+    return signature_of(graph)
 
 
-def _spec(
-    name: str,
-    dtype: torch.dtype,
-    sizes: list[int] | list[int | str],
-    *,
-    dynamic: bool,
-    layout: str = "",
-) -> TensorSpec:
-    shape: list[int | str] = list(sizes)
-    if dynamic and shape:
-        shape[0] = BATCH
-    return TensorSpec(
-        name=name,
-        dtype=str(dtype).removeprefix("torch."),
-        shape=tuple(shape),
-        layout=layout,
+def _size(size: int | torch.SymInt, named: dict[str, str], otherwise: str) -> int | str:
+    """Return a size: a number, the name of an axis, a formula of such names, or ``otherwise``."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    text = str(size)
+    if text in named:
+        return named[text]
+    for symbol in sorted(named, key=len, reverse=True):
+        text = text.replace(symbol, named[symbol])
+    return otherwise if SYMBOL.search(text) else text
+
+
+def _outputs(graph: fx.GraphModule) -> list[TensorSpec]:
+    specs = graph.graph.output_node().meta.get(SPEC)
+    if specs is not None:
+        return list(specs)
+    nodes = results(graph)
+    names = [OUTPUT] if len(nodes) == 1 else [f"{OUTPUT}.{i}" for i in range(len(nodes))]
+    return [_plain(node, name) for node, name in zip(nodes, names, strict=True)]
+
+
+def _spec_of(node: fx.Node, name: str) -> TensorSpec:
+    spec = node.meta.get(SPEC)
+    return spec if isinstance(spec, TensorSpec) else _plain(node, name)
+
+
+def _plain(node: fx.Node, name: str) -> TensorSpec:
+    """Return what a node that nobody signed gives: part of a graph, or one made by hand."""
+    value = node.meta["val"]
+    shape = tuple(
+        int(d) if isinstance(d, int) else (BATCH if i == 0 else str(d))
+        for i, d in enumerate(value.shape)
     )
+    return TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)

@@ -13,6 +13,7 @@ from torch import fx
 
 from trtq import ops
 from trtq.errors import UsageError, suggest
+from trtq.graph.feed import Feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import get_constant, operands, set_constant_
 from trtq.quant.encodings import Encodings
@@ -32,7 +33,7 @@ class MethodContext:
         graph: captured; :meth:`fold` changes its constants.
         placement: its quantizers.
         images: call it with a number to get batches of at most that many calibration images,
-            float32 [N, C, H, W].
+            a tensor an input.
         dynamic_batch: False when the graph takes one image at a time.
         encodings: what calibration gave; without entries for methods that act before it.
         folded: constants that :meth:`fold` changed, by name.
@@ -44,7 +45,7 @@ class MethodContext:
 
     graph: fx.GraphModule
     placement: Placement
-    images: Callable[[int], Iterator[torch.Tensor]]
+    images: Callable[[int], Iterator[Feed]]
     note: Callable[[str], None]
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]

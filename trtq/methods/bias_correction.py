@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from trtq import ops
+from trtq.graph.feed import Feed, channels_last, joined, outputs_of
 from trtq.graph.naming import node_name
 from trtq.methods.base import (
     Method,
@@ -30,9 +31,9 @@ def _channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
 class _Steps(fx.Interpreter):
     """Runs a graph up to one node after another, and frees values that nothing reads any more."""
 
-    def __init__(self, graph: fx.GraphModule, batch: torch.Tensor) -> None:
+    def __init__(self, graph: fx.GraphModule, feed: Feed) -> None:
         super().__init__(graph)
-        self.args_iter = iter((batch,))
+        self.args_iter = iter(feed)
         self.rest = iter(graph.graph.nodes)
 
     def until(self, name: str) -> torch.Tensor:
@@ -50,6 +51,18 @@ class _Steps(fx.Interpreter):
     def set(self, value: torch.Tensor) -> None:
         """Replace the value that :meth:`until` returned."""
         self.env[self.last] = value
+
+
+def _error(got: Feed, wanted: Feed) -> float:
+    """Return the sum of squared errors of all float outputs, each on the scale of the first one."""
+    total, scale = 0.0, 0.0
+    for ours, theirs in zip(got, wanted, strict=True):
+        if not theirs.is_floating_point():
+            continue
+        size = float(theirs.square().mean())
+        scale = scale or size
+        total += float((ours - theirs).square().sum()) * (scale / size if size else 1.0)
+    return total
 
 
 def _activation(node: fx.Node) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -103,15 +116,13 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     hurt late layers (they do in EfficientNet-Lite0). Only the first layers are therefore corrected:
     as many as bring the outputs nearest to the float model's.
     """
-    batch = torch.cat(list(context.images(int(arguments["images"]))))
-    if batch.ndim == 4:
-        batch = batch.contiguous(memory_format=torch.channels_last)
+    feed = channels_last(joined(context.images(int(arguments["images"]))))
     layers = {n: weight_and_bias(context.graph, n)[1] for n, _ in context.layers()}
     # A bias that two layers read cannot follow both.
     able = {n: bias for n, bias in layers.items() if bias is not None and len(bias.users) == 1}
     before, corrected = dict(context.encodings.constants), list[tuple[str, torch.Tensor]]()
     with torch.inference_mode():
-        full, simulated = _Steps(context.graph, batch), _Steps(context.simulated(), batch)
+        full, simulated = _Steps(context.graph, feed), _Steps(context.simulated(), feed)
         for node, bias in able.items():
             wanted, got = full.until(node.name), simulated.until(node.name)
             shift, value = best_shift(wanted, got, channel_axis(node), _activation(node))
@@ -119,11 +130,11 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             corrected.append(
                 (str(bias.target), context.encodings.constant(context.graph, bias) + shift)
             )
-        answers = context.graph(batch)
+        wanted_all = outputs_of(context.graph(*feed))
         errors = {}
         for count in sorted({round(len(corrected) * share) for share in PREFIXES}):
             context.encodings.constants = {**before, **dict(corrected[:count])}
-            errors[count] = float((context.simulated()(batch) - answers).square().sum())
+            errors[count] = _error(outputs_of(context.simulated()(*feed)), wanted_all)
     best = min(errors, key=lambda k: errors[k])
     context.encodings.constants = {**before, **{k: v.clone() for k, v in corrected[:best]}}
     left = [node_name(n) for n in layers if n not in able]
@@ -131,7 +142,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
         "layers": best,
         "of": len(able),
         "error": [errors[0], errors[best]],
-        "images": len(batch),
+        "images": len(feed[0]),
         "left_alone": left,
     }
 

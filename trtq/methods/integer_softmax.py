@@ -120,7 +120,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     watch = _Distances(context.graph, set(softmaxes))
     with torch.inference_mode():
         for batch in context.images(int(arguments["images"])):
-            watch.run(batch)
+            watch.run(*batch)
     ops, worst = 0, 0.0
     for softmax in softmaxes:
         low = min(watch.lowest[softmax.name], -1e-3)  # rows of equal logits only: any slope will do

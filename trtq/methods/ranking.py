@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq.graph.feed import joined
 from trtq.graph.naming import node_name
 from trtq.methods.base import Method, MethodContext, Report, needs_batches
 from trtq.quant.fake_quantize import fake_quantize
@@ -162,7 +163,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
         return {"attentions": {}}
     context.begin("Ranking-aware attention ranges", len(search.attentions))
     with torch.inference_mode():
-        search.run(torch.cat(list(context.images(int(arguments["images"])))))
+        search.run(*joined(context.images(int(arguments["images"]))))
     return {"attentions": search.report}
 
 

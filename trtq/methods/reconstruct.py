@@ -16,6 +16,7 @@ from torch import fx
 from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
+from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs_batches
 from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
@@ -153,7 +154,7 @@ def _learners(
 
 def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Learn, then write the rounded weights and the ranges into the encodings."""
-    images = torch.cat(list(context.images(int(arguments["images"]))))
+    feed = joined(context.images(int(arguments["images"])))
     encodings, shared = context.encodings, shared_names(context.placement, context.encodings)
     weights, ranges = _learners(context, shared)
     if not weights and not ranges:
@@ -161,8 +162,8 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             "reconstruct: everything below 8 bits stays in float or is shared, so there was "
             "nothing to learn"
         )
-        return {"steps": 0, "images": len(images), "weights": 0, "ranges": 0, "loss": []}
-    losses = _learn(context, arguments, images, weights, ranges)
+        return {"steps": 0, "images": len(feed[0]), "weights": 0, "ranges": 0, "loss": []}
+    losses = _learn(context, arguments, feed, weights, ranges)
     for q in context.placement.active:
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
@@ -170,7 +171,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
     return {
         "steps": int(arguments["steps"]),
-        "images": len(images),
+        "images": len(feed[0]),
         "weights": len(weights),
         "ranges": len(ranges),
         "loss": losses,
@@ -180,7 +181,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
 def _learn(
     context: MethodContext,
     arguments: Mapping[str, Any],
-    images: torch.Tensor,
+    feed: Feed,
     weights: Mapping[str, SoftRounding],
     ranges: Mapping[str, LearnedRange],
 ) -> list[float]:
@@ -188,7 +189,7 @@ def _learn(
 
     A run that was stopped continues where it was.
     """
-    steps, batch = int(arguments["steps"]), int(arguments["batch"])
+    steps, batch, count = int(arguments["steps"]), int(arguments["batch"]), len(feed[0])
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
         _Learner(context.graph, {}, {}),
@@ -213,7 +214,7 @@ def _learn(
             key=[
                 context.encodings.digest(),
                 dict(arguments),
-                sha256_bytes(images.numpy().tobytes()),
+                *(sha256_bytes(t.numpy().tobytes()) for t in feed),
             ],
         )
         done, losses = state.load(context.resume)
@@ -225,18 +226,15 @@ def _learn(
         for i in range(done, steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 + math.cos(math.pi * i / steps)) / 2.0
-            x = images[torch.randint(len(images), (min(batch, len(images)),), generator=generator)]
+            rows = torch.randint(count, (min(batch, count),), generator=generator)
+            part = tuple(t[rows] for t in feed)
             if float(torch.rand((), generator=generator)) < float(arguments["flip"]):
-                x = x.flip(
-                    -1
-                    # the float network answers for mirrored images, too: twice the images to learn
-                    # from
-                )
+                part = _mirrored(part)
             with torch.no_grad():
-                wanted = target.run(x)
+                wanted = outputs_of(target.run(*part))
             learner.keep = float(arguments["keep"])
-            got = learner.run(x)
-            loss = _relative(got, wanted)
+            got = outputs_of(learner.run(*part))
+            loss = sum(map(_relative, got, wanted), torch.zeros(())) / len(wanted)
             for name in taps:
                 loss = loss + _relative(learner.taps[name], target.taps[name]) / len(taps)
             optimizer.zero_grad(set_to_none=True)
@@ -252,6 +250,15 @@ def _learn(
             state.save(context.resume, i + 1, losses, last=i + 1 == steps)
             context.advance(1)
     return losses
+
+
+def _mirrored(feed: Feed) -> Feed:
+    """Return mirrored images: the float network answers for them, too.
+
+    Other inputs have no mirror image.
+    """
+    images = all(t.ndim == IMAGE_AXES and t.is_floating_point() for t in feed)
+    return tuple(t.flip(-1) for t in feed) if images else feed
 
 
 def _relative(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     watch = _Ends(context.graph, {p.activation.name for p in pairs})
     with torch.inference_mode():
         for batch in context.images(int(arguments["images"])):
-            watch.run(batch)
+            watch.run(*batch)
     centred = []
     for pair in pairs:
         low, high = (v.clone() for v in watch.ends[pair.activation.name])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq.graph.feed import Feed
 from trtq.graph.nodes import operands
 from trtq.methods.base import MethodContext
 
@@ -52,11 +53,11 @@ class Watch(fx.Interpreter):
                 ].clone()
         return result
 
-    def over(self, batches: Iterable[torch.Tensor]) -> Watch:
+    def over(self, batches: Iterable[Feed]) -> Watch:
         """Run all batches and return itself."""
         with torch.inference_mode():
             for batch in batches:
-                self.run(batch)
+                self.run(*batch)
         return self
 
 

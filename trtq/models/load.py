@@ -15,7 +15,7 @@ from torch import nn
 
 from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
-from trtq.models.onnx_instead import onnx_instead
+from trtq.models.deployed import deployed_
 from trtq.models.unwrap import out_of_inference_mode_, unwrap
 from trtq.user_code import call_factory, import_named
 
@@ -101,7 +101,7 @@ def load_model(
         name=name,
         weights="; ".join([loaded.text, *zero]),
         input_hints=hints,
-        notes=(*notes, *loaded.notes, *check_finite(module), *zero),
+        notes=(*notes, *loaded.notes, *check_finite(module), *zero, *deployed_(module)),
     )
 
 
@@ -114,13 +114,11 @@ def _kind(name: str) -> str:
     kind, _, rest = name.partition(":")
     if rest:
         return kind
-    what = f"Cannot load the model {name!r}"
-    if name.endswith(".onnx"):
-        raise ModelError(what, *onnx_instead(Path(name)))
     raise ModelError(
-        what,
+        f"Cannot load the model {name!r}",
         "it has no source before a colon",
-        f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
+        f"Write timm:{name}, torchvision:{name}, package.module:factory, path/to/file.py:factory, "
+        "FILE.onnx or FILE.pt2",
     )
 
 

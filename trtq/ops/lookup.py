@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trtq.ops.row import Op, Trait, op
 from trtq.ops.table_layers import LAYERS
+from trtq.ops.table_onnx import ONNX
 from trtq.ops.table_pointwise import POINTWISE
 from trtq.ops.table_shapes import SHAPES
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import fx
 
-TABLE: tuple[Op, ...] = (*LAYERS, *POINTWISE, *SHAPES)
+TABLE: tuple[Op, ...] = (*LAYERS, *POINTWISE, *SHAPES, *ONNX)
 UNKNOWN = op("")
 _BY_NAME = {row.name: row for row in TABLE}
 _BY_FORM = {form: row for row in TABLE for form in row.aten}

@@ -61,6 +61,9 @@ class Op:
         write: the function that writes it as ONNX: ``family.function`` of
             ``trtq.export.write_FAMILY``, or a full dotted path; empty where torch's exporter does.
         writes: the ONNX op type it is written as, where that belongs to another row.
+        read: the function that reads its ONNX op types: ``family.function`` of
+            ``trtq.reader.read_FAMILY``, or a full dotted path; empty where ONNX Runtime computes
+            them.
         attributes: of the written ONNX op, in the order of the ATen arguments behind the first,
             with ATen's defaults.
         becomes: (position of a flag, name of the row that it is where the flag is set).
@@ -78,6 +81,7 @@ class Op:
     channels: int = 1
     write: str = ""
     writes: str = ""
+    read: str = ""
     attributes: Mapping[str, float] = field(default_factory=dict)
     becomes: tuple[int, str] | None = None
 
@@ -118,4 +122,6 @@ def op(name: str, aten: str = "", onnx: str = "", *, traits: str = "", **fields:
 
 def pointwise(name: str, aten: str = "", onnx: str = "", **fields: Any) -> Op:
     """Return the row of an operator that computes each value from those at its place."""
-    return op(name, aten, onnx, **{"cost": "pointwise", "write": "elementwise.unary", **fields})
+    defaults = {"cost": "pointwise", "write": "elementwise.unary" if aten else ""}
+    defaults["read"] = "elementwise.unary" if onnx else ""
+    return op(name, aten, onnx, **{**defaults, **fields})

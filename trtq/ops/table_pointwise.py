@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trtq.ops.row import Op, Operand, pointwise
 
-_BINARY = {"write": "elementwise.binary"}
+_BINARY = {"write": "elementwise.binary", "read": "elementwise.binary"}
 
 POINTWISE: tuple[Op, ...] = (
     # ---- activations -----------------------------------------------------------------------------
@@ -17,11 +17,18 @@ POINTWISE: tuple[Op, ...] = (
         attributes={"alpha": 0.01},
     ),
     pointwise("elu", "elu.default", "Elu", attributes={"alpha": 1.0}),
-    pointwise("selu", "selu.default", "Selu"),
+    pointwise("selu", "selu.default", "Selu", read="elementwise.selu"),
     pointwise("sigmoid", "sigmoid.default", "Sigmoid", traits="activation"),
     pointwise("tanh", "tanh.default", "Tanh"),
     pointwise("silu", "silu.default", traits="activation", write="elementwise.silu"),
-    pointwise("gelu", "gelu.default", "Gelu", traits="activation", write="elementwise.gelu"),
+    pointwise(
+        "gelu",
+        "gelu.default",
+        "Gelu",
+        traits="activation",
+        write="elementwise.gelu",
+        read="elementwise.gelu",
+    ),
     pointwise("mish", "mish.default", "Mish", write="elementwise.mish"),
     pointwise("softplus", "softplus.default", "Softplus", write="elementwise.softplus"),
     pointwise(
@@ -37,16 +44,20 @@ POINTWISE: tuple[Op, ...] = (
         "HardSigmoid",
         traits="activation",
         write="elementwise.hardsigmoid",
+        read="elementwise.hard_sigmoid",
     ),
     pointwise("relu6", "relu6.default", traits="activation", write="elementwise.relu6"),
     pointwise("hardtanh", "hardtanh.default", traits="activation", write="elementwise.hardtanh"),
-    pointwise("prelu", "prelu.default", "PRelu", write="elementwise.prelu"),
+    pointwise(
+        "prelu", "prelu.default", "PRelu", write="elementwise.prelu", read="elementwise.prelu"
+    ),
     pointwise(
         "clamp",
         "clamp.default clamp_min.default",
         "Clip",
         traits="activation attention",
         write="elementwise.clamp",
+        read="elementwise.clip",
     ),
     pointwise("clamp_max", "clamp_max.default", write="elementwise.clamp_max"),
     # ---- functions -------------------------------------------------------------------------------
@@ -83,10 +94,15 @@ POINTWISE: tuple[Op, ...] = (
         "div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode operator.floordiv",
         "Div",
         traits="attention",
-        **_BINARY,
+        **{**_BINARY, "read": "elementwise.divide"},
     ),
     pointwise("floor_divide", "floor_divide.default", write="elementwise.floor_divide"),
-    pointwise("pow", "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar", "Pow", **_BINARY),
+    pointwise(
+        "pow",
+        "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar",
+        "Pow",
+        **{**_BINARY, "read": "elementwise.power"},
+    ),
     pointwise("maximum", "maximum.default", "Max", **_BINARY),
     pointwise("minimum", "minimum.default", "Min", **_BINARY),
     pointwise("addcmul", "addcmul.default", write="elementwise.addcmul"),
@@ -99,7 +115,13 @@ POINTWISE: tuple[Op, ...] = (
     pointwise("ge", "ge.Tensor ge.Scalar", "GreaterOrEqual", **_BINARY),
     pointwise("logical_and", "logical_and.default", "And", **_BINARY),
     pointwise("logical_or", "logical_or.default", "Or", **_BINARY),
-    pointwise("logical_xor", "logical_xor.default", "Xor", write="elementwise.logical"),
+    pointwise(
+        "logical_xor",
+        "logical_xor.default",
+        "Xor",
+        write="elementwise.logical",
+        read="elementwise.binary",
+    ),
     pointwise(
         "bitwise_and",
         "bitwise_and.Tensor __and__.Tensor",
@@ -115,7 +137,14 @@ POINTWISE: tuple[Op, ...] = (
         writes="Xor",
         write="elementwise.logical",
     ),
-    pointwise("where", "where.self", "Where", traits="attention", write="elementwise.where"),
+    pointwise(
+        "where",
+        "where.self",
+        "Where",
+        traits="attention",
+        write="elementwise.where",
+        read="elementwise.where",
+    ),
     # The mask of an attention where rows may have no key lies behind its softmax.
     pointwise(
         "where_scalar",

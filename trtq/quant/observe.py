@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from trtq import ops
 from trtq.errors import CalibrationError
+from trtq.graph.feed import Feed, as_feed, channels_last
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import needs_histogram
 from trtq.quant.histogram import Histogram, dense_view, new_scratch
@@ -176,7 +177,7 @@ def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
 def observe(
     graph: fx.GraphModule,
     placement: Placement,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[torch.Tensor | Feed],
     *,
     mode: str,
     progress: Callable[[int], None] | None = None,
@@ -189,7 +190,7 @@ def observe(
         graph: captured; not changed.
         placement: its quantizers; those left in float are watched too, so that their range can be
             reported.
-        batches: float32, [N, C, H, W]; read once.
+        batches: a tensor, or one an input, samples first; read once.
         mode: the calibrator's name.
         progress: called with the number of images after each batch.
 
@@ -201,15 +202,13 @@ def observe(
     seen = 0
     with torch.inference_mode():
         for batch in batches:
-            # CPU convolutions, depthwise ones above all, are faster on channels-last tensors.
-            watched(
-                batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
-            )
-            seen += len(batch)
+            feed = as_feed(batch)
+            watched(*channels_last(feed))
+            seen += len(feed[0])
             if any(not _finite(o.range) for o in observers.values()):
-                _raise_not_finite(graph, batch)
+                _raise_not_finite(graph, feed)
             if progress:
-                progress(len(batch))
+                progress(len(feed[0]))
     if not seen:
         raise CalibrationError(
             "Cannot calibrate",
@@ -273,8 +272,8 @@ class _FirstNotFinite(fx.Interpreter):
         return result
 
 
-def _raise_not_finite(graph: fx.GraphModule, batch: torch.Tensor) -> None:
-    _FirstNotFinite(graph).run(batch)
+def _raise_not_finite(graph: fx.GraphModule, feed: Feed) -> None:
+    _FirstNotFinite(graph).run(*feed)
     raise CalibrationError(
         "Calibration stopped",
         "an activation is NaN or infinite",

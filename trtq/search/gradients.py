@@ -10,6 +10,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import fx
 
+from trtq.graph.feed import Feed, first_output, joined
 from trtq.graph.nodes import operands
 from trtq.quant.formats import BitConfig
 from trtq.search.layers import Layer
@@ -26,9 +27,9 @@ STABLE_TAU = 0.95
 FEWEST_PROBES = 10
 
 
-def _all_images(context: SensitivityContext) -> tuple[torch.Tensor, torch.Tensor]:
+def _all_images(context: SensitivityContext) -> tuple[Feed, torch.Tensor]:
     images, targets = zip(*context.batches(), strict=True)
-    return torch.cat(images), torch.cat(targets)
+    return joined(images), torch.cat(targets)
 
 
 def gradient(context: SensitivityContext) -> Measured:
@@ -46,7 +47,8 @@ def gradient(context: SensitivityContext) -> Measured:
     def slope(layer: Layer, noise: torch.Tensor) -> list[float]:
         weight = (layer.weight + noise).requires_grad_(True)
         runner = WithWeights(context.graph, {operands(layer.node)[1]: weight})
-        (gradients,) = torch.autograd.grad(cross_entropy(runner.run(images), targets), [weight])
+        loss = cross_entropy(first_output(runner.run(*images)), targets)
+        (gradients,) = torch.autograd.grad(loss, [weight])
         total = float(gradients.abs().sum())
         require_finite(total, "gradient", layer.name)
         return [total]
@@ -175,7 +177,7 @@ class _Probe:
     def loss(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The loss over all images, and its gradient with its graph."""
         images, targets = _all_images(self.context)
-        answer = WithWeights(self.context.graph, self.variables).run(images)
+        answer = first_output(WithWeights(self.context.graph, self.variables).run(*images))
         loss = cross_entropy(answer, targets)
         return loss, list(torch.autograd.grad(loss, self.weights, create_graph=True))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq.graph.feed import Feed
 from trtq.graph.nodes import operands
 from trtq.quant.calibrate import make_encodings, summarize_all
 from trtq.quant.encodings import Encodings
@@ -100,7 +101,7 @@ class Layer:
 def prepare_layers(
     graph: fx.GraphModule,
     options: Sequence[BitConfig],
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[torch.Tensor | Feed],
     *,
     calibrator: str,
     percentile: float,

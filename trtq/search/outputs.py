@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq.graph.feed import Feed, first_output
 from trtq.search.layers import Layer
 from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext, require_finite
 
@@ -44,7 +45,7 @@ def l2(context: SensitivityContext) -> Measured:
     context.begin("Comparing layer outputs", 1)
     with torch.inference_mode():
         for images, _ in context.batches():
-            runner.run(images)
+            runner.run(*images)
     context.advance(1)
     results = {}
     for name, sums in runner.sums.items():
@@ -93,7 +94,7 @@ class _OneQuantized:
 
     Args:
         graph: captured, float.
-        images: [N, C, H, W].
+        images: one batch, a tensor an input.
         rest: by layer name, the nodes that depend on it.
         scratch: memory that layers share.
     """
@@ -101,7 +102,7 @@ class _OneQuantized:
     def __init__(
         self,
         graph: fx.GraphModule,
-        images: torch.Tensor,
+        images: Feed,
         rest: Mapping[str, Sequence[fx.Node]],
         scratch: dict[torch.Size, torch.Tensor],
     ) -> None:
@@ -114,7 +115,7 @@ class _OneQuantized:
     def float_run(self) -> tuple[torch.Tensor, dict[fx.Node, Any]]:
         """The distribution of the float model, and the value of every node."""
         runner = fx.Interpreter(self.graph, garbage_collect_values=False)
-        answer = runner.run(self.images).softmax(dim=1)
+        answer = first_output(runner.run(*self.images)).softmax(dim=1)
         return answer, dict(runner.env)
 
     def divergence(self, layer: Layer, label: str) -> list[float]:
@@ -127,8 +128,7 @@ class _OneQuantized:
         answer: Any = None
         for node in self.rest[layer.name]:
             runner.env[node] = answer = runner.run_node(node)
-        logits = answer[0] if isinstance(answer, (list, tuple)) else answer
-        assert isinstance(logits, torch.Tensor)
+        logits = first_output(answer)
         total = float(jensen_shannon(wanted, logits.softmax(dim=1)).sum())
         require_finite(total, "output divergence", layer.name)
         return [total]
@@ -157,7 +157,7 @@ def jsd(context: SensitivityContext) -> Measured:
                     sums[layer.name][label] += divergence[0]
                     context.advance(1)
     context.units.flush()
-    count = sum(len(images) for images, _ in batches)
+    count = sum(len(images[0]) for images, _ in batches)
     results = {}
     for name, by_label in sums.items():
         losses = {label: max(v, 0.0) / count for label, v in by_label.items()}

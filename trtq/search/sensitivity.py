@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from trtq.errors import CalibrationError
+from trtq.graph.feed import Feed
 from trtq.search.layers import Layer
 from trtq.search.work_cache import WorkCache
 
@@ -30,7 +31,7 @@ class SensitivityContext:
 
     graph: fx.GraphModule
     layers: Sequence[Layer]
-    batches: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+    batches: Callable[[], Iterable[tuple[Feed, torch.Tensor]]]
     units: WorkCache
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]

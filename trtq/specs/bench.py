@@ -33,6 +33,13 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
         tuple[Annotated[int, Meta(ge=1)], ...],
         Doc(description="Images in a request; several are swept."),
     ] = (1,)
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="NAME=SHAPE of an input with open axes, such as images=1x3x640x640; "
+            "default for engines: the usual shape of the build; repeatable."
+        ),
+    ] = ()
     duration: Annotated[
         Annotated[float, Meta(gt=0)],
         Doc(description="Shortest measured time after warm-up, seconds."),
@@ -154,6 +161,10 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
     ]
     device: Annotated[str, Doc(description="cpu or cuda:N.")] = "cpu"
     batch: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Images in a request.")] = 1
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(description="NAME=SHAPE of an input with open axes; repeatable."),
+    ] = ()
     margin: Annotated[
         Annotated[float, Meta(ge=0, lt=1)],
         Doc(description="A smaller difference is none, as a share."),

@@ -42,6 +42,13 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
         tuple[int, int, int] | None,
         Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32."),
     ] = None
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="NAME=MIN:OPT:MAX of an input with open axes; one shape fixes them; "
+            "repeatable."
+        ),
+    ] = ()
     workspace: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Doc(

@@ -103,6 +103,13 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
         tuple[int, int, int] | None,
         Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32."),
     ] = None
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="NAME=MIN:OPT:MAX of an input with open axes, such as "
+            "images=1x3x320x320:1x3x640x640:8x3x1280x1280; one shape fixes them; repeatable."
+        ),
+    ] = ()
     fallback: Annotated[
         bool,
         Doc(
@@ -155,8 +162,8 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
     data: Annotated[
         str | None,
         PathDoc(
-            description="Images (as for quantize): what was built is held against the ONNX file "
-            "on them."
+            description="Images (as for quantize), or random: what was built is compared with the "
+            "ONNX file on them."
         ),
     ] = None
     check_images: Annotated[int, Meta(ge=1), Doc(description="How many of them.")] = 32

@@ -59,6 +59,10 @@ WeightStorage = Annotated[
         "and engines then compute in float."
     ),
 ]
+Requantize = Annotated[
+    bool,
+    Doc(description="For an ONNX file with Q/DQ pairs: calibrate anew in place of its own ranges."),
+]
 Attention = Annotated[
     Literal["auto", "int8", "float"],
     Doc(
@@ -101,6 +105,7 @@ class QuantizeOptions(Spec, frozen=True, kw_only=True):
     weight_storage: WeightStorage = "int8"
     attention: Attention = "auto"
     high_precision: HighPrecision = ()
+    requantize: Requantize = False
     opset: Opset = None
     target: FilesFor = None
     seed: Annotated[int, Meta(ge=0)] = 0

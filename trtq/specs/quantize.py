@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, PathDoc
+from trtq.specs.base import Doc, PathDoc, open_choice
 from trtq.specs.fields import (
     OPSET,
     CalibCache,
@@ -29,6 +29,7 @@ from trtq.specs.options import (
     Methods,
     MinAgreement,
     ParityImages,
+    Requantize,
     WeightStorage,
 )
 
@@ -55,6 +56,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     weight_storage: WeightStorage = "int8"
     attention: Attention = "auto"
     high_precision: HighPrecision = ()
+    requantize: Requantize = False
     opset: Opset = None
     target: FilesFor = None
     seed: Annotated[
@@ -76,8 +78,8 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
         str,
         PathDoc(
             description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, "
-            ".safetensors), or "
-            "AIMET's NAME_torch.encodings."
+            ".safetensors), "
+            "AIMET's NAME_torch.encodings, or an ONNX file with Q/DQ pairs."
         ),
     ]
     out: Annotated[str, PathDoc(description="Folder for the results.")]
@@ -127,6 +129,13 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Doc(description="Evaluate at most this many images, drawn evenly."),
+    ] = None
+    task: Annotated[
+        Annotated[str, open_choice("tasks", "classification", "segmentation", "tensors")] | None,
+        Doc(
+            description="Meaning of the first output; default: what the file or the labels say. "
+            "Also file.py:NAME, module:NAME or an entry point."
+        ),
     ] = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255

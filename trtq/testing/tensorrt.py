@@ -359,8 +359,8 @@ class _Engine:
             )
 
     def _dtype(self, name: str) -> str:
-        kind = (self.inputs | self.outputs)[name].type
-        return {"tensor(float)": "float32", "tensor(float16)": "float16"}[kind]
+        kind = str((self.inputs | self.outputs)[name].type)[len("tensor(") : -1]
+        return {"float": "float32", "double": "float64"}.get(kind, kind)
 
     def create_execution_context(self) -> Any:
         return _Context(self)
@@ -368,42 +368,44 @@ class _Engine:
 
 class _Context:
     def __init__(self, engine: _Engine) -> None:
-        self.engine, self.addresses, self.shape = engine, dict[str, int](), tuple[int, ...]()
+        self.engine, self.addresses = engine, dict[str, int]()
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.profiler: Any = None
         names = engine.names
         if engine.release.has("engine.names"):
-            self.set_input_shape = lambda name, shape: self._set(shape)
+            self.set_input_shape = self._set
             self.get_tensor_shape = self._shape_of
             self.set_tensor_address = self.addresses.__setitem__
             self.execute_async_v3 = lambda stream: self._execute()
         if engine.release.has("engine.bindings"):
-            self.set_binding_shape = lambda i, shape: self._set(shape)
+            self.set_binding_shape = lambda i, shape: self._set(names[i], shape)
             self.get_binding_shape = lambda i: self._shape_of(names[i])
             self.execute_async_v2 = lambda addresses, stream: self._execute(
                 dict(zip(names, addresses, strict=True))
             )
 
-    def _set(self, shape: tuple[int, ...]) -> bool:
-        profile = next(iter(self.engine.head["shapes"].values()), None)
-        if profile is not None and not profile[0][0] <= shape[0] <= profile[2][0]:
+    def _set(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, _, most = self.engine.head["shapes"].get(name, (shape,) * 3)
+        fits = (a <= s <= b for a, s, b in zip(least, shape, most, strict=True))
+        if len(shape) != len(least) or not all(fits):
             return False
-        self.shape = tuple(shape)
+        self.shapes[name] = tuple(shape)
         return True
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
+        if name in self.shapes:
+            return self.shapes[name]
         value = (self.engine.inputs | self.engine.outputs)[name]
         dims = [d if isinstance(d, int) else -1 for d in value.shape]
-        if not dims:  # a tensor made an output later has no shape of its own
-            blank = np.zeros(self.shape, np.float32)
-            return tuple(
-                self.engine.session.run([name], {next(iter(self.engine.inputs)): blank})[0].shape
-            )
-        return tuple(self.shape[0] if d < 0 and self.shape else d for d in dims)
+        if self.shapes.keys() != self.engine.inputs.keys() or (dims and -1 not in dims):
+            return tuple(dims)
+        blank = {n: np.zeros(s, self.engine._dtype(n)) for n, s in self.shapes.items()}
+        return tuple(self.engine.session.run([name], blank)[0].shape)
 
     def _execute(self, addresses: dict[str, int] | None = None) -> bool:
-        at, name = addresses or self.addresses, next(iter(self.engine.inputs))
-        given = _memory(at[name], self.shape, self.engine._dtype(name))
-        made = self.engine.session.run(list(self.engine.outputs), {name: given})
+        at = addresses or self.addresses
+        given = {n: _memory(at[n], s, self.engine._dtype(n)) for n, s in self.shapes.items()}
+        made = self.engine.session.run(list(self.engine.outputs), given)
         for out, value in zip(self.engine.outputs, made, strict=True):
             _memory(at[out], value.shape, self.engine._dtype(out))[...] = value
         if self.profiler is not None:

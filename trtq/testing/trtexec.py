@@ -28,7 +28,7 @@ from pathlib import Path
 # digits of the version.
 ALWAYS = (
     "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore "
-    "allowGPUFallback warmUp duration iterations exportTimes"
+    "allowGPUFallback warmUp duration iterations exportTimes loadInputs"
 )
 WEAK = "fp16 int8 calib useCudaGraph useSpinWait noDataTransfers"
 STRONG = "noCudaGraph noSpinWait includeDataTransfers"

@@ -18,6 +18,7 @@ from torch import nn
 
 from trtq.data.metrics import confusion, hit_rate, mean_overlap
 from trtq.errors import ArtifactError, CalibrationError, first_line
+from trtq.graph.feed import first_output
 from trtq.progress import Progress
 from trtq.specs import FinetuneSpec
 from trtq.train.examples import TrainingSetup
@@ -293,7 +294,7 @@ class Trainer:
         first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
         with self._gradients(shared=moves):
             with self._cast(), nullcontext() if spec.compile else LeanMemory():
-                answer = self.run(images)
+                answer = first_output(self.run(images))
             parts = self.setup.objective.parts(answer, wanted, teacher)
             loss, value, any_stopped = self._gather(parts, bool(mine), stopped)
             if not math.isfinite(value):
@@ -332,8 +333,7 @@ class Trainer:
         if self.spec.distill <= 0.0:
             return None
         with torch.no_grad(), self._cast():
-            answer: torch.Tensor = self.setup.teacher(images)
-        return answer
+            return first_output(self.setup.teacher(images))
 
     def _gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
         """Average the gradients over the processes, or leave that to a later step."""

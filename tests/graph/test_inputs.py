@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trtq.errors import UsageError
+from trtq.graph.inputs import read_inputs
+
+
+def test_examples_are_made_of_what_is_typed():
+    examples, axes, ranges = read_inputs(["images=1x3x4x4", "ids=1x7:int64", "on=2:bool"], [])
+    assert {n: (list(t.shape), t.dtype) for n, t in examples.items()} == {
+        "images": ([1, 3, 4, 4], torch.float32),
+        "ids": ([1, 7], torch.int64),
+        "on": ([2], torch.bool),
+    }
+    assert axes is None and ranges == {}
+    assert int(examples["ids"].min()) >= 0 and int(examples["ids"].max()) < 10
+
+
+def test_open_axes_with_and_without_a_range():
+    given = ["images=batch,3,height:320..1280:32,width:320..1280:32", "ids=batch,length:1.."]
+    _, axes, ranges = read_inputs([], given)
+    assert axes == {"images": ["batch", 3, "height", "width"], "ids": ["batch", "length"]}
+    assert {n: r.words for n, r in ranges.items()} == {
+        "height": "320..1280:32",
+        "width": "320..1280:32",
+        "length": "1..",
+    }
+    assert 352 in ranges["height"] and 350 not in ranges["height"] and 1312 not in ranges["height"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dynamic", "text"),
+    [
+        (["images"], [], "Cannot read --input images: expected NAME=SIZES"),
+        (["images=1x-3"], [], "Cannot read --input images=1x-3"),
+        (["images=1x0"], [], "every size must be 1 or more"),
+        (["ids=1x2:int46"], [], "Cannot use the type int46 for the input ids.*Did you mean"),
+        (["a=1", "a=2"], [], "The input a is given twice"),
+        ([], ["images"], "Cannot read --dynamic images: expected NAME=AXIS"),
+        ([], ["images=batch,3 4"], "Cannot read --dynamic"),
+        ([], ["images=batch,h:9..3"], "the range of h is 9..3, expected 1 or more"),
+        ([], ["a=n:1..4", "b=n:1..8"], "The axis n has two ranges: 1..4 and 1..8"),
+        (["a=1"], ["b=n"], "There is no input b: --input names a"),
+    ],
+)
+def test_what_reads_otherwise_is_refused(inputs, dynamic, text):
+    with pytest.raises(UsageError, match=text):
+        read_inputs(inputs, dynamic)

@@ -1,0 +1,272 @@
+"""Whole files: constants, branches, names, types, round trips and what is refused."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import trtq
+from tests.support.onnx_files import IR_VERSION, _weight, text_encoder, two_images
+from trtq.errors import CaptureError, ExportError, ModelError, UsageError
+from trtq.export.ort import open_session
+from trtq.export.to_onnx import export_onnx
+from trtq.reader import read_onnx
+
+FLOAT = TensorProto.FLOAT
+
+
+def model_of(nodes, inputs, outputs, weights=None, *, opset=17, domains=()):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
+        [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+
+def image_model(nodes, weights, *, size=8, batch="batch", outputs=("y",), opset=17):
+    given = [("x", FLOAT, [batch, 3, size, size])]
+    return model_of(nodes, given, [(o, FLOAT, None) for o in outputs], weights, opset=opset)
+
+
+def written(tmp_path, model, *, opset=17, **arguments):
+    """Write a model to a file, load it, and return it with the file written from it."""
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    loaded = trtq.load(str(path), **arguments)
+    return loaded, export_onnx(loaded.graph.module, opset=opset)
+
+
+def assert_round_trip(model, loaded, made):
+    feed = {
+        t.name: e.numpy()
+        for t, e in zip(loaded.graph.signature.inputs, loaded.graph.examples, strict=True)
+    }
+    before, after = open_session(model), open_session(made)
+    for side in ("get_inputs", "get_outputs"):
+        ports = [[(p.name, p.type) for p in getattr(s, side)()] for s in (before, after)]
+        assert ports[0] == ports[1]
+    for wanted, got in zip(before.run(None, feed), after.run(None, feed), strict=True):
+        assert np.abs(wanted - got).max() <= 1e-5 * max(np.abs(wanted).max(), 1e-30)
+
+
+def test_constants_behind_identity_cast_and_transpose_are_the_layers_own_weights():
+    nodes = [
+        helper.make_node(
+            "Constant", [], ["raw"], value=numpy_helper.from_array(_weight(3, 3, 4, 3))
+        ),
+        helper.make_node("Identity", ["raw"], ["same"]),
+        helper.make_node("Transpose", ["same"], ["turned"], perm=[2, 3, 0, 1]),
+        helper.make_node("Cast", ["turned"], ["w"], to=FLOAT),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="/stem/conv/Conv", kernel_shape=[3, 3]),
+    ]
+    module = read_onnx(image_model(nodes, {}))
+    assert module.paths == ["stem.conv.Conv"]
+    own = module.get_submodule("stem.conv.Conv").weight
+    np.testing.assert_array_equal(own.detach(), _weight(3, 3, 4, 3).transpose(2, 3, 0, 1))
+
+
+def test_names_types_order_and_metadata_come_back(tmp_path):
+    model = two_images()
+    model.metadata_props.add(key="author", value="somebody")
+    loaded, made = written(tmp_path, model)
+    assert [n.name for n in made.graph.node] == ["conv", "conv_1", "sub", "pool", "relu"]
+    assert {p.key: p.value for p in made.metadata_props}["author"] == "somebody"
+    assert loaded.graph.dynamic_batch
+    assert_round_trip(model, loaded, made)
+
+
+def test_ids_and_masks_of_open_length_come_back(tmp_path):
+    model = text_encoder()
+    loaded, made = written(tmp_path, model)
+    sizes = [t.shape for t in loaded.graph.signature.inputs]
+    assert all(isinstance(d, str) for shape in sizes for d in shape)
+    assert_round_trip(model, loaded, made)
+
+
+def test_an_open_axis_survives_shape_gather_concat_reshape(tmp_path):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"], axis=0),
+        helper.make_node("Unsqueeze", ["n", "axis"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["y"], name="flat"),
+    ]
+    weights = {
+        "zero": np.array(0),
+        "axis": np.array([0]),
+        "rest": np.array([-1, 64]),
+    }
+    loaded, made = written(tmp_path, image_model(nodes, weights))
+    assert loaded.graph.signature.outputs[0].shape == ("batch", 3, 64)
+    assert_round_trip(image_model(nodes, weights), loaded, made)
+
+
+def test_a_matmul_with_constants_and_its_bias_become_one_linear_layer(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], name="fc/MatMul"),
+        helper.make_node("Add", ["b", "p"], ["y"], name="fc/Add"),
+    ]
+    given = [("x", FLOAT, ["batch", 8])]
+    model = model_of(
+        nodes, given, [("y", FLOAT, ["batch", 5])], {"w": _weight(8, 5), "b": _weight(5)}
+    )
+    loaded, made = written(tmp_path, model)
+    targets = [str(n.target) for n in loaded.graph.module.graph.nodes if n.op == "call_function"]
+    assert targets == ["aten.linear.default"]
+    assert_round_trip(model, loaded, made)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_old_and_new_forms_are_read(tmp_path, opset):
+    axes = {"axes": [2, 3]} if opset < 18 else {}
+    more = [] if opset < 18 else ["axes"]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], auto_pad="SAME_UPPER", strides=[2, 2]),
+        helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["n"]),
+        helper.make_node("Clip", ["n", "low", "high"], ["r"]),
+        helper.make_node("ReduceMean", ["r", *more], ["p"], keepdims=0, **axes),
+        helper.make_node("Softmax", ["p"], ["y"], axis=1),
+    ]
+    weights = {
+        "w": _weight(4, 3, 3, 3),
+        **{k: np.ones(4, np.float32) for k in "gbmv"},
+        "low": np.float32(0),
+        "high": np.float32(6),
+        "axes": np.array([2, 3]),
+    }
+    if opset < 18:
+        del weights["axes"]
+    model = image_model(nodes, weights, opset=opset)
+    loaded, made = written(tmp_path, model)
+    assert loaded.graph.passes["batch norm folded"] == 1
+    assert_round_trip(model, loaded, made)
+
+
+def test_an_if_with_a_known_condition_is_its_branch():
+    then = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["t"], name="r")],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["e"], name="n")],
+        "else",
+        [],
+        [helper.make_tensor_value_info("e", FLOAT, None)],
+    )
+    node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=then, else_branch=other)
+    module = read_onnx(image_model([node], {"c": np.array(True)}))
+    assert [n.op_type for n in module.nodes] == ["Relu", "Identity"]
+
+
+def test_a_fixed_batch_stays_and_another_size_is_refused(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"], name="relu")]
+    path = tmp_path / "m.onnx"
+    onnx.save(image_model(nodes, {}, batch=1), path)
+    loaded = trtq.load(str(path))
+    assert [t.shape for t in loaded.graph.signature.inputs] == [(1, 3, 8, 8)]
+    assert not loaded.graph.dynamic_batch
+    with pytest.raises(UsageError, match="its input x is fixed to 3x8x8") as caught:
+        trtq.load(str(path), input_size=(3, 16, 16))
+    assert "--input-size 3x8x8" in caught.value.hint
+
+
+def test_half_files_are_computed_in_float32_and_keep_their_types():
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", kernel_shape=[3, 3])]
+    model = model_of(
+        nodes,
+        [("x", TensorProto.FLOAT16, ["batch", 3, 8, 8])],
+        [("y", TensorProto.FLOAT16, None)],
+        {"w": _weight(4, 3, 3, 3).astype(np.float16)},
+    )
+    module = read_onnx(model)
+    answer = module(torch.zeros(2, 3, 8, 8, dtype=torch.float16))["y"]
+    assert answer.dtype == torch.float16
+    assert module.conv.weight.dtype == torch.float32
+    assert module.notes == ["the constants of the file are FLOAT16: it is computed in float32"]
+
+
+def test_external_data_is_read(tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", kernel_shape=[3, 3])]
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        image_model(nodes, {"w": _weight(4, 3, 3, 3)}),
+        path,
+        save_as_external_data=True,
+        location="m.data",
+        size_threshold=0,
+    )
+    np.testing.assert_array_equal(read_onnx(path).conv.weight.detach(), _weight(4, 3, 3, 3))
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ExportError, match="the file with its tensors is missing"):
+        read_onnx(path)
+
+
+def _relu(name="r", given="x", made="y"):
+    return helper.make_node("Relu", [given], [made], name=name)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            lambda: image_model([_relu("a", "b", "c"), _relu("d", "c", "b"), _relu()], {}),
+            "its nodes form a cycle through a (Relu)",
+        ),
+        (lambda: image_model([_relu(), _relu("s")], {}), "two nodes make 'y'"),
+        (lambda: image_model([_relu()], {}, outputs=("y", "y")), "two outputs of the name 'y'"),
+        (lambda: image_model([_relu()], {}, opset=99), "it is of opset 99"),
+        (lambda: image_model([_relu()], {}, opset=6), "it is of opset 6, expected 7 or later"),
+        (
+            lambda: image_model([helper.make_node("Gelu", ["x"], ["y"], name="g")], {}, opset=13),
+            "g (Gelu) needs opset 20, and the file is of opset 13",
+        ),
+        (
+            lambda: image_model(
+                [helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"], name="q")], {}
+            ),
+            "it is dynamically quantized: q (DynamicQuantizeLinear)",
+        ),
+        (
+            lambda: model_of(
+                [helper.make_node("ConvInteger", ["x", "w"], ["y"], name="q")],
+                [("x", TensorProto.INT8, [1, 3, 8, 8])],
+                [("y", TensorProto.INT32, None)],
+                {"w": np.ones((4, 3, 3, 3), np.int8)},
+            ),
+            "it is quantized to integer operators (QOperator format): q (ConvInteger)",
+        ),
+        (
+            lambda: model_of(
+                [helper.make_node("Identity", ["x"], ["y"], name="i")],
+                [("x", TensorProto.STRING, [1])],
+                [("y", TensorProto.STRING, [1])],
+            ),
+            "its input 'x' is of the type STRING",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_for_what_it_is(model, reason):
+    with pytest.raises(ModelError) as caught:
+        read_onnx(model())
+    assert reason in caught.value.reason
+    assert caught.value.hint
+
+
+def test_wrong_shapes_are_said_with_the_node(tmp_path):
+    path = tmp_path / "m.onnx"
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="/stem/Conv", kernel_shape=[3, 3])]
+    onnx.save(image_model(nodes, {"w": _weight(4, 5, 3, 3)}), path)
+    with pytest.raises(CaptureError, match="5"):
+        trtq.load(str(path))
+
+
+def test_a_checkpoint_is_refused_beside_a_file_with_weights(tmp_path):
+    with pytest.raises(UsageError, match="Cannot use --checkpoint with m.onnx"):
+        trtq.load("m.onnx", checkpoint="w.pt")

@@ -1,0 +1,110 @@
+"""Small ONNX files with several inputs, other dtypes and open axes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+IR_VERSION = 10
+
+
+def _model(nodes, inputs, outputs, weights=None, opset=18) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
+        [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _weight(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def two_images(batch: int | str = "batch", size: int = 8) -> onnx.ModelProto:
+    """Two images in, a distance and the features of the first out."""
+    nodes = [
+        helper.make_node("Conv", ["left", "w"], ["a"], "conv", kernel_shape=[3, 3]),
+        helper.make_node("Conv", ["right", "w"], ["b"], "conv_1", kernel_shape=[3, 3]),
+        helper.make_node("Sub", ["a", "b"], ["d"], "sub"),
+        helper.make_node("GlobalAveragePool", ["d"], ["distance"], "pool"),
+        helper.make_node("Relu", ["a"], ["features"], "relu"),
+    ]
+    shape = [batch, 3, size, size]
+    return _model(
+        nodes,
+        [("left", TensorProto.FLOAT, shape), ("right", TensorProto.FLOAT, shape)],
+        [
+            ("distance", TensorProto.FLOAT, [batch, 4, 1, 1]),
+            ("features", TensorProto.FLOAT, [batch, 4, size - 2, size - 2]),
+        ],
+        {"w": _weight(4, 3, 3, 3)},
+    )
+
+
+def text_encoder(vocabulary: int = 11, kind: int = TensorProto.INT64) -> onnx.ModelProto:
+    """Token ids and a mask in, their mean embedding out; batch and length are open."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], "embed"),
+        helper.make_node("Cast", ["mask"], ["m"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["m", "last"], ["m3"], "unsqueeze"),
+        helper.make_node("Mul", ["e", "m3"], ["em"], "mul"),
+        helper.make_node("ReduceMean", ["em", "axis"], ["pooled"], "mean", keepdims=0),
+        helper.make_node("MatMul", ["pooled", "w"], ["embedding"], "head"),
+    ]
+    weights = {
+        "table": _weight(vocabulary, 8),
+        "w": _weight(8, 5),
+        "last": np.array([2], np.int64),
+        "axis": np.array([1], np.int64),
+    }
+    shape = ["batch", "length"]
+    return _model(
+        nodes,
+        [("ids", kind, shape), ("mask", kind, shape)],
+        [("embedding", TensorProto.FLOAT, ["batch", 5])],
+        weights,
+    )
+
+
+def bytes_image(size: int = 8) -> onnx.ModelProto:
+    """A uint8 image in, channels last, a map of scores out; one image."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["f"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["f"], ["x"], "turn", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["x", "w"], ["scores"], "conv", kernel_shape=[3, 3]),
+    ]
+    return _model(
+        nodes,
+        [("image", TensorProto.UINT8, [1, size, size, 3])],
+        [("scores", TensorProto.FLOAT, [1, 4, size - 2, size - 2])],
+        {"w": _weight(4, 3, 3, 3)},
+    )
+
+
+def open_sizes(batch: int | str = "batch") -> onnx.ModelProto:
+    """An image of open height and width in, a map of half the size out."""
+    nodes = [
+        helper.make_node(
+            "Conv",
+            ["images", "w"],
+            ["y"],
+            "conv",
+            kernel_shape=[3, 3],
+            pads=[1] * 4,
+            strides=[2] * 2,
+        ),
+        helper.make_node("Sigmoid", ["y"], ["map"], "sigmoid"),
+    ]
+    return _model(
+        nodes,
+        [("images", TensorProto.FLOAT, [batch, 3, "height", "width"])],
+        [("map", TensorProto.FLOAT, [batch, 1, None, None])],
+        {"w": _weight(1, 3, 3, 3)},
+    )

@@ -1,0 +1,117 @@
+"""Inputs drawn at random for any model: valid for its dtypes and for the tables that it reads.
+
+They are repeatable: one seed. Times do not depend on values; indices must exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from trtq.export.feeds import AnyArray, InputSlot
+
+SEED = 0
+IMAGE_RANK = 4
+INDEXED = {"Gather": 1, "GatherElements": 1}  # which operand holds the indices
+# Ops whose result has values of their first operand alone.
+MOVES = frozenset(
+    (
+        *("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"),
+        *("Slice", "Expand", "Tile"),
+    )
+)
+# Ops between a stored table and the node that reads it.
+STORED = frozenset(("Cast", "Identity", "DequantizeLinear", "QuantizeLinear"))
+
+
+def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how many rows the smallest table has that each input indexes, by input.
+
+    Inputs that index no stored table are not in it.
+    """
+    graph = model.graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    tables = _Tables(model)
+    sizes = {i.name: list(_rows(i.name, readers, tables)) for i in graph.input}
+    return {name: min(found) for name, found in sizes.items() if found}
+
+
+class _Tables:
+    """The shapes of stored tensors, also behind a Q/DQ pair."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.shapes = {i.name: list(i.dims) for i in model.graph.initializer}
+        self.makers = {o: n for n in model.graph.node for o in n.output}
+
+    def rows(self, node: onnx.NodeProto) -> int | None:
+        """Return how many entries a node can choose from; None where its data are not stored."""
+        name = node.input[0]
+        while name not in self.shapes:
+            maker = self.makers.get(name)
+            if maker is None or maker.op_type not in STORED:
+                return None
+            name = maker.input[0]
+        shape = self.shapes[name]
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        return int(shape[axis]) if shape else None
+
+
+def _rows(
+    name: str, readers: Mapping[str, Sequence[onnx.NodeProto]], tables: _Tables
+) -> Iterator[int]:
+    """Yield the number of rows of every table that a tensor indexes."""
+    seen, waiting = {name}, [name]
+    while waiting:
+        tensor = waiting.pop()
+        for node in readers.get(tensor, ()):
+            place = INDEXED.get(node.op_type)
+            if place is not None and list(node.input)[place] == tensor:
+                rows = tables.rows(node)
+                if rows is not None:
+                    yield rows
+            elif node.op_type in MOVES and node.input[0] == tensor:
+                fresh = [o for o in node.output if o not in seen]
+                seen.update(fresh)
+                waiting += fresh
+
+
+def random_feed(
+    slots: Sequence[InputSlot],
+    shapes: Mapping[str, Sequence[int]],
+    tables: Mapping[str, int],
+    *,
+    seed: int = SEED,
+) -> dict[str, AnyArray]:
+    """Return an array for every input.
+
+    Floats are standard normal. Integers that index a table are below its size. Bytes and integers
+    of rank 4 are pixels, 0 to 255. Other integers are 1: a mask of ones, a length, a flag. Booleans
+    are true.
+
+    Args:
+        slots: the inputs.
+        shapes: of each input.
+        tables: rows of the table that an input indexes (:func:`table_sizes`).
+        seed: makes them repeatable.
+    """
+    rng = np.random.default_rng(seed)
+    return {s.name: _draw(rng, s, tuple(shapes[s.name]), tables.get(s.name)) for s in slots}
+
+
+def _draw(
+    rng: np.random.Generator, slot: InputSlot, shape: tuple[int, ...], rows: int | None
+) -> AnyArray:
+    kind = np.dtype(slot.dtype)
+    if kind.kind == "f":
+        return rng.standard_normal(shape, dtype=np.float32).astype(kind, copy=False)
+    if rows is not None:
+        return rng.integers(0, rows, shape).astype(kind)
+    if kind.kind != "b" and (slot.dtype == "uint8" or len(shape) == IMAGE_RANK):
+        most = min(255, int(np.iinfo(kind).max))
+        return rng.integers(0, most, shape, endpoint=True).astype(kind)
+    return np.ones(shape, kind)

@@ -1,0 +1,126 @@
+"""Shapes of inputs as texts and as a file has them: ``--shapes ids=1x8:1x64:4x128``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import onnx
+
+from trtq.errors import EngineError, UsageError
+from trtq.onnx_walk import is_fixed
+
+FORM = "NAME=MIN:OPT:MAX, such as images=1x3x320x320:1x3x640x640:8x3x1280x1280"
+
+Span = tuple[int, int, int]  # smallest, usual, largest
+
+
+class Axis(NamedTuple):
+    """One axis of an input.
+
+    Attributes:
+        size: None where it is open.
+        symbol: what the file calls an open axis, "" where it has no name.
+    """
+
+    size: int | None
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input of an ONNX file."""
+
+    name: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def words(self) -> str:
+        """The input as a person reads it: ``images [batch, 3, height, width]``."""
+        sizes = [a.symbol or "?" if a.size is None else str(a.size) for a in self.axes]
+        return f"{self.name} [{', '.join(sizes)}]"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any axis is open."""
+        return any(a.size is None for a in self.axes)
+
+
+def inputs_of(model: onnx.ModelProto) -> list[Input]:
+    """Return the inputs of a model, without initializers that old files list among them.
+
+    Raises:
+        EngineError: an input is no tensor, or has no shape.
+    """
+    held = {i.name for i in model.graph.initializer}
+    return [_input(i) for i in model.graph.input if i.name not in held]
+
+
+def _input(value: onnx.ValueInfoProto) -> Input:
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        form = str(value.type.WhichOneof("value")).removesuffix("_type")
+        raise EngineError(
+            f"Cannot build with the input {value.name}",
+            "it has no shape" if form == "tensor" else f"it is a {form}, not a tensor",
+            "Export the model with the shape of its inputs; an axis may be open",
+        )
+    dims = kind.shape.dim
+    return Input(
+        value.name,
+        tuple(Axis(d.dim_value if is_fixed(d) else None, d.dim_param) for d in dims),
+    )
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
+    """Return the span of each axis by input from texts such as ``ids=1x8:1x64:4x128``.
+
+    One shape fixes the axes. Several inputs can be in one text, separated by commas.
+
+    Raises:
+        UsageError: a text has another form, an input is named twice, or MIN > OPT or OPT > MAX.
+    """
+    found: dict[str, tuple[Span, ...]] = {}
+    for text in (t for given in texts for t in re.split(r",(?=[^,=]+=)", given)):
+        name, equals, sizes = text.rpartition("=")
+        shapes = [part.split("x") for part in sizes.split(":")]
+        plain = all(d.isdecimal() for shape in shapes for d in shape)
+        same = len({len(s) for s in shapes}) == 1
+        if not (name and equals and plain and same and len(shapes) in (1, 3)):
+            raise UsageError(
+                f"Cannot read --shapes {text}",
+                f"expected {FORM}, or one shape for all three",
+                f"Write it like --shapes {FORM.rpartition(' ')[2]}",
+            )
+        if name in found:
+            raise UsageError(
+                f"Cannot use --shapes {text}", f"{name} is given twice", "Give it once"
+            )
+        least, usual, most = shapes if len(shapes) > 1 else shapes * 3
+        spans = [(int(a), int(b), int(c)) for a, b, c in zip(least, usual, most, strict=True)]
+        _require_order(text, name, spans)
+        found[name] = tuple(spans)
+    return found
+
+
+def _require_order(text: str, name: str, spans: Sequence[Span]) -> None:
+    for axis, (least, usual, most) in enumerate(spans):
+        if not 1 <= least <= usual <= most:
+            raise UsageError(
+                f"Cannot use --shapes {text}",
+                f"axis {axis} of {name} is {least}:{usual}:{most}, expected 1 <= MIN <= OPT <= MAX",
+                f"Write it like --shapes {FORM.rpartition(' ')[2]}",
+            )
+
+
+def shapes_text(spans: Sequence[Span]) -> str:
+    """Return spans as ``--shapes`` takes them: ``1x8:1x64:4x128``, or one shape where all agree."""
+    texts = ["x".join(str(s[k]) for s in spans) for k in range(3)]
+    return texts[0] if len(set(texts)) == 1 else ":".join(texts)
+
+
+def colons(span: Sequence[int]) -> str:
+    """Return a span as ``--batch`` takes it: ``1:8:32``."""
+    return ":".join(map(str, span))

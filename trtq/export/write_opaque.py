@@ -1,0 +1,47 @@
+"""Nodes that were read from ONNX and that torch does not compute, written as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import version_converter
+from torch import fx
+
+from trtq.export.borrowed import splice
+from trtq.export.writer import UnsupportedOpError, Writer
+from trtq.graph.opaque import name_of, unpacked
+from trtq.onnx_walk import all_nodes, has_branches
+
+OWN = ("", "ai.onnx")
+
+
+def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str) -> Any:
+    """The node itself, in a form of the writer's opset."""
+    written = _of_opset(unpacked(model), w.opset, name_of(model))
+    w.domains |= {o.domain: o.version for o in written.opset_import if o.domain not in OWN}
+    return splice(w, written, list(inputs), foreign=True)
+
+
+def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
+    """Return a model of one node in another opset: as it is where its form is the same there."""
+    first = model.graph.node[0]
+    if first.domain not in ("", "ai.onnx"):
+        return model
+    own = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if all(_since(n, own) == _since(n, opset) for n in all_nodes(model)):
+        return model
+    try:
+        if has_branches(first):
+            raise ValueError("the converter does not enter branches")
+        return version_converter.convert_version(model, opset)
+    except Exception as exc:  # the converter's failures share no base
+        raise UnsupportedOpError(f"{name} has another form in opset {opset}") from exc
+
+
+def _since(node: onnx.NodeProto, opset: int) -> int:
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
+    except onnx.defs.SchemaError:
+        return 0

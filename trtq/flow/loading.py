@@ -1,0 +1,57 @@
+"""From the text of a model to a module, whatever kind of file or factory it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trtq.errors import UsageError
+from trtq.models.checkpoint import Match
+from trtq.models.load import LoadedModel, load_model
+from trtq.models.pt2 import load_pt2
+from trtq.reader.load import load_onnx_model
+
+# Files that hold a model with its weights, by suffix.
+WHOLE: Mapping[str, Callable[[Path], LoadedModel]] = {
+    ".onnx": load_onnx_model,
+    ".pt2": load_pt2,
+}
+
+
+def load_text(
+    name: str,
+    *,
+    args: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    match: Match = "name",
+    key: str | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Return the model that a text names: a file with its weights, or a factory.
+
+    Args:
+        name: ``FILE.onnx``, ``FILE.pt2`` or what :func:`trtq.models.load.load_model` takes.
+        args: keyword arguments of the factory.
+        checkpoint: weights to load into what the factory makes.
+        match: how tensors of the checkpoint find theirs in the model.
+        key: where in the checkpoint the weights are.
+        seed: makes random weights repeatable.
+
+    Raises:
+        ModelError: unknown, or its weights do not fit.
+        ExportError: an ONNX file that is missing or damaged.
+        UsageError: a checkpoint or arguments for a file that has its weights.
+    """
+    load = WHOLE.get(Path(name).suffix.lower())
+    if load is None:
+        return load_model(name, args=args, checkpoint=checkpoint, match=match, key=key, seed=seed)
+    unused = {"--checkpoint": checkpoint, "--model-arg": args, "--checkpoint-key": key}
+    given = [option for option, value in unused.items() if value]
+    if given:
+        raise UsageError(
+            f"Cannot use {' and '.join(given)} with {name}",
+            "the file has its weights and takes no arguments",
+            "Leave it out",
+        )
+    return load(Path(name))

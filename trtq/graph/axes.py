@@ -1,0 +1,135 @@
+"""Which axes of a model's inputs are open, and within which sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from trtq.errors import CaptureError
+from trtq.graph.feed import Feed
+from trtq.graph.flat import Call
+from trtq.graph.signature import BATCH, SizeRange, TensorSpec
+
+Axes = Mapping[str, Sequence[int | str]]  # of an input: sizes, and names of open axes
+
+
+class Open(NamedTuple):
+    """The open axes of a model's inputs.
+
+    Attributes:
+        names: for each input the name of each open axis.
+        ranges: the sizes of each, by name.
+        asked: somebody named them; else the first axis of each input is tried.
+    """
+
+    names: tuple[Mapping[int, str], ...]
+    ranges: Mapping[str, SizeRange]
+    asked: bool = False
+
+    def dims(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what torch.export takes for each input, what binds the model least first.
+
+        A model that halves its maps and joins them again holds for multiples only.
+        """
+        if not self.asked:
+            # Batches of several inputs are one size, not as many as there are inputs.
+            alone = sum(map(bool, self.names)) < 2
+            batch = torch.export.Dim.DYNAMIC if alone else torch.export.Dim(BATCH)
+            yield tuple(dict.fromkeys(names, batch) for names in self.names)
+            return
+        stepped = any(sizes.multiple > 1 for sizes in self.ranges.values())
+        for multiples in (False, True) if stepped else (False,):
+            dims = {n: _dim(n, sizes, multiples=multiples) for n, sizes in self.ranges.items()}
+            yield tuple({i: dims[n] for i, n in names.items()} for names in self.names)
+
+    @property
+    def closed(self) -> Open:
+        """The same inputs without an open axis."""
+        return Open(tuple({} for _ in self.names), {})
+
+
+def _dim(name: str, sizes: SizeRange, *, multiples: bool) -> Any:
+    step = sizes.multiple if multiples else 1
+    most = None if sizes.most is None else sizes.most // step
+    dim = torch.export.Dim(name, min=-(-sizes.least // step), max=most)
+    return dim if step == 1 else step * dim
+
+
+def open_batch(call: Call) -> Open:
+    """Return the first axis of every input, where it is as long as the first input's."""
+    first = next((len(t) for t in call.feed if t.ndim), 0)
+    names = tuple({0: BATCH} if t.ndim and len(t) == first else {} for t in call.feed)
+    return Open(names, {BATCH: SizeRange()} if any(names) else {})
+
+
+def open_axes(
+    call: Call, axes: Axes, ranges: Mapping[str, SizeRange], *, asked: bool = True
+) -> Open:
+    """Return the axes that somebody named.
+
+    Args:
+        call: the example.
+        axes: the sizes of an input by its name; open ones are texts.
+        ranges: of the open axes; those that are missing have no limit.
+        asked: a user named them; else a file does, and the model may fix some.
+
+    Raises:
+        CaptureError: an input has no such name, another rank or another fixed size, or the example
+            is outside a range.
+    """
+    unknown = sorted(set(axes) - set(call.names))
+    if unknown:
+        raise CaptureError(
+            f"There is no input {unknown[0]}", f"the inputs are {', '.join(call.names)}"
+        )
+    taken: dict[str, SizeRange] = {}
+    names: list[dict[int, str]] = []
+    for name, tensor in zip(call.names, call.feed, strict=True):
+        wanted = axes.get(name)
+        if wanted is None:
+            names.append({0: BATCH} if tensor.ndim and BATCH in ranges else {})
+            continue
+        given = list(tensor.shape)
+        fits = len(wanted) == len(given) and all(
+            isinstance(a, str) or a == d for a, d in zip(wanted, given, strict=True)
+        )
+        if not fits:
+            raise CaptureError(
+                f"The axes of the input {name} do not fit its example",
+                f"asked for {_words(wanted)}, the example has {_words(given)}",
+            )
+        names.append({i: a for i, a in enumerate(wanted) if isinstance(a, str)})
+        for i, axis in names[-1].items():
+            taken[axis] = ranges.get(axis, SizeRange())
+            if given[i] not in taken[axis]:
+                raise CaptureError(
+                    f"The example of the input {name} is outside its range",
+                    f"{axis} is {given[i]}, expected {taken[axis].meaning}",
+                )
+    return Open(tuple(names), taken, asked=asked)
+
+
+def _words(sizes: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def single(feed: Feed, opened: Open) -> Feed:
+    """Return a batch of one sample."""
+    return tuple(
+        t[:1] if names.get(0) == BATCH else t for t, names in zip(feed, opened.names, strict=True)
+    )
+
+
+def input_specs(names: Sequence[str], feed: Feed, opened: Open) -> list[TensorSpec]:
+    """Return what each input is: its open axes by name, its other sizes as in the example."""
+    return [
+        TensorSpec(
+            name=name,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(axes.get(i, int(d)) for i, d in enumerate(tensor.shape)),
+            layout="NCHW" if tensor.ndim == 4 and tensor.is_floating_point() else "",
+        )
+        for name, tensor, axes in zip(names, feed, opened.names, strict=True)
+    ]

@@ -1,0 +1,194 @@
+"""A model whose inputs and outputs are flat: a tensor each, with a name each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import (
+    TreeSpec,
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_unflatten,
+)
+
+from trtq.errors import CaptureError
+from trtq.graph.feed import Feed
+from trtq.graph.signature import INPUT, OUTPUT
+
+PREFIX = "model."  # of every module path in a flat model
+
+
+class Call(NamedTuple):
+    """How a model is called with one batch.
+
+    Attributes:
+        names: of the tensors, in order.
+        feed: the tensors.
+        form: positional and named arguments, with the place of each tensor.
+        rest: arguments that are no tensors, by their place.
+        places: of the tensors among all arguments.
+    """
+
+    names: tuple[str, ...]
+    feed: Feed
+    form: TreeSpec
+    rest: dict[int, object]
+    places: tuple[int, ...]
+
+    def arguments(self, feed: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the named arguments for a batch."""
+        leaves = {**self.rest, **dict(zip(self.places, feed, strict=True))}
+        args, named = tree_unflatten([leaves[i] for i in range(len(leaves))], self.form)
+        return tuple(args), dict(named)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model is called with its one tensor and nothing else."""
+        args, named = self.arguments(self.feed)
+        return len(args) == 1 and not named and isinstance(args[0], torch.Tensor)
+
+
+def call_of(model: nn.Module, given: object) -> Call:
+    """Return how ``model`` is called with an example.
+
+    Args:
+        model: to call.
+        given: one batch: a tensor, a tuple of arguments, or a mapping of named ones; each is a
+            tensor or a structure of tensors, numbers and None.
+
+    Raises:
+        CaptureError: there is no tensor in it, or forward() has no such parameter.
+    """
+    parameters, any_number = _parameters(model)
+    args: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
+    labels: Sequence[str]
+    if isinstance(given, Mapping):
+        labels = [str(k) for k in given]
+        if set(labels) <= set(parameters):
+            named = {str(k): v for k, v in given.items()}
+        elif any_number or len(labels) == 1:
+            args = tuple(given.values())
+        else:
+            raise CaptureError(
+                f"Cannot call {type(model).__name__} with {', '.join(labels)}",
+                f"forward() takes {', '.join(parameters) or 'no arguments'}",
+                "Name the inputs after its parameters",
+            )
+    else:
+        args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        labels = (
+            [INPUT]
+            if len(args) == 1 and isinstance(args[0], torch.Tensor)
+            else [*parameters[: len(args)], *(f"in.{i}" for i in range(len(parameters), len(args)))]
+        )
+    leaves, form = tree_flatten((args, named))
+    names = [
+        label + _dotted(path)
+        for label, value in zip(labels, (*args, *named.values()), strict=True)
+        for path, _ in tree_flatten_with_path(value)[0]
+    ]
+    places = tuple(i for i, v in enumerate(leaves) if isinstance(v, torch.Tensor))
+    if not places:
+        raise CaptureError(
+            f"Cannot call {type(model).__name__} with this example",
+            "there is no tensor in it",
+            "Give a tensor, a tuple of tensors or a dict of them",
+        )
+    return Call(
+        names=tuple(names[i] for i in places),
+        # One tensor in two places would be one input to the tracer.
+        feed=tuple(leaves[i].detach().clone() for i in places),
+        form=form,
+        rest={i: v for i, v in enumerate(leaves) if i not in places},
+        places=places,
+    )
+
+
+def doubled(call: Call) -> Call | None:
+    """Return an example of one sample twice, None where it has more: an axis of 1 stays closed."""
+    if any(t.ndim and len(t) > 1 for t in call.feed) or not any(t.ndim for t in call.feed):
+        return None
+    return call._replace(feed=tuple(torch.cat([t, t]) if t.ndim else t for t in call.feed))
+
+
+def _parameters(model: nn.Module) -> tuple[list[str], bool]:
+    """Return the parameters of forward(), and whether it takes any number of tensors."""
+    try:
+        found = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return [], True
+    named = [n for n, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return named, any(p.kind == p.VAR_POSITIONAL for p in found.values())
+
+
+class Answer(NamedTuple):
+    """What a model gave for one batch, flat.
+
+    Attributes:
+        names: of its tensors: the keys that lead to each.
+        tensors: in order.
+        left_out: names of what is no tensor and not None.
+    """
+
+    names: tuple[str, ...]
+    tensors: Feed
+    left_out: tuple[str, ...]
+
+
+def answer_of(output: object) -> Answer:
+    """Return the tensors of what a model gave.
+
+    A tensor alone is called ``output``; a dict's are called after its keys, a sequence's ``out.0``,
+    ``out.1``.
+
+    Raises:
+        CaptureError: there is no tensor in it.
+    """
+    if isinstance(output, torch.Tensor):
+        return Answer((OUTPUT,), (output,), ())
+    if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
+        output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    found = [
+        (("out" if isinstance(output, (tuple, list)) else "") + _dotted(path), value)
+        for path, value in tree_flatten_with_path(output)[0]
+    ]
+    tensors = [(n.lstrip("."), v) for n, v in found if isinstance(v, torch.Tensor)]
+    if not tensors:
+        raise CaptureError(
+            "Cannot use the model's output",
+            f"expected a tensor, found {type(output).__name__}",
+            "Wrap the model so that it returns tensors",
+        )
+    rest = [n.lstrip(".") for n, v in found if v is not None and not isinstance(v, torch.Tensor)]
+    return Answer(tuple(n for n, _ in tensors), tuple(v for _, v in tensors), tuple(rest))
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    """Return the way to a leaf: ``.boxes.0``."""
+    keys = (keystr((key,)).strip("[].").strip("'\"") for key in path)
+    return "".join(f".{key}" for key in keys)
+
+
+class Flat(nn.Module):
+    """A model with its tensors in a row, in and out; modules keep the model's own names.
+
+    Args:
+        model: whatever goes in and out.
+        call: how it is called.
+    """
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, *feed: torch.Tensor) -> Feed:
+        """Return the output tensors."""
+        args, named = self.call.arguments(feed)
+        return answer_of(self.model(*args, **named)).tensors

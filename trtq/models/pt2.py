@@ -1,0 +1,129 @@
+"""Archives of torch.export (.pt2): a program with its weights, read without running code."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from trtq.errors import ModelError, first_line, reason
+from trtq.models.load import LoadedModel
+
+_AGAIN = "Save it again: torch.export.save(program, 'model.pt2')"
+
+
+def load_pt2(path: Path) -> LoadedModel:
+    """Return the model of an archive.
+
+    Args:
+        path: written by ``torch.export.save``.
+
+    Raises:
+        ModelError: missing, damaged, of another kind, or it has objects that only unpickling
+            could read.
+    """
+    what = f"Cannot read the exported program {path}"
+    if not path.is_file():
+        raise ModelError(what, "there is no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _require_plain(archive, what)
+    except zipfile.BadZipFile as exc:
+        raise ModelError(what, "it is not a whole archive of torch.export", _AGAIN) from exc
+    except OSError as exc:
+        raise ModelError(what, reason(exc)) from exc
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+    except Exception as exc:  # torch's failures share no base
+        raise ModelError(what, f"torch cannot load it ({first_line(exc)})", _AGAIN) from exc
+    finally:
+        logger.setLevel(level)
+    return from_program(program, str(path))
+
+
+def from_program(program: ExportedProgram, name: str) -> LoadedModel:
+    """Return the model of an exported program.
+
+    Args:
+        program: stays as it is.
+        name: for records.
+    """
+    module = program.module(check_guards=False)
+    assert isinstance(module, nn.Module)
+    for part in module.modules():
+        part.training = False
+    return LoadedModel(
+        module=module,
+        name=name,
+        weights="the program's own",
+        input_hints=_hints(program),
+    )
+
+
+def _hints(program: ExportedProgram) -> dict[str, Any]:
+    """Return the size of the image that a program of one image takes."""
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
+    named = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in named]
+    values = [n.meta.get("val") for n in nodes]
+    if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
+        return {}
+    sizes = values[0].shape[1:]
+    return {"input_size": tuple(sizes)} if all(isinstance(s, int) for s in sizes) else {}
+
+
+def _require_plain(archive: zipfile.ZipFile, what: str) -> None:
+    """Refuse an archive with anything that torch would unpickle freely.
+
+    Raises:
+        ModelError: names the part.
+    """
+    for name in _pickled(archive, what):
+        try:
+            torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as exc:
+            raise ModelError(
+                what,
+                f"{name} in it is not a plain tensor, and reading it could run code",
+                "Load it where you trust it, and save a program with plain tensors",
+            ) from exc
+
+
+def _pickled(archive: zipfile.ZipFile, what: str) -> Iterator[str]:
+    """Yield the names of the parts that torch reads with pickle.
+
+    Raises:
+        ModelError: one is an object of a class.
+    """
+    names = archive.namelist()
+    for name in names:
+        if name.endswith(("weights_config.json", "constants_config.json")):
+            folder = name.rpartition("/")[0]
+            for payload in json.loads(archive.read(name)).get("config", {}).values():
+                path = str(payload.get("path_name", ""))
+                if "custom_obj" in path:
+                    raise ModelError(
+                        what,
+                        f"it holds the object {path}, and reading that could run code",
+                        "Export the model without objects of classes of its own",
+                    )
+                if payload.get("use_pickle"):
+                    full = f"{folder}/{path}"
+                    yield next((n for n in names if n.endswith(f"/{path}")), full)
+        elif name.endswith(".pt") and ("sample_inputs" in name or "serialized_" in name):
+            yield name

@@ -1,0 +1,130 @@
+"""One call of an ONNX node: its operands and attributes, as reading functions take them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnx import helper
+
+from trtq import ops
+from trtq.onnx_walk import branches
+from trtq.reader.values import UnreadError, Value
+
+Read = Callable[["Call"], Any]
+OWN = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A node with the values of its operands.
+
+    Attributes:
+        node: as in the file.
+        opset: of ONNX's own domain.
+        given: None for an operand that is left out.
+        attributes: by name.
+    """
+
+    node: onnx.NodeProto
+    opset: int
+    given: Sequence[Value | None]
+    attributes: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def has(self, position: int) -> bool:
+        """Whether the node has an operand at a position."""
+        return position < len(self.given) and self.given[position] is not None
+
+    def value(self, position: int) -> Value:
+        """Return an operand.
+
+        Raises:
+            UnreadError: the node has none there.
+        """
+        found = self.given[position] if position < len(self.given) else None
+        if found is None:
+            raise UnreadError(f"operand {position} is missing")
+        return found
+
+    def x(self, position: int = 0) -> torch.Tensor:
+        """Return an operand as a tensor."""
+        return self.value(position).as_tensor(self._any())
+
+    def optional(self, position: int) -> torch.Tensor | None:
+        """Return an operand as a tensor, None where it is left out."""
+        return self.x(position) if self.has(position) else None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all operands as tensors."""
+        return [self.x(i) for i in range(len(self.given))]
+
+    def ints(self, position: int) -> list[Any] | None:
+        """Return an operand as integers, None where it is left out."""
+        return self.value(position).ints() if self.has(position) else None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an attribute."""
+        return self.attributes.get(name, default)
+
+    def axes(self, position: int = 1, name: str = "axes") -> list[int] | None:
+        """Return axes: an attribute in old opsets, an operand in new ones; None for neither."""
+        given = self.get(name)
+        found = list(given) if given is not None else self.ints(position)
+        return None if found is None else [int(v) for v in found]
+
+    def _any(self) -> torch.Tensor | None:
+        found = (v.tensor for v in self.given if v is not None and v.tensor is not None)
+        return next(found, None)
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node as Python values; texts are decoded."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        found[attribute.name] = (
+            value.decode(errors="replace") if isinstance(value, bytes) else value
+        )
+    return found
+
+
+def reader_of(node: onnx.NodeProto) -> Read | None:
+    """Return the function that reads a node, None where the table of operators names none."""
+    if node.domain not in OWN:
+        return None
+    name = ops.of(node).read
+    return _function(name) if name else None
+
+
+@functools.cache
+def _function(name: str) -> Read:
+    """Return the function of a row, ``family.function`` or a full path from outside of trtq."""
+    module, _, function = name.rpartition(".")
+    path = module if "." in module else f"trtq.reader.read_{module}"
+    read: Read = getattr(importlib.import_module(path), function)
+    return read
+
+
+def operands_of(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the names of a node's operands, then of the tensors that its branches read."""
+    outer = dict.fromkeys(r for r in reads_of(node) if r and r not in node.input)
+    return (*node.input, *outer)
+
+
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads of its graph, also inside its branches."""
+    yield from node.input
+    for branch in branches(node):
+        own = {o for n in branch.node for o in n.output} | {v.name for v in branch.input}
+        own |= {i.name for i in branch.initializer}
+        for inner in branch.node:
+            yield from (r for r in reads_of(inner) if r not in own)
+        yield from (o.name for o in branch.output if o.name not in own)

@@ -1,0 +1,130 @@
+"""An example of a file's inputs: fixed sizes as they are, open ones by what the model can run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import nn
+
+from trtq.errors import TrtqError, UsageError
+from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs, random_input
+from trtq.reader.port import Port
+
+IMAGE_AXES = 4
+MOST_GUESSED = 4  # axes
+LENGTHS = (16, 64, 128, 256, 512, 576, 1600, 16000)  # of open axes that nobody gave a size
+
+
+def inputs_of(
+    model: nn.Module, ports: Sequence[Port], size: tuple[int, int, int] | None
+) -> ModelInputs:
+    """Return an example of every input and the open axes that the file declares.
+
+    Args:
+        model: takes the inputs in order; sizes are tried on it.
+        ports: the inputs.
+        size: (C, H, W) of images; used where the file leaves them open.
+
+    Raises:
+        UsageError: the size contradicts the file.
+    """
+    axes = {port.name: _names(port) for port in ports}
+    open_names = {a for named in axes.values() for a in named if isinstance(a, str)}
+    known = _image_sizes(ports, axes, size)
+    rest = sorted(open_names - set(known))
+    examples = [_example(ports, axes, known | sizes) for sizes in _guesses(rest)]
+    trials = examples if len(examples) > 1 else ()
+    fits = next((e for e in trials if _runs(model, e)), examples[0])
+    declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
+    return ModelInputs(fits, declared, declared=True)
+
+
+def _guesses(names: Sequence[str]) -> list[dict[str, int]]:
+    """Return sizes for open axes that nobody gave one: each is a length, or counts samples."""
+    if not names:
+        return [{}]
+    if len(names) > MOST_GUESSED:
+        return [dict.fromkeys(names, length) for length in LENGTHS]
+    return [
+        dict(zip(names, sizes, strict=True))
+        for length in LENGTHS
+        for sizes in product((length, BATCH_OF_TWO), repeat=len(names))
+    ]
+
+
+def _names(port: Port) -> tuple[int | str, ...]:
+    """Return the sizes of an input; each open one has a name that is an identifier."""
+    return tuple(
+        d if isinstance(d, int) else _identifier(d) or f"{_identifier(port.name)}_axis{i}"
+        for i, d in enumerate(port.shape)
+    )
+
+
+def _identifier(text: str) -> str:
+    clean = re.sub(r"\W+", "_", text).strip("_")
+    return f"_{clean}" if clean[:1].isdigit() else clean
+
+
+def _image_sizes(
+    ports: Sequence[Port],
+    axes: dict[str, tuple[int | str, ...]],
+    size: tuple[int, int, int] | None,
+) -> dict[str, int]:
+    """Return the sizes of open axes that are known: two samples, and the image's own.
+
+    Raises:
+        UsageError: a fixed size is another than that of the image.
+    """
+    known: dict[str, int] = {}
+    for port in ports:
+        named = axes[port.name]
+        if named and isinstance(named[0], str):
+            known.setdefault(named[0], BATCH_OF_TWO)
+        if len(named) != IMAGE_AXES or not port.dtype.is_floating_point or size is None:
+            continue
+        for axis, asked in zip(named[1:], size, strict=True):
+            if isinstance(axis, str):
+                known.setdefault(axis, asked)
+    return known
+
+
+def require_size(ports: Sequence[Port], size: tuple[int, int, int], name: str) -> None:
+    """Refuse a size of images that a file does not take.
+
+    Raises:
+        UsageError: names both sizes.
+    """
+    images = [p for p in ports if len(p.shape) == IMAGE_AXES]
+    for port in images if len(ports) == 1 else []:
+        fixed = zip(port.shape[1:], size, strict=True)
+        if any(isinstance(d, int) and d != asked for d, asked in fixed):
+            own = "x".join(str(d) if isinstance(d, int) else "any" for d in port.shape[1:])
+            raise UsageError(
+                f"Cannot give {'x'.join(map(str, size))} images to {name}",
+                f"its input {port.name} is fixed to {own}",
+                f"Leave --input-size out, or give --input-size {own}",
+            )
+
+
+def _example(
+    ports: Sequence[Port], axes: dict[str, tuple[int | str, ...]], known: dict[str, int]
+) -> dict[str, torch.Tensor]:
+    found = {}
+    for i, port in enumerate(ports):
+        sizes = [d if isinstance(d, int) else known[d] for d in axes[port.name]]
+        dtype = str(port.dtype).removeprefix("torch.")
+        found[port.name] = random_input(sizes, dtype, seed=i)
+    return found
+
+
+def _runs(model: nn.Module, example: dict[str, torch.Tensor]) -> bool:
+    """Whether a model takes inputs of these sizes."""
+    try:
+        with torch.no_grad():
+            model(*example.values())
+    except (RuntimeError, ValueError, IndexError, TypeError, TrtqError):
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""An ONNX file as a loaded model: where its weights come from, and what must be known of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from trtq.models.load import LoadedModel
+from trtq.reader.module import OnnxModule
+from trtq.reader.read import read_onnx
+
+IMAGE_CHANNELS = (1, 3)
+
+
+def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedModel:
+    """Return the model of an ONNX file.
+
+    Args:
+        source: a file, or a model in memory.
+        name: of a model in memory.
+
+    Raises:
+        ExportError: the file is missing, damaged or incomplete.
+        ModelError: it is quantized in a form that has no float model, or of an unknown opset.
+    """
+    module = read_onnx(source)
+    return LoadedModel(
+        module=module,
+        name=name or (str(source) if isinstance(source, Path) else "ONNX model"),
+        weights="the file's own",
+        notes=tuple(module.notes),
+        input_hints=_hints(module),
+    )
+
+
+def _hints(module: OnnxModule) -> dict[str, Any]:
+    """Return the size of the image that a model of one image takes, where the file says it."""
+    images = [p for p in module.inputs if len(p.shape) == 4 and p.dtype == torch.float32]
+    if len(module.inputs) != 1 or not images:
+        return {}
+    sizes = images[0].shape[1:]
+    known = all(isinstance(s, int) for s in sizes) and sizes[0] in IMAGE_CHANNELS
+    return {"input_size": sizes} if known else {}

@@ -1,0 +1,266 @@
+"""An ONNX graph as an nn.Module: a module for each node, which holds the node's constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from trtq.graph.inputs import ModelInputs
+from trtq.graph.onnx_origin import OnnxOrigin
+from trtq.graph.opaque import onnx_node, packed
+from trtq.onnx_walk import array_of, constant_of
+from trtq.quant.imported_ranges import Foreign
+from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
+from trtq.reader.example import inputs_of
+from trtq.reader.host import on_numbers
+from trtq.reader.names import module_names
+from trtq.reader.opaque_model import opaque_model
+from trtq.reader.port import Port, port_of
+from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
+
+
+class OnnxNode(nn.Module):
+    """One node; its constants are parameters and buffers.
+
+    Attributes:
+        opaque: why ONNX Runtime computes it; "" where torch does.
+    """
+
+    def __init__(
+        self,
+        node: onnx.NodeProto,
+        opset: int,
+        constants: Mapping[int, Array],
+        domains: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        self.node, self.opset, self.domains = node, opset, domains
+        self.attributes = attributes_of(node)
+        self.read = reader_of(node)
+        self.opaque = "" if self.read is not None else "no row of the table reads it"
+        self.reads = operands_of(node)
+        self.outer = self.reads[len(node.input) :]
+        self.held: dict[int, str] = {}
+        self.host: dict[int, Array] = {}
+        self.arrays = dict(constants)
+        for position, array in constants.items():
+            self._hold(position, array)
+        if node.op_type == "If":
+            for attribute in node.attribute:
+                inner = _constants_of(attribute.g)
+                branch = Nodes(attribute.g, opset=opset, constants=inner, domains=domains)
+                self.add_module(attribute.name, branch)
+
+    def _hold(self, position: int, array: Array) -> None:
+        """Keep a constant: as a tensor, and as numbers where it is small."""
+        array = np.asarray(array, np.float32) if array.dtype == np.float16 else np.array(array)
+        name = _CONSTANTS.get(position, f"constant_{position}")
+        tensor = torch.from_numpy(array)
+        if array.dtype == np.float32 and array.ndim > 0:
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=True))
+        else:
+            self.register_buffer(name, tensor)
+        self.held[position] = name
+        if array.size <= LARGEST_HOST:
+            self.host[position] = array
+
+    def values(self, given: Sequence[Value | None]) -> list[Value | None]:
+        """Return the operands with the node's own constants."""
+        full = list(given)
+        for position, name in self.held.items():
+            tensor = getattr(self, name)
+            full[position] = Value(tensor, self.host.get(position), tensor.dtype)
+        return full
+
+    def forward(self, *given: Value | None) -> list[Value]:
+        """Return the results of the node."""
+        call = Call(self.node, self.opset, self.values(given), self.attributes)
+        if self.node.op_type == "If" and call.value(0).host is not None:
+            return self._chosen(call)
+        if not self.opaque:
+            try:
+                return self._read(call)
+            except UnreadError as exc:
+                self.opaque = str(exc)
+        return self._by_runtime(call)
+
+    def _read(self, call: Call) -> list[Value]:
+        assert self.read is not None
+        try:
+            result = on_numbers(call)
+        except NotImplementedError:
+            result = None
+        if result is None:
+            result = self.read(call)
+        several = result if isinstance(result, (list, tuple)) else [result]
+        return [r if isinstance(r, Value) else Value.of(r) for r in several]
+
+    def _chosen(self, call: Call) -> list[Value]:
+        """Run the branch of an If whose condition follows from sizes."""
+        name = "then_branch" if bool(call.value(0).number()) else "else_branch"
+        branch = self.get_submodule(name)
+        assert isinstance(branch, Nodes)
+        pairs = zip(self.reads, call.given, strict=True)
+        return branch.run({name: value for name, value in pairs if value is not None})
+
+    def _by_runtime(self, call: Call) -> list[Value]:
+        """Let ONNX Runtime compute the node."""
+        model, places = opaque_model(call, self.outer, self.domains)
+        results = onnx_node([call.x(p) for p in places], packed(model))
+        made = iter(results)
+        none = torch.zeros(0)
+        return [Value.of(next(made) if name else none) for name in self.node.output]
+
+
+_CONSTANTS = {1: "weight", 2: "bias"}
+
+
+class Nodes(nn.Module):
+    """The nodes of a graph, one module each.
+
+    Attributes:
+        nodes: in the order in which they run.
+        paths: of their modules.
+        results: names of the tensors that the graph gives.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        *,
+        opset: int,
+        constants: Mapping[str, Array],
+        domains: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        self.nodes = [n for n in graph.node if not set(n.output) <= set(constants)]
+        self.paths = module_names(self.nodes)
+        self.results = [v.name for v in graph.output]
+        self._last = _last_reads(self.nodes, set(self.results))
+        for path, node in zip(self.paths, self.nodes, strict=True):
+            own = {i: constants[n] for i, n in enumerate(operands_of(node)) if n in constants}
+            self._add(path, OnnxNode(node, opset, own, domains))
+        self.fixed: dict[str, str] = {}
+        for i, name in enumerate(self.results):
+            if name in constants:  # it depends on no input
+                self.register_buffer(f"output_{i}", torch.from_numpy(np.array(constants[name])))
+                self.fixed[name] = f"output_{i}"
+
+    def _add(self, path: str, module: nn.Module) -> None:
+        *folders, leaf = path.split(".")
+        owner: nn.Module = self
+        for folder in folders:
+            if folder not in owner._modules:
+                owner.add_module(folder, nn.Module())
+            owner = owner.get_submodule(folder)
+        owner.add_module(leaf, module)
+
+    def run(self, values: dict[str, Value]) -> list[Value]:
+        """Run the nodes and return the results.
+
+        Args:
+            values: of the tensors that the nodes read and do not make; it is used up.
+        """
+        for name, buffer in self.fixed.items():
+            values[name] = Value.of(getattr(self, buffer))
+        for i, (path, node) in enumerate(zip(self.paths, self.nodes, strict=True)):
+            module = self.get_submodule(path)
+            assert isinstance(module, OnnxNode)
+            results = module(*(values.get(n) if n else None for n in module.reads))
+            values.update(zip(node.output, results, strict=False))
+            for name in self._last.get(i, ()):
+                values.pop(name, None)
+        return [values[name] for name in self.results]
+
+
+class OnnxModule(Nodes):
+    """A model that was read from ONNX.
+
+    Attributes:
+        inputs, outputs: of the file, in its order.
+        origin: what the written file keeps of this one.
+        notes: what a user must know about the file.
+        ranges: of a quantized file, by layer; None for a float one.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        *,
+        opset: int,
+        constants: Mapping[str, Array],
+        domains: Mapping[str, int],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(graph, opset=opset, constants=constants, domains=domains)
+        self.inputs = tuple(port_of(v) for v in graph.input)
+        self.outputs = tuple(port_of(v) for v in graph.output)
+        self.notes: list[str] = []
+        self.ranges: Foreign | None = None
+        pairs = zip(self.paths, self.nodes, strict=True)
+        names = {path: (node.name, node.op_type) for path, node in pairs if node.name}
+        self.origin = OnnxOrigin(names, dict(metadata or {}))
+
+    def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
+        """Return an example of every input, and the open axes that the file declares.
+
+        Args:
+            size: (C, H, W) of images, where the file leaves them open.
+        """
+        return inputs_of(self, self.inputs, size)
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs by name, in the order of the file.
+
+        Args:
+            inputs: in the order of the file, of its types and shapes.
+        """
+        values: dict[str, Value] = {}
+        for port, tensor in zip(self.inputs, inputs, strict=True):
+            wide = tensor.float() if port.dtype in HALVES.values() else tensor
+            values[port.name] = Value.of(wide)
+        results = self.run(values)
+        return {
+            port.name: _answer(port, value)
+            for port, value in zip(self.outputs, results, strict=True)
+        }
+
+    def opaque_nodes(self) -> dict[str, str]:
+        """Return the names of the nodes that ONNX Runtime computes, each with the reason.
+
+        Forms of ops that the table does not read are known once the model has run.
+        """
+        found = (m for m in self.modules() if isinstance(m, OnnxNode) and m.opaque)
+        return {m.node.name or m.node.output[0]: m.opaque for m in found}
+
+
+def _answer(port: Port, value: Value) -> torch.Tensor:
+    """Return an output in the type of the file."""
+    tensor = value.as_tensor()
+    return tensor.to(port.dtype) if port.dtype in HALVES.values() else tensor
+
+
+def _constants_of(branch: onnx.GraphProto) -> dict[str, Array]:
+    """Return the constants that a branch has of its own."""
+    held = [*branch.initializer]
+    held += [
+        c for n in branch.node if n.op_type == "Constant" and (c := constant_of(n)) is not None
+    ]
+    arrays = {h.name: array_of(h) for h in held}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _last_reads(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> dict[int, list[str]]:
+    """Return the tensors that nothing reads after each node."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        names = (*reads_of(node), *node.output)
+        last |= {name: i for name in names if name and name not in outputs}
+    by_node: dict[int, list[str]] = {}
+    for name, i in last.items():
+        by_node.setdefault(i, []).append(name)
+    return by_node

@@ -1,0 +1,65 @@
+"""A node as a model of its own, for ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from trtq.graph.opaque import TYPES
+from trtq.reader.call import OWN, Call
+from trtq.reader.values import Array, UnreadError, Value
+
+
+def opaque_model(
+    call: Call, outer: Sequence[str], domains: Mapping[str, int]
+) -> tuple[onnx.ModelProto, list[int]]:
+    """Return a model of the node alone, and which values of the call are its inputs.
+
+    Small constants are part of the model: shape inference reads them.
+
+    Args:
+        call: the node; tensors that its branches read follow its operands.
+        outer: the names of those.
+        domains: opsets of the file.
+    """
+    node = onnx.NodeProto()
+    node.CopyFrom(call.node)
+    names = [f"x{i}" if n else "" for i, n in enumerate(node.input)]
+    inputs, initializers, places = [], [], []
+    node.input[:] = [n if v is not None else "" for n, v in zip(names, call.given, strict=False)]
+    for i, (name, value) in enumerate(zip([*names, *outer], call.given, strict=True)):
+        if value is None:
+            continue
+        if value.tensor is not None and value.host is not None:
+            initializers.append(numpy_helper.from_array(_array(value), name))
+            continue
+        tensor = call.x(i)
+        if tensor.dtype not in TYPES:
+            raise UnreadError(f"an operand of {tensor.dtype}")
+        rank = [None] * tensor.ndim
+        inputs.append(helper.make_tensor_value_info(name, TYPES[tensor.dtype], rank))
+        places.append(i)
+    outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
+    graph = helper.make_graph([node], "node", inputs, outputs, initializers)
+    opsets = {**domains, "": oldest_form(node, domains.get("", 0))}
+    imports = [helper.make_opsetid(d, v) for d, v in sorted(opsets.items()) if v]
+    return helper.make_model(graph, opset_imports=imports, ir_version=10), places
+
+
+def _array(value: Value) -> Array:
+    """Return a constant in the type of its tensor."""
+    kind = str(value.dtype).removeprefix("torch.")
+    return np.asarray(value.known()).astype(kind)
+
+
+def oldest_form(node: onnx.NodeProto, opset: int) -> int:
+    """Return the first opset that has the form of a node, which runtimes know the best."""
+    if node.domain not in OWN or any(a.HasField("g") for a in node.attribute):
+        return opset
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset).since_version)
+    except onnx.defs.SchemaError:
+        return opset

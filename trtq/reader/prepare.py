@@ -1,0 +1,396 @@
+"""What happens to an ONNX model before it becomes a module.
+
+It is checked, functions are inlined, what depends on no input is folded, and matmuls with a
+matrix of constants are marked as linear layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from trtq.errors import ModelError
+from trtq.export.lint_ops import is_plugin
+from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_onnx, tidied
+from trtq.export.sound import require_sound
+from trtq.export.strip import strip_qdq
+from trtq.onnx_walk import (
+    QDQ,
+    RANDOM,
+    Scope,
+    all_nodes,
+    all_tensors,
+    branches,
+    constant_of,
+    has_branches,
+)
+from trtq.reader.call import reads_of
+from trtq.reader.ranges import Range, ranges_of
+from trtq.reader.values import HALVES, TORCH_TYPES, Array
+
+OLDEST = 7
+INTEGER_OPS = (
+    "QLinearConv QLinearMatMul ConvInteger MatMulInteger QLinearAdd QLinearMul QLinearConcat "
+    "QLinearSigmoid QLinearLeakyRelu QLinearAveragePool QLinearGlobalAveragePool QLinearSoftmax "
+    "QGemm QAttention DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulIntegerToFloat"
+)
+OWN = ("", "ai.onnx")
+
+
+@dataclass
+class Prepared:
+    """A model whose nodes compute what depends on its inputs, in the order of the file.
+
+    Attributes:
+        name: of the file, for messages.
+        model: the rest of the file: metadata, opsets.
+        graph: inputs, outputs and remaining nodes.
+        constants: by name, those that remaining nodes read.
+        notes: what a user must know.
+        ranges: of its Q/DQ pairs, which are stripped, by node; empty for a float file.
+    """
+
+    name: str
+    model: onnx.ModelProto
+    graph: onnx.GraphProto
+    constants: dict[str, Array] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    ranges: dict[str, list[Range]] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What tools other than trtq wrote into the file."""
+        props = self.model.metadata_props
+        return {p.key: p.value for p in props if not p.key.startswith(METADATA_PREFIX)}
+
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own domain."""
+        return opset_of(self.model)
+
+    @property
+    def domains(self) -> dict[str, int]:
+        """The opset of every domain."""
+        found = {
+            "" if o.domain == "ai.onnx" else o.domain: o.version for o in self.model.opset_import
+        }
+        return found | {n.domain: 1 for n in self.graph.node if n.domain not in (*OWN, *found)}
+
+
+def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
+    """Return a model, ready to become a module.
+
+    Args:
+        source: a file, or a model in memory, which is not changed.
+        name: of a model in memory, for messages.
+
+    Raises:
+        ExportError: the file is missing, damaged or incomplete.
+        ModelError: it is quantized in a form that has no float model, or of an unknown opset.
+    """
+    if isinstance(source, onnx.ModelProto):
+        name = name or source.graph.name or "the ONNX model"
+        require_sound(source, name)
+        model = tidied(copy_model(source))
+    else:
+        name = name or str(source)
+        model = read_onnx(source)[0]
+    _require_readable(model, name)
+    ranges = {}
+    if any(n.op_type in QDQ for n in all_nodes(model)):
+        ranges = ranges_of(model)
+        model = strip_qdq(model)
+    prepared = Prepared(name, model, onnx.GraphProto(), ranges=ranges)
+    prepared.notes += _notes(model)
+    prepared.graph.CopyFrom(model.graph)
+    _sort_(prepared)
+    _fold_(prepared)
+    _linears_(prepared)
+    _drop_unread_(prepared)
+    return prepared
+
+
+def _notes(model: onnx.ModelProto) -> list[str]:
+    """Return what a user must know about a file."""
+    halves = {t.data_type for t in all_tensors(model)} & set(HALVES)
+    names = " and ".join(sorted(TensorProto.DataType.Name(h) for h in halves))
+    return [f"the constants of the file are {names}: it is computed in float32"] if names else []
+
+
+def _require_readable(model: onnx.ModelProto, name: str) -> None:
+    why = next(_refusals(model), None)
+    if why is not None:
+        raise ModelError(f"Cannot read the ONNX file {name}", *why)
+
+
+def _refusals(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
+    if opset > newest:
+        yield (
+            f"it is of opset {opset}, and the onnx package here knows up to {newest}",
+            "Upgrade onnx, or export the model with an older opset",
+        )
+    if opset < OLDEST:
+        yield (
+            f"it is of opset {opset}, expected {OLDEST} or later",
+            "Convert it: onnx.version_converter.convert_version(model, 13)",
+        )
+    for node in all_nodes(model):
+        yield from _node_refusals(node, opset)
+    yield from _value_refusals(model.graph)
+
+
+def _node_refusals(node: onnx.NodeProto, opset: int) -> Iterator[tuple[str, str]]:
+    where = f"{node.name or node.output[0]} ({node.op_type})"
+    if node.op_type == "DynamicQuantizeLinear" or node.op_type.startswith("DynamicQuantize"):
+        yield (
+            f"it is dynamically quantized: {where} chooses its range in each run",
+            "Give the float file that it was made from",
+        )
+    if node.op_type in INTEGER_OPS.split():
+        yield (
+            f"it is quantized to integer operators (QOperator format): {where}",
+            "Give the float file, or quantize with pairs (QuantFormat.QDQ)",
+        )
+    if node.domain in OWN and not onnx.defs.has(node.op_type, max_inclusive_version=opset):
+        first = _first_opset(node.op_type)
+        if first:
+            yield (
+                f"{where} needs opset {first}, and the file is of opset {opset}",
+                f"Export it with opset {first}",
+            )
+
+
+def _first_opset(op_type: str) -> int:
+    """Return the first opset that has an operator, 0 for none."""
+    versions = [
+        s.since_version
+        for s in onnx.defs.get_all_schemas_with_history()
+        if s.name == op_type and s.domain in OWN
+    ]
+    return min(versions, default=0)
+
+
+def _value_refusals(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        counts = Counter(v.name for v in values)
+        twice = next((n for n, k in counts.items() if k > 1), None)
+        if twice is not None:
+            yield f"it has two {what}s of the name {twice!r}", "Export it again"
+        for value in values:
+            if not value.type.HasField("tensor_type"):
+                kind = value.type.WhichOneof("value") or "nothing"
+                yield (
+                    f"its {what} {value.name!r} is of {kind}, not a tensor",
+                    "Export it with tensors",
+                )
+            elif value.type.tensor_type.elem_type not in TORCH_TYPES:
+                code = value.type.tensor_type.elem_type
+                kind = TensorProto.DataType.Name(code)
+                yield f"its {what} {value.name!r} is of the type {kind}", "Export it with numbers"
+    made = Counter(o for n in graph.node for o in n.output if o)
+    made.update(v.name for v in graph.input)
+    twice = next((n for n, k in made.items() if k > 1), None)
+    if twice is not None:
+        yield f"two nodes make {twice!r}", "Export it again"
+
+
+def _sort_(prepared: Prepared) -> None:
+    """Put nodes behind those that make their operands.
+
+    Raises:
+        ModelError: they form a cycle.
+    """
+    nodes = list(prepared.graph.node)
+    makers = {o: i for i, n in enumerate(nodes) for o in n.output if o}
+    needs = [{makers[r] for r in reads_of(n) if r in makers} for n in nodes]
+    if all(max(need, default=-1) < i for i, need in enumerate(needs)):
+        return
+    order: list[int] = []
+    placed: set[int] = set()
+    waiting = list(range(len(nodes)))
+    while waiting:
+        ready = [i for i in waiting if needs[i] <= placed]
+        if not ready:
+            node = nodes[waiting[0]]
+            raise ModelError(
+                f"Cannot read the ONNX file {prepared.name}",
+                f"its nodes form a cycle through {node.name or node.output[0]} ({node.op_type})",
+                "Export it again",
+            )
+        order += ready
+        placed.update(ready)
+        waiting = [i for i in waiting if i not in placed]
+    del prepared.graph.node[:]
+    prepared.graph.node.extend(nodes[i] for i in order)
+
+
+def _fold_(prepared: Prepared) -> None:
+    """Compute what depends on no input; branches whose condition is known replace their node."""
+    scope = Scope(prepared.graph, prepared.domains)
+    kept: list[onnx.NodeProto] = []
+    waiting = list(prepared.graph.node)
+    while waiting:
+        node = waiting.pop(0)
+        chosen = _chosen_branch(node, scope)
+        if chosen is not None:
+            inlined = _inlined(prepared, node, chosen)
+            waiting[:0] = inlined
+            prepared.graph.node.extend(inlined)
+            scope = Scope(prepared.graph, prepared.domains)
+            continue
+        values = _folded(node, scope)
+        if values is None:
+            kept.append(node)
+        else:
+            prepared.constants.update(values)
+    for held in prepared.graph.initializer:
+        value = scope.value(held.name)
+        if value is not None:
+            prepared.constants[held.name] = value
+    del prepared.graph.node[:]
+    prepared.graph.node.extend(kept)
+
+
+def _folded(node: onnx.NodeProto, scope: Scope) -> dict[str, Array] | None:
+    """Return the results of a node that depends on constants only, None for any other."""
+    if has_branches(node) or node.op_type in RANDOM:
+        return None
+    if node.op_type == "Constant" and constant_of(node) is None:
+        return None
+    found = {o: scope.value(o) for o in node.output if o}
+    if any(v is None for v in found.values()):
+        return None
+    return {o: v for o, v in found.items() if v is not None}
+
+
+def _chosen_branch(node: onnx.NodeProto, scope: Scope) -> onnx.GraphProto | None:
+    """Return the branch of an If whose condition is known."""
+    if node.op_type != "If" or node.domain not in OWN:
+        return None
+    condition = scope.value(node.input[0])
+    if condition is None:
+        return None
+    name = "then_branch" if bool(np.asarray(condition).reshape(-1)[0]) else "else_branch"
+    found: onnx.GraphProto = next(a.g for a in node.attribute if a.name == name)
+    return found
+
+
+def _inlined(
+    prepared: Prepared, node: onnx.NodeProto, branch: onnx.GraphProto
+) -> list[onnx.NodeProto]:
+    """Return the nodes of a branch in place of its If, under names that nothing else has."""
+    prefix = f"{node.name or node.output[0]}/"
+    own = {o for n in branch.node for o in n.output if o} | {i.name for i in branch.initializer}
+    names = {name: prefix + name for name in own}
+    for held in branch.initializer:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(held)
+        copy.name = names[held.name]
+        prepared.graph.initializer.append(copy)
+    made = []
+    for inner in branch.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(inner)
+        copy.name = prefix + inner.name
+        _rename_(copy, names)
+        made.append(copy)
+    for result, value in zip(node.output, branch.output, strict=True):
+        source = names.get(value.name, value.name)
+        made.append(helper.make_node("Identity", [source], [result], name=f"{prefix}{result}"))
+    return made
+
+
+def _rename_(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    node.input[:] = [names.get(n, n) for n in node.input]
+    node.output[:] = [names.get(n, n) for n in node.output]
+    for branch in branches(node):
+        hidden = {o for n in branch.node for o in n.output} | {v.name for v in branch.input}
+        inner = {k: v for k, v in names.items() if k not in hidden}
+        for child in branch.node:
+            _rename_(child, inner)
+        for value in branch.output:
+            value.name = inner.get(value.name, value.name)
+
+
+def _linears_(prepared: Prepared) -> None:
+    """Mark matmuls with a matrix of constants as linear layers, with the sum behind as their bias.
+
+    Weights are stored as torch stores them: [outputs, inputs].
+    """
+    readers = Counter(r for n in prepared.graph.node for r in reads_of(n))
+    readers.update(o.name for o in prepared.graph.output)
+    adds = {i: n for n in prepared.graph.node if n.op_type == "Add" for i in n.input}
+    gone: list[onnx.NodeProto] = []
+    for node in prepared.graph.node:
+        if node.domain not in OWN or not _is_float_matrix(prepared, node):
+            continue
+        if node.op_type == "Gemm":
+            _turn_gemm_(prepared, node)
+        elif node.op_type == "MatMul":
+            _transpose_(prepared, node)
+            node.attribute.append(helper.make_attribute("linear", 1))
+            add = adds.get(node.output[0]) if readers[node.output[0]] == 1 else None
+            bias = _bias_of(prepared, node, add) if add is not None else None
+            if add is not None and bias is not None:
+                node.input.append(bias)
+                node.output[0] = add.output[0]
+                gone.append(add)
+    for add in gone:
+        prepared.graph.node.remove(add)
+
+
+def _is_float_matrix(prepared: Prepared, node: onnx.NodeProto) -> bool:
+    """Whether the second operand of a matmul is a matrix of constants, and the first is none."""
+    if node.op_type not in ("Gemm", "MatMul") or node.input[0] in prepared.constants:
+        return False
+    value = prepared.constants.get(node.input[1])
+    return value is not None and value.ndim == 2 and value.dtype.kind in "fV"
+
+
+def _turn_gemm_(prepared: Prepared, node: onnx.NodeProto) -> None:
+    if any(a.name == "transB" and a.i for a in node.attribute):
+        return
+    _transpose_(prepared, node)
+    kept = [a for a in node.attribute if a.name != "transB"]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute("transB", 1)])
+
+
+def _transpose_(prepared: Prepared, node: onnx.NodeProto) -> None:
+    turned = f"{node.input[1]}/transposed"
+    if turned not in prepared.constants:
+        prepared.constants[turned] = np.ascontiguousarray(prepared.constants[node.input[1]].T)
+    node.input[1] = turned
+
+
+def _bias_of(prepared: Prepared, node: onnx.NodeProto, add: onnx.NodeProto) -> str | None:
+    """Return the constant vector that a sum adds to the result of a matmul."""
+    other = add.input[1] if add.input[0] == node.output[0] else add.input[0]
+    value = prepared.constants.get(other)
+    wide = prepared.constants[node.input[1]].shape[0]
+    return other if value is not None and value.shape == (wide,) else None
+
+
+def _drop_unread_(prepared: Prepared) -> None:
+    """Remove nodes and constants that no output needs."""
+    needed = {o.name for o in prepared.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(prepared.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed.update(reads_of(node))
+    del prepared.graph.node[:]
+    prepared.graph.node.extend(reversed(kept))
+    prepared.constants = {n: v for n, v in prepared.constants.items() if n in needed}
+
+
+def plugins(prepared: Prepared) -> list[onnx.NodeProto]:
+    """Return the nodes that only TensorRT runs."""
+    return [n for n in prepared.graph.node if is_plugin(n.op_type, n.domain)]

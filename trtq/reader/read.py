@@ -1,0 +1,36 @@
+"""From an ONNX file to a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from trtq.reader.module import OnnxModule
+from trtq.reader.prepare import prepare
+from trtq.reader.ranges import foreign_of
+
+
+def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
+    """Return an ONNX model as a module in eval mode.
+
+    Args:
+        source: a file, or a model in memory.
+
+    Raises:
+        ExportError: the file is missing, damaged or incomplete.
+        ModelError: it is quantized in a form that has no float model, or of an unknown opset.
+    """
+    ready = prepare(source)
+    module = OnnxModule(
+        ready.graph,
+        opset=ready.opset,
+        constants=ready.constants,
+        domains=ready.domains,
+        metadata=ready.metadata,
+    )
+    module.notes += ready.notes
+    if ready.ranges:
+        paths = {name: path for path, (name, _) in module.origin.names.items()}
+        module.ranges = foreign_of(ready.ranges, paths, ready.name)
+    return module.eval()
