@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv system demo test test-slow test-gpu types lint docs lock clean
+.PHONY: venv system demo test test-beside test-slow test-gpu types lint docs lock clean
 
 venv: $(STAMP)
 
@@ -29,11 +29,14 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
-# Tests side by side, on two cores with one worker more (tests of boards mostly wait), then the tests that look at time, alone.
+# Lint, docs and tests side by side, on two cores with two workers more (tests of boards mostly wait), then the tests that look at time, alone.
 test:
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system lint docs
-	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
-	$(BIN)/python -m pytest --durations=10 -m "alone and not slow and not gpu"
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=line lint docs test-beside
+	$(BIN)/python -m pytest tests --durations=10 -m "alone and not slow and not gpu"
+
+test-beside: venv
+	$(BIN)/python -m pytest -n 4 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 
 test-slow: venv system
 	$(BIN)/python -m pytest -m slow

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import gc
 import io
 import json
 import os
@@ -33,6 +35,41 @@ def _one_thread_in_sessions() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "SessionOptions", OneThread)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_of_torch_once() -> Iterator[None]:
+    """For every export torch reads the source of 500 functions and lists its operators again.
+
+    Here it does so once a process: tests define no operators of their own.
+    """
+    from torch._export import utils
+    from torch.onnx._internal.exporter import _registration, _schemas
+
+    api = _registration.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            (api, "get_torchlib_ops"),
+            (_schemas, "op_signature_from_function"),
+            (utils, "_materialize_cpp_cia_ops"),
+        ):
+            patch.setattr(owner, name, functools.cache(getattr(owner, name)))
+        # A collection of garbage walks over a million objects of torch and of the tests: 0.1 to
+        # 0.3 s, for each block of measurements. These will never be garbage.
+        gc.collect()
+        gc.freeze()
+        yield
+        gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _captures_once() -> Iterator[None]:
+    from tests.support.captures import remembered
+    from trtq.graph import capture
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "trace", remembered(capture.trace))
         yield
 
 

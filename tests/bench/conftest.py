@@ -24,7 +24,7 @@ def record(once, cnn_out):
     def measure(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRTQ_HISTORY", str(folder / "history.sqlite"))
-            patch.setattr("trtq.bench.row.measure_load", partial(measure_load, processes=2))
+            patch.setattr("trtq.bench.row.measure_load", partial(measure_load, processes=1))
             bench(
                 BenchSpec(
                     file=(f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx"),

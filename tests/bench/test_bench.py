@@ -20,6 +20,7 @@ from tests.conftest import read, run_cli
 from tests.support.bench import QUICK
 from trtq import BenchSpec, bench
 from trtq.artifact import sha256_file
+from trtq.bench.sampling import warm_up
 from trtq.bench.system_info import incomplete
 from trtq.bench.workload import open_workload
 from trtq.errors import BenchError, ExportError, UsageError
@@ -149,9 +150,15 @@ def test_a_rate_that_is_too_high_is_not_valid(cnn_out):
     assert any("--rate is too high" in r for r in row.reasons)
 
 
-@pytest.mark.parametrize("after", [20, 60_000])
-def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, after):
-    calls = iter(range(10_000_000))
+@pytest.mark.parametrize("warmed", [False, True])
+def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, warmed):
+    """The 21st of the warm-up, or the 2001st after it."""
+    left = [10_000_000 if warmed else 20]
+
+    def then_measured(call):
+        found = warm_up(call)
+        left[0] = 2000
+        return found
 
     class Failing:
         def __init__(self, inner) -> None:
@@ -159,10 +166,12 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
             self.inner, self.apart, self.why_whole = inner, False, "a test"
 
         def call(self) -> None:
-            if next(calls) == after:
+            if left[0] == 0:
                 raise RuntimeError("CUDA error 700")
+            left[0] -= 1
             self.inner.call()
 
+    monkeypatch.setattr("trtq.bench.latency.warm_up", then_measured)
     monkeypatch.setattr(
         "trtq.bench.workload.open_workload", lambda *a, **k: Failing(open_workload(*a, **k))
     )
@@ -172,7 +181,7 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
         )
     ).rows[0]
     assert not row.valid
-    if after < 50:
+    if not warmed:
         assert (
             "a request failed in the warm-up, after 20 good requests: RuntimeError: CUDA error 700"
             in row.reasons

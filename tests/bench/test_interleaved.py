@@ -16,8 +16,6 @@ from trtq.bench.interleaved import TurnSettings, judge, take_turns
 from trtq.bench.workload import LoadOptions
 from trtq.errors import BenchError
 
-pytestmark = pytest.mark.alone
-
 
 def groups(rng: np.random.Generator, gap: float, *, n: int = 32) -> np.ndarray:
     """Return logarithms of ratios.
@@ -87,6 +85,7 @@ def test_a_request_that_fails_while_taking_turns():
         take_turns(lambda: lambda: None, lambda: fails, TurnSettings(block_s=0.001))
 
 
+@pytest.mark.alone
 def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, monkeypatch):
     """The quantized file is its own baseline: no gain, so the advice is to keep the float one."""
     from trtq.bench import int8_verdict as verdict

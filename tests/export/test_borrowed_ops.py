@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import onnx
 import pytest
@@ -24,17 +22,6 @@ from trtq.quant.calibrate import make_encodings, summarize
 from trtq.quant.observe import observe
 from trtq.quant.placement import place
 from trtq.quant.simulate import insert_fake_quantize
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_table_of_torch():
-    """torch.onnx reads the source of 500 functions for every export; here it does so once."""
-    from torch.onnx._internal.exporter import _registration
-
-    api = _registration.onnxscript_apis
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "get_torchlib_ops", functools.cache(api.get_torchlib_ops))
-        yield
 
 
 class Beside(nn.Module):

@@ -5,12 +5,15 @@ The ONNX form of each program is spliced into the file.
 A region is one such op with the values behind it that ONNX has no type for (complex numbers,
 computed sizes). It is exported by itself: decomposed into simpler ops where the table has those,
 else by ``torch.onnx.export``, converted to an older opset where that is asked for. The quantized
-rest of the graph never passes through torch's exporter.
+rest of the graph never passes through torch's exporter. A model is written several times (float,
+quantized, tried before calibration): torch sees each different region once a process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import io
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +28,13 @@ from torch import fx
 from trtq.errors import ExportError, first_line
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.capture import quiet
+from trtq.graph.nodes import get_constant
 from trtq.graph.normalize import normalize_
+from trtq.quant.digest import update_with_tensor
 
 OLDEST_OF_TORCH = 18
 SOME_SIZE = 7  # stands for a size that only the data decides
+MOST_PROGRAMS = 64  # kept for the next file; constants of a region are few and small
 WriteGraph = Callable[[Writer, fx.GraphModule, Mapping[fx.Node, Any]], list[Any]]
 
 
@@ -121,16 +127,18 @@ class Borrower:
             ExportError: neither torch nor the opset can express it; carries the exporter's own
                 cause.
         """
-        program = _program(self.graph, region, reason)
+        program = _known_program(self.graph, region, reason)
         values = [writer.values[i] for i in region.inputs]
         checkpoint = writer.mark()
         try:
             if not by_table:
                 raise UnsupportedOpError(reason)
-            results = self.write_graph(writer, *_decomposed(program, values))
+            graph = program.decomposed()
+            inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
+            results = self.write_graph(writer, graph, dict(zip(inputs, values, strict=True)))
         except UnsupportedOpError:
             writer.rewind(checkpoint)
-            results = splice(writer, _torch_onnx(program, writer.opset, reason), values)
+            results = splice(writer, program.torch_onnx(writer.opset, reason), values)
             self.borrowed.append(reason)
         for node, result in zip(region.outputs, results, strict=True):
             writer.values[node] = result
@@ -138,24 +146,94 @@ class Borrower:
             writer.values.setdefault(node, None)
 
 
-def _decomposed(
-    program: torch.export.ExportedProgram, values: list[Any]
-) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
-    """Return a program in core ATen ops, and what stands for each of its inputs."""
+class _Program:
+    """A region as a program of its own; each of its forms is made once and only read.
+
+    Args:
+        export: makes the program anew for each form, since torch's passes use up its open sizes.
+    """
+
+    def __init__(self, export: Callable[[], torch.export.ExportedProgram]) -> None:
+        self.export = export
+        self._decomposed: fx.GraphModule | None = None
+        self._onnx: dict[int, onnx.ModelProto] = {}
+
+    def decomposed(self) -> fx.GraphModule:
+        """Return the program in core ATen ops.
+
+        Raises:
+            UnsupportedOpError: torch cannot decompose it; its exporter may still know the op.
+        """
+        if self._decomposed is None:
+            self._decomposed = _decomposed(self.export())
+        return self._decomposed
+
+    def torch_onnx(self, opset: int, reason: str) -> onnx.ModelProto:
+        """Return what torch's exporter writes, in an opset, without local functions.
+
+        Raises:
+            ExportError: neither the exporter nor the opset can express it.
+        """
+        if opset not in self._onnx:
+            self._onnx[opset] = _torch_onnx(self.export(), opset, reason)
+        return self._onnx[opset]
+
+
+_programs: dict[str, _Program] = {}
+
+
+def _known_program(graph: fx.GraphModule, region: Region, reason: str) -> _Program:
+    """Return the program of a region, the one of an equal region before it where there was one."""
+    key = _digest(graph, region)
+    if key not in _programs:
+        made = _Program(functools.partial(_exported, graph, region, reason))
+        while len(_programs) >= MOST_PROGRAMS:
+            del _programs[next(iter(_programs))]
+        _programs[key] = made
+    return _programs[key]
+
+
+def _digest(graph: fx.GraphModule, region: Region) -> str:
+    """Return a SHA-256 over all that a region's program depends on; names are not among it."""
+    places = {n: ("value", i) for i, n in enumerate((*region.inputs, *region.nodes))}
+    total = hashlib.sha256()
+    for node in region.inputs:
+        value = node.meta["val"]
+        opened = [isinstance(d, torch.SymInt) for d in value.shape]
+        total.update(f"{value.dtype} {[_hint(d) for d in value.shape]} {opened}\n".encode())
+    for node in region.nodes:
+        constant = get_constant(graph, node)
+        if constant is not None:
+            update_with_tensor(total, "constant", constant)
+        elif node.op == "get_attr":
+            total.update(f"{id(graph)} {node.target}\n".encode())  # a graph inside of the graph
+        else:
+            operands = fx.map_arg((node.args, node.kwargs), places.__getitem__)
+            total.update(f"{node.target} {operands}\n".encode())
+    total.update(f"{[places[n] for n in region.outputs]}".encode())
+    return total.hexdigest()
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return torch's table of decompositions to core ATen, which takes long to make."""
+    return dict(torch.export.default_decompositions())
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> fx.GraphModule:
     try:
         with quiet(), torch.no_grad():
-            graph = program.run_decompositions().module(check_guards=False)
+            graph = program.run_decompositions(_decompositions()).module(check_guards=False)
             assert isinstance(graph, fx.GraphModule)
             normalize_(graph)
     except (
         Exception
     ) as exc:  # torch's decompositions share no base of errors; its exporter may still know the op
         raise UnsupportedOpError(str(exc)) from exc
-    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    return graph, dict(zip(inputs, values, strict=True))
+    return graph
 
 
-def _program(graph: fx.GraphModule, region: Region, reason: str) -> torch.export.ExportedProgram:
+def _exported(graph: fx.GraphModule, region: Region, reason: str) -> torch.export.ExportedProgram:
     """Return the region as a program of its own, open where the captured graph is."""
     small = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

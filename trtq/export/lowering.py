@@ -82,7 +82,11 @@ def lower_into(writer: Writer, graph: fx.GraphModule, inputs: Mapping[fx.Node, A
         UnsupportedOpError: an op that the table does not write.
     """
     writer.values.update(inputs)
-    return _Lowering(writer, graph, None, scope=(writer.scope, writer.module)).run_all()
+    try:
+        return _Lowering(writer, graph, None, scope=(writer.scope, writer.module)).run_all()
+    finally:  # an equal region may be written from the same graph, with other inputs
+        for node in graph.graph.nodes:
+            writer.values.pop(node, None)
 
 
 class _Lowering:

@@ -22,9 +22,14 @@ def weights_digest(graph: fx.GraphModule) -> str:
         if value is not None:
             constants[str(node.target)] = value
     for name, tensor in sorted(constants.items()):
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        total.update(tensor.detach().contiguous().numpy().tobytes())
+        update_with_tensor(total, name, tensor)
     return total.hexdigest()
+
+
+def update_with_tensor(total: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
+    """Let a digest go on over a tensor: its name, type, shape and values."""
+    total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+    total.update(tensor.detach().contiguous().numpy().tobytes())
 
 
 def structure_digest(graph: fx.GraphModule) -> str:
