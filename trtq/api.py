@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,32 +10,23 @@ from typing import Any, Literal, overload
 from torch import nn
 from torch.export import ExportedProgram
 
-from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
-from trtq.errors import CaptureError, UsageError
+from trtq.errors import UsageError
 from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
-from trtq.flow.loading import load_text
+from trtq.flow.load import Request, load_any, require_unused
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
-from trtq.graph.capture import capture_inputs
-from trtq.graph.inputs import ModelInputs
-from trtq.graph.opaque import use_library
 from trtq.graph.signature import SizeRange
-from trtq.models.deployed import deployed_
-from trtq.models.pt2 import from_program
-from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
 
 __all__ = ["load", "quantize", "samples"]
-
-IMAGE_AXES = 3
-FOR_TEXTS = ("checkpoint", "checkpoint_key", "model_arg", "checkpoint_match")
 
 
 def load(
@@ -83,126 +73,24 @@ def load(
         ModelError: unknown model, a checkpoint that does not fit, NaN weights.
         CaptureError: it cannot be captured as one graph.
     """
-    given = {
-        "checkpoint": checkpoint,
-        "checkpoint_key": checkpoint_key,
-        "model_arg": model_arg,
-        "checkpoint_match": None if checkpoint_match == "name" else checkpoint_match,
-        "input_size": input_size,
-        "preprocess": preprocess,
-        "example": example,
-        "dynamic": dynamic,
-        "ranges": ranges,
-        "outputs": outputs or None,
-        "name": name,
-    }
-    if isinstance(model, Model):
-        _require_unused(given, tuple(given), "it is captured already")
-        return model
-    if isinstance(model, ExportedProgram):
-        loaded = from_program(model, name or "exported program")
-        _require_unused(given, FOR_TEXTS, "a program in memory has its weights already")
-        picture, notes = resolve_preprocess(input_size=input_size, hints=loaded.input_hints)
-        size = picture.input_size if example is None else example
-        asked = ModelInputs(size, dynamic, ranges or {}, outputs)
-        return Model.of(loaded, preprocess or picture, notes, asked)
-    if ort_library is not None:
-        use_library(Path(ort_library))
-    if input_size is not None and preprocess is not None and preprocess.input_size != input_size:
-        raise UsageError(
-            f"input_size is {input_size}, and preprocess makes {preprocess.input_size}",
-            hint="Give one of them",
-        )
-    if isinstance(model, nn.Module):
-        _require_unused(given, FOR_TEXTS, "a module in memory has its weights already")
-        size = input_size or (preprocess.input_size if preprocess is not None else None)
-        given_inputs = ModelInputs(
-            size if example is None else example, dynamic, ranges or {}, outputs
-        )
-        return _own(model, name or type(model).__name__, given_inputs, preprocess)
-    if not isinstance(model, str):
-        raise UsageError(
-            f"Cannot load a {type(model).__name__} as a model",
-            "expected an nn.Module, a loaded model or the text of one",
-            "Give the module itself, or timm:NAME, or file.py:factory",
-        )
-    _require_unused(given, ("name",), "the text of a model is its name")
-    loaded = load_text(
+    return load_any(
         model,
-        args=model_arg,
-        checkpoint=Path(checkpoint) if checkpoint else None,
-        match=checkpoint_match,
-        key=checkpoint_key,
-        seed=seed,
+        Request(
+            checkpoint=checkpoint,
+            checkpoint_match=None if checkpoint_match == "name" else checkpoint_match,
+            checkpoint_key=checkpoint_key,
+            model_arg=model_arg,
+            input_size=input_size,
+            preprocess=preprocess,
+            example=example,
+            dynamic=dynamic,
+            ranges=ranges,
+            outputs=tuple(outputs) or None,
+            ort_library=ort_library,
+            name=name,
+            seed=seed,
+        ),
     )
-    inputs = None if example is None else ModelInputs(example, dynamic, ranges or {}, outputs)
-    if preprocess is not None or inputs is not None:
-        return Model.of(loaded, preprocess, loaded.notes, inputs)
-    picture, notes = resolve_preprocess(input_size=input_size, hints=loaded.input_hints)
-    inputs = ModelInputs(picture.input_size, dynamic, ranges or {}, outputs)
-    return Model.of(loaded, picture, [*loaded.notes, *notes], inputs)
-
-
-def _require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:
-    """Refuse arguments that would have no effect."""
-    wrong = [name for name in names if given[name] is not None]
-    if wrong:
-        raise UsageError(
-            f"Cannot use {' and '.join(wrong)} with this model", reason, "Leave them out"
-        )
-
-
-def _own(module: nn.Module, name: str, inputs: ModelInputs, preprocess: Preprocess | None) -> Model:
-    """Return a program's own module, captured; the module itself is not changed.
-
-    Raises:
-        UsageError: its inputs are not known.
-        CaptureError: it is in training mode, on a GPU, or cannot be captured.
-    """
-    if inputs.example is None:
-        raise UsageError(
-            f"The inputs of {name} are not known",
-            "a module in memory does not say them",
-            "Give input_size=(C, H, W) for images, example=one batch, or data of tensors",
-        )
-    size = inputs.example
-    if isinstance(size, tuple) and all(isinstance(v, int) for v in size):
-        _require_image(name, size)
-    training = next((n for n, m in module.named_modules() if m.training), None)
-    if training is not None:
-        raise CaptureError(
-            f"{name} is in training mode" + (f" at {training}" if training else ""),
-            "dropout and BatchNorm compute something else there",
-            "Call .eval() first",
-        )
-    plain, came_off = unwrap(copy.deepcopy(module), name)
-    kinds = {str(p.dtype).removeprefix("torch.") for p in plain.parameters()} - {"float32"}
-    devices = {p.device.type for p in plain.parameters()} - {"cpu"}
-    if kinds or devices:
-        raise CaptureError(
-            f"Cannot capture {name}",
-            f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
-            "Call .float().cpu() first",
-        )
-    came_off += deployed_(plain)
-    graph = capture_inputs(plain, inputs)
-    return Model(
-        name=name,
-        module=plain,
-        weights="the program's own",
-        graph=graph,
-        preprocess=preprocess,
-        notes=(*came_off, *graph.notes),
-    )
-
-
-def _require_image(name: str, size: tuple[int, ...]) -> None:
-    if len(size) != IMAGE_AXES or not all(v > 0 for v in size):
-        raise UsageError(
-            f"Cannot use input_size={size!r} for {name}",
-            "an image has channels, height and width",
-            "Write it like input_size=(3, 224, 224), or give example= for other inputs",
-        )
 
 
 @overload
@@ -319,7 +207,7 @@ def listener_of(
         UsageError: other arguments are given, or the second one is no listener.
     """
     kind = type(spec).__name__
-    _require_unused(given, tuple(given), f"a {kind} has them")
+    require_unused(given, tuple(given), f"a {kind} has them")
     listener: Any = second if progress is None else progress
     if listener is not None and not hasattr(listener, "advance"):
         raise UsageError(

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,9 @@ from PIL import Image
 from trtq.data.decode import to_eight_bits
 from trtq.data.source import Source
 from trtq.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.floating[Any]]
@@ -214,19 +217,23 @@ def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: int) -> Image
     return canvas
 
 
+class Picture(TypedDict, total=False):
+    """What a user says of how images become inputs; None and what is missing is not said."""
+
+    input_size: tuple[int, int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    preset: str | None
+    resize: int | None
+    crop: int | None
+    interpolation: Interpolation | None
+    fit: Literal["crop", "letterbox"] | None
+    channel_order: Literal["rgb", "bgr"] | None
+    input_dtype: Literal["float32", "uint8"] | None
+
+
 def resolve_preprocess(
-    *,
-    input_size: tuple[int, int, int] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    preset: str | None = None,
-    resize: int | None = None,
-    crop: int | None = None,
-    interpolation: Interpolation | None = None,
-    fit: Literal["crop", "letterbox"] | None = None,
-    channel_order: Literal["rgb", "bgr"] | None = None,
-    input_dtype: Literal["float32", "uint8"] | None = None,
-    hints: Mapping[str, Any] | None = None,
+    *, hints: Mapping[str, Any] | None = None, **given: Unpack[Picture]
 ) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing and what the user should know about it.
 
@@ -237,23 +244,64 @@ def resolve_preprocess(
         UsageError: numbers of channels differ, or a standard deviation is not greater than 0.
     """
     hints = {k: v for k, v in (hints or {}).items() if v is not None}
+    preset, dtype = given.get("preset"), given.get("input_dtype") or "float32"
     defaults = {**PRESETS["imagenet"], **hints, **(PRESETS[preset] if preset else {})}
-    size = _input_size(input_size or defaults.get("input_size") or (3, 224, 224))
-    options = {"mean": mean, "std": std}
-    order = channel_order or "rgb"
-    _require_channels(size[0], options, order, plain=input_dtype == "uint8")
-    if order == "bgr":  # known values are of red, green, blue
-        defaults.update({n: tuple(reversed(defaults[n])) for n in options})
-    if input_dtype == "uint8":
-        defaults.update(mean=(0.0,), std=(1.0,))
-    values = {n: _per_channel(n, v, defaults[n], size[0]) for n, v in options.items()}
+    size = _input_size(given.get("input_size") or defaults.get("input_size") or (3, 224, 224))
+    options = {"mean": given.get("mean"), "std": given.get("std")}
+    order = given.get("channel_order") or "rgb"
+    plain = dtype == "uint8"
+    _require_channels(size[0], options, order, plain=plain)
+    values = _normalisation(options, defaults, size[0], reverse=order == "bgr", plain=plain)
+    preprocess = _placed(given, defaults, size, values, order, dtype)
+    if not hints and preset is None and options["mean"] is None and not plain:
+        return preprocess, [UNKNOWN_NORMALISATION]
+    chosen = {n: values[n] for n, option in options.items() if option is not None}
+    return preprocess, _differences(chosen, hints)
+
+
+def _normalisation(
+    options: Mapping[str, tuple[float, ...] | None],
+    defaults: Mapping[str, Any],
+    channels: int,
+    *,
+    reverse: bool,
+    plain: bool,
+) -> dict[str, tuple[float, ...]]:
+    """Return mean and standard deviation of each channel.
+
+    Args:
+        options: what is given.
+        defaults: of red, green and blue.
+        channels: of the input.
+        reverse: the input is blue, green, red.
+        plain: pixels stay as they are.
+    """
+    known = {n: tuple(defaults[n]) for n in options}
+    if reverse:
+        known = {n: tuple(reversed(v)) for n, v in known.items()}
+    if plain:
+        known = {"mean": (0.0,), "std": (1.0,)}
+    values = {n: _per_channel(n, v, known[n], channels) for n, v in options.items()}
     _require_usable(values["mean"], values["std"])
-    resampling = interpolation or defaults.get("interpolation")
-    boxed = (fit or defaults.get("fit")) == "letterbox"
+    return values
+
+
+def _placed(
+    given: Picture,
+    defaults: Mapping[str, Any],
+    size: tuple[int, int, int],
+    values: Mapping[str, tuple[float, ...]],
+    order: Literal["rgb", "bgr"],
+    dtype: Literal["float32", "uint8"],
+) -> Preprocess:
+    """Return the preprocessing with the place of an image in the input."""
+    resize, crop = given.get("resize"), given.get("crop")
+    resampling = given.get("interpolation") or defaults.get("interpolation")
+    boxed = (given.get("fit") or defaults.get("fit")) == "letterbox"
     if boxed:
         _require_whole(resize, crop)
     ratio = float(defaults.get("crop_pct") or 0.875)
-    preprocess = Preprocess(
+    return Preprocess(
         input_size=size,
         mean=values["mean"],
         std=values["std"],
@@ -263,12 +311,8 @@ def resolve_preprocess(
         fit="letterbox" if boxed else "crop",
         fill=GRAY_FILL if boxed else 0,
         channel_order=order,
-        dtype=input_dtype or "float32",
+        dtype=dtype,
     )
-    if not hints and preset is None and mean is None and input_dtype != "uint8":
-        return preprocess, [UNKNOWN_NORMALISATION]
-    chosen = {n: values[n] for n, option in options.items() if option is not None}
-    return preprocess, _differences(chosen, hints)
 
 
 def _require_channels(

@@ -1,0 +1,197 @@
+"""From whatever a program calls a model to a captured one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.errors import CaptureError, UsageError
+from trtq.flow.loading import load_text
+from trtq.flow.model import Model
+from trtq.graph.capture import capture_inputs
+from trtq.graph.inputs import ModelInputs
+from trtq.graph.opaque import use_library
+from trtq.graph.signature import SizeRange
+from trtq.models.deployed import deployed_
+from trtq.models.pt2 import from_program
+from trtq.models.unwrap import unwrap
+
+IMAGE_AXES = 3
+FOR_TEXTS = ("checkpoint", "checkpoint_key", "model_arg", "checkpoint_match")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How a model is loaded and captured: the arguments of ``trtq.load``, None where not given."""
+
+    checkpoint: str | Path | None
+    checkpoint_match: Literal["order"] | None
+    checkpoint_key: str | None
+    model_arg: Mapping[str, Any] | None
+    input_size: tuple[int, int, int] | None
+    preprocess: Preprocess | None
+    example: object
+    dynamic: Mapping[str, Sequence[int | str]] | None
+    ranges: Mapping[str, SizeRange] | None
+    outputs: tuple[str, ...] | None
+    ort_library: str | Path | None
+    name: str | None
+    seed: int
+
+    def refuse(self, names: Sequence[str], reason: str) -> None:
+        """Refuse arguments that would have no effect.
+
+        Raises:
+            UsageError: names them.
+        """
+        require_unused(vars(self), names, reason)
+
+    def inputs(self, otherwise: object) -> ModelInputs:
+        """Return what the model is given: the example, or else the size of an image."""
+        example = otherwise if self.example is None else self.example
+        return ModelInputs(example, self.dynamic, self.ranges or {}, self.outputs or ())
+
+
+def require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:
+    """Refuse arguments that would have no effect.
+
+    Raises:
+        UsageError: names them.
+    """
+    wrong = [name for name in names if given[name] is not None]
+    if wrong:
+        raise UsageError(
+            f"Cannot use {' and '.join(wrong)} with this model", reason, "Leave them out"
+        )
+
+
+def load_any(model: object, asked: Request) -> Model:
+    """Return a model, captured as one graph.
+
+    Args:
+        model: a loaded model, an nn.Module, an ExportedProgram or the text of a model.
+        asked: how it is loaded and captured.
+
+    Raises:
+        UsageError: no such thing, or arguments that do not fit it.
+        ModelError: it is unknown, or its weights do not fit.
+        CaptureError: it cannot be captured.
+    """
+    if isinstance(model, Model):
+        asked.refuse([n for n in vars(asked) if n != "seed"], "it is captured already")
+        return model
+    size, picture = asked.input_size, asked.preprocess
+    if size is not None and picture is not None and picture.input_size != size:
+        raise UsageError(
+            f"input_size is {size}, and preprocess makes {picture.input_size}",
+            hint="Give one of them",
+        )
+    if isinstance(model, nn.Module):
+        return _own(model, asked)
+    if isinstance(model, ExportedProgram):
+        return _program(model, asked)
+    if isinstance(model, str):
+        return _text(model, asked)
+    raise UsageError(
+        f"Cannot load a {type(model).__name__} as a model",
+        "expected an nn.Module, a loaded model or the text of one",
+        "Give the module itself, or timm:NAME, or file.py:factory",
+    )
+
+
+def _program(program: ExportedProgram, asked: Request) -> Model:
+    asked.refuse(FOR_TEXTS, "a program in memory has its weights already")
+    loaded = from_program(program, asked.name or "exported program")
+    picture, notes = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
+    inputs = asked.inputs(picture.input_size)
+    return Model.of(loaded, asked.preprocess or picture, notes, inputs)
+
+
+def _text(name: str, asked: Request) -> Model:
+    asked.refuse(("name",), "the text of a model is its name")
+    if asked.ort_library is not None:
+        use_library(Path(asked.ort_library))
+    loaded = load_text(
+        name,
+        args=asked.model_arg,
+        checkpoint=Path(asked.checkpoint) if asked.checkpoint else None,
+        match=asked.checkpoint_match or "name",
+        key=asked.checkpoint_key,
+        seed=asked.seed,
+    )
+    picture, notes = asked.preprocess, list(loaded.notes)
+    if picture is None and asked.example is None:
+        picture, said = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
+        notes += said
+    return Model.of(loaded, picture, notes, asked.inputs(picture and picture.input_size))
+
+
+def _own(module: nn.Module, asked: Request) -> Model:
+    """Return a program's own module, captured; the module itself is not changed.
+
+    Raises:
+        UsageError: its inputs are not known.
+        CaptureError: it is in training mode, on a GPU, or cannot be captured.
+    """
+    asked.refuse(FOR_TEXTS, "a module in memory has its weights already")
+    name, picture = asked.name or type(module).__name__, asked.preprocess
+    inputs = asked.inputs(asked.input_size or (picture and picture.input_size))
+    _require_inputs(name, inputs.example)
+    _require_eval(name, module)
+    plain, came_off = unwrap(copy.deepcopy(module), name)
+    _require_float(name, plain)
+    came_off += deployed_(plain)
+    graph = capture_inputs(plain, inputs)
+    return Model(
+        name=name,
+        module=plain,
+        weights="the program's own",
+        graph=graph,
+        preprocess=picture,
+        notes=(*came_off, *graph.notes),
+    )
+
+
+def _require_inputs(name: str, example: object) -> None:
+    if example is None:
+        raise UsageError(
+            f"The inputs of {name} are not known",
+            "a module in memory does not say them",
+            "Give input_size=(C, H, W) for images, example=one batch, or data of tensors",
+        )
+    if not isinstance(example, tuple) or not all(isinstance(v, int) for v in example):
+        return
+    if len(example) != IMAGE_AXES or not all(v > 0 for v in example):
+        raise UsageError(
+            f"Cannot use input_size={example!r} for {name}",
+            "an image has channels, height and width",
+            "Write it like input_size=(3, 224, 224), or give example= for other inputs",
+        )
+
+
+def _require_eval(name: str, module: nn.Module) -> None:
+    training = next((n for n, m in module.named_modules() if m.training), None)
+    if training is not None:
+        raise CaptureError(
+            f"{name} is in training mode" + (f" at {training}" if training else ""),
+            "dropout and BatchNorm compute something else there",
+            "Call .eval() first",
+        )
+
+
+def _require_float(name: str, module: nn.Module) -> None:
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"}
+    devices = {p.device.type for p in module.parameters()} - {"cpu"}
+    if kinds or devices:
+        raise CaptureError(
+            f"Cannot capture {name}",
+            f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
+            "Call .float().cpu() first",
+        )
