@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType
 
+import msgspec
 import torch
 from torch import fx, nn
 
@@ -92,6 +93,8 @@ def _values(value: object) -> Iterator[bytes]:
         yield from _values((value.func, value.args, value.keywords))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from _values((type(value), vars(value)))
+    elif isinstance(value, msgspec.Struct):
+        yield from _values((type(value), msgspec.structs.astuple(value)))
     elif isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         yield _name(value).encode()
     elif value is None or isinstance(
