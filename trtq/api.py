@@ -11,8 +11,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.samples import Samples
 from trtq.errors import CaptureError, UsageError
+from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
 from trtq.flow.loading import load_text
 from trtq.flow.model import Model
@@ -21,9 +21,10 @@ from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.capture import capture_inputs
-from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs
+from trtq.graph.inputs import ModelInputs
 from trtq.graph.opaque import use_library
-from trtq.graph.signature import INPUT, SizeRange
+from trtq.graph.signature import SizeRange
+from trtq.models.deployed import deployed_
 from trtq.models.pt2 import from_program
 from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
@@ -181,6 +182,7 @@ def _own(module: nn.Module, name: str, inputs: ModelInputs, preprocess: Preproce
             f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
             "Call .float().cpu() first",
         )
+    came_off += deployed_(plain)
     graph = capture_inputs(plain, inputs)
     return Model(
         name=name,
@@ -251,20 +253,17 @@ def quantize(
     asked = QuantizeOptions.make(options)
     check_options(asked)
     run = Run(progress or Silent())
-    given: Samples | None = None
-    example: object = None
-    if not isinstance(data, (str, Path)):
-        given = samples(data, limit=asked.calib_images)
-        if not isinstance(model, Model) and preprocess is None and input_size is None:
-            example = _example_of(given)
-    captured = load(
-        model, input_size=input_size, preprocess=preprocess, example=example, seed=asked.seed
-    )
+    given = open_any(data, limit=asked.calib_images, note=run.note)
+    unknown = not isinstance(model, Model) and preprocess is None and input_size is None
+    module = model if isinstance(model, nn.Module) else None
+    example = given.first_batch(forward_names(module)) if unknown else None
+    with pixels_explained(given, example):
+        captured = load(
+            model, input_size=input_size, preprocess=preprocess, example=example, seed=asked.seed
+        )
     run.note(*captured.notes)
     run.clock.lap("capture")
-    everything = samples(
-        data if given is None else given, captured, limit=asked.calib_images, note=run.note
-    )
+    everything = samples_from(given, captured, preprocess=None, note=run.note)
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
 
 
@@ -280,9 +279,3 @@ def _run_command(spec: QuantizeSpec, progress: object) -> QuantizeRecord:
         )
     listener: Any = progress
     return run_command(spec, listener)
-
-
-def _example_of(given: Samples) -> object:
-    """Return the first two samples as one batch: a tensor, or a mapping of named ones."""
-    inputs = dict(next(given.batches(BATCH_OF_TWO, count=BATCH_OF_TWO)).inputs)
-    return inputs[INPUT] if set(inputs) == {INPUT} else inputs

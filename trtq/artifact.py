@@ -455,6 +455,10 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
         return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
+# Fields of specs that came after the schema of records.
+ADDED = frozenset({"fit", "channel_order", "input_dtype", "tokenizer", "task"})
+
+
 class Header(TypedDict):
     """The first fields of a record, as keyword arguments."""
 
@@ -465,7 +469,16 @@ class Header(TypedDict):
 
 def header(verb: str, spec: msgspec.Struct) -> Header:
     """Return the first fields of a record of ``verb`` about what ``spec`` asks for."""
-    return {"schema": SCHEMA, "verb": verb, "spec": msgspec.to_builtins(spec)}
+    return {"schema": SCHEMA, "verb": verb, "spec": spec_values(spec)}
+
+
+def spec_values(spec: msgspec.Struct) -> dict[str, Any]:
+    """Return what a spec asks for as plain values, for records.
+
+    Fields that records of this schema did not always have are there only where they are given.
+    """
+    values: dict[str, Any] = msgspec.to_builtins(spec)
+    return {k: v for k, v in values.items() if v is not None or k not in ADDED}
 
 
 def environment() -> Environment:

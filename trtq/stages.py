@@ -56,6 +56,7 @@ from trtq.specs import (
     QuantizeSpec,
     Spec,
 )
+from trtq.specs.inputs import PICTURE
 from trtq.user_code import source_digest
 
 Inputs = dict[str, object]  # all that a stage's result depends on, by what a person calls it
@@ -201,7 +202,6 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         _require_classes(recipe, chosen.source)
     if wanted.held_out:
         _require_left(base, chosen.source)
-    names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
     spec = EvaluateSpec(
         onnx=str(qdq),
         reference=str(out / FP32),
@@ -211,7 +211,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         exclude=str(out / QUANTIZE_JSON) if wanted.held_out else None,
         masks=chosen.masks,
         ignore_index=wanted.ignore_index,
-        **{n: getattr(wanted, n) for n in names},
+        **{n: getattr(wanted, n) for n in PICTURE},
     )
 
     def inputs() -> Inputs:

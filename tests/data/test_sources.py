@@ -58,7 +58,7 @@ def test_preprocessing_of_wide_inputs_and_of_16_bit_images(tmp_path):
     gray, _ = resolve_preprocess(input_size=(1, 8, 8), mean=(0.0,), std=(1.0,))
     deep = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
     assert gray.apply(deep).mean() == pytest.approx(0.5, abs=0.01)
-    with pytest.raises(UsageError, match="Cannot read images for 4 channels"):
+    with pytest.raises(UsageError, match="The normalisation of 4 channels is not known"):
         resolve_preprocess(input_size=(4, 8, 8))
 
 

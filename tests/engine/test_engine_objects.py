@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 import trtq
 from tests.support.builds import asked
 from tests.support.onnx_files import open_sizes, two_images
+from trtq.bench import harness
 from trtq.engine import objects
 from trtq.engine.manifest import read_manifest
 from trtq.engine.worker_process import is_installed
@@ -23,7 +26,7 @@ QUICK = {"duration": 0.05, "min_samples": 10, "max_duration": 1.0}
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory):
+def small(tmp_path_factory):
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
@@ -32,13 +35,13 @@ def quantized(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(quantized):
-    return trtq.build(quantized, target="rtx3080", precision="fp16", batch="1:2:4")
+def engine(small):
+    return trtq.build(small, target="rtx3080", precision="fp16", batch="1:2:4")
 
 
 @needs_rtx
-def test_an_engine_of_a_quantized_model_is_that_of_its_file(quantized, engine, tmp_path):
-    file = quantized.export("rtx3080").save(tmp_path / "m.onnx")
+def test_an_engine_of_a_quantized_model_is_that_of_its_file(small, engine, tmp_path):
+    file = small.export("rtx3080").save(tmp_path / "m.onnx")
     spec = BuildSpec(
         onnx=str(file),
         target="rtx3080",
@@ -115,10 +118,26 @@ def test_an_engine_in_memory_runs(files, tensorrt):
     np.testing.assert_allclose(answer, run_batch(open_session(model), x)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_measurements_of_models_in_memory(quantized):
-    record = trtq.bench(quantized, **QUICK, verdict=False)
-    assert [r.kind for r in record.rows] == ["onnx"]
-    one = trtq.bench(open_sizes(), shapes="images=2x3x32x48", **QUICK)
-    assert (one.rows[0].batch, one.rows[0].input_shapes) == (2, {"images": [2, 3, 32, 48]})
-    several = trtq.bench([two_images(), two_images(2)], batch=2, **QUICK)
-    assert [r.input_shapes["right"] for r in several.rows] == [[2, 3, 8, 8]] * 2
+def test_a_model_in_memory_is_measured():
+    (row,) = trtq.bench(open_sizes(), shapes="images=2x3x32x48", **QUICK).rows
+    assert (row.kind, row.batch) == ("onnx", 2)
+    assert row.input_shapes == {"images": [2, 3, 32, 48]}
+
+
+@needs_rtx
+def test_what_is_measured_of_objects(small, engine, monkeypatch):
+    """A quantized model has its float model beside it, which the verdict compares it with."""
+    seen = []
+
+    def bench(spec, progress):
+        seen.extend((f, sorted(p.name for p in Path(f).parent.iterdir())) for f in spec.file)
+        return spec
+
+    monkeypatch.setattr(harness, "bench", bench)
+    asked_for = trtq.bench([small, engine, two_images()], batch=2, device="cuda:0")
+    assert (asked_for.batch, asked_for.device, asked_for.shapes) == ((2,), "cuda:0", ())
+    assert [(Path(f).name, beside) for f, beside in seen] == [
+        ("model.onnx", ["model.fp32.onnx", "model.onnx"]),
+        ("e.engine", ["e.engine", "e.engine.json"]),
+        ("model.onnx", ["model.onnx"]),
+    ]

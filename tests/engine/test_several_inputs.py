@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
+import trtq
 from tests.support.onnx_files import bytes_image, open_sizes, text_encoder, two_images
+from trtq.bench.trtexec_bench import Fed
+from trtq.bench.trtexec_bench import command as trtexec_bench
+from trtq.bench.workload import LoadOptions, open_workload
+from trtq.engine.open_engine import open_engine
 from trtq.engine.random_inputs import random_feed, table_sizes
-from trtq.engine.runner import OnnxRunner
+from trtq.engine.runner import EngineRunner, OnnxRunner
 from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, choose_sizes
+from trtq.engine.trtexec import spell_shapes
+from trtq.engine.worker_process import is_installed
 from trtq.errors import EngineError, UsageError
 from trtq.export.feeds import InputSlot
+from trtq.export.onnx_file import set_metadata_
+from trtq.testing.trtexec import write_fake_trtexec
 
+needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="no TensorRT for RTX")
 RNG = np.random.default_rng(0)
 
 
@@ -216,3 +233,160 @@ def test_random_inputs_are_valid_for_each_dtype_and_table():
     flag = [InputSlot("flag", "bool", (1,)), InputSlot("x", "float16", (4,))]
     drawn = random_feed(flag, {"flag": [1], "x": [4]}, {})
     assert (drawn["flag"].tolist(), drawn["x"].dtype) == ([True], np.float16)
+
+
+# ---- engines -----------------------------------------------------------------------------------
+
+TEXT = "ids=1x8:1x16:4x32"
+
+
+@needs_rtx
+def test_other_dtypes_and_open_axes_are_built_for_rtx():
+    """The real builder, for a GPU that is not here."""
+    build = partial(trtq.build, target="sm86", data="random", check_images=2)
+    text = build(text_encoder(), shapes=TEXT).manifest
+    assert [(t.name, t.dtype, t.shape) for t in text.tensors] == [
+        ("ids", "INT64", [-1, -1]),
+        ("mask", "INT64", [-1, -1]),
+        ("embedding", "FLOAT", [-1, 5]),
+    ]
+    ids, mask = text.inputs
+    assert (ids.axes, ids.least, ids.usual, ids.most, ids.table) == (
+        ["batch", "length"],
+        [1, 8],
+        [1, 16],
+        [4, 32],
+        11,
+    )
+    assert (mask.spans, mask.table) == (ids.spans, None)
+    assert "mask takes 1x8:1x16:4x32: --shapes gives axes of the same names" in text.notes
+    assert "inputs were drawn at random" in text.agreement.missing
+    picture = build(bytes_image()).manifest
+    assert (picture.tensors[0].name, picture.tensors[0].dtype) == ("image", "UINT8")
+    half = build(two_images(), precision="fp16", batch=(1, 1, 2)).manifest
+    (compared,) = half.agreement.comparisons
+    assert [o.name for o in compared.outputs] == ["distance", "features"]
+    assert compared.passed
+
+
+def test_the_signature_of_the_file_is_in_the_manifest(tensorrt):
+    tensorrt("10.3.0")
+    model = two_images()
+    set_metadata_(model, {"signature": {"inputs": ["left", "right"]}})
+    made = trtq.build(model, target="sm86", backend="tensorrt").manifest
+    assert made.signature == {"inputs": ["left", "right"]}
+
+
+@pytest.mark.parametrize("version", ["8.2.1", "10.3.0"])
+def test_an_engine_of_two_inputs_runs_like_its_file(version, tensorrt, monkeypatch, tmp_path):
+    tensorrt(version)
+    monkeypatch.setattr("trtq.engine.verify.EngineRunner", partial(EngineRunner, device="cpu"))
+    model = two_images()
+    model.opset_import[0].version = 13
+    engine = trtq.build(
+        model, target="sm86", backend="tensorrt", batch=(2, 2, 2), data="random", check_images=2
+    )
+    assert [c.runner for c in engine.manifest.agreement.comparisons] == ["engine"]
+    feed = {"left": image(3), "right": image(3)}
+    runner, wanted = engine.open(device="cpu"), OnnxRunner(model).run(feed)
+    for name, answer in runner.run(feed).items():
+        np.testing.assert_allclose(answer, wanted[name], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match=r"Cannot run the engine in memory.*: right is missing"):
+        runner.run({"left": image(2)})
+    with pytest.raises(EngineError, match=r"does not take left \[2, 3, 9, 9\]: it is outside"):
+        runner.run({"left": image(2, 9), "right": image(2, 9)})
+    monkeypatch.setattr(
+        "trtq.bench.workload.open_engine", lambda path, **_: open_engine(path, device="cpu")
+    )
+    path = engine.save(tmp_path / "e.engine")
+    workload = open_workload(path, LoadOptions(batch=2))
+    workload.call()
+    assert workload.shapes == {"left": [2, 3, 8, 8], "right": [2, 3, 8, 8]}
+    assert [a.shape for a in workload.answer()] == [(2, 4, 1, 1), (2, 4, 6, 6)]
+    with pytest.raises(
+        UsageError,
+        match="Cannot run e.engine with left 4x3x8x8: axis 0 is 4, the engine was built for 2 to 2",
+    ):
+        open_workload(path, LoadOptions(batch=4))
+
+
+def test_engines_of_open_axes_are_measured_at_their_usual_size(tensorrt, monkeypatch, tmp_path):
+    tensorrt("10.3.0")
+    engine = trtq.build(text_encoder(), target="sm86", backend="tensorrt", shapes=TEXT)
+    path = engine.save(tmp_path / "e.engine")
+    monkeypatch.setattr(
+        "trtq.bench.workload.open_engine",
+        lambda path, **_: open_engine(path, trust=True, device="cpu"),
+    )
+    usual = open_workload(path)
+    usual.call()
+    assert usual.shapes == {"ids": [1, 16], "mask": [1, 16]}
+    assert usual.feed["ids"].max() < 11
+    other = open_workload(path, LoadOptions(shapes=["ids=2x8"]))
+    assert other.shapes == {"ids": [2, 8], "mask": [2, 8]}
+    fed = Fed.of(other.feed, other.open_inputs).written(tmp_path)
+    line = trtexec_bench("trtexec", (10, 3), path, fed=fed)
+    assert "--shapes=ids:2x8,mask:2x8" in line
+    assert f"--loadInputs=ids:{tmp_path}/input0.bin,mask:{tmp_path}/input1.bin" in line
+    np.testing.assert_array_equal(
+        np.fromfile(tmp_path / "input0.bin", np.int64).reshape(2, 8), other.feed["ids"]
+    )
+    (tmp_path / "e.engine.json").unlink()
+    with pytest.raises(UsageError, match=r"axis 1 of ids, axis 1 of mask are open.*--shapes ids=1"):
+        open_workload(path, LoadOptions(trust=True))
+    given = ["ids=1x8", "mask=1x8"]
+    assert open_workload(path, LoadOptions(trust=True, shapes=given)).shapes["mask"] == [1, 8]
+
+
+@pytest.mark.parametrize(("version", "kind"), [("v8502", "INT32"), ("v100300", "INT64")])
+def test_trtexec_is_told_the_shapes_of_every_input(version, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, version)))
+    model = text_encoder()
+    model.opset_import[0].version = 13
+    axes = next(n for n in model.graph.node if n.op_type == "ReduceMean")
+    del axes.input[1]
+    axes.attribute.append(onnx.helper.make_attribute("axes", [1]))
+    made = trtq.build(model, target="orin", backend="trtexec", shapes=TEXT).manifest
+    line = made.builder["command"]
+    assert "--minShapes=ids:1x8,mask:1x8 --optShapes=ids:1x16,mask:1x16" in line
+    assert "--maxShapes=ids:4x32,mask:4x32" in line
+    first = made.tensors[0]
+    assert (first.name, first.dtype, first.numpy_dtype) == ("ids", kind, kind.lower())
+    assert spell_shapes({"ids:0": [1, 8]}) == "'ids:0':1x8"
+
+
+def test_images_do_not_fill_two_inputs(tensorrt, images):
+    tensorrt("10.3.0")
+    model = two_images()
+    set_metadata_(model, {"preprocess": {"input_size": [3, 8, 8]}})
+    with pytest.raises(
+        UsageError,
+        match=r"images fill one input, the model has left \[batch, 3, 8, 8\]; right .*Use --data "
+        "random",
+    ):
+        trtq.build(model, target="sm86", backend="tensorrt", data=str(images))
+
+
+# ---- a model of somebody else ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@needs_rtx
+def test_a_text_detector_of_open_height_and_width(tmp_path):
+    """PP-OCRv6's detector from PyPI: opset 11, three open axes."""
+    line = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "rapidocr==3.10.0"]
+    done = subprocess.run([*line, "-d", str(tmp_path)], check=False, capture_output=True)
+    wheel = next(tmp_path.glob("rapidocr*.whl"), None)
+    if wheel is None:
+        pytest.skip(f"rapidocr cannot be had: {done.stderr[-200:]!r}")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".onnx") and "_det_" in n)
+        path = Path(archive.extract(name, tmp_path))
+    with pytest.raises(UsageError, match="are open, and TensorRT needs the smallest"):
+        trtq.build(path, target="sm86")
+    (entry,) = inputs_of(onnx.load(path))
+    shapes = f"{entry.name}=1x3x320x320:1x3x640x640:1x3x960x960"
+    made = trtq.build(path, target="sm86", precision="fp16", shapes=shapes).manifest
+    assert (made.inputs[0].usual, made.tensors[0].shape[1:]) == ([1, 3, 640, 640], [3, -1, -1])
+    row = trtq.bench(path, shapes=f"{entry.name}=1x3x320x320", duration=0.1, min_samples=10).rows[0]
+    assert row.input_shape == [1, 3, 320, 320]

@@ -103,6 +103,7 @@ CASES = {
     "slice": lambda x: x[:, 1:-1, ::2, 3:],
     "select": lambda x: x[:, -1],
     "chunk": lambda x: sum(x.chunk(3, 1)[:2]),
+    "chunk of the batch": lambda x: torch.sub(*torch.cat([x, x * 2]).chunk(2)),
     "split": lambda x: x.split([3, 5], 1)[1],
     "unbind": lambda x: x.reshape(-1, 2, 4, 36).unbind(1)[1],
     "stack": lambda x: torch.stack([x, -x], 2),

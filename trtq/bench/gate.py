@@ -214,8 +214,8 @@ def _pair(
             why.append(f"the candidate has no row for {label}")
             continue
         unlike = differences(
-            {"input_shape": row.input_shape, "device": row.device, **row.settings},
-            {"input_shape": other.input_shape, "device": other.device, **other.settings},
+            {"input_shape": row.request_shape, "device": row.device, **row.settings},
+            {"input_shape": other.request_shape, "device": other.device, **other.settings},
         )
         why += [
             f"the rows of {label} differ: {d}"

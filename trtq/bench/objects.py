@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -74,10 +74,18 @@ def bench(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     with scratch("bench") as folder:
         files = [str(_file(m, folder / str(i))) for i, m in enumerate(models)]
-        if isinstance(options.get("shapes"), str):
-            options["shapes"] = [options["shapes"]]
-        spec = BenchSpec.make({**options, "file": files}, where="trtq.bench")
+        spec = BenchSpec.make({**_plain(options), "file": files}, where="trtq.bench")
         return harness.bench(spec, progress)
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as a spec takes them: one batch or one shape as a list of one."""
+    listed = {k: [v] for k, v in options.items() if k in ("batch", "shapes") and _is_one(v)}
+    return {**options, **listed}
+
+
+def _is_one(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and "=" in value)
 
 
 def _file(model: Any, folder: Path) -> Path:

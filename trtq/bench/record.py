@@ -207,6 +207,8 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device: as the workload labels itself.
+        input_shape: of the first input.
+        input_shapes: of every input by name; empty in records of earlier versions.
         unavailable: by figure, why there is none; never a zero.
         valid, reasons: False with the reasons when the figures should not be used.
         state: clocks, temperatures and load before and after.
@@ -238,6 +240,11 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     reasons: list[str]
     notes: list[str] = []
+
+    @property
+    def request_shape(self) -> dict[str, list[int]] | list[int]:
+        """What rows must share to be compared: the shapes of the inputs."""
+        return self.input_shapes if len(self.input_shapes) > 1 else self.input_shape
 
     @property
     def latencies(self) -> dict[str, Timing]:

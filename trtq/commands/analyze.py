@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,19 +18,20 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.layer_costs import outline
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.loading import input_of, open_given, open_model
 from trtq.cost.count import LayerCost
 from trtq.data.answers import HAVE_PREDICTIONS, Kind
 from trtq.data.classes import require_one_class_list
-from trtq.data.preprocess import batches
-from trtq.data.source import Note, Source, describe, open_source
+from trtq.data.opened import Data
+from trtq.data.samples import Batch, Samples, preprocess_digest
 from trtq.errors import DataError, UsageError
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.ptq import cache_folder
 from trtq.graph.feed import Feed, first_output
 from trtq.graph.nodes import operands
+from trtq.graph.signature import input_names
 from trtq.progress import Clock, Notes, Progress, Silent
-from trtq.quant.formats import read_options
+from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
@@ -49,48 +50,46 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
             next run.
     """
     told, clock = progress or Silent(), Clock()
-    options = read_options(spec.bits)
-    if not any(o.quantized for o in options):
-        raise UsageError(
-            "There is no width to analyse",
-            f"asked for {', '.join(o.label for o in options)}",
-            "Give --bits 4 --bits 8",
-        )
+    options = _options(spec)
     out = Path(spec.out)
     ensure_writable_file(out)
     ensure_writable_dir(out.parent)
     note = Notes(told.note)
-    source = _open_images(spec, note)
+    most = max(spec.calib_images, spec.images)
+    data = open_given(spec, note, limit=most)
+    _require_targets(spec, data)
     loaded = open_model(spec)
-    preprocess, about_input = open_preprocess(spec, loaded)
-    model = Model.of(loaded, preprocess)
+    given = input_of(spec, loaded, data)
+    model = given.capture(loaded)
     captured = model.graph
-    _require_scores(spec, model.answer_kind(len(source.classes)))
+    samples = samples_from(data, model).take(most, spec.seed)
+    _require_targets(spec, data, samples)
+    _require_scores(spec, model.answer_kind(samples.classes))
     graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
     clock.lap("capture")
-    indices = source.sample(max(spec.calib_images, spec.images), spec.seed)
-    ranges, looked = indices[: spec.calib_images], indices[: spec.images]
-    told.begin(f"Calibrating ({spec.calibrator})", len(ranges))
+    told.begin(f"Calibrating ({spec.calibrator})", min(spec.calib_images, len(samples)))
     layers = prepare_layers(
         graph,
         options,
-        batches(source, ranges, preprocess, size),
+        samples.inputs(spec.calib_images, size, input_names(graph)),
         calibrator=spec.calibrator,
         percentile=spec.percentile,
         progress=told.advance,
     )
     layers, dropped = _complete(layers, [o.label for o in options if o.quantized])
-    note(*about_input, *dropped)
+    note(*given.notes, *dropped)
     if not layers:
         raise UsageError(
             f"There is nothing to analyse in {spec.model}",
             "it has no convolution or linear with a constant weight",
         )
     clock.lap("calibrate")
-    images: list[Feed] = [(b,) for b in batches(source, looked, preprocess, size)]
+    looked = list(samples.batches(size, count=spec.images))
+    names = input_names(graph)
+    images: list[Feed] = [batch.feed(names) for batch in looked]
     # Metrics that look at outputs read no targets.
     targets = (
-        _targets(spec, source, looked, images, graph)
+        _targets(spec, samples, looked, images, graph)
         if spec.metric in NEEDS_TARGETS
         else [torch.empty(0)] * len(images)
     )
@@ -98,9 +97,9 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
     depends = [
         weights,
-        source.digest(indices),
-        source.labels and [source.labels[i] for i in looked],
-        msgspec.to_builtins(preprocess),
+        samples.digest(),
+        [t.tolist() for t in targets],
+        preprocess_digest(samples),
         _depends(spec),
         str(torch.__version__),
         __version__,
@@ -136,8 +135,8 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     record = AnalyzeRecord(
         **header("analyze", spec),
         model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
-        data=describe(source),
-        preprocess=preprocess,
+        data=samples.describe(),
+        preprocess=model.preprocess,
         metric=spec.metric,
         bits=[o.label for o in options],
         layers=_layers(layers, found, counted.layers),
@@ -160,24 +159,48 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     return record
 
 
-def _open_images(spec: AnalyzeSpec, note: Note) -> Source:
-    """Return the images, once the metric is known to have the labels it needs.
+def _options(spec: AnalyzeSpec) -> list[BitConfig]:
+    """Return the widths to measure.
 
     Raises:
-        DataError: there are no labels, or the numbers of classes are ambiguous.
+        UsageError: none of them quantizes.
     """
-    source = open_source(spec.data, spec.class_index, note)
+    options = read_options(spec.bits)
+    if not any(o.quantized for o in options):
+        raise UsageError(
+            "There is no width to analyse",
+            f"asked for {', '.join(o.label for o in options)}",
+            "Give --bits 4 --bits 8",
+        )
+    return options
+
+
+def _require_targets(spec: AnalyzeSpec, data: Data, samples: Samples | None = None) -> None:
+    """Refuse data without class indices, or with ambiguous ones, for a metric that needs them.
+
+    Args:
+        spec: names the metric.
+        data: checked now, where they are images.
+        samples: checked where the data are none.
+
+    Raises:
+        DataError: there are no class indices, or which class they mean is not clear.
+    """
     if spec.metric not in NEEDS_TARGETS or spec.targets != "labels":
-        return source
-    if source.labels is None:
+        return
+    if data.source is not None:
+        has_targets = data.source.labels is not None
+    else:
+        has_targets = samples is None or samples.has_targets
+    if not has_targets:
         raise DataError(
-            f"The metric {spec.metric} needs labels, {source.name} has none",
+            f"The metric {spec.metric} needs labels, {data.name} has none",
             "it is not a folder of class folders",
             "Give --targets model to compare with the model's own answer, or use --metric l2 or "
             "jsd",
         )
-    require_one_class_list(source)
-    return source
+    if data.source is not None:
+        require_one_class_list(data.source)
 
 
 def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list[str]]:
@@ -222,27 +245,33 @@ def _require_scores(spec: AnalyzeSpec, answer: Kind) -> None:
 
 def _targets(
     spec: AnalyzeSpec,
-    source: Source,
-    indices: list[int],
-    images: list[Feed],
+    samples: Samples,
+    looked: Sequence[Batch],
+    images: Sequence[Feed],
     graph: torch.fx.GraphModule,
 ) -> list[torch.Tensor]:
-    """Return the class of every image, by batch: its label, or what the model itself says."""
-    if source.labels is not None and spec.targets == "labels":
-        labels, batched = torch.tensor([source.labels[i] for i in indices]), []
-        for batch in images:
-            batched.append(labels[: len(batch)])
-            labels = labels[len(batch) :]
-        classes = _classes(graph, images[0])
-        if int(torch.cat(batched).max()) >= classes:
-            raise DataError(
-                f"The labels of {source.name} do not fit the model",
-                f"it has {len(source.classes)} classes, the model {classes}",
-                "Give the folder the model was trained on, or --targets model",
-            )
-        return batched
+    """Return the class of every sample, by batch: its label, or what the model itself says."""
+    if spec.targets == "labels":
+        samples.expect(_classes(graph, images[0]), spec.model)
+        return [_class_indices(samples, batch) for batch in looked]
     with torch.inference_mode():
-        return [first_output(graph(*batch)).argmax(dim=1).clone() for batch in images]
+        return [first_output(graph(*feed)).argmax(dim=1).clone() for feed in images]
+
+
+def _class_indices(samples: Samples, batch: Batch) -> torch.Tensor:
+    """Return the class of every sample of a batch, int64 [N].
+
+    Raises:
+        DataError: targets are something else.
+    """
+    targets = batch.targets()
+    if not isinstance(targets, torch.Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        raise DataError(
+            f"The targets of {samples.name} are no class indices",
+            "the metric needs one integer for each sample",
+            "Give --targets model, or use --metric l2",
+        )
+    return targets
 
 
 def _classes(graph: torch.fx.GraphModule, batch: Feed) -> int:

@@ -378,6 +378,12 @@ class _Deployment:
         from trtq.deploy.accuracy import BATCH, BoardRunner
 
         spec, job = self.spec, self.job
+        if len(job.sizes.inputs) != 1:
+            raise BoardError(
+                f"Cannot run the images of {spec.data}",
+                f"they fill one input, {job.spec.onnx} has "
+                f"{'; '.join(i.words for i in job.sizes.inputs)}",
+            )
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         builder = BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)

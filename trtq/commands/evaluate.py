@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ from trtq.artifact import (
     ensure_writable_dir,
     environment,
     read_json,
+    spec_values,
     write_json,
 )
+from trtq.commands.loading import open_given, require_no_picture
 from trtq.data.answers import kind_in
 from trtq.data.classes import (
     require_calibrated_classes,
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.labels import open_labels
+from trtq.data.model_inputs import InputNeeds
+from trtq.data.opened import Data
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.samples import ImageSamples
-from trtq.data.source import Source, open_source, spread
+from trtq.data.samples import Samples
+from trtq.data.source import Source, spread
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
@@ -33,10 +36,12 @@ from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
+from trtq.graph.signature import SIGNATURE, Signature, TensorSpec
 from trtq.progress import Notes, Progress, Silent
 from trtq.records.evaluate import EvaluateRecord
 from trtq.specs import EvaluateSpec
-from trtq.tasks import Figure
+from trtq.specs.inputs import PICTURE
+from trtq.tasks import Figure, find_task
 from trtq.tasks.segmentation import PixelScore
 
 
@@ -55,24 +60,20 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     runner, metadata, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
-    source = open_source(spec.data, spec.class_index, note)
-    if spec.masks is None:
-        require_numbers(source, metadata, path.parent)
-    preprocess, notes = _preprocess(spec, metadata, runner.input_shape)
-    indices = choose_images(source, spec.limit, _excluded(spec))
-    shared = _shared_with_calibration(spec, path, source, indices, notes)
-    note(*notes)
-    samples = ImageSamples(
-        source=source,
-        picture=preprocess,
-        indices=indices,
-        labels=open_labels(source, spec.masks, preprocess, spec.ignore_index),
-    )
+    task = None if spec.task is None else find_task(spec.task)
+    data = open_given(spec, note, limit=spec.limit)
+    if spec.masks is None and data.source is not None and data.source.labels is not None:
+        require_numbers(data.source, metadata, path.parent)
+    samples = _samples(spec, data, runner, metadata, note)
+    if data.source is None and samples.dense:
+        samples.ignore = spec.ignore_index
+    samples = samples.select(_chosen(spec, samples))
+    shared = _shared_with_calibration(spec, path, samples, note)
     evaluator = Evaluator(
         runner,
         reference,
         known=kind_in(metadata),
-        task=None,
+        task=task,
         names=(spec.onnx, str(spec.reference)),
         note=note,
     )
@@ -80,7 +81,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     record = evaluation_record(
         seen,
         samples,
-        spec=msgspec.to_builtins(spec),
+        spec=spec_values(spec),
         onnx=path,
         reference=Path(spec.reference) if spec.reference else None,
         calibration_images=0 if spec.exclude else shared,
@@ -94,7 +95,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
 
 def evaluation_record(
     seen: Evaluation,
-    samples: ImageSamples,
+    samples: Samples,
     *,
     spec: dict[str, Any],
     onnx: Path,
@@ -107,7 +108,7 @@ def evaluation_record(
 
     Args:
         seen: what was counted.
-        samples: the images.
+        samples: what was run.
         spec: what was asked for, as plain values.
         onnx: the file that ran.
         reference: what it was compared with.
@@ -123,16 +124,28 @@ def evaluation_record(
         reference_sha256=None if reference is None else digest_onnx(reference),
         images=seen.samples,
         **_scores(seen),
+        **_task_fields(seen, spec.get("task")),
         outputs=seen.outputs if seen.compared else [],
         finite=all(o.finite for o in seen.outputs),
         constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
         calibration_images=calibration_images,
         data={**samples.describe(), "images_sha256": samples.digest()},
-        preprocess=samples.picture,
+        preprocess=samples.preprocess,
         runtime=runtime,
         notes=notes,
         environment=environment(),
     )
+
+
+def _task_fields(seen: Evaluation, asked: str | None) -> dict[str, Any]:
+    """Return the fields of a record about the task that was asked for."""
+    if asked is None:
+        return {}
+    return {
+        "task": seen.task.name,
+        "figures": list(seen.figures.values()),
+        "reference_figures": list(seen.reference.values()),
+    }
 
 
 def _scores(seen: Evaluation) -> dict[str, Any]:
@@ -174,22 +187,61 @@ def _excluded(spec: EvaluateSpec) -> frozenset[str]:
 
 
 def _shared_with_calibration(
-    spec: EvaluateSpec, path: Path, source: Source, indices: list[int], notes: list[str]
+    spec: EvaluateSpec, path: Path, samples: Samples, note: Callable[..., None]
 ) -> int | None:
-    """Return how many of the images calibrated the file, and note it; None where unknown."""
+    """Return how many of the samples calibrated the file, and note it; None where unknown."""
     known = path.parent / QUANTIZE_JSON
     if spec.exclude or not known.is_file():
         return None
     seen = _calibration_images(known)
     if not seen:
         return None
-    shared = sum(content in seen for content in source.short_contents(indices))
+    shared = sum(content in seen for content in samples.contents())
     if shared:
-        notes.append(
+        note(
             f"{shared} of these images were used for calibration (--exclude {known} leaves "
             "them out)"
         )
     return shared
+
+
+def _samples(
+    spec: EvaluateSpec,
+    data: Data,
+    runner: Runner,
+    metadata: dict[str, Any],
+    note: Callable[..., None],
+) -> Samples:
+    """Return data as the inputs of a file or an engine.
+
+    Raises:
+        UsageError: settings of images for data that are none.
+        DataError: samples do not fit the file.
+    """
+    if data.source is not None:
+        preprocess, notes = _preprocess(spec, metadata, runner.input_shape)
+        note(*notes)
+        return data.make(None, preprocess)
+    require_no_picture(spec, data)
+    return data.make(inputs_of(runner, metadata, spec.onnx), None)
+
+
+def inputs_of(runner: Runner, metadata: Mapping[str, Any], name: str) -> InputNeeds:
+    """Return what a file or an engine takes, with the ranges that it was written for."""
+    stored = metadata.get(SIGNATURE)
+    known = None if stored is None else msgspec.convert(stored, Signature)
+    inputs = tuple(
+        TensorSpec(
+            name=slot.name,
+            dtype=slot.dtype,
+            shape=tuple(f"axis{i}" if v is None else v for i, v in enumerate(slot.shape)),
+        )
+        for slot in runner.inputs
+    )
+    if known is not None and [t.name for t in known.inputs] == [t.name for t in inputs]:
+        inputs = known.inputs
+    signature = known or Signature(inputs=inputs, outputs=())
+    return InputNeeds(model=name, inputs=inputs, ranges=signature.ranges, signature=signature)
 
 
 def _open(
@@ -215,20 +267,20 @@ def _preprocess(
     spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]
 ) -> tuple[Preprocess, list[str]]:
     """What the user gave, else what the file carries, else ImageNet's."""
-    given = {
-        n: getattr(spec, n)
-        for n in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
-    }
+    given = {n: getattr(spec, n) for n in PICTURE}
     stored = metadata.get("preprocess")
     if stored is not None and all(v is None for v in given.values()):
         return msgspec.convert(stored, Preprocess), []
     if stored is not None:
         # What is not typed stays as the file has it; a new input size or preset brings its own rule
         # for what follows from it.
-        keep = {"input_size", "mean", "std", "resize", "crop", "interpolation"}
-        keep -= {"mean", "std"} if given["preset"] else set()
+        keep = {*PICTURE} - {"preset"}
+        keep -= {"mean", "std", "fit"} if given["preset"] else set()
         keep -= {"resize", "crop"} if given["input_size"] else set()
-        given = {k: stored.get(k) if v is None and k in keep else v for k, v in given.items()}
+        known = {**stored, "input_dtype": stored.get("dtype")}
+        given = {k: known.get(k) if v is None and k in keep else v for k, v in given.items()}
+        if given["input_dtype"] == "uint8":  # its mean and std have no effect
+            given.update(mean=None, std=None)
     if (
         given["input_size"] is None
         and len(shape) == 4
@@ -295,12 +347,27 @@ def choose_images(source: Source, limit: int | None, used: frozenset[str]) -> li
     Raises:
         DataError: none is left.
     """
-    contents = source.short_contents(range(len(source))) if used else []
-    indices = [i for i in range(len(source)) if not used or contents[i] not in used]
-    if not indices:
+    contents = source.short_contents(range(len(source))) if used else [""] * len(source)
+    return _left(source.name, contents, limit, used)
+
+
+def _chosen(spec: EvaluateSpec, samples: Samples) -> list[int]:
+    """Return the positions of the samples to evaluate on, drawn evenly.
+
+    Raises:
+        DataError: none is left.
+    """
+    used = _excluded(spec)
+    contents = samples.contents() if used else [""] * len(samples)
+    return _left(samples.name, contents, spec.limit, used)
+
+
+def _left(name: str, contents: Sequence[str], limit: int | None, used: frozenset[str]) -> list[int]:
+    positions = [i for i, content in enumerate(contents) if content not in used]
+    if not positions:
         raise DataError(
-            f"No image of {source.name} is left to evaluate",
+            f"No image of {name} is left to evaluate",
             "all of them were used for calibration",
             "Use fewer --calib-images",
         )
-    return [indices[i] for i in spread(len(indices), limit)]
+    return [positions[i] for i in spread(len(positions), limit)]

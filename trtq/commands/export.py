@@ -28,15 +28,14 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.calibration import ranges_for
-from trtq.commands.loading import open_model, open_preprocess, require_own
+from trtq.commands.loading import input_of, open_given, open_model, require_own
 from trtq.data.answers import kind_in, percent_words
 from trtq.data.metrics import Array, sqnr_words
-from trtq.data.preprocess import batches
-from trtq.data.source import open_source
 from trtq.engine.agreement import Comparison, answers, as_float64, compare, run_rounded, worst_sqnr
 from trtq.engine.lint_target import reader_of
 from trtq.errors import ExportError, UsageError
 from trtq.export.calibration_cache import cache_number, write_cache
+from trtq.export.feeds import Given
 from trtq.export.fp16 import convert_to_half
 from trtq.export.fp16_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
@@ -46,11 +45,11 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.opset import INT4_OPSET, target_metadata
 from trtq.flow.ptq import origin_of
-from trtq.graph.feed import outputs_of
-from trtq.graph.signature import output_names
+from trtq.graph.feed import Feed, outputs_of
+from trtq.graph.signature import input_names, output_names
 from trtq.platform.target import Target
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -176,19 +175,21 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             "Give another folder",
         )
     loaded = open_model(spec)
-    preprocess, said = open_preprocess(spec, loaded)
-    note(*said)
-    model = Model.of(loaded, preprocess)
+    data = open_given(spec, note, limit=spec.images)
+    given = input_of(spec, loaded, data)
+    note(*given.notes)
+    model = given.capture(loaded)
     captured = model.graph
     require_own(encodings, captured.module, spec.encodings, "export")
-    source = open_source(spec.data, spec.class_index, note)
+    samples = samples_from(data, model)
     size = BATCH if captured.dynamic_batch else 1
-    images = list(batches(source, source.sample(spec.images, spec.seed), preprocess, size))
+    names = input_names(captured.module)
+    images = list(samples.take(spec.images, spec.seed).inputs(spec.images, size, names))
     simulated = insert_fake_quantize(
         captured.module, placement_of(captured.module, encodings), encodings
     )
     origin = {
-        **origin_of(model, model.answer_kind(len(source.classes))),
+        **origin_of(model, model.answer_kind(samples.classes)),
         "encodings_sha256": encodings.digest(),
     }
     writer = _Writer(spec, captured.module, simulated, images, origin, note)
@@ -213,7 +214,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             **header("export", spec),
             encodings_sha256=encodings.digest(),
             profiles=rows,
-            images=sum(map(len, images)),
+            images=sum(len(feed[0]) for feed in images),
             notes=note.lines,
             files=files,
             environment=environment(),
@@ -235,9 +236,9 @@ def _require_formats(target: Target, encodings: Encodings, *, fallback: bool) ->
         target.require(kind, doing="export", hint=ALTERNATIVES[kind])
 
 
-def _answers_of(graph: fx.GraphModule, images: Sequence[torch.Tensor]) -> dict[str, Array]:
+def _answers_of(graph: fx.GraphModule, images: Sequence[Feed]) -> dict[str, Array]:
     """Return every output of a graph by name over all images."""
-    made = [outputs_of(graph(b)) for b in images]
+    made = [outputs_of(graph(*b)) for b in images]
     return {
         name: np.concatenate([as_float64(m[i].numpy()) for m in made])
         for i, name in enumerate(output_names(graph))
@@ -252,12 +253,16 @@ class _Writer:
         spec: ExportSpec,
         plain: fx.GraphModule,
         simulated: fx.GraphModule,
-        images: list[torch.Tensor],
+        images: list[Feed],
         origin: dict[str, Any],
         note: Notes,
     ) -> None:
         self.spec, self.plain, self.simulated = spec, plain, simulated
-        self.images, self.origin, self.note = [b.numpy() for b in images], origin, note
+        self.origin, self.note = origin, note
+        names = input_names(plain)
+        self.images: list[Given] = [
+            {n: t.numpy() for n, t in zip(names, feed, strict=True)} for feed in images
+        ]
         with torch.inference_mode():
             self.answers = {
                 q: _answers_of(g, images) for q, g in ((True, simulated), (False, plain))

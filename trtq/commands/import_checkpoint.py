@@ -24,13 +24,11 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.loading import open_model, open_preprocess
-from trtq.data.samples import ImageSamples
-from trtq.data.source import open_source
+from trtq.commands.loading import input_of, open_given, open_model
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.files import IMPORT_JSON, LOCK
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.pair import write_encoded
 from trtq.flow.ptq import Inputs
 from trtq.flow.run import Run
@@ -94,7 +92,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
     found = _read_ranges(spec)
-    source = open_source(spec.data, spec.class_index, run.note)
+    data = open_given(spec, run.note, limit=spec.parity_images)
     with locked(out / LOCK, waiting=run.tell):
         (out / IMPORT_JSON).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
@@ -108,14 +106,13 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         modules = dict(loaded.module.named_modules())
         found.rename(modules)
         run.note(*found.notes)
-        preprocess, said = open_preprocess(spec, loaded)
-        run.note(*said)
+        given = input_of(spec, loaded, data)
+        run.note(*given.notes)
         before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
-        model = Model.of(loaded, preprocess)
+        model = given.capture(loaded)
         encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
         run.note(*lines)
-        images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
-        samples = images.take(spec.parity_images, spec.seed)
+        samples = samples_from(data, model).take(spec.parity_images, spec.seed)
         inputs = Inputs(
             model=model, samples=samples, answer=model.answer_kind(samples.classes), run=run
         )

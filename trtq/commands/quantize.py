@@ -1,4 +1,4 @@
-"""``trtq quantize``: model and images in, Q/DQ ONNX, encodings and a record out."""
+"""``trtq quantize``: model and samples in, Q/DQ ONNX, encodings and a record out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from trtq.artifact import spec_values
 from trtq.commands.allocation import read_allocation
-from trtq.commands.loading import open_model, open_preprocess
-from trtq.data.samples import ImageSamples
-from trtq.data.source import open_source
+from trtq.commands.loading import input_of, open_given, open_model
 from trtq.errors import UsageError
 from trtq.files import MODEL_FILES, QUANTIZE_JSON
-from trtq.flow.model import Model, about_weights
+from trtq.flow.data import samples_from
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.run import Run
@@ -36,24 +35,22 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     options = _options(spec)
     run = Run(progress or Silent())
     work = Workspace(Path(spec.out), QUANTIZE_JSON, run.progress, run.clock)
-    source = open_source(spec.data, spec.class_index, run.note)
+    data = open_given(spec, run.note, limit=spec.calib_images)
     loaded = open_model(spec)
-    preprocess, notes = open_preprocess(spec, loaded)
-    run.note(*about_weights(loaded), *notes)
-    images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
-    samples = choose_samples(images, options, run)
+    given = input_of(spec, loaded, data)
     run.clock.lap("load")
     with work.locked():
         work.remove_leftovers(MODEL_FILES)
-        model = Model.of(loaded, preprocess)
-        run.note(*model.graph.notes)
+        model = given.capture(loaded)
+        run.note(*model.notes)
         run.clock.lap("capture")
+        samples = choose_samples(samples_from(data, model), options, run)
         if spec.allocation:
             chosen = read_allocation(Path(spec.allocation), model.weights_sha256)
             widths = {name: option.label for name, option in chosen.items()}
             options = msgspec.structs.replace(options, layer_bits=widths)
         quantized = quantize_model(model, samples, options, run)
-        return write_quantized(quantized, work, msgspec.to_builtins(spec))
+        return write_quantized(quantized, work, spec_values(spec))
 
 
 def _options(spec: QuantizeSpec) -> QuantizeOptions:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -36,6 +36,7 @@ PARTS = frozenset(
     }
 )
 FEW_NAMES = 5
+Forms = Literal["classes", "arrays", "flat"]
 
 
 @dataclass(slots=True)
@@ -69,16 +70,31 @@ class Labelled(Protocol):
 
 
 def arrange(
-    name: str, files: Sequence[str], folders: set[str], class_index: Path | None
+    name: str,
+    files: Sequence[str],
+    folders: set[str],
+    class_index: Path | None,
+    *,
+    forms: Forms = "classes",
 ) -> Arrangement:
     """Return the images among ``files`` and their classes: folders on the first level.
+
+    Args:
+        name: of the data, for errors.
+        files: relative paths.
+        folders: on the first level.
+        class_index: the order of classes.
+        forms: ``classes`` as above; ``arrays`` takes arrays in .npy files as images, too; ``flat``
+            gives no classes, whatever the folders are.
 
     Raises:
         DataError: no images, images beside class folders, folders that are not classes, or a class
             index that does not fit.
     """
-    arrangement = _images(name, files)
+    arrangement = _images(name, files, arrays=forms == "arrays")
     ids = arrangement.ids
+    if forms == "flat":
+        return arrangement
     filled = sorted({f.split("/")[0] for f in ids if "/" in f})
     if not filled:
         _require_no_index(name, class_index)
@@ -108,8 +124,8 @@ def arrange(
     return arrangement
 
 
-def _images(name: str, files: Sequence[str]) -> Arrangement:
-    images = sorted(f for f in files if is_image(f))
+def _images(name: str, files: Sequence[str], *, arrays: bool = False) -> Arrangement:
+    images = sorted(f for f in files if is_image(f) or (arrays and f.lower().endswith(".npy")))
     arrangement = Arrangement(images, ignored=sorted(set(files) - set(images)))
     if not images:
         other = (

@@ -76,13 +76,13 @@ def decode(data: bytes) -> Decoded:
         UndecodableError: it is damaged, too large, of another format, or has samples of unknown
             range.
     """
-    image = _open(data)
+    image = open_image(data)
     try:
         return _decode(image, data)
     except UndecodableError:
         raise
     except Exception as exc:  # a damaged file can raise anything; the caller adds the file's name
-        raise UndecodableError(_words(exc)) from exc
+        raise UndecodableError(words_of(exc)) from exc
 
 
 def to_eight_bits(image: Image.Image) -> Decoded:
@@ -100,13 +100,13 @@ def decode_mask(data: bytes) -> Pixels:
     Raises:
         UndecodableError: it is damaged, holds colours or fractions, or its format changes indices.
     """
-    image = _open(data)
+    image = open_image(data)
     try:
         return _indices(image, data)
     except UndecodableError:
         raise
     except Exception as exc:  # as in decode
-        raise UndecodableError(_words(exc)) from exc
+        raise UndecodableError(words_of(exc)) from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,11 @@ def read_geometry(data: bytes) -> Geometry:
     Raises:
         UndecodableError: it is damaged or of another format.
     """
-    image = _open(data)
+    image = open_image(data)
     try:
-        return Geometry(_orientation(image), *_stored_size(image))
+        return Geometry(orientation_of(image), *_stored_size(image))
     except Exception as exc:  # as in decode
-        raise UndecodableError(_words(exc)) from exc
+        raise UndecodableError(words_of(exc)) from exc
 
 
 def turn(values: Pixels, orientation: int) -> Pixels:
@@ -146,7 +146,12 @@ def turn(values: Pixels, orientation: int) -> Pixels:
     return values
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Return an image whose pixels are not decoded yet.
+
+    Raises:
+        UndecodableError: it is empty, too large, damaged or of another format.
+    """
     if not data:
         raise UndecodableError("the file is empty (0 bytes)")
     try:
@@ -154,7 +159,7 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError as exc:
         raise UndecodableError(_not_an_image(data)) from exc
     except Exception as exc:  # as in decode
-        raise UndecodableError(_words(exc)) from exc
+        raise UndecodableError(words_of(exc)) from exc
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UndecodableError(
@@ -183,7 +188,8 @@ def _text_kind(head: bytes) -> str:
     return "text" if head and all(32 <= b < 127 or b in b"\t\r\n" for b in head) else ""
 
 
-def _words(exc: Exception) -> str:
+def words_of(exc: Exception) -> str:
+    """Return what a decoder's error says."""
     text = first_line(str(exc))
     return (
         text
@@ -267,7 +273,8 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return (int(tags[WIDTH]), int(tags[HEIGHT])) if tags is not None else image.size
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8."""
     tags = _tags(image)
     value = (image.getexif() if tags is None else tags).get(ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -280,7 +287,7 @@ def _tags(image: Image.Image) -> Mapping[int, Any] | None:
 
 def _decode(image: Image.Image, data: bytes) -> Decoded:
     samples = _samples(image, data)
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     frames = int(getattr(image, "n_frames", 1))
     image.load()  # a TIFF is turned by this
     if orientation != 1 and image.format != "TIFF":
@@ -427,7 +434,7 @@ def _indices(image: Image.Image, data: bytes) -> Pixels:
     if frames > 1:
         raise UndecodableError(f"it has {frames} frames; a mask has one")
     samples = _samples(image, data)
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     scaled = image.format == "PPM" and not _keeps_values(image)
     image.load()
     values = np.asarray(image)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -21,6 +22,7 @@ from trtq.data.source import Source
 from trtq.errors import UsageError
 
 T = TypeVar("T")
+Floats = npt.NDArray[np.floating[Any]]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -36,7 +38,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "interpolation": "bilinear",
     },
     "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "yolo": {"mean": (0.0,), "std": (1.0,), "fit": "letterbox", "interpolation": "bilinear"},
 }
+GRAY_FILL = 114  # the border of a letterbox, as the YOLO family trains with
 UNKNOWN_NORMALISATION = (
     "the model does not say how its input is normalised: ImageNet's mean and std are used "
     "(--preset, --mean, --std)"
@@ -44,19 +48,50 @@ UNKNOWN_NORMALISATION = (
 SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crops of photographs
 
 
-class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Resize the short side, crop the centre, scale to [0, 1], then normalise.
+class ImagePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an image is in the model's input: ``input = original * scale + offset``, in pixels.
+
+    Attributes:
+        scale: horizontal and vertical.
+        offset: left and top; negative where a part of the image was cut off.
+        size: width and height of the upright original image.
+    """
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+    size: tuple[int, int]
+
+    def to_input(self, xyxy: Floats) -> Floats:
+        """Return boxes [N, 4] of the original image in pixels of the input."""
+        return np.asarray(xyxy * np.tile(self.scale, 2) + np.tile(self.offset, 2))
+
+    def to_original(self, xyxy: Floats) -> Floats:
+        """Return boxes [N, 4] of the input in pixels of the original image, cut at its borders."""
+        boxes = (xyxy - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
+        return np.asarray(np.clip(boxes, 0.0, np.tile(self.size, 2)))
+
+
+class Preprocess(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Fit an image to the input's size, scale it to [0, 1], then normalise.
 
     Normalising subtracts ``mean`` and divides by ``std``.
 
     Attributes:
         input_size: (C, H, W) of the model.
-        mean, std: per channel, for values in [0, 1].
+        mean, std: per channel in the order of the model's channels, for values in [0, 1]; without
+            effect on a ``uint8`` input.
         resize: length of the short side after resizing, in pixels; None squeezes the whole image to
             ``input_size``.
         crop: side of the central square that is kept, in pixels; resized to ``input_size`` when it
             differs.
         interpolation: how pixels are resampled.
+        fit: ``crop`` as ``resize`` and ``crop`` say; ``letterbox`` scales the whole image into
+            ``input_size``, keeps its proportions and fills the border.
+        fill: value of the border of a letterbox, 0 to 255.
+        channel_order: of three colours.
+        dtype: of the input; ``uint8`` takes pixels as they are.
     """
 
     input_size: tuple[int, int, int]
@@ -64,10 +99,15 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     std: tuple[float, ...]
     resize: int | None
     crop: int | None
-    interpolation: Interpolation = "bilinear"
+    # Written even where it is the default: files from before ``fit`` have it.
+    interpolation: Interpolation = msgspec.field(default_factory=lambda: _BILINEAR)
+    fit: Literal["crop", "letterbox"] = "crop"
+    fill: int = 0
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    dtype: Literal["float32", "uint8"] = "float32"
 
     def apply(self, image: Image.Image) -> torch.Tensor:
-        """Return the image as float32, shape [C, H, W].
+        """Return the image as ``dtype``, shape [C, H, W], for models of one or three channels.
 
         Raises:
             UndecodableError: its samples have no known range.
@@ -79,40 +119,99 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         image = self._place(
             image.convert("L" if channels == 1 else "RGB"), RESAMPLING[self.interpolation]
         )
-        pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
-        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(
-            self.std, dtype=np.float32
-        )
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
-        return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+        return self._normalised(np.asarray(image).reshape(*image.size[::-1], channels))
+
+    def apply_bands(self, bands: npt.NDArray[Any]) -> torch.Tensor:
+        """Return pixels of any number of channels as ``dtype``, shape [C, H, W].
+
+        Args:
+            bands: uint8 [H, W, C], or float32 of values 0 to 255.
+        """
+        method = RESAMPLING[self.interpolation]
+        layers = [Image.fromarray(np.ascontiguousarray(b)) for b in np.moveaxis(bands, -1, 0)]
+        placed = [np.asarray(self._place(layer, method)) for layer in layers]
+        return self._normalised(np.stack(placed, axis=-1))
+
+    def _normalised(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
+        """Return pixels [H, W, C] of values 0 to 255 as the model takes them."""
+        if self.channel_order == "bgr":
+            pixels = pixels[..., ::-1]
+        if self.dtype == "uint8":
+            values = np.rint(pixels).astype(np.uint8)
+        else:
+            scaled = pixels.astype(np.float32) / np.float32(255.0)
+            mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
+            values = (scaled - mean) / std
+        return torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1).contiguous()
 
     def apply_mask(self, mask: np.ndarray, ignore: int) -> torch.Tensor:
         """Return a mask of class indices, resized and cropped as its image is, int64 [H, W].
 
-        No two classes are mixed; what a crop adds beyond the image is ``ignore``.
+        No two classes are mixed; what a crop or a letterbox adds beyond the image is ``ignore``.
         """
         # Pillow fills with 0, which is a class: classes are counted from 1 on the way.
-        placed = self._place(Image.fromarray(mask.astype(np.int32) + 1), Image.Resampling.NEAREST)
+        layer = Image.fromarray(mask.astype(np.int32) + 1)
+        placed = self._place(layer, Image.Resampling.NEAREST, fill=0)
         classes = torch.from_numpy(np.asarray(placed).astype(np.int64)) - 1
         return torch.where(classes < 0, ignore, classes)
 
-    def _place(self, image: Image.Image, method: Image.Resampling) -> Image.Image:
-        """Resize and crop."""
+    def place(self, width: int, height: int) -> ImagePlace:
+        """Return where an upright image of a size is in the input, for boxes and points."""
+        resized, box = self._steps(width, height)
+        cut = (box[2] - box[0], box[3] - box[1])
+        again = [n / c for n, c in zip(self.input_size[:0:-1], cut, strict=True)]
+        scale = [r / o * a for r, o, a in zip(resized, (width, height), again, strict=True)]
+        return ImagePlace(
+            scale=(scale[0], scale[1]),
+            offset=(-box[0] * again[0], -box[1] * again[1]),
+            size=(width, height),
+        )
+
+    def _steps(self, w: int, h: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """Return the size that an image is resized to, and the box of that which is kept.
+
+        A box beyond the resized image is filled. What is kept is resized to the input where it has
+        another size.
+        """
         _, height, width = self.input_size
-        if self.resize is not None:
-            w, h = image.size
-            ratio = self.resize / min(w, h)
-            size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
-            size = (self.resize, size[1]) if w <= h else (size[0], self.resize)
-            image = image if image.size == size else image.resize(size, method)
-            image = _centre_crop(image, (self.crop, self.crop) if self.crop else (width, height))
+        if self.fit == "letterbox":
+            ratio = min(width / w, height / h)
+            size = (max(1, round(w * ratio)), max(1, round(h * ratio)))
+            # Of an odd border the smaller half is left and on top, as in training.
+            left, top = (width - size[0]) // 2, (height - size[1]) // 2
+            return size, (-left, -top, width - left, height - top)
+        if self.resize is None:
+            return (width, height), (0, 0, width, height)
+        ratio = self.resize / min(w, h)
+        size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
+        size = (self.resize, size[1]) if w <= h else (size[0], self.resize)
+        kept = (self.crop, self.crop) if self.crop else (width, height)
+        left, top = (round((a - b) / 2.0) for a, b in zip(size, kept, strict=True))
+        return size, (left, top, left + kept[0], top + kept[1])
+
+    def _place(
+        self, image: Image.Image, method: Image.Resampling, *, fill: int | None = None
+    ) -> Image.Image:
+        """Resize, then cut or fill up."""
+        _, height, width = self.input_size
+        size, box = self._steps(*image.size)
+        image = image if image.size == size else image.resize(size, method)
+        if box != (0, 0, *size):
+            image = _cut(image, box, self.fill if fill is None else fill)
         return image if image.size == (width, height) else image.resize((width, height), method)
 
 
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    w, h = image.size
-    left, top = round((w - size[0]) / 2.0), round((h - size[1]) / 2.0)
-    return image.crop((left, top, left + size[0], top + size[1]))
+_BILINEAR: Interpolation = "bilinear"
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: int) -> Image.Image:
+    """Return a box of an image; what is beyond the image is ``fill``."""
+    if not fill:
+        return image.crop(box)
+    bands = len(image.getbands())
+    canvas = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]), (fill,) * bands)
+    canvas.paste(image, (-box[0], -box[1]))
+    return canvas
 
 
 def resolve_preprocess(
@@ -124,6 +223,9 @@ def resolve_preprocess(
     resize: int | None = None,
     crop: int | None = None,
     interpolation: Interpolation | None = None,
+    fit: Literal["crop", "letterbox"] | None = None,
+    channel_order: Literal["rgb", "bgr"] | None = None,
+    input_dtype: Literal["float32", "uint8"] | None = None,
     hints: Mapping[str, Any] | None = None,
 ) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing and what the user should know about it.
@@ -138,21 +240,69 @@ def resolve_preprocess(
     defaults = {**PRESETS["imagenet"], **hints, **(PRESETS[preset] if preset else {})}
     size = _input_size(input_size or defaults.get("input_size") or (3, 224, 224))
     options = {"mean": mean, "std": std}
+    order = channel_order or "rgb"
+    _require_channels(size[0], options, order, plain=input_dtype == "uint8")
+    if order == "bgr":  # known values are of red, green, blue
+        defaults.update({n: tuple(reversed(defaults[n])) for n in options})
+    if input_dtype == "uint8":
+        defaults.update(mean=(0.0,), std=(1.0,))
     values = {n: _per_channel(n, v, defaults[n], size[0]) for n, v in options.items()}
     _require_usable(values["mean"], values["std"])
     resampling = interpolation or defaults.get("interpolation")
+    boxed = (fit or defaults.get("fit")) == "letterbox"
+    if boxed:
+        _require_whole(resize, crop)
+    ratio = float(defaults.get("crop_pct") or 0.875)
     preprocess = Preprocess(
         input_size=size,
         mean=values["mean"],
         std=values["std"],
-        resize=_resize(resize, crop, size, float(defaults.get("crop_pct") or 0.875)),
+        resize=None if boxed else _resize(resize, crop, size, ratio),
         crop=crop,
         interpolation=resampling if resampling in RESAMPLING else "bilinear",
+        fit="letterbox" if boxed else "crop",
+        fill=GRAY_FILL if boxed else 0,
+        channel_order=order,
+        dtype=input_dtype or "float32",
     )
-    if not hints and preset is None and mean is None:
+    if not hints and preset is None and mean is None and input_dtype != "uint8":
         return preprocess, [UNKNOWN_NORMALISATION]
     chosen = {n: values[n] for n, option in options.items() if option is not None}
     return preprocess, _differences(chosen, hints)
+
+
+def _require_channels(
+    channels: int, options: Mapping[str, Sequence[float] | None], order: str, *, plain: bool
+) -> None:
+    """Refuse what has no meaning for a number of channels, or for pixels that are not scaled."""
+    given = [f"--{n}" for n, v in options.items() if v is not None]
+    if plain and given:
+        raise UsageError(
+            f"{' and '.join(given)} have no effect on a uint8 input",
+            "the model takes pixels of 0 to 255 as they are",
+            f"Leave {' and '.join(given)} out",
+        )
+    if order == "bgr" and channels != 3:
+        raise UsageError(
+            "--channel-order bgr is for three colours", f"the input has {channels} channels"
+        )
+    lacking = [f"--{n}" for n, v in options.items() if v is None]
+    if channels not in (1, 3) and lacking and not plain:
+        raise UsageError(
+            f"The normalisation of {channels} channels is not known",
+            f"{' and '.join(lacking)} are missing, and presets are for one or three channels",
+            f"Give {' and '.join(lacking)}: one value for all channels, or {channels}",
+        )
+
+
+def _require_whole(resize: int | None, crop: int | None) -> None:
+    wrong = [n for n, v in (("--resize", resize), ("--crop", crop)) if v is not None]
+    if wrong:
+        raise UsageError(
+            f"Cannot use {' and '.join(wrong)} with a letterbox",
+            "it takes the whole image at the size of the input",
+            f"Leave {' and '.join(wrong)} out, or give --fit crop",
+        )
 
 
 def _differences(chosen: Mapping[str, Sequence[float]], hints: Mapping[str, Any]) -> list[str]:
@@ -166,12 +316,6 @@ def _differences(chosen: Mapping[str, Sequence[float]], hints: Mapping[str, Any]
 
 def _input_size(values: Sequence[int]) -> tuple[int, int, int]:
     channels, height, width = (int(v) for v in values)
-    if channels not in (1, 3):
-        raise UsageError(
-            f"Cannot read images for {channels} channels",
-            "images have 1 (gray) or 3 (RGB)",
-            "Give --input-size 3xHxW or 1xHxW",
-        )
     return channels, height, width
 
 
@@ -241,7 +385,25 @@ def batches(
         DataError: an image is damaged.
     """
     parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    return ahead(parts, lambda part: torch.stack([preprocess.apply(source.image(i)) for i in part]))
+    return ahead(
+        parts, lambda part: torch.stack([read_image(source, i, preprocess)[0] for i in part])
+    )
+
+
+def read_image(
+    source: Source, index: int, preprocess: Preprocess
+) -> tuple[torch.Tensor, ImagePlace]:
+    """Return one image as the model takes it, [C, H, W], and where it is in the input.
+
+    Raises:
+        DataError: it is damaged, or has another number of channels.
+    """
+    channels = preprocess.input_size[0]
+    if channels in (1, 3) and not source.is_array(index):
+        image = source.image(index)
+        return preprocess.apply(image), preprocess.place(*image.size)
+    bands = source.bands(index, channels)
+    return preprocess.apply_bands(bands), preprocess.place(bands.shape[1], bands.shape[0])
 
 
 def ahead(parts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], T]) -> Iterator[T]:

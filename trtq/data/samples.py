@@ -10,19 +10,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import msgspec
 import torch
 
 from trtq.artifact import digest_of
+from trtq.data.boxes import Boxes
 from trtq.data.labels import Labels
-from trtq.data.preprocess import Preprocess, ahead
+from trtq.data.model_inputs import InputNeeds
+from trtq.data.preprocess import ImagePlace, Preprocess, ahead, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
 
 INPUT = "input"
 NOTHING = -100  # no class has this index
 Note = Callable[[str], None]
+Targets = torch.Tensor | Sequence[Boxes] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +34,17 @@ class Batch:
     """Some samples side by side.
 
     Attributes:
-        inputs: by name, float32, samples first.
+        inputs: by name, of any type, samples first.
         ids: one text a sample.
-        targets: reads class indices, int64 [N], or of pixels [N, H, W]; None without them.
+        targets: reads class indices, int64 [N], or of pixels [N, H, W], or the boxes of each
+            sample; None without them.
+        places: where each image is in the input; None for samples that are no images.
     """
 
     inputs: Mapping[str, torch.Tensor]
     ids: Sequence[str]
-    targets: Callable[[], torch.Tensor | None]
+    targets: Callable[[], Targets]
+    places: Sequence[ImagePlace] | None = None
 
     @property
     def input(self) -> torch.Tensor:
@@ -65,6 +72,13 @@ class Batch:
         return len(self.ids)
 
 
+class BoxesByImage(Protocol):
+    """The boxes of images by their position in a source."""
+
+    def __getitem__(self, index: int, /) -> Boxes:
+        """Return the boxes of one image, in pixels of the upright original."""
+
+
 class Samples(ABC):
     """A repeatable list of samples.
 
@@ -74,6 +88,7 @@ class Samples(ABC):
         preprocess: how images became inputs; None for data that are inputs already.
         classes: how many classes the targets are said to have; None where nothing says so.
         ignore: the target value that is not counted.
+        drawn: the inputs are random numbers, which say nothing about real data.
     """
 
     name: str
@@ -81,6 +96,7 @@ class Samples(ABC):
     preprocess: Preprocess | None = None
     classes: int | None = None
     ignore: int = NOTHING
+    drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,6 +110,20 @@ class Samples(ABC):
     def dense(self) -> bool:
         """Whether every pixel has a target."""
         return False
+
+    @property
+    def boxed(self) -> bool:
+        """Whether targets are boxes."""
+        return False
+
+    def bound(self, needs: InputNeeds) -> Samples:
+        """Return the samples as the inputs of a model.
+
+        Raises:
+            DataError: they do not fit.
+        """
+        del needs
+        return self
 
     def expect(self, classes: int, model: str) -> None:
         """Refuse targets of classes that a model does not have, at once or when they are read.
@@ -127,9 +157,14 @@ class Samples(ABC):
     def take(self, count: int, seed: int) -> Samples:
         """Return ``count`` samples drawn without replacement, all if there are fewer."""
 
+    @abstractmethod
+    def select(self, positions: Sequence[int]) -> Samples:
+        """Return the samples at some positions, in this order."""
+
     def describe(self) -> dict[str, object]:
         """Return what a record says about the data."""
-        return {"source": self.name, "images": len(self), "classes": self.classes}
+        facts = {"source": self.name, "images": len(self), "classes": self.classes}
+        return {**facts, "random": True} if self.drawn else facts
 
     def inputs(
         self, count: int, size: int, names: Sequence[str]
@@ -148,12 +183,16 @@ class ImageSamples(Samples):
         picture: how an image becomes the input.
         indices: which images, in order.
         labels: their targets; None without them.
+        boxes: by position in the source, the objects of an image; None without them.
+        input: name of the model's input.
     """
 
     source: Source
     picture: Preprocess
     indices: Sequence[int]
     labels: Labels | None = None
+    boxes: BoxesByImage | None = None
+    input: str = INPUT
 
     def __post_init__(self) -> None:
         self.name = self.source.name
@@ -164,8 +203,45 @@ class ImageSamples(Samples):
 
     @property
     def has_targets(self) -> bool:
-        """Whether there are labels or masks."""
-        return self.labels is not None
+        """Whether there are labels, masks or boxes."""
+        return self.labels is not None or self.boxed
+
+    @property
+    def boxed(self) -> bool:
+        """Whether there are boxes."""
+        return self.boxes is not None
+
+    def bound(self, needs: InputNeeds) -> ImageSamples:
+        """Return the images as the only input of a model.
+
+        Raises:
+            DataError: it takes several inputs, or one of another shape or type.
+        """
+        if len(needs.inputs) != 1:
+            raise DataError(
+                f"{self.name} does not fit {needs.model}",
+                f"images are one input, the model takes {', '.join(needs.names)}",
+                "Give .npz files with these names, or file.py:factory",
+            )
+        (spec,) = needs.inputs
+        size = self.picture.input_size
+        fits = len(spec.shape) == len(size) + 1 and all(
+            isinstance(b, str) or a == b for a, b in zip(size, spec.shape[1:], strict=True)
+        )
+        if not fits:
+            raise DataError(
+                f"The samples of {self.name} do not fit {needs.model}",
+                f"a sample has the shape {list(size)}, the input is {spec.words}",
+                f"Give --input-size {'x'.join(str(v) for v in spec.shape[1:])}, or samples that "
+                "are no images",
+            )
+        if self.picture.dtype != spec.dtype and spec.dtype in ("uint8", "float32"):
+            raise DataError(
+                f"The samples of {self.name} do not fit {needs.model}",
+                f"a sample is {self.picture.dtype}, the input is {spec.words}",
+                f"Give --input-dtype {spec.dtype}",
+            )
+        return replace(self, input=spec.name)
 
     @property
     def dense(self) -> bool:
@@ -180,17 +256,20 @@ class ImageSamples(Samples):
         chosen = list(self.indices[:count])
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
-        def read(part: Sequence[int]) -> torch.Tensor:
-            return torch.stack([self.picture.apply(self.source.image(i)) for i in part])
-
-        for part, images in zip(parts, ahead(parts, read), strict=True):
+        for part, rows in zip(parts, ahead(parts, self._read), strict=True):
             yield Batch(
-                inputs={INPUT: images},
+                inputs={self.input: torch.stack([image for image, _ in rows])},
                 ids=[self.source.ids[i] for i in part],
                 targets=partial(self._targets, part),
+                places=[place for _, place in rows],
             )
 
-    def _targets(self, part: Sequence[int]) -> torch.Tensor | None:
+    def _read(self, part: Sequence[int]) -> list[tuple[torch.Tensor, ImagePlace]]:
+        return [read_image(self.source, i, self.picture) for i in part]
+
+    def _targets(self, part: Sequence[int]) -> Targets:
+        if self.boxes is not None:
+            return [self.boxes[i] for i in part]
         return None if self.labels is None else self.labels.of(part)
 
     def contents(self) -> list[str]:  # noqa: D102
@@ -203,6 +282,9 @@ class ImageSamples(Samples):
         drawn = self.source.sample(len(self.source), seed)
         own = set(self.indices)
         return replace(self, indices=[i for i in drawn if i in own][:count])
+
+    def select(self, positions: Sequence[int]) -> ImageSamples:  # noqa: D102
+        return replace(self, indices=[self.indices[i] for i in positions])
 
     def describe(self) -> dict[str, object]:  # noqa: D102
         return describe(self.source)

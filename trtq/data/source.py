@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from trtq.artifact import Stamp, digest_of, stamp_of
-from trtq.data.classes import Arrangement, arrange
+from trtq.data.bands import decode_array, decode_bands, require_channels
+from trtq.data.classes import Arrangement, Forms, arrange
 from trtq.data.decode import MAX_BYTES, Decoded, Geometry, UndecodableError, decode, read_geometry
 from trtq.data.digests import DigestCache
 from trtq.data.listing import list_folder, list_zip
@@ -22,6 +24,8 @@ from trtq.errors import DataError, MissingExtraError, reason, suggest
 
 DECODING = 2  # raise it when the same bytes give other pixels: results are then computed again
 Note = Callable[[str], None]
+ARRAY_SUFFIX = ".npy"
+IMAGES = "images:"
 
 
 class Source(ABC):
@@ -73,6 +77,28 @@ class Source(ABC):
         for kind, fact in decoded.facts.items():
             self._count(kind, index, fact)
         return decoded.image
+
+    def is_array(self, index: int) -> bool:
+        """Whether image ``index`` is a NumPy array in a file."""
+        return self.ids[index].lower().endswith(ARRAY_SUFFIX)
+
+    def bands(self, index: int, channels: int) -> npt.NDArray[np.generic]:
+        """Return image ``index`` as all its channels, [H, W, C] of values 0 to 255.
+
+        Alpha and the pages of a file are channels; integers are uint8, other values float32.
+
+        Raises:
+            DataError: it is damaged, or has another number of channels.
+        """
+        try:
+            data = self.read(index)
+            decoded = decode_array(data) if self.is_array(index) else decode_bands(data)
+            require_channels(decoded, channels)
+        except UndecodableError as exc:
+            raise self._undecodable(index, exc) from exc
+        for kind, fact in decoded.facts.items():
+            self._count(kind, index, fact)
+        return decoded.pixels
 
     def geometry(self, index: int) -> Geometry:
         """Return how image ``index`` is stored.
@@ -176,8 +202,16 @@ def shared_images(one: Source, other: Source) -> list[int]:
     return [i for i, content in enumerate(one.contents(range(len(one)))) if content in known]
 
 
-class _FileSource(Source):
+class FileSource(Source):
     """Images in files, listed and given classes by their folders."""
+
+    @abstractmethod
+    def read_other(self, name: str) -> bytes:
+        """Return the content of a file that is no image.
+
+        Raises:
+            DataError: it cannot be read.
+        """
 
     def _take(self, arranged: Arrangement, notes: Sequence[str]) -> None:
         self.ids, self.labels, self.classes = arranged.ids, arranged.labels, arranged.classes
@@ -194,17 +228,31 @@ class _FileSource(Source):
             )
 
 
-class FolderSource(_FileSource):
+class FolderSource(FileSource):
     """A folder of class folders, or of images."""
 
     def __init__(
-        self, name: str, root: Path, class_index: Path | None, note: Note | None = None
+        self,
+        name: str,
+        root: Path,
+        class_index: Path | None,
+        note: Note | None = None,
+        *,
+        forms: Forms = "classes",
     ) -> None:
         super().__init__(name, note)
         self.root = root
         listing = list_folder(name, root)
-        self._take(arrange(name, list(listing.files), listing.folders, class_index), listing.notes)
+        images = arrange(name, list(listing.files), listing.folders, class_index, forms=forms)
+        self._take(images, listing.notes)
         self.paths = [listing.files[i] for i in self.ids]
+        self.others = {n: listing.files[n] for n in self.ignored}
+
+    def read_other(self, name: str) -> bytes:  # noqa: D102
+        try:
+            return self.others[name].read_bytes()
+        except OSError as exc:
+            raise DataError(f"Cannot read {name} in {self.name}", reason(exc)) from exc
 
     def read(self, index: int) -> bytes:  # noqa: D102
         try:
@@ -221,11 +269,29 @@ class FolderSource(_FileSource):
             raise DataError(f"Cannot read {self.ids[index]} in {self.name}", reason(exc)) from exc
 
 
-class ZipSource(_FileSource):
+class FileList(FolderSource):
+    """Images of a list of files, wherever they are."""
+
+    def __init__(self, name: str, paths: Sequence[Path], note: Note | None = None) -> None:
+        Source.__init__(self, name, note)
+        self.paths = list(paths)
+        root = os.path.commonpath([p.parent for p in paths])
+        self.ids = [p.relative_to(root).as_posix() for p in paths]
+        self.others = {}
+
+
+class ZipSource(FileSource):
     """The same inside a zip file, read without unpacking."""
 
     def __init__(
-        self, name: str, path: Path, inner: str, class_index: Path | None, note: Note | None = None
+        self,
+        name: str,
+        path: Path,
+        inner: str,
+        class_index: Path | None,
+        note: Note | None = None,
+        *,
+        forms: Forms = "classes",
     ) -> None:
         super().__init__(name, note)
         self.path = path
@@ -240,17 +306,26 @@ class ZipSource(_FileSource):
         ) as exc:
             raise DataError(f"Cannot read {path}", f"not a whole zip file ({exc})") from exc
         listing = list_zip(name, path, self.zip.infolist(), inner)
-        self._take(arrange(name, list(listing.files), listing.folders, class_index), listing.notes)
+        images = arrange(name, list(listing.files), listing.folders, class_index, forms=forms)
+        self._take(images, listing.notes)
         self.entries = [listing.files[i] for i in self.ids]
+        self.others = {n: listing.files[n] for n in self.ignored}
 
     def read(self, index: int) -> bytes:  # noqa: D102
         entry = self.entries[index]
         self._require_size(index, entry.file_size)
+        data = self._read(entry, self.ids[index])
+        self._require_size(index, len(data))
+        return data
+
+    def read_other(self, name: str) -> bytes:  # noqa: D102
+        return self._read(self.others[name], name)
+
+    def _read(self, entry: zipfile.ZipInfo, name: str) -> bytes:
         try:
             with self.zip.open(entry) as handle:
-                data = handle.read(
-                    MAX_BYTES + 1
-                )  # what a zip announces need not be what it unpacks to
+                # What a zip announces need not be what it unpacks to.
+                return handle.read(MAX_BYTES + 1)
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -260,9 +335,7 @@ class ZipSource(_FileSource):
             NotImplementedError,
             ValueError,
         ) as exc:
-            raise DataError(f"Cannot read {self.ids[index]} in {self.name}", str(exc)) from exc
-        self._require_size(index, len(data))
-        return data
+            raise DataError(f"Cannot read {name} in {self.name}", str(exc)) from exc
 
     def stamp(self, index: int) -> Stamp:  # noqa: D102
         try:
@@ -368,23 +441,28 @@ def _user_path(text: str) -> Path:
 
 def place_of(data: str) -> str:
     """Return where the images behind ``data`` are, the same text for every spelling of the path."""
-    kind, path = (
-        ("cifar10:", data.removeprefix("cifar10:")) if data.startswith("cifar10:") else ("", data)
-    )
+    kind = next((k for k in ("cifar10:", IMAGES) if data.startswith(k)), "")
+    path = data.removeprefix(kind)
     return data if data == "digits" else f"{kind}{_user_path(path).resolve()}"
 
 
 def open_source(
-    data: str, class_index: str | Path | None = None, note: Note | None = None
+    data: str,
+    class_index: str | Path | None = None,
+    note: Note | None = None,
+    *,
+    forms: Forms = "classes",
 ) -> Source:
     """Return the images behind ``data``.
 
     Args:
         data: a folder of class folders, a folder of images, a ``.zip`` of either, a folder inside
-            one (``cifar10.zip/train``), ``cifar10:DIR`` or ``digits``.
+            one (``cifar10.zip/train``), ``cifar10:DIR`` or ``digits``; behind ``images:`` a folder
+            or a zip can also have arrays [H, W, C] in .npy files.
         class_index: a JSON list of folder names in class order, or ``text`` or ``numeric`` for
             sorted names; without it, folder names in text order.
         note: receives lines about the files that a user should read, also while decoding.
+        forms: what the files and folders are, as for :func:`~trtq.data.classes.arrange`.
 
     Raises:
         DataError: missing, empty, damaged, or only train/val/test folders (with their paths).
@@ -393,14 +471,17 @@ def open_source(
         return _open_digits()
     if data.startswith("cifar10:"):
         return _open_cifar10(data, _user_path(data.removeprefix("cifar10:")))
-    path = _user_path(data)
+    if data.startswith(IMAGES):
+        forms = "arrays"
+    path = _user_path(data.removeprefix(IMAGES))
     index = Path(class_index) if class_index else None
     if path.is_dir():
-        return FolderSource(data, path, index, note)
+        return FolderSource(data, path, index, note, forms=forms)
     for candidate in (path, *path.parents):
         if candidate.suffix.lower() == ".zip" and candidate.is_file():
             inner = path.relative_to(candidate).as_posix()
-            return ZipSource(data, candidate, "" if inner == "." else inner, index, note)
+            inner = "" if inner == "." else inner
+            return ZipSource(data, candidate, inner, index, note, forms=forms)
     raise _no_source(data, path)
 
 

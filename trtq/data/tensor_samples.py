@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
 
 from trtq.artifact import digest_of
-from trtq.data.samples import INPUT, Batch, Samples
+from trtq.data.boxes import Boxes
+from trtq.data.model_inputs import Fitting, InputNeeds, split
+from trtq.data.preprocess import ahead
+from trtq.data.rows import Rows, read_row, rows_of
+from trtq.data.samples import Batch, Samples, Targets
 from trtq.errors import DataError
 
 SHOWN = 3
-DRAWS = 4  # at most, for each sample of a dataset
-TARGET_KEYS = ("target", "label", "labels", "y")
+BATCH_OF_TWO = 2
+Note = Callable[[str], None]
+Sample = tuple[dict[str, torch.Tensor], object]
 
 
 class TensorSamples(Samples):
-    """Tensors of a program's own, one a sample, with or without a target.
+    """Tensors of a program's own, one or several a sample, with or without a target.
 
     Args:
         name: what to call them.
-        count: how many there are.
-        read: returns sample ``i``: a tensor or array, a pair with a target, or a dict of inputs;
-            called again in every pass.
+        rows: the raw samples: a tensor or array, a tuple of inputs with a target behind them, or a
+            mapping by name; read again in every pass.
+        needs: what the model takes; None where it is not known yet: values stay as they are.
+        order: positions of the samples in ``rows``.
+        note: receives a line for each kind of cast.
 
     A sample that differs from what an earlier pass read is an error: results would depend on
     chance.
@@ -43,18 +41,27 @@ class TensorSamples(Samples):
     def __init__(
         self,
         name: str,
-        count: int,
-        read: Callable[[int], object],
+        rows: Rows,
         *,
+        needs: InputNeeds | None = None,
         order: Sequence[int] | None = None,
-        seen: dict[int, str] | None = None,
+        note: Note | None = None,
     ) -> None:
         self.name = name
-        self.read = read
-        self.order = list(range(count)) if order is None else list(order)
-        self.ids = [f"{i:06d}" for i in self.order]
-        self.seen: dict[int, str] = {} if seen is None else seen
+        self.rows = rows
+        self.order = list(range(len(rows))) if order is None else list(order)
+        self.ids = [self._id(i) for i in self.order]
+        self.needs = needs
+        self.note = note
+        self.fitting = Fitting(name=name, needs=needs, note=note)
+        self.seen: dict[int, str] = {}
         self.expected: tuple[int, str] | None = None
+        self.facts: dict[str, object] = {}
+
+    def _id(self, index: int) -> str:
+        """Return the id of a sample: the rows' own, or its position."""
+        own = getattr(self.rows, "ids", None)
+        return f"{index:06d}" if own is None else str(own[index])
 
     @cached_property
     def _first_target(self) -> torch.Tensor | None:
@@ -78,33 +85,122 @@ class TensorSamples(Samples):
     def expect(self, classes: int, model: str) -> None:  # noqa: D102
         self.expected = (classes, model)
 
-    def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:  # noqa: D102
-        chosen = self.order[:count]
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            rows = [self._sample(i) for i in part]
-            yield Batch(
-                inputs={INPUT: _stacked(self.name, [x for x, _ in rows])},
-                ids=[f"{i:06d}" for i in part],
-                targets=partial(self._targets, [t for _, t in rows]),
-            )
+    def bound(self, needs: InputNeeds) -> TensorSamples:
+        """Return the samples as the inputs of a model; its names decide what is a target.
 
-    def _targets(self, rows: Sequence[object]) -> torch.Tensor | None:
+        Raises:
+            DataError: the first sample does not fit the model.
+        """
+        samples = self._with(order=self.order, needs=needs)
+        fit_rows: Callable[[InputNeeds], Rows] | None = getattr(self.rows, "bound", None)
+        samples.rows = self.rows if fit_rows is None else fit_rows(needs)
+        if samples.order:
+            samples._sample(samples.order[0])
+        return samples
+
+    def _with(self, *, order: Sequence[int], needs: InputNeeds | None) -> TensorSamples:
+        samples = TensorSamples(self.name, self.rows, needs=needs, order=order, note=self.note)
+        samples.ignore = self.ignore
+        samples.classes = self.classes
+        samples.drawn = self.drawn
+        samples.facts = self.facts
+        if needs is self.needs:
+            samples.seen, samples.fitting = self.seen, self.fitting
+        return samples
+
+    def first_batch(self, names: Sequence[str] = ()) -> object:
+        """Return the first two samples as one batch: the only input, or a mapping by name.
+
+        Floats are float32, as the parameters of models are.
+
+        Args:
+            names: of the model's inputs, such as the parameters of ``forward``, for samples that
+                are tuples; with none a tuple is an input and a target.
+
+        Raises:
+            DataError: a sample cannot be read, or its parts do not fit the names.
+        """
+        rows = [self._named(i, names) for i in (*self.order, *self.order)[:BATCH_OF_TWO]]
+        if any(
+            a.shape != b.shape for a, b in zip(rows[0].values(), rows[-1].values(), strict=False)
+        ):
+            rows = [rows[0]] * BATCH_OF_TWO
+        batch = _stacked(rows)
+        return next(iter(batch.values())) if len(batch) == 1 else batch
+
+    def _named(self, index: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        row = read_row(self.rows, index, self.name)
+        parts = names if isinstance(row, (tuple, list)) and len(names) > 1 else None
+        values, _ = self._split(index, row, parts)
+        tensors = Fitting(name=self.name).fit(index, values)
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+    def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:
+        """Yield the first ``count`` samples in batches of at most ``size``, read ahead.
+
+        Samples of different shapes, where the model takes them, are in different batches.
+        """
+        chosen = self.order[:count]
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        for part, rows in zip(parts, ahead(parts, self._read), strict=True):
+            start = 0
+            for end in self._ends(rows):
+                group = rows[start:end]
+                yield Batch(
+                    inputs=_stacked([x for x, _ in group]),
+                    ids=[self._id(i) for i in part[start:end]],
+                    targets=partial(self._targets, [t for _, t in group]),
+                )
+                start = end
+
+    def _read(self, part: Sequence[int]) -> list[Sample]:
+        return [self._sample(i) for i in part]
+
+    def _ends(self, rows: Sequence[Sample]) -> list[int]:
+        """Return where the batches of samples with equal shapes end.
+
+        Raises:
+            DataError: shapes differ although the model takes one, or is not known.
+        """
+        shapes = [{n: tuple(x.shape) for n, x in inputs.items()} for inputs, _ in rows]
+        if self.needs is None or not any(map(self.needs.is_open, self.needs.inputs)):
+            self._require_equal(shapes)
+        changes = [i for i in range(1, len(rows)) if shapes[i] != shapes[i - 1]]
+        return [*changes, len(rows)]
+
+    def _require_equal(self, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
+        """Refuse samples of different shapes for a model that takes one."""
+        for name in shapes[0]:
+            own = {s.get(name, ()) for s in shapes}
+            if len(own) > 1 or any(s.keys() != shapes[0].keys() for s in shapes):
+                raise DataError(
+                    f"Cannot use the samples of {self.name}",
+                    f"inputs have the shapes {', '.join(str(list(s)) for s in sorted(own)[:SHOWN])}"
+                    f" ({name})",
+                    "Resize or crop all of them to the size that the model takes",
+                )
+
+    def _targets(self, rows: Sequence[object]) -> Targets:
+        if any(isinstance(t, Boxes) for t in rows):
+            return [t if isinstance(t, Boxes) else Boxes.none() for t in rows]
         targets = _stacked_targets(self.name, rows)
         counts = targets is not None and not targets.is_floating_point()
         if targets is not None and counts and self.expected is not None:
-            classes, model = self.expected
-            counted = targets[targets != self.ignore]
-            highest = int(counted.max()) if counted.numel() else 0
-            lowest = int(counted.min()) if counted.numel() else 0
-            if highest >= classes or lowest < 0:
-                word, index = ("highest", highest) if highest >= classes else ("lowest", lowest)
-                raise DataError(
-                    f"The targets of {self.name} do not fit {model}",
-                    f"the {word} class index is {index}, the model has {classes} classes",
-                    "Give the index that is not counted: trtq.samples(data, ignore_index=...)",
-                )
+            self._require_known(targets, *self.expected)
         return targets
+
+    def _require_known(self, targets: torch.Tensor, classes: int, model: str) -> None:
+        """Refuse class indices that a model does not have."""
+        counted = targets[targets != self.ignore]
+        highest = int(counted.max()) if counted.numel() else 0
+        lowest = int(counted.min()) if counted.numel() else 0
+        if highest >= classes or lowest < 0:
+            word, index = ("highest", highest) if highest >= classes else ("lowest", lowest)
+            raise DataError(
+                f"The targets of {self.name} do not fit {model}",
+                f"the {word} class index is {index}, the model has {classes} classes",
+                "Give the index that is not counted: trtq.samples(data, ignore_index=...)",
+            )
 
     def contents(self) -> list[str]:  # noqa: D102
         for i in self.order:
@@ -118,16 +214,32 @@ class TensorSamples(Samples):
 
     def take(self, count: int, seed: int) -> TensorSamples:  # noqa: D102
         draw = torch.randperm(len(self.order), generator=torch.Generator().manual_seed(seed))
-        order = [self.order[int(i)] for i in draw[:count]]
-        taken = TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
-        taken.ignore = self.ignore
-        return taken
+        return self._with(order=[self.order[int(i)] for i in draw[:count]], needs=self.needs)
 
-    def _sample(self, index: int) -> tuple[torch.Tensor, object]:
-        value, target = _split(self.name, self.read(index))
-        content = hashlib.sha256(f"{value.dtype} {list(value.shape)}\0".encode())
-        content.update(value.contiguous().numpy().tobytes())
-        now = content.hexdigest()
+    def select(self, positions: Sequence[int]) -> TensorSamples:  # noqa: D102
+        return self._with(order=[self.order[i] for i in positions], needs=self.needs)
+
+    def describe(self) -> dict[str, object]:  # noqa: D102
+        return {**super().describe(), **self.facts}
+
+    def _parts(self, index: int, names: Sequence[str] | None) -> tuple[dict[str, object], object]:
+        return self._split(index, read_row(self.rows, index, self.name), names)
+
+    def _split(
+        self, index: int, row: object, names: Sequence[str] | None
+    ) -> tuple[dict[str, object], object]:
+        try:
+            return split(row, names)
+        except ValueError as exc:
+            inputs = listed_inputs(names)
+            raise self.fitting.refuse(
+                index, str(exc), f"Give {inputs}, and a target as the last part or as 'target'"
+            ) from exc
+
+    def _sample(self, index: int) -> Sample:
+        values, target = self._parts(index, None if self.needs is None else self.needs.names)
+        inputs = self.fitting.fit(index, values)
+        now = _content(inputs)
         before = self.seen.setdefault(index, now)
         if before != now:
             raise DataError(
@@ -135,65 +247,32 @@ class TensorSamples(Samples):
                 "its values differ from those that an earlier pass read",
                 "Turn random augmentation off in the dataset that calibrates and evaluates",
             )
-        return value, target
+        return inputs, target
 
 
-def _split(name: str, sample: object) -> tuple[torch.Tensor, object]:
-    """Return the input and the target of one sample of a program's own data."""
-    target: object = None
-    if isinstance(sample, Mapping):
-        named = {str(k): v for k, v in sample.items()}
-        key = next((k for k in TARGET_KEYS if k in named), None)
-        target = None if key is None else named.pop(key)
-        if len(named) != 1:
-            raise DataError(
-                f"Cannot use the samples of {name}",
-                f"a sample has the inputs {', '.join(named) or 'none'}, expected one",
-                "Give samples with one input, and the target as 'target'",
-            )
-        (value,) = named.values()
-    elif isinstance(sample, (tuple, list)):
-        if not 1 <= len(sample) <= 2:
-            raise DataError(
-                f"Cannot use the samples of {name}",
-                f"a sample has {len(sample)} parts, expected an input and at most a target",
-                "Give (input, target) or the input alone",
-            )
-        value = sample[0]
-        target = sample[1] if len(sample) > 1 else None
-    else:
-        value = sample
-    return _input(name, value), target
+def listed_inputs(names: Sequence[str] | None) -> str:
+    """Return what one sample must have, as a hint says it."""
+    if names is None or len(names) == 1:
+        return "one input"
+    return f"the {len(names)} inputs in this order or by name"
 
 
-def _input(name: str, value: object) -> torch.Tensor:
-    """Return an input as float32 on the CPU."""
-    try:
-        tensor = torch.as_tensor(value).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as exc:
-        raise DataError(
-            f"Cannot use the samples of {name}",
-            f"an input is a {type(value).__name__}, expected a tensor or an array",
-            "Apply the model's preprocessing first (ToTensor, Normalize)",
-        ) from exc
-    if not tensor.is_floating_point():
-        raise DataError(
-            f"Cannot use the samples of {name}",
-            f"an input is {str(tensor.dtype).removeprefix('torch.')}, the model takes float32",
-            "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
-        )
-    return tensor.to(torch.float32)
+def _content(inputs: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the inputs of a sample, 64 hex digits.
+
+    The name counts where there are several.
+    """
+    content = hashlib.sha256()
+    for name, value in inputs.items():
+        label = f"{name} " if len(inputs) > 1 else ""
+        content.update(f"{label}{value.dtype} {list(value.shape)}\0".encode())
+        raw = value.contiguous().reshape(-1).view(torch.uint8) if value.numel() else value
+        content.update(raw.numpy().tobytes())
+    return content.hexdigest()
 
 
-def _stacked(name: str, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    shapes = {tuple(r.shape) for r in rows}
-    if len(shapes) != 1:
-        raise DataError(
-            f"Cannot use the samples of {name}",
-            f"inputs have the shapes {', '.join(str(list(s)) for s in sorted(shapes)[:SHOWN])}",
-            "Resize or crop all of them to the size that the model takes",
-        )
-    return torch.stack(list(rows))
+def _stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([r[name] for r in rows]) for name in rows[0]}
 
 
 def _stacked_targets(name: str, rows: Sequence[object]) -> torch.Tensor | None:
@@ -217,25 +296,18 @@ def _stacked_targets(name: str, rows: Sequence[object]) -> torch.Tensor | None:
     return stacked if stacked.is_floating_point() else stacked.to(torch.int64)
 
 
-class _Kept:
-    """Samples of data that can be read once only, kept in memory."""
-
-    def __init__(self, rows: Sequence[object]) -> None:
-        self.rows = rows
-
-    def __call__(self, index: int) -> object:
-        return self.rows[index]
-
-
-def samples_of(data: object, *, limit: int | None = None, name: str = "") -> Samples:
+def samples_of(
+    data: Any, *, limit: int | None = None, name: str = "", note: Note | None = None
+) -> Samples:
     """Return a program's own data as samples.
 
     Args:
-        data: a tensor or array with samples first, a list of samples, a Dataset, a DataLoader (the
-            samples that it gives, in the order that trtq chooses), or any iterable of samples,
-            which is read once and kept in memory.
+        data: a tensor or array with samples first, a mapping of them by name, a list of samples, a
+            Dataset, a DataLoader (the samples that it gives, in the order that trtq chooses), or
+            any iterable of samples, which is read once and kept, on disk where it is large.
         limit: keep at most so many samples of what can be read only once.
         name: what to call the data; default: its type.
+        note: receives what a user should know.
 
     Raises:
         DataError: it is empty, or no such thing.
@@ -243,86 +315,7 @@ def samples_of(data: object, *, limit: int | None = None, name: str = "") -> Sam
     if isinstance(data, Samples):
         return data
     label = name or f"{type(data).__name__} of the program"
-    count, read = _reader(data, label, limit)
-    if not count:
+    rows = rows_of(data, label, limit, note)
+    if not len(rows):
         raise DataError(f"Cannot use {label}", "it has no samples")
-    return TensorSamples(label, count, read)
-
-
-def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[int], object]]:
-    """Return how many samples the data have and what reads one."""
-    stream = isinstance(getattr(data, "dataset", data), IterableDataset)
-    if isinstance(data, DataLoader) and not stream and _indexed(data.dataset):
-        return _loader_reader(data)
-    if not stream and _indexed(data):
-        sized: Any = data
-        return len(sized), sized.__getitem__
-    if not hasattr(data, "__iter__"):
-        raise DataError(
-            f"Cannot use {name} as data",
-            "it is no tensor, list, Dataset, DataLoader or iterable",
-            "Give one of them, or the text of a folder of images",
-        )
-    loader = isinstance(data, DataLoader)
-    rows: list[object] = []
-    for item in data:
-        # A program may fill the same buffer again for the next item.
-        rows += copy.deepcopy(_rows(item) if loader else [item])
-        if limit is not None and len(rows) >= limit:
-            break
-    rows = rows[:limit]
-    return len(rows), _Kept(rows)
-
-
-def _loader_reader(loader: DataLoader[Any]) -> tuple[int, Callable[[int], object]]:
-    """Return how many samples a loader gives in one pass and what reads one, in a fixed order.
-
-    A sampler that gives some of the samples is heeded, its order and repetitions are not.
-    """
-    dataset: Any = loader.dataset
-    collate = loader.collate_fn
-    order = _sampled(loader)
-
-    def read(index: int) -> object:
-        sample = dataset[order[index]]
-        return sample if loader.batch_sampler is None else _only_row(collate([sample]))
-
-    return len(order), read
-
-
-def _sampled(loader: DataLoader[Any]) -> Sequence[int]:
-    """Return the positions in the dataset that a loader reads, each once, in their order."""
-    whole = (SequentialSampler, RandomSampler)
-    own_batches = loader.batch_sampler
-    most = DRAWS * len(loader.dataset)  # type: ignore[arg-type] # a sampler may never end
-    if own_batches is not None and type(own_batches) is not BatchSampler:
-        drawn = (int(i) for batch in own_batches for i in batch)
-        return sorted(set(islice(drawn, most)))
-    if isinstance(loader.sampler, whole):
-        return range(len(loader.dataset))  # type: ignore[arg-type]
-    return sorted({int(i) for i in islice(loader.sampler, most)})
-
-
-def _indexed(data: object) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict)
-
-
-def _only_row(batch: object) -> object:
-    """Return the one sample of a collated batch."""
-    (row,) = _rows(batch)
-    return row
-
-
-def _rows(batch: object) -> list[object]:
-    """Return the samples of a batch: a tensor, a pair of tensors, or a dict of them."""
-    if isinstance(batch, torch.Tensor):
-        return list(batch)
-    if isinstance(batch, Mapping):
-        parts = {k: list(v) for k, v in batch.items()}
-        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-    if isinstance(batch, (tuple, list)) and batch:
-        return [tuple(row) for row in zip(*(list(part) for part in batch), strict=True)]
-    raise DataError(
-        "Cannot use a batch of the DataLoader",
-        f"it is a {type(batch).__name__}, expected a tensor, a pair or a dict of tensors",
-    )
+    return TensorSamples(label, rows, note=note)

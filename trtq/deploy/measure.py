@@ -79,7 +79,10 @@ def measure(
         UsageError: a batch that the engine does not take.
     """
     bench = BoardBench(agent, board, manifest, path, options, power)
-    return [bench.run(batch, folder, nonce) for batch in options.bench_batch]
+    rows = [bench.run(batch, folder, nonce) for batch in options.bench_batch]
+    if bench.sent:
+        agent.ask("remove", names=sorted(bench.sent))
+    return rows
 
 
 class BoardBench:
@@ -116,6 +119,7 @@ class BoardBench:
         self.agent, self.board, self.manifest, self.path = agent, board, manifest, path
         self.options, self.power = options, power
         self.graph = options.cuda_graph and options.dla is None  # a DLA takes no graphs
+        self.sent = set[str]()  # files of inputs in the work folder
         _require_batches(options.bench_batch, manifest.batch)
         if not manifest.input_rows or not all(r.name for r in manifest.input_rows):
             raise BoardError(
@@ -199,6 +203,7 @@ class BoardBench:
         digest = sha256_file(path)
         name = f"files/{digest}.bin"
         self.agent.upload(path, name, digest)
+        self.sent.add(name)
         return f"{self.board.home}/{name}"
 
     def _steps(self, sizes: Sizes) -> list[dict[str, Any]]:

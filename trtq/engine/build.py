@@ -33,14 +33,14 @@ from trtq.engine.python_api import MODULES
 from trtq.engine.random_inputs import table_sizes
 from trtq.engine.retry import Climb, climb
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
-from trtq.engine.settings import Builder, Settings, TensorRow
+from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
 from trtq.engine.verify import samples_for, verify
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.onnx_walk import is_fixed
-from trtq.platform.releases import Version, offers
+from trtq.platform.releases import Runtime
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
@@ -176,7 +176,7 @@ def describe(
         quantized_tensors=count_qdq(found.source),
         codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
         batch=job.batch,
-        tensors=built.tensors or _tensors(found.source, builder.version),
+        tensors=built.tensors or _tensors(found.source, runtime_of(builder)),
         inputs=_inputs(job),
         signature=metadata.get("signature"),
         onnx_sha256=job.onnx_sha256,
@@ -224,9 +224,9 @@ def _inputs(job: Job) -> list[InputRow]:
     ]
 
 
-def _tensors(model: onnx.ModelProto, version: Version) -> list[TensorRow]:
+def _tensors(model: onnx.ModelProto, runtime: Runtime) -> list[TensorRow]:
     """Return inputs and outputs as the engine has them, for builders that do not tell."""
-    changed = {} if offers("INT64 tensors", version) else {"INT64": "INT32"}
+    changed = {} if runtime.parses("INT64 inputs and outputs") else {"INT64": "INT32"}
 
     def kind(value: onnx.ValueInfoProto) -> str:
         name = str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type))

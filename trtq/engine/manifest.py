@@ -54,6 +54,10 @@ class InputRow(msgspec.Struct, frozen=True, kw_only=True):
     most: list[int]
     table: int | None = None
 
+    def __post_init__(self) -> None:
+        if len({len(self.axes), len(self.least), len(self.usual), len(self.most)}) != 1:
+            raise ValueError(f"the shapes of {self.name} differ in rank")
+
     @property
     def spans(self) -> list[Span]:
         """Smallest, usual and largest size of each axis."""

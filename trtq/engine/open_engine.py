@@ -19,7 +19,7 @@ from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.errors import EngineError
 from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
-from trtq.specs import BuildSpec, option_name
+from trtq.specs import BuildSpec, option_words
 
 AMPERE = 80
 
@@ -151,9 +151,7 @@ def _again(path: Path, spec: Mapping[str, Any], target: str) -> str:
             and value != unset[name]
             and value is not None
         ):
-            shown = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            option = option_name(name) if value is not False else f"--no-{name.replace('_', '-')}"
-            line += [option] if isinstance(value, bool) else [option, shown]
+            line += option_words(name, value)
     return shlex.join(line)
 
 

@@ -12,6 +12,8 @@ from torch import fx
 from trtq.export.write_base import FAR, dim, ints, same, static, val
 from trtq.export.writer import UnsupportedOpError, Writer
 
+EQUAL_PARTS_OPSET = 18  # the first whose Split is told how many parts
+
 
 def sym_size(w: Writer, n: fx.Node, x: fx.Node, d: int) -> Any:
     """One size of a tensor as a vector of one."""
@@ -76,14 +78,19 @@ def select(w: Writer, n: fx.Node, x: fx.Node, d: int, index: Any) -> Any:
     return w.op("Gather", x, np.asarray(index, dtype=np.int64), axis=d)
 
 
-def split(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], d: int = 0) -> Any:
-    """Parts of given sizes along an axis."""
-    parts = static(sizes)
-    return (
-        [w.op("Identity", x)]
-        if len(parts) == 1
-        else w.op("Split", x, parts, outputs=len(parts), axis=d)
-    )
+def split(w: Writer, n: fx.Node, x: fx.Node, sizes: int | Sequence[Any], d: int = 0) -> Any:
+    """Parts along an axis: of given sizes, of one size, or a number of equal parts (chunk)."""
+    made: Sequence[torch.Tensor] = n.meta["val"]
+    if len(made) == 1:
+        return [w.op("Identity", x)]
+    if isinstance(sizes, int):
+        sizes = [part.shape[d] for part in made]
+    if all(isinstance(size, int) for size in sizes):
+        return w.op("Split", x, static(sizes), outputs=len(made), axis=d)
+    if n.target is torch.ops.aten.chunk.default:  # of an open axis
+        equal = {"num_outputs": len(made)} if w.opset >= EQUAL_PARTS_OPSET else {}
+        return w.op("Split", x, outputs=len(made), axis=d, **equal)
+    raise UnsupportedOpError("parts of an open axis that are not equal")
 
 
 def getitem(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:

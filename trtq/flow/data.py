@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
-from trtq import extensions
-from trtq.data.labels import open_labels
+import torch
+from torch import nn
+
+from trtq.data.adapters import open_data
+from trtq.data.image_files import IGNORE
+from trtq.data.model_inputs import IMAGE_RANK, InputNeeds
+from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.samples import ImageSamples, Samples
-from trtq.data.source import open_source
-from trtq.data.tensor_samples import samples_of
-from trtq.errors import DataError, UsageError
+from trtq.data.samples import INPUT, Samples
+from trtq.data.tensor_samples import TensorSamples, samples_of
+from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.model import Model
+from trtq.graph.index_ranges import embedding_rows
 
-IGNORE = 255
+__all__ = [
+    "IGNORE",
+    "forward_names",
+    "needs_of",
+    "open_any",
+    "open_samples",
+    "pixels_explained",
+    "samples_from",
+]
+
 Note = Callable[[str], None]
 
 
@@ -26,58 +43,163 @@ def open_samples(
     class_index: str | None = None,
     masks: str | None = None,
     ignore_index: int | None = None,
+    tokenizer: str | None = None,
     limit: int | None = None,
     note: Note | None = None,
 ) -> Samples:
     """Return data as samples.
 
     Args:
-        data: samples, tensors, a list of them, a Dataset, a DataLoader or an iterable; or the text
-            of images: a folder of class folders, a flat folder, a .zip, ``cifar10:DIR``; or of a
-            data adapter: ``file.py:factory``, ``module:factory`` or an entry point of
-            ``trtq.data``, which returns any of the former.
-        model: whose preprocessing images get where ``preprocess`` is not given.
+        data: samples, tensors, a mapping of them by input, a list of samples, a Dataset, a
+            DataLoader or an iterable; or a text of the table of data adapters: a folder or a zip of
+            images, a folder of ``.npz`` or ``.npy`` files, one such file with samples first, a text
+            file, ``coco:FOLDER``, ``yolo:data.yaml``, ``random``, ``file.py:factory``,
+            ``module:factory`` or an entry point of ``trtq.data``.
+        model: whose inputs the samples become; whose preprocessing images get where ``preprocess``
+            is not given.
         preprocess: how images become inputs; default: the model's, else ImageNet's at the size of
             the model's input, which is noted.
         class_index: the order of classes, for images.
         masks: where the masks of the images are.
         ignore_index: the target value that is not counted; default: 255 for masks, none for data
             of a program.
-        limit: keep at most so many samples of data that can be read only once.
+        tokenizer: file of the tokenizer, for a text file.
+        limit: keep at most so many samples of data that can be read only once, or draw so many.
         note: receives what a user should read, also while images are decoded.
 
     Raises:
         UsageError: settings of images for data that are none.
         DataError: no such thing, empty, or samples that do not fit the model.
     """
-    text = str(data) if isinstance(data, (str, Path)) else None
-    if text is None or _is_extension(text):
-        _require_no_images(preprocess, class_index, masks)
-        own = data if text is None else extensions.load("data", text)
-        given = own() if text is not None and callable(own) else own
-        samples = samples_of(given, limit=limit, name=text or "")
-        if ignore_index is not None:
-            samples.ignore = ignore_index
-    else:
-        source = open_source(text, class_index, note)
-        picture = preprocess or (model.preprocess if model is not None else None)
-        picture = picture or _guessed(model, note)
-        ignored = IGNORE if ignore_index is None else ignore_index
-        samples = ImageSamples(
-            source=source,
-            picture=picture,
-            indices=range(len(source)),
-            labels=open_labels(source, masks, picture, ignored),
+    if not isinstance(data, (str, Path)):
+        _require_no_images(class_index=class_index, masks=masks)
+    opened = open_any(
+        data,
+        class_index=class_index,
+        masks=masks,
+        ignore_index=ignore_index,
+        tokenizer=tokenizer,
+        limit=limit,
+        note=note,
+    )
+    return samples_from(opened, model, preprocess=preprocess, note=note)
+
+
+def open_any(
+    data: object,
+    *,
+    class_index: str | None = None,
+    masks: str | None = None,
+    ignore_index: int | None = None,
+    tokenizer: str | None = None,
+    limit: int | None = None,
+    note: Note | None = None,
+) -> Data:
+    """Return data of a program, or behind a text, opened: as for :func:`open_samples`."""
+    if isinstance(data, (str, Path)):
+        return open_data(
+            Request(
+                text=str(data),
+                class_index=class_index,
+                masks=masks,
+                ignore_index=ignore_index,
+                tokenizer=tokenizer,
+                limit=limit,
+                note=note,
+            )
         )
-    if model is not None:
-        _require_shape(samples, model)
-    return samples
+    samples = samples_of(data, limit=limit, note=note)
+    if ignore_index is not None:
+        samples.ignore = ignore_index
+    if isinstance(samples, TensorSamples):
+        return Data.of_tensors(samples)
+    return Data.of_samples(samples)
 
 
-def _require_no_images(
-    preprocess: Preprocess | None, class_index: str | None, masks: str | None
-) -> None:
-    given = {"preprocess": preprocess, "class_index": class_index, "masks": masks}
+@contextlib.contextmanager
+def pixels_explained(data: Data, example: object) -> Iterator[None]:
+    """Say that samples are unscaled pixels where a model cannot be captured on them.
+
+    Raises:
+        DataError: in place of what the capture said.
+    """
+    try:
+        yield
+    except CaptureError as exc:
+        named = example if isinstance(example, Mapping) else {INPUT: example}
+        for name, value in named.items():
+            if is_pixels(value):
+                dtype = str(value.dtype).removeprefix("torch.")
+                raise DataError(
+                    f"Cannot use sample 0 of {data.name}",
+                    f"input {name!r} is {dtype}, the model takes float32",
+                    "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
+                ) from exc
+        raise
+
+
+def is_pixels(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether an example of an input is a batch of images of integers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not value.is_floating_point()
+        and value.ndim > IMAGE_RANK
+    )
+
+
+def forward_names(module: nn.Module | None) -> tuple[str, ...]:
+    """Return the parameters of a module's ``forward`` that must be given, in order."""
+    if module is None:
+        return ()
+    parameters = inspect.signature(module.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    empty = inspect.Parameter.empty
+    return tuple(p.name for p in parameters if p.kind in kinds and p.default is empty)
+
+
+def samples_from(
+    data: Data,
+    model: Model | None,
+    *,
+    preprocess: Preprocess | None = None,
+    note: Note | None = None,
+) -> Samples:
+    """Return opened data as samples of a model.
+
+    Raises:
+        UsageError: a preprocessing for data that are no images.
+        DataError: they do not fit the model.
+    """
+    picture = preprocess
+    if data.source is None:
+        _require_no_images(preprocess=preprocess)
+    elif picture is None:
+        known = None if model is None else model.preprocess
+        picture = known or _guessed(model, note)
+    return data.make(None if model is None else needs_of(model), picture)
+
+
+def needs_of(model: Model) -> InputNeeds:
+    """Return what a captured model takes."""
+    signature = model.graph.signature
+    examples = model.graph.examples
+    module = model.graph.module
+    nodes = [n.name for n in module.graph.nodes if n.op == "placeholder"]
+    rows = embedding_rows(module)
+    return InputNeeds(
+        model=model.name,
+        inputs=signature.inputs,
+        ranges=signature.ranges,
+        rows={s.name: rows[n] for s, n in zip(signature.inputs, nodes, strict=True) if n in rows},
+        sizes={
+            s.name: tuple(int(v) for v in e.shape[1:])
+            for s, e in zip(signature.inputs, examples, strict=True)
+        },
+        signature=signature,
+    )
+
+
+def _require_no_images(**given: object) -> None:
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:
         raise UsageError(
@@ -89,36 +211,12 @@ def _require_no_images(
 
 def _guessed(model: Model | None, note: Note | None) -> Preprocess:
     """Return ImageNet's preprocessing at the size of a model's input, and say so."""
-    size = None if model is None else tuple(model.graph.examples[0].shape[1:])
-    picture, notes = resolve_preprocess(input_size=size)  # type: ignore[arg-type]
-    for line in notes if note is not None else ():
-        note(line)  # type: ignore[misc]
+    size: tuple[int, int, int] | None = None
+    if model is not None:
+        channels, height, width = (int(v) for v in model.graph.examples[0].shape[1:])
+        size = channels, height, width
+    picture, notes = resolve_preprocess(input_size=size)
+    for line in notes:
+        if note is not None:
+            note(line)
     return picture
-
-
-def _is_extension(text: str) -> bool:
-    """Whether a text names a data adapter: no images are there, and ``data`` extensions are."""
-    return (
-        not text.startswith("cifar10:")
-        and not Path(text).expanduser().exists()
-        and extensions.is_known("data", text)
-    )
-
-
-def _require_shape(samples: Samples, model: Model) -> None:
-    """Refuse samples whose first one has another shape than the model's input.
-
-    Raises:
-        DataError: names both shapes.
-    """
-    wanted = model.graph.signature.input
-    if samples.preprocess is not None:
-        shape = list(samples.preprocess.input_size)
-    else:
-        shape = list(next(samples.batches(1, count=1)).input.shape[1:])
-    if shape != list(wanted.shape[1:]):
-        raise DataError(
-            f"The samples of {samples.name} do not fit {model.name}",
-            f"a sample has the shape {shape}, the input is {wanted.words}",
-            "Give one sample an item, without a batch axis, as the model takes it",
-        )

@@ -5,13 +5,16 @@ The one place that joins answers with targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
+import torch
 
 from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_of_array
+from trtq.data.boxes import Boxes
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.metrics import Array
 from trtq.data.samples import Batch, ImageSamples, Samples
@@ -224,6 +227,7 @@ class Evaluator:
             self.known not in HAVE_PREDICTIONS
             and answer.ndim == 2
             and answer.shape[1] == samples.classes
+            and not samples.boxed
         ):
             self.known = "classes"
         return task_for(self.known)
@@ -241,6 +245,9 @@ class Evaluator:
             return None
         if self.task is not None:  # asked for: the task itself says what fits
             return self._read(answer, task, samples, batch) if task.takes_targets else None
+        if samples.boxed:
+            self._tell("no scores: the targets are boxes, which only a task can read (--task)")
+            return None
         if not samples.dense and kind_of_array(answer, self.known) != "classes":
             self._tell(
                 "no top-1: its output is not known to be scores of classes: give folders, or "
@@ -263,10 +270,10 @@ class Evaluator:
         targets = batch.targets()
         if targets is None:
             return None
-        values = targets.numpy()
+        values = _as_array(targets)
         mismatch = task.mismatch(answer, values)
         if mismatch:
-            kind = "masks" if samples.dense else "labels"
+            kind = "masks" if samples.dense else "boxes" if samples.boxed else "labels"
             raise UsageError(f"Cannot compare {self.names[0]} with {kind}", mismatch)
         return values
 
@@ -274,6 +281,15 @@ class Evaluator:
         if text not in self.told:
             self.told.add(text)
             self.note(text)
+
+
+def _as_array(targets: torch.Tensor | Sequence[Boxes]) -> npt.NDArray[Any]:
+    """Return targets as an array; boxes are objects, one for each sample."""
+    if isinstance(targets, torch.Tensor):
+        return targets.numpy()
+    boxes = np.empty(len(targets), dtype=object)
+    boxes[:] = targets
+    return boxes
 
 
 def _behind_selection(wanted: Array, answer: Array) -> bool:

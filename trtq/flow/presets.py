@@ -38,7 +38,8 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
         family=family,
         reason=reason,
         methods=list(best.options.method),
-        check=f"{_check_words(best, floor)} on {best.parity.images} calibration images",
+        check=f"{_check_words(best, floor)} on {best.parity.images} "
+        + ("random inputs" if inputs.samples.drawn else "calibration images"),
         passed=_passes(best, floor),
         tried=tried,
         taken=next(t.step for t in reversed(tried) if t == _tried(t.step, best)),

@@ -116,6 +116,8 @@ def note_margin(parity: ParityRecord, run: Run) -> None:
 def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samples:
     """Return the samples to calibrate on, and say where they are few."""
     chosen = samples.take(options.calib_images, options.seed)
+    if chosen.drawn:  # their number says nothing
+        return chosen
     if len(chosen) < options.calib_images:
         run.note(
             f"{samples.name} has {len(chosen)} images, {options.calib_images} were asked for: all "

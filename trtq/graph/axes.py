@@ -34,7 +34,10 @@ class Open(NamedTuple):
         A model that halves its maps and joins them again holds for multiples only.
         """
         if not self.asked:
-            yield tuple(dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in self.names)
+            # Batches of several inputs are one size, not as many as there are inputs.
+            alone = sum(map(bool, self.names)) < 2
+            batch = torch.export.Dim.DYNAMIC if alone else torch.export.Dim(BATCH)
+            yield tuple(dict.fromkeys(names, batch) for names in self.names)
             return
         stepped = any(sizes.multiple > 1 for sizes in self.ranges.values())
         for multiples in (False, True) if stepped else (False,):

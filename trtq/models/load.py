@@ -15,6 +15,7 @@ from torch import nn
 
 from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
+from trtq.models.deployed import deployed_
 from trtq.models.unwrap import out_of_inference_mode_, unwrap
 from trtq.user_code import call_factory, import_named
 
@@ -100,7 +101,7 @@ def load_model(
         name=name,
         weights="; ".join([loaded.text, *zero]),
         input_hints=hints,
-        notes=(*notes, *loaded.notes, *check_finite(module), *zero),
+        notes=(*notes, *loaded.notes, *check_finite(module), *zero, *deployed_(module)),
     )
 
 

@@ -62,7 +62,7 @@ class AnalyzeRecord(Record, frozen=True, kw_only=True):
 
     model: dict[str, str]
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     metric: str
     bits: list[str]
     layers: list[AnalyzedLayer]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from trtq.artifact import Environment, Record
 from trtq.data.answers import OutputComparison
 from trtq.data.preprocess import Preprocess
+from trtq.tasks.base import Figure
+
+IN_FIELDS = ("top-1", "top-5", "mIoU", "pixel accuracy")  # figures that have a field of their own
 
 
 class EvaluateRecord(Record, frozen=True, kw_only=True):
@@ -28,6 +33,8 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         pixel_accuracy: share of right pixels, percent.
         iou: by class index, percent; None for a class that is nowhere.
         reference_miou: the reference's own.
+        task: what the first output means; unset where no task was asked for.
+        figures, reference_figures: the scores of that task, of the file and of the reference.
         calibration_images: how many of the images were used for calibration; None when that is not
             known.
         runtime: what computed the outputs.
@@ -43,6 +50,9 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     pixel_accuracy: float | None = None
     iou: list[float | None] | None = None
     reference_miou: float | None = None
+    task: str | msgspec.UnsetType = msgspec.UNSET
+    figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
+    reference_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     agreement: float | None
     sqnr_db: float | None
     outputs: list[OutputComparison] = []
@@ -50,7 +60,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     constant: list[str] = []
     calibration_images: int | None
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     runtime: str
     notes: list[str]
     environment: Environment
@@ -97,13 +107,16 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        parts = [f"{self.images} images"]
+        parts = [f"{self.images} {'random inputs' if self.data.get('random') else 'images'}"]
         if self.top1 is not None:
             parts.append(f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %")
         if self.miou is not None:
             parts.append(f"mIoU {self.miou:.2f} %, {self.pixel_accuracy:.2f} % of the pixels right")
+        parts += [f.words for f in self.figures or () if f.name not in IN_FIELDS]
         if self.reference_score is not None:
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
+        others = [f.words for f in self.reference_figures or () if f.name not in IN_FIELDS]
+        parts += [f"reference {words}" for words in others]
         for output in self.outputs:
             parts.append(
                 output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}"

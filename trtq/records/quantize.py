@@ -112,9 +112,15 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
             width = "codes that no engine has a kernel for (it computes in float)"
         return (
             f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; "
-            f"output against float on {p.images} calibration images: {p.answer.words}; "
+            f"output against float on {p.images} {self.images_words}: {p.answer.words}; "
             f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}{self._tried()}"
         )
+
+    @property
+    def images_words(self) -> str:
+        """What the ranges come from, as a person reads it."""
+        random = bool(self.data.get("random"))
+        return "random inputs (NOT CALIBRATED)" if random else "calibration images"
 
     def _tried(self) -> str:
         more = self.preset.tried[1:] if self.preset is not None else []

@@ -162,8 +162,8 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
     data: Annotated[
         str | None,
         PathDoc(
-            description="Images (as for quantize): what was built is held against the ONNX file "
-            "on them."
+            description="Images (as for quantize), or random: what was built is compared with the "
+            "ONNX file on them."
         ),
     ] = None
     check_images: Annotated[int, Meta(ge=1), Doc(description="How many of them.")] = 32

@@ -12,7 +12,7 @@ Percentile = Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibr
 Calibrator = Annotated[
     str, open_choice("calibrators", "max", "percentile", "entropy", "mse", "ema")
 ]
-Preset = Literal["imagenet", "cifar10", "half"]
+Preset = Literal["imagenet", "cifar10", "half", "yolo"]
 # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it
 OPSET = 20
 Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
@@ -89,6 +89,13 @@ Masks = Annotated[
 IgnoreIndex = Annotated[
     Annotated[int, Meta(ge=0, le=65535)],
     Doc(description="Class index of pixels that count for nothing."),
+]
+Tokenizer = Annotated[
+    str | None,
+    PathDoc(
+        description="For a text file as data: tokenizer.json of the model, as Hugging Face's "
+        "tokenizers writes it."
+    ),
 ]
 InputSize = Annotated[
     tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")

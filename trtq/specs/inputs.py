@@ -15,7 +15,21 @@ from trtq.specs.fields import (
     ModelArg,
     ModelName,
     Preset,
+    Tokenizer,
 )
+
+PICTURE = (
+    "input_size",
+    "mean",
+    "std",
+    "preset",
+    "resize",
+    "crop",
+    "interpolation",
+    "fit",
+    "channel_order",
+    "input_dtype",
+)  # fields that say how images become the input
 
 
 class InputSpec(Spec, frozen=True, kw_only=True):
@@ -25,8 +39,9 @@ class InputSpec(Spec, frozen=True, kw_only=True):
         str,
         PathDoc(
             description="Images: a folder of class folders, a flat folder, a .zip of either or "
-            "a folder "
-            "inside one, cifar10:DIR, or digits."
+            "a folder inside one, cifar10:DIR, digits. Tensors: a folder of .npz or .npy files, "
+            "one such file with samples first, file.py:factory. Texts: a .txt file. Boxes: "
+            "coco:FOLDER, yolo:data.yaml. Numbers that calibrate nothing: random."
         ),
     ] = ""
     class_index: Annotated[
@@ -64,6 +79,22 @@ class InputSpec(Spec, frozen=True, kw_only=True):
         Literal["nearest", "bilinear", "bicubic"] | None,
         Doc(description="Resampling; default: the model's own, else bilinear."),
     ] = None
+    fit: Annotated[
+        Literal["crop", "letterbox"] | None,
+        Doc(
+            description="crop: --resize and --crop. letterbox: the whole image with its "
+            "proportions kept and gray borders; default: the preset's, else crop."
+        ),
+    ] = None
+    channel_order: Annotated[
+        Literal["rgb", "bgr"] | None,
+        Doc(description="Order of three colours, also of --mean and --std; default: rgb."),
+    ] = None
+    input_dtype: Annotated[
+        Literal["float32", "uint8"] | None,
+        Doc(description="Type of the model's image input; uint8 takes pixels as they are."),
+    ] = None
+    tokenizer: Tokenizer = None
 
 
 class ModelInputSpec(InputSpec, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, PathDoc
+from trtq.specs.base import Doc, PathDoc, open_choice
 from trtq.specs.fields import (
     OPSET,
     CalibCache,
@@ -129,6 +129,13 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Doc(description="Evaluate at most this many images, drawn evenly."),
+    ] = None
+    task: Annotated[
+        Annotated[str, open_choice("tasks", "classification", "segmentation", "tensors")] | None,
+        Doc(
+            description="Meaning of the first output; default: what the file or the labels say. "
+            "Also file.py:NAME, module:NAME or an entry point."
+        ),
     ] = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255

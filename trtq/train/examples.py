@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from trtq.data.labels import Labels
-from trtq.data.preprocess import Preprocess, ahead
+from trtq.data.preprocess import Preprocess, ahead, read_image
 from trtq.data.source import Source
 from trtq.train.objective import Objective
 
@@ -31,7 +31,7 @@ class Examples:
         """
 
         def decode(part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-            images = torch.stack([self.preprocess.apply(self.source.image(i)) for i in part])
+            images = torch.stack([read_image(self.source, i, self.preprocess)[0] for i in part])
             return images, self.labels.of(part) if self.labels is not None else None
 
         return ahead(parts, decode)

@@ -1,0 +1,56 @@
+"""Boxes around objects, the targets of detection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """The objects of one image.
+
+    Attributes:
+        xyxy: left, top, right and bottom in pixels of the upright original image, float32 [N, 4].
+        classes: class indices, int64 [N].
+        crowd: whether a box is around a group of objects, bool [N].
+        difficult: whether an object need not be found, bool [N].
+    """
+
+    xyxy: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
+    crowd: npt.NDArray[np.bool_]
+    difficult: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @classmethod
+    def none(cls) -> Boxes:
+        """Return the boxes of an image without objects."""
+        return cls.of([], [])
+
+    @classmethod
+    def of(
+        cls,
+        xyxy: npt.ArrayLike,
+        classes: npt.ArrayLike,
+        crowd: npt.ArrayLike | None = None,
+        difficult: npt.ArrayLike | None = None,
+    ) -> Boxes:
+        """Return boxes of plain lists; without flags every object counts."""
+        indices = np.asarray(classes, dtype=np.int64).reshape(-1)
+        return cls(
+            xyxy=np.asarray(xyxy, dtype=np.float32).reshape(len(indices), 4),
+            classes=indices,
+            crowd=_flags(crowd, len(indices)),
+            difficult=_flags(difficult, len(indices)),
+        )
+
+
+def _flags(values: npt.ArrayLike | None, count: int) -> npt.NDArray[np.bool_]:
+    if values is None:
+        return np.zeros(count, dtype=np.bool_)
+    return np.asarray(values, dtype=np.bool_).reshape(count)

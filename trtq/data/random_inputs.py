@@ -1,0 +1,103 @@
+"""The adapter of random inputs, drawn by what a model takes: for a first try without data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec, SizeRange
+from trtq.data.opened import Data, Request
+from trtq.data.preprocess import Preprocess
+from trtq.data.samples import Samples
+from trtq.data.tensor_samples import TensorSamples
+from trtq.errors import DataError, UsageError
+
+USUAL = 32
+BELOW = 10  # integers without a known range
+LONGEST = 64  # of an open size without a limit
+ABOUT = (
+    "the inputs are random numbers: ranges and figures of them say nothing about real data, and "
+    "the model is not calibrated"
+)
+
+
+def open_random(request: Request) -> Data:
+    """Return random samples, drawn when it is known what the model takes.
+
+    Raises:
+        UsageError: ``random:N`` with an N that is no number of samples.
+    """
+    count = _count(request)
+
+    def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
+        del picture
+        if needs is None:
+            raise DataError(
+                "Cannot draw random inputs without a model",
+                "its signature has the shapes and types",
+                "Give the model: trtq.samples('random', model)",
+            )
+        request.tell(ABOUT)
+        samples = TensorSamples("random", RandomRows(needs, count), needs=needs)
+        samples.drawn = True
+        return samples
+
+    return Data(name=request.text, make=make)
+
+
+def _count(request: Request) -> int:
+    if not request.place:
+        return request.limit or USUAL
+    if not request.place.isdecimal() or not int(request.place):
+        raise UsageError(
+            f"Cannot use --data {request.text}",
+            f"{request.place!r} is no number of samples",
+            "Write it like random:64",
+        )
+    return int(request.place)
+
+
+class RandomRows:
+    """Samples that depend on their position alone."""
+
+    def __init__(self, needs: InputNeeds, count: int) -> None:
+        self.needs, self.count = needs, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> object:
+        generator = np.random.default_rng([index, len(self.needs.inputs)])
+        sizes: dict[str, int] = {}
+        return {s.name: self._value(s, generator, sizes) for s in self.needs.inputs}
+
+    def _value(
+        self, spec: InputSpec, generator: np.random.Generator, sizes: dict[str, int]
+    ) -> torch.Tensor:
+        shape = [self._size(spec, axis, sizes) for axis in range(1, len(spec.shape))]
+        dtype = DTYPES.get(spec.dtype, torch.float32)
+        if dtype.is_floating_point:
+            return torch.from_numpy(generator.standard_normal(shape)).to(dtype)
+        if dtype == torch.bool:
+            return torch.from_numpy(generator.integers(0, 2, shape)).to(dtype)
+        high = self.needs.rows.get(spec.name, 256 if spec.dtype == "uint8" else BELOW)
+        return torch.from_numpy(generator.integers(0, high, shape)).to(dtype)
+
+    def _size(self, spec: InputSpec, axis: int, sizes: dict[str, int]) -> int:
+        """Return one size of an input: fixed, that of the capture, or one within its range."""
+        size = spec.shape[axis]
+        if isinstance(size, int):
+            return size
+        captured = self.needs.sizes.get(spec.name)
+        usual = captured[axis - 1] if captured is not None else LONGEST
+        return sizes.setdefault(size, nearest(usual, self.needs.ranges.get(size)))
+
+
+def nearest(size: int, known: SizeRange | None) -> int:
+    """Return the size of a range that is nearest to another."""
+    if known is None:
+        return size
+    most = size if known.most is None else known.most
+    size = min(max(size, known.least), max(most, known.least))
+    below = size - size % known.multiple
+    return below if below in known else below + known.multiple

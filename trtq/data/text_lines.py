@@ -1,0 +1,207 @@
+"""The adapter of text files: one text a line, made into indices by a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trtq.artifact import sha256_file
+from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec
+from trtq.data.opened import Data, Request
+from trtq.data.preprocess import Preprocess
+from trtq.data.samples import Samples
+from trtq.data.tensor_samples import TensorSamples
+from trtq.errors import DataError, MissingExtraError, UsageError, reason, said_by
+from trtq.paths import expand_home
+
+IDS, MASK, TYPES, POSITIONS = "input_ids", "attention_mask", "token_type_ids", "position_ids"
+PARTS = {"mask": MASK, "type": TYPES, "segment": TYPES, "position": POSITIONS}  # in input names
+PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+MISSING_MODEL = ("a text model has inputs such as", f"{IDS}, {MASK} and {TYPES}")
+
+
+def open_text(request: Request) -> Data:
+    """Return the lines of a text file as samples of a text model.
+
+    Raises:
+        UsageError: there is no tokenizer.
+        MissingExtraError: the package ``tokenizers`` is not installed.
+        DataError: the file or the tokenizer cannot be read, or the file is empty.
+    """
+    if request.tokenizer is None:
+        raise UsageError(
+            f"The texts of {request.text} need a tokenizer",
+            "a text model takes indices of words",
+            "Give the model's own: --tokenizer tokenizer.json",
+        )
+    lines = _lines(request)
+    tokenizer = load_tokenizer(request.tokenizer)
+    facts: dict[str, object] = {"tokenizer_sha256": sha256_file(_path(request.tokenizer))}
+
+    def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
+        del picture
+        rows = TextRows(request, lines, tokenizer, needs=needs)
+        samples = TensorSamples(request.text, rows, needs=needs, note=request.note)
+        samples.facts = facts
+        return samples
+
+    def first(names: Sequence[str]) -> object:
+        rows = TextRows(request, lines[:1], tokenizer, names=names)
+        return TensorSamples(request.text, rows).first_batch()
+
+    return Data(name=request.text, make=make, first=first)
+
+
+def _path(text: str) -> Path:
+    return Path(expand_home(text, "--tokenizer"))
+
+
+def _lines(request: Request) -> list[str]:
+    """Return the texts of a file, without the empty ones."""
+    path = Path(expand_home(request.text, "--data"))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(
+            f"Cannot read the texts of {request.text}", reason(exc), "Write it as UTF-8 text"
+        ) from exc
+    kept = [line.strip() for line in lines if line.strip()]
+    if not kept:
+        raise DataError(f"Cannot use {request.text}", "it has no line of text")
+    if len(kept) < len(lines):
+        request.tell(f"{len(lines) - len(kept)} empty lines of {request.text} are left out")
+    return kept
+
+
+def load_tokenizer(file: str) -> Any:
+    """Return the tokenizer in a file of Hugging Face's ``tokenizers``.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        DataError: the file is missing, or no tokenizer.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as exc:
+        raise MissingExtraError(
+            "Texts need the package tokenizers", hint="Install it: pip install trtq[text]"
+        ) from exc
+    path = _path(file)
+    if not path.is_file():
+        raise DataError(f"Cannot read the tokenizer {file}", "there is no such file")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as exc:  # of Rust: any kind
+        raise DataError(
+            f"Cannot read the tokenizer {file}",
+            said_by(exc),
+            "Give tokenizer.json of the model, as Hugging Face's tokenizers writes it",
+        ) from exc
+
+
+class TextRows:
+    """Texts as indices, masks and types, under the names of a model's inputs.
+
+    Args:
+        request: what was asked for.
+        lines: the texts.
+        tokenizer: of Hugging Face's ``tokenizers``.
+        needs: what the model takes; None where it is not known.
+        names: of the model's inputs where only these are known.
+
+    Texts are padded to a fixed length, and cut at the longest that the model takes.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        lines: Sequence[str],
+        tokenizer: Any,
+        *,
+        needs: InputNeeds | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.request, self.lines = request, lines
+        # Lengths are set below: other samples may have others.
+        self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        self.specs = {} if needs is None else {s.name: s for s in needs.inputs}
+        self.kinds = _kinds(request.text, names or tuple(self.specs) or (IDS, MASK))
+        self.length, self.longest = _lengths(needs)
+        self.cut = False
+        self.tokenizer.no_padding()
+        own = (self.tokenizer.truncation or {}).get("max_length")
+        limits = [v for v in (own, self.length, self.longest) if v is not None]
+        if limits:
+            self.tokenizer.enable_truncation(max_length=min(limits))
+
+    def bound(self, needs: InputNeeds) -> TextRows:
+        """Return the texts under the names and with the lengths of a model's inputs."""
+        return TextRows(self.request, self.lines, self.tokenizer, needs=needs)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        encoding = self.tokenizer.encode(self.lines[index])
+        if encoding.overflowing and not self.cut:
+            self.cut = True
+            self.request.tell(
+                f"texts of {self.request.text} are cut at {len(encoding.ids)} tokens, such as line "
+                f"{index + 1} of those that are not empty"
+            )
+        count = len(encoding.ids)
+        padding = max((self.length or 0) - count, 0)
+        values = {
+            IDS: [*encoding.ids, *[self._pad()] * padding],
+            MASK: [*encoding.attention_mask, *[0] * padding],
+            TYPES: [*encoding.type_ids, *[0] * padding],
+            POSITIONS: list(range(count + padding)),
+        }
+        return {n: self._array(n, values[kind]) for n, kind in self.kinds.items()}
+
+    def _pad(self) -> int:
+        ids = (self.tokenizer.token_to_id(token) for token in PADS)
+        return next((i for i in ids if i is not None), 0)
+
+    def _array(self, name: str, values: Sequence[int]) -> object:
+        spec = self.specs.get(name)
+        array: npt.NDArray[np.int64] = np.asarray(values, dtype=np.int64)
+        dtype = torch.int64 if spec is None else DTYPES.get(spec.dtype, torch.int64)
+        tensor = torch.from_numpy(array)
+        # Masks and types are 0 and 1 in every type; indices that do not fit are refused later.
+        return tensor if dtype == torch.uint8 else tensor.to(dtype)
+
+
+def _kinds(name: str, inputs: Sequence[str]) -> dict[str, str]:
+    """Return what each input of a model is, by its name.
+
+    Raises:
+        DataError: two inputs would be the indices, so the model is no text encoder.
+    """
+    kinds = {
+        i: next((kind for part, kind in PARTS.items() if part in i.lower()), IDS) for i in inputs
+    }
+    if sum(kind == IDS for kind in kinds.values()) != 1:
+        raise DataError(
+            f"The texts of {name} do not fit the model",
+            f"its inputs are {', '.join(inputs)}; {' '.join(MISSING_MODEL)}",
+            "Give .npz files with these names, or file.py:factory",
+        )
+    return kinds
+
+
+def _lengths(needs: InputNeeds | None) -> tuple[int | None, int | None]:
+    """Return the fixed length of a model's texts, and the longest that it takes."""
+    spec: InputSpec | None = None if needs is None else next(iter(needs.inputs), None)
+    if needs is None or spec is None or len(spec.shape) < 2:
+        return None, None
+    size = spec.shape[1]
+    if isinstance(size, int):
+        return size, size
+    known = needs.ranges.get(size)
+    return None, None if known is None else known.most
