@@ -10,9 +10,7 @@ import torch
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
-from trtq.graph.signature import BATCH, SizeRange, TensorSpec
-
-Axes = Mapping[str, Sequence[int | str]]  # of an input: sizes, and names of open axes
+from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec
 
 
 class Open(NamedTuple):

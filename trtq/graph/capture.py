@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_structure
 
 from trtq.errors import CaptureError, explain_system, first_line
-from trtq.graph.axes import Axes, Open, input_specs, open_axes, open_batch, single
+from trtq.graph.axes import Open, input_specs, open_axes, open_batch, single
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
 from trtq.graph.functional import make_functional_
@@ -24,6 +24,7 @@ from trtq.graph.normalize import normalize_
 from trtq.graph.onnx_origin import FromOnnx, mark_
 from trtq.graph.signature import (
     OUTPUT,
+    Axes,
     Signature,
     SizeRange,
     results,

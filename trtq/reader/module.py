@@ -205,6 +205,11 @@ class OnnxModule(Nodes):
         names = {path: (node.name, node.op_type) for path, node in pairs if node.name}
         self.origin = OnnxOrigin(names, dict(metadata or {}))
 
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in the order of the file."""
+        return [port.name for port in self.inputs]
+
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return an example of every input, and the open axes that the file declares.
 
