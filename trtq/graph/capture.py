@@ -189,7 +189,7 @@ def capture(
         module=graph,
         examples=feed,
         dynamic_batch=bool(kept.names[0].get(0)),
-        notes=tuple(n for n in (note, *_about(answer, names)) if n),
+        notes=tuple(n for n in (note, *said_by(model), *_about(answer, names)) if n),
         max_rel_diff=diffs[worst],
         passes=passes,
         signature=signature,
@@ -205,6 +205,11 @@ def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
         ranges=inputs.ranges,
         outputs=inputs.outputs,
     )
+
+
+def said_by(model: nn.Module) -> list[str]:
+    """Return what a model that was read from a file says of itself."""
+    return model.about() if isinstance(model, StatesInputs) else []
 
 
 def _image_size(given: object) -> tuple[int, int, int] | None:

@@ -46,6 +46,9 @@ class StatesInputs(Protocol):
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return its inputs; images have the size (C, H, W) where that is open."""
 
+    def about(self) -> list[str]:
+        """Return what a user must know of it once it has run."""
+
 
 def read_inputs(
     texts: Sequence[str], dynamic: Sequence[str], *, seed: int = 0

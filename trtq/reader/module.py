@@ -234,6 +234,17 @@ class OnnxModule(Nodes):
             for port, value in zip(self.outputs, results, strict=True)
         }
 
+    def about(self) -> list[str]:
+        """Return a line about the nodes that ONNX Runtime computes."""
+        opaque = self.opaque_nodes()
+        if not opaque:
+            return []
+        first, why = next(iter(opaque.items()))
+        return [
+            f"ONNX Runtime computes {len(opaque)} nodes, which stay in float as they are; the first "
+            f"is {first}: {why}"
+        ]
+
     def opaque_nodes(self) -> dict[str, str]:
         """Return the names of the nodes that ONNX Runtime computes, each with the reason.
 
