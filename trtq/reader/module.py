@@ -241,8 +241,8 @@ class OnnxModule(Nodes):
             return []
         first, why = next(iter(opaque.items()))
         return [
-            f"ONNX Runtime computes {len(opaque)} nodes, which stay in float as they are; the first "
-            f"is {first}: {why}"
+            f"ONNX Runtime computes {len(opaque)} nodes, which stay in float as they are; the "
+            f"first is {first}: {why}"
         ]
 
     def opaque_nodes(self) -> dict[str, str]:
