@@ -136,7 +136,8 @@ class ModelInput:
         picture = self.preprocess and self.preprocess.input_size
         inputs = inputs_of(self.spec, picture if self.example is None else self.example)
         with pixels_explained(self.data, self.example):
-            return Model.of(loaded, self.preprocess, self.notes, inputs)
+            model = Model.of(loaded, self.preprocess, self.notes, inputs)
+        return model if self.data.source is not None else model.without_image
 
 
 def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInput:
