@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple, TypedDict, TypeVar
 import msgspec
 
 from trtq.errors import ArtifactError, reason
-from trtq.typed import convert, read_json
+from trtq.typed import convert, json_as
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -270,7 +270,7 @@ def decode_json(data: bytes | str, kind: type[T]) -> T:
     """
     try:
         raw = data.encode(errors="replace") if isinstance(data, str) else data
-        return read_json(raw.removeprefix(codecs.BOM_UTF8), kind)
+        return json_as(raw.removeprefix(codecs.BOM_UTF8), kind)
     except (UnicodeDecodeError, RecursionError) as exc:
         raise msgspec.DecodeError(reason(exc)) from exc
 

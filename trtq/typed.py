@@ -25,7 +25,7 @@ def convert(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
 
 
-def read_json(raw: bytes, kind: type[T]) -> T:
+def json_as(raw: bytes, kind: type[T]) -> T:
     """Return JSON as a type.
 
     Raises:
@@ -35,7 +35,7 @@ def read_json(raw: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(raw, type=kind)
 
 
-def read_toml(raw: bytes, kind: type[T]) -> T:
+def toml_as(raw: bytes, kind: type[T]) -> T:
     """Return TOML as a type.
 
     Raises:

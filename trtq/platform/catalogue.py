@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.platform.releases import Span, Version, parse_version
-from trtq.typed import read_toml
+from trtq.typed import toml_as
 
 FILE = Path(__file__).with_name("devices.toml")
 
@@ -125,7 +125,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @cache
 def catalogue() -> Catalogue:
     """Return the catalogue of devices."""
-    return read_toml(FILE.read_bytes(), Catalogue)
+    return toml_as(FILE.read_bytes(), Catalogue)
 
 
 def board_row(name: str | None) -> BoardRow | None:
