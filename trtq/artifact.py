@@ -456,7 +456,21 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Fields of specs that came after the schema of records.
-ADDED = frozenset({"fit", "channel_order", "input_dtype", "tokenizer", "task"})
+ADDED = frozenset(
+    {
+        "channel_order",
+        "dynamic",
+        "fit",
+        "input",
+        "input_dtype",
+        "ort_library",
+        "outputs",
+        "requantize",
+        "shapes",
+        "task",
+        "tokenizer",
+    }
+)
 
 
 class Header(TypedDict):
@@ -478,7 +492,7 @@ def spec_values(spec: msgspec.Struct) -> dict[str, Any]:
     Fields that records of this schema did not always have are there only where they are given.
     """
     values: dict[str, Any] = msgspec.to_builtins(spec)
-    return {k: v for k, v in values.items() if v is not None or k not in ADDED}
+    return {k: v for k, v in values.items() if v or k not in ADDED}
 
 
 def environment() -> Environment:

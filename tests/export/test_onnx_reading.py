@@ -6,8 +6,6 @@ their model.
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.conftest import run_cli
 from trtq import (
     AuditSpec,
     BenchSpec,
@@ -32,9 +29,9 @@ from trtq import (
     run_lint,
 )
 from trtq.commands.inspect import inspect
-from trtq.errors import ExportError, ModelError
+from trtq.errors import ExportError
 from trtq.export.onnx_file import digest_onnx, load_onnx, read_onnx, require_onnx
-from trtq.models.load import load_model
+from trtq.flow.loading import load_text
 
 RNG = np.random.default_rng(0)
 
@@ -240,46 +237,9 @@ def test_a_cache_of_downloads_links_both_files(tmp_path: Path):
     assert load_onnx(snapshot / "model.onnx").graph.initializer[0].raw_data
 
 
-def test_advice_for_an_onnx_file_works_when_typed(tmp_path: Path):
-    """The command that quantize suggests instead runs unchanged."""
-    pytest.importorskip("tensorrt_rtx")
-    half = network()
-    half.graph.initializer[0].CopyFrom(
-        numpy_helper.from_array(RNG.standard_normal((8, 3, 3, 3)).astype(np.float16), "w")
-    )
-    for value in (half.graph.input[0], half.graph.output[0]):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    paired = network()
-    for at, kind in enumerate(("QuantizeLinear", "DequantizeLinear")):
-        paired.graph.node.insert(
-            at, helper.make_node(kind, ["x" if at == 0 else "q", "s", "z"], ["qd"[at]], name=kind)
-        )
-    paired.graph.node[2].input[0] = "d"
-    paired.graph.initializer.extend(
-        [numpy_helper.from_array(np.float32(0.02), "s"), numpy_helper.from_array(np.int8(0), "z")]
-    )
-    files = {"float": network(), "half": half, "paired": paired}
-    texts = {
-        "float": "starts from the PyTorch model",
-        "half": "its weights are FP16",
-        "paired": "quantized already",
-    }
-    for name, model in files.items():
-        path = tmp_path / f"my {name}.onnx"
-        onnx.save(model, path)
-        with pytest.raises(ModelError, match=texts[name]) as caught:
-            load_model(str(path))
-        line = next(
-            p for p in re.split(r"\. |: ", caught.value.hint) if p.startswith("trtq build")
-        ).rstrip(".")
-        done = run_cli(*shlex.split(line)[1:])
-        if name == "paired":  # half a pair gives no INT8 layer, and the build says which
-            assert "only its input has a pair" in done.stderr
-        else:
-            assert done.returncode == 0, done.stderr
-            assert path.with_suffix(".engine").is_file()
-    with pytest.raises(ModelError, match="there is no such file"):
-        load_model(str(tmp_path / "none.onnx"))
+def test_a_missing_file_and_a_text_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there is no such file"):
+        load_text(str(tmp_path / "none.onnx"))
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(ModelError, match=r"this one cannot be read\. See what it is: trtq lint"):
-        load_model(str(tmp_path / "text.onnx"))
+    with pytest.raises(ExportError, match="text.onnx"):
+        load_text(str(tmp_path / "text.onnx"))

@@ -133,10 +133,6 @@ def test_output_that_is_no_tensor():
     ("name", "text"),
     [
         ("resnet18", "it has no source before a colon.*timm:resnet18"),
-        (
-            "net.onnx",
-            "it is an ONNX file, and quantization starts from the PyTorch model.*import-calib",
-        ),
         ("timm:resnet81", "Unknown timm model 'resnet81'. Did you mean resnet"),
         ("torchvision:resnet81", "Did you mean resnet"),
         ("trtq:fcn_resnet81", "Did you mean fcn_resnet18"),

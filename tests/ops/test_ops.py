@@ -139,7 +139,7 @@ OWN_LISTS = (
     "export/fp16_ranges.py",
     "engine/versions.py",
     "platform/",
-    "commands/calibration.py",
+    "export/cache_ranges.py",
     "testing/",
     "reader/",  # its rules are of op types: what a row's reading function does for each of them
 )

@@ -92,7 +92,7 @@ def _values(value: object) -> Iterator[bytes]:
     elif isinstance(value, functools.partial):
         yield from _values((value.func, value.args, value.keywords))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _values((type(value), vars(value)))
+        yield from _values([getattr(value, f.name) for f in dataclasses.fields(value)])
     elif isinstance(value, msgspec.Struct):
         yield from _values((type(value), msgspec.structs.astuple(value)))
     elif isinstance(value, (type, FunctionType, BuiltinFunctionType)):

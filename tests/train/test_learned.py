@@ -438,7 +438,7 @@ def test_a_codebook_leaves_parameters_that_no_layer_trains(tmp_path: Path, image
 def test_sixteen_bits_of_arithmetic(images: Path, ptq: Path, tmp_path: Path):
     plain = finetune(asked(images, ptq, tmp_path / "a", epochs=1))
     half = finetune(asked(images, ptq, tmp_path / "b", epochs=1, amp="bf16"))
-    assert half.training["amp"] == "bf16"
+    assert half.training.amp == "bf16"
     assert half.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=0.05)
     assert half.history[0]["loss"] != plain.history[0]["loss"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import Environment, Record, environment, header
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.loading import inputs_of, open_model, open_preprocess
 from trtq.cost.devices import Device, find_device
 from trtq.data.source import open_source
 from trtq.errors import ArtifactError
@@ -20,7 +20,7 @@ from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.flow.layer_costs import outline, weights_of
 from trtq.flow.pricing import Pricing, uniform
 from trtq.graph.blocks import family_of
-from trtq.graph.capture import capture
+from trtq.graph.capture import capture_inputs
 from trtq.known_records import read_known
 from trtq.quant.formats import HALF, BitConfig
 from trtq.records.analyze import Outline
@@ -178,7 +178,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     loaded = open_model(spec)
     preprocess, said = open_preprocess(spec, loaded)
     notes += said
-    captured = capture(loaded.module, preprocess.input_size)
+    captured = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size))
     family, counted = family_of(captured.module)
     counts = outline(captured.module, captured.examples, weights_of(captured.module))
     facts = Facts(

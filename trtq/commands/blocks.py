@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from trtq.commands.loading import open_model
+from trtq.commands.loading import inputs_of, open_model
 from trtq.data.preprocess import resolve_preprocess
 from trtq.graph.blocks import Blocks, Family, family_of, identify_blocks
-from trtq.graph.capture import capture
+from trtq.graph.capture import capture_inputs
 from trtq.specs import BlocksSpec
 
 
@@ -38,7 +38,9 @@ def blocks(spec: BlocksSpec) -> BlocksRecord:
     """
     loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
-    family, reason = family_of(capture(loaded.module, preprocess.input_size).module)
+    family, reason = family_of(
+        capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size)).module
+    )
     return BlocksRecord(
         model=loaded.name,
         blocks=identify_blocks(loaded.module),

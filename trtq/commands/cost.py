@@ -10,7 +10,7 @@ import msgspec
 
 from trtq.artifact import Environment, Record, environment, header
 from trtq.commands.allocation import read_allocation
-from trtq.commands.loading import open_model
+from trtq.commands.loading import inputs_of, open_model
 from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
 from trtq.cost.devices import Device, find_device
 from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
@@ -24,7 +24,7 @@ from trtq.engine.manifest import read_engine
 from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
-from trtq.graph.capture import capture
+from trtq.graph.capture import capture_inputs
 from trtq.quant.digest import weights_digest
 from trtq.quant.formats import EIGHT, FULL, HALF, BitConfig
 from trtq.specs import CostSpec
@@ -234,7 +234,7 @@ def _row(layer: LayerCost, widths: BitConfig) -> CostRow:
 def _count_model(spec: CostSpec) -> _Counted:
     loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
-    captured = capture(loaded.module, preprocess.input_size)
+    captured = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size))
     chosen = (
         read_allocation(Path(spec.allocation), weights_digest(captured.module))
         if spec.allocation

@@ -14,8 +14,9 @@ from trtq.errors import UsageError
 from trtq.flow.data import forward_names, pixels_explained
 from trtq.flow.loading import load_text
 from trtq.flow.model import Model
-from trtq.graph.capture import capture
-from trtq.graph.inputs import ModelInputs
+from trtq.graph.capture import capture_inputs
+from trtq.graph.inputs import ModelInputs, read_inputs
+from trtq.graph.opaque import use_library
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.specs import (
@@ -53,6 +54,9 @@ def open_model(
         ModelError: it is unknown, or its checkpoint does not fit.
         UsageError: a part of the checkpoint was named, and no checkpoint.
     """
+    read_inputs(spec.input, spec.dynamic)  # what reads otherwise is refused before any work
+    if spec.ort_library is not None:
+        use_library(Path(spec.ort_library))
     if spec.checkpoint_key and not spec.checkpoint:
         raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
@@ -110,12 +114,14 @@ class ModelInput:
     """What a model of a spec is captured on.
 
     Attributes:
+        spec: names the model.
         data: what was opened.
         preprocess: how images become its input; None for data that are inputs already.
         example: a batch of the data; None where ``preprocess`` says all.
         notes: what the user must know about the model and its input.
     """
 
+    spec: ModelInputSpec
     data: Data
     preprocess: Preprocess | None
     example: object
@@ -127,9 +133,11 @@ class ModelInput:
         Raises:
             CaptureError: it cannot be captured as one graph.
         """
-        inputs = None if self.example is None else ModelInputs(self.example)
+        picture = self.preprocess and self.preprocess.input_size
+        inputs = inputs_of(self.spec, picture if self.example is None else self.example)
         with pixels_explained(self.data, self.example):
-            return Model.of(loaded, self.preprocess, self.notes, inputs)
+            model = Model.of(loaded, self.preprocess, self.notes, inputs)
+        return model if self.data.source is not None else model.without_image
 
 
 def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInput:
@@ -140,11 +148,22 @@ def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInpu
         DataError: the first samples cannot be read.
     """
     example = data.first_batch(forward_names(loaded.module))
-    if example is None:
+    if example is None and (data.source is not None or not spec.input):
         preprocess, notes = open_preprocess(spec, loaded)
-        return ModelInput(data=data, preprocess=preprocess, example=None, notes=notes)
+        return ModelInput(spec=spec, data=data, preprocess=preprocess, example=None, notes=notes)
     require_no_picture(spec, data)
-    return ModelInput(data=data, preprocess=None, example=example, notes=list(loaded.notes))
+    notes = list(loaded.notes)
+    return ModelInput(spec=spec, data=data, preprocess=None, example=example, notes=notes)
+
+
+def inputs_of(spec: ModelInputSpec | BlocksSpec | CostSpec, otherwise: object) -> ModelInputs:
+    """Return what a model is captured on: the inputs that a user typed, else ``otherwise``.
+
+    Raises:
+        UsageError: an option that reads otherwise.
+    """
+    typed, axes, ranges = read_inputs(spec.input, spec.dynamic)
+    return ModelInputs(typed or otherwise, axes, ranges, spec.outputs)
 
 
 def require_no_picture(spec: InputSpec, data: Data) -> None:
@@ -169,7 +188,7 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     """
     loaded = open_model(spec)
     preprocess, _ = open_preprocess(spec, loaded)
-    graph = capture(loaded.module, preprocess.input_size).module
+    graph = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size)).module
     said = getattr(loaded.module, "num_classes", None)  # decides what the output is
     return digest_of(
         [weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None]

@@ -253,7 +253,8 @@ def resolve_preprocess(
     _require_channels(size[0], options, order, plain=plain)
     values = _normalisation(options, defaults, size[0], reverse=order == "bgr", plain=plain)
     preprocess = _placed(given, defaults, size, values, order, dtype)
-    if not hints and preset is None and options["mean"] is None and not plain:
+    known = "mean" in hints or preset is not None or options["mean"] is not None
+    if not known and not plain:
         return preprocess, [UNKNOWN_NORMALISATION]
     chosen = {n: values[n] for n, option in options.items() if option is not None}
     return preprocess, _differences(chosen, hints)

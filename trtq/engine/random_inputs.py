@@ -10,20 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 
+from trtq import ops
 from trtq.export.feeds import AnyArray, InputSlot
+from trtq.onnx_walk import QDQ
 
 SEED = 0
 IMAGE_RANK = 4
-INDEXED = {"Gather": 1, "GatherElements": 1}  # which operand holds the indices
-# Ops whose result has values of their first operand alone.
-MOVES = frozenset(
-    (
-        *("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"),
-        *("Slice", "Expand", "Tile"),
-    )
-)
-# Ops between a stored table and the node that reads it.
-STORED = frozenset(("Cast", "Identity", "DequantizeLinear", "QuantizeLinear"))
+INDICES = 1  # which operand of a Gather holds the indices
 
 
 def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
@@ -53,7 +46,7 @@ class _Tables:
         name = node.input[0]
         while name not in self.shapes:
             maker = self.makers.get(name)
-            if maker is None or maker.op_type not in STORED:
+            if maker is None or not (_keeps_values(maker) or maker.op_type in QDQ):
                 return None
             name = maker.input[0]
         shape = self.shapes[name]
@@ -69,15 +62,20 @@ def _rows(
     while waiting:
         tensor = waiting.pop()
         for node in readers.get(tensor, ()):
-            place = INDEXED.get(node.op_type)
-            if place is not None and list(node.input)[place] == tensor:
+            if node.op_type.startswith("Gather") and list(node.input)[INDICES] == tensor:
                 rows = tables.rows(node)
                 if rows is not None:
                     yield rows
-            elif node.op_type in MOVES and node.input[0] == tensor:
+            elif _keeps_values(node) and node.input[0] == tensor:
                 fresh = [o for o in node.output if o not in seen]
                 seen.update(fresh)
                 waiting += fresh
+
+
+def _keeps_values(node: onnx.NodeProto) -> bool:
+    """Whether a node's result has values of its first operand alone."""
+    row = ops.of(node)
+    return row.name == "cast" or "moves" in row.traits
 
 
 def random_feed(

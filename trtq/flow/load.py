@@ -130,7 +130,8 @@ def _text(name: str, asked: Request) -> Model:
     if picture is None and asked.example is None:
         picture, said = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
         notes += said
-    return Model.of(loaded, picture, notes, asked.inputs(picture and picture.input_size))
+    model = Model.of(loaded, picture, notes, asked.inputs(picture and picture.input_size))
+    return model if asked.preprocess is not None else model.without_image
 
 
 def _own(module: nn.Module, asked: Request) -> Model:

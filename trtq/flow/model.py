@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import nn
 
 from trtq.data.answers import Kind, kind_of
-from trtq.data.preprocess import Preprocess
+from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
@@ -85,6 +85,14 @@ class Model:
             preprocess=preprocess,
             notes=(*about_weights(loaded), *about_input, *graph.notes),
         )
+
+    @property
+    def without_image(self) -> Model:
+        """The model without a preprocessing of images, where it takes something else."""
+        if self.graph.signature.takes_one_image:
+            return self
+        notes = tuple(n for n in self.notes if n != UNKNOWN_NORMALISATION)
+        return replace(self, preprocess=None, notes=notes)
 
     @property
     def random_weights(self) -> bool:

@@ -14,12 +14,15 @@ from trtq.flow.ptq import Inputs
 from trtq.quant.encodings import Encodings
 from trtq.specs import QuantizeOptions
 
+FEWEST = 4  # samples whose ranges of FP16 are looked at
+
 
 def mark_fp16_ranges_(
     inputs: Inputs, options: QuantizeOptions, models: Iterable[onnx.ModelProto]
 ) -> None:
     """Write into ONNX models which nodes leave the range of FP16 on the samples, and note it."""
-    images = [[t.numpy() for t in feed] for feed in inputs.images(IMAGES, options.batch_size)]
+    count = inputs.of_usual_size(IMAGES, least=FEWEST)
+    images = [[t.numpy() for t in feed] for feed in inputs.images(count, options.batch_size)]
     lines = [mark_float_nodes_(model, images) for model in models]
     inputs.run.note(*(line for line in dict.fromkeys(lines) if line))
     inputs.run.clock.lap("half ranges")

@@ -46,6 +46,8 @@ from trtq.specs import QuantizeOptions
 from trtq.version import __version__
 
 MAX_FOLD_DIFF = 1e-3
+USUAL_VALUES = 3 * 224 * 224  # of a sample; larger ones are looked at in smaller numbers
+FEWEST_COMPARED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,17 @@ class Inputs:
         graph = self.model.graph
         size = batch_size if graph.dynamic_batch else 1
         return self.samples.inputs(count, size, self.model.input_names)
+
+    def of_usual_size(self, count: int, *, least: int) -> int:
+        """Return how many samples have as many values as ``count`` images of 3x224x224 at most.
+
+        Args:
+            count: of samples of that size or smaller.
+            least: at least so many.
+        """
+        own = sum(t.numel() for t in self.model.graph.examples)
+        each = own // max(1, len(self.model.graph.examples[0]))
+        return min(count, max(least, count * USUAL_VALUES // max(1, each)))
 
     def export(
         self, graph: fx.GraphModule, options: QuantizeOptions, **metadata: str
@@ -189,6 +202,19 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     )
 
 
+def _compared(inputs: Inputs, options: QuantizeOptions) -> int:
+    """Return how many samples are compared: fewer large ones, unless a number was asked for."""
+    asked = options.parity_images
+    count = inputs.of_usual_size(asked, least=FEWEST_COMPARED)
+    if asked != QuantizeOptions().parity_images or count >= min(asked, len(inputs.samples)):
+        return asked
+    inputs.run.note(
+        f"torch and ONNX Runtime are compared on {count} samples, not {asked}: they are large "
+        f"(--parity-images {asked + 1} compares so many)"
+    )
+    return count
+
+
 def compare_simulation(
     inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
 ) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
@@ -196,11 +222,10 @@ def compare_simulation(
 
     The second value is what each quantizer did, by name.
     """
-    compared = list(inputs.images(options.parity_images, options.batch_size))
+    count = _compared(inputs, options)
+    compared = list(inputs.images(count, options.batch_size))
     progress = inputs.run.progress
-    progress.begin(
-        "Comparing torch and ONNX Runtime", min(options.parity_images, len(inputs.samples))
-    )
+    progress.begin("Comparing torch and ONNX Runtime", min(count, len(inputs.samples)))
     result = check_parity(
         inputs.model.graph.module,
         simulated,

@@ -10,9 +10,7 @@ import torch
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
-from trtq.graph.signature import BATCH, SizeRange, TensorSpec
-
-Axes = Mapping[str, Sequence[int | str]]  # of an input: sizes, and names of open axes
+from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec
 
 
 class Open(NamedTuple):
@@ -34,10 +32,13 @@ class Open(NamedTuple):
         A model that halves its maps and joins them again holds for multiples only.
         """
         if not self.asked:
-            # Batches of several inputs are one size, not as many as there are inputs.
-            alone = sum(map(bool, self.names)) < 2
-            batch = torch.export.Dim.DYNAMIC if alone else torch.export.Dim(BATCH)
-            yield tuple(dict.fromkeys(names, batch) for names in self.names)
+            # An axis of one name is one size in every input, such as the batch.
+            several = sum(map(bool, self.names)) > 1
+            free = {n: torch.export.Dim(n) for n in self.ranges} if several else {}
+            yield tuple(
+                {i: free.get(n, torch.export.Dim.DYNAMIC) for i, n in names.items()}
+                for names in self.names
+            )
             return
         stepped = any(sizes.multiple > 1 for sizes in self.ranges.values())
         for multiples in (False, True) if stepped else (False,):

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_structure
 
 from trtq.errors import CaptureError, explain_system, first_line
-from trtq.graph.axes import Axes, Open, input_specs, open_axes, open_batch, single
+from trtq.graph.axes import Open, input_specs, open_axes, open_batch, single
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
 from trtq.graph.functional import make_functional_
@@ -24,6 +24,7 @@ from trtq.graph.normalize import normalize_
 from trtq.graph.onnx_origin import FromOnnx, mark_
 from trtq.graph.signature import (
     OUTPUT,
+    Axes,
     Signature,
     SizeRange,
     results,
@@ -188,7 +189,7 @@ def capture(
         module=graph,
         examples=feed,
         dynamic_batch=bool(kept.names[0].get(0)),
-        notes=tuple(n for n in (note, *_about(answer, names)) if n),
+        notes=tuple(n for n in (note, *said_by(model), *_about(answer, names)) if n),
         max_rel_diff=diffs[worst],
         passes=passes,
         signature=signature,
@@ -204,6 +205,11 @@ def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
         ranges=inputs.ranges,
         outputs=inputs.outputs,
     )
+
+
+def said_by(model: nn.Module) -> list[str]:
+    """Return what a model that was read from a file says of itself."""
+    return model.about() if isinstance(model, StatesInputs) else []
 
 
 def _image_size(given: object) -> tuple[int, int, int] | None:

@@ -19,6 +19,7 @@ from torch.utils._pytree import (
 
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
+from trtq.graph.inputs import StatesInputs
 from trtq.graph.signature import INPUT, OUTPUT
 
 PREFIX = "model."  # of every module path in a flat model
@@ -70,6 +71,7 @@ def call_of(model: nn.Module, given: object) -> Call:
     named: dict[str, Any] = {}
     labels: Sequence[str]
     if isinstance(given, Mapping):
+        given = _in_order(model, given)
         labels = [str(k) for k in given]
         if set(labels) <= set(parameters):
             named = {str(k): v for k, v in given.items()}
@@ -109,6 +111,26 @@ def call_of(model: nn.Module, given: object) -> Call:
         rest={i: v for i, v in enumerate(leaves) if i not in places},
         places=places,
     )
+
+
+def _in_order(model: nn.Module, given: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return named inputs in the order of a model that knows their names.
+
+    Raises:
+        CaptureError: one is missing, or unknown.
+    """
+    if not isinstance(model, StatesInputs):
+        return given
+    known = list(model.input_names)
+    if len(known) == len(given) == 1:
+        return dict(zip(known, given.values(), strict=True))
+    if set(known) != {str(k) for k in given}:
+        raise CaptureError(
+            f"Cannot call the model with {', '.join(map(str, given))}",
+            f"its inputs are {', '.join(known)}",
+            "Name each of them",
+        )
+    return {name: given[name] for name in known}
 
 
 def doubled(call: Call) -> Call | None:

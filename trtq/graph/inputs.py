@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from trtq.errors import UsageError, suggest
-from trtq.graph.axes import Axes
-from trtq.graph.signature import SizeRange
+from trtq.graph.signature import Axes, SizeRange
 
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "bool")
 INTEGERS = 10  # examples of indices are below it
@@ -40,8 +39,15 @@ class ModelInputs(NamedTuple):
 class StatesInputs(Protocol):
     """A module that knows its inputs, such as one that was read from a file."""
 
+    @property
+    def input_names(self) -> Sequence[str]:
+        """Names of its inputs, in the order of forward()."""
+
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return its inputs; images have the size (C, H, W) where that is open."""
+
+    def about(self) -> list[str]:
+        """Return what a user must know of it once it has run."""
 
 
 def read_inputs(

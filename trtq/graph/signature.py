@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import torch
@@ -17,6 +17,7 @@ BATCH = "batch"
 SIGNATURE = "signature"  # metadata of an ONNX file
 SPEC = "trtq_spec"  # in the meta of a placeholder and, as a tuple, of the output node
 RANGES = "trtq_ranges"  # in the meta of the output node
+Axes = Mapping[str, Sequence[int | str]]  # of an input: sizes, and names of open axes
 SYMBOL = re.compile(r"\b[su]\d+\b")  # torch's name of a size that no input axis has
 
 

@@ -205,6 +205,11 @@ class OnnxModule(Nodes):
         names = {path: (node.name, node.op_type) for path, node in pairs if node.name}
         self.origin = OnnxOrigin(names, dict(metadata or {}))
 
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in the order of the file."""
+        return [port.name for port in self.inputs]
+
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return an example of every input, and the open axes that the file declares.
 
@@ -228,6 +233,17 @@ class OnnxModule(Nodes):
             port.name: _answer(port, value)
             for port, value in zip(self.outputs, results, strict=True)
         }
+
+    def about(self) -> list[str]:
+        """Return a line about the nodes that ONNX Runtime computes."""
+        opaque = self.opaque_nodes()
+        if not opaque:
+            return []
+        first, why = next(iter(opaque.items()))
+        return [
+            f"ONNX Runtime computes {len(opaque)} nodes, which stay in float as they are; the "
+            f"first is {first}: {why}"
+        ]
 
     def opaque_nodes(self) -> dict[str, str]:
         """Return the names of the nodes that ONNX Runtime computes, each with the reason.

@@ -97,6 +97,29 @@ Tokenizer = Annotated[
         "tokenizers writes it."
     ),
 ]
+Input = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="An example of an input where the data do not give one: NAME=SIZES or "
+        "NAME=SIZES:DTYPE, such as ids=1x128:int64; repeatable."
+    ),
+]
+Dynamic = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="Open axes of an input: NAME=AXIS,AXIS,..., each a size, a name, or a name "
+        "with its range, such as images=batch,3,height:320..1280:32,width; default: the batch is "
+        "open. Repeatable."
+    ),
+]
+Outputs = Annotated[
+    tuple[str, ...],
+    Doc(description="An output to keep; default: all of them. Repeatable."),
+]
+OrtLibrary = Annotated[
+    str | None,
+    PathDoc(description="A library of custom ops for ONNX Runtime, for an ONNX file with them."),
+]
 InputSize = Annotated[
     tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")
 ]

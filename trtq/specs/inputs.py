@@ -11,9 +11,13 @@ from trtq.specs.fields import (
     Checkpoint,
     CheckpointKey,
     CheckpointMatch,
+    Dynamic,
+    Input,
     InputSize,
     ModelArg,
     ModelName,
+    OrtLibrary,
+    Outputs,
     Preset,
     Tokenizer,
 )
@@ -105,6 +109,10 @@ class ModelInputSpec(InputSpec, frozen=True, kw_only=True):
     checkpoint_match: CheckpointMatch = "name"
     checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
+    input: Input = ()
+    dynamic: Dynamic = ()
+    outputs: Outputs = ()
+    ort_library: OrtLibrary = None
 
 
 class BlocksSpec(Spec, frozen=True, kw_only=True):
@@ -116,3 +124,7 @@ class BlocksSpec(Spec, frozen=True, kw_only=True):
     checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
     input_size: InputSize = None
+    input: Input = ()
+    dynamic: Dynamic = ()
+    outputs: Outputs = ()
+    ort_library: OrtLibrary = None

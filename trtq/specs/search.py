@@ -18,9 +18,13 @@ from trtq.specs.fields import (
     CheckpointKey,
     CheckpointMatch,
     Correct,
+    Dynamic,
+    Input,
     InputSize,
     ModelArg,
     ModelName,
+    OrtLibrary,
+    Outputs,
     Percentile,
     Target,
 )
@@ -310,6 +314,10 @@ class CostSpec(Spec, frozen=True, kw_only=True):
         int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")
     ] = 0
     input_size: InputSize = None
+    input: Input = ()
+    dynamic: Dynamic = ()
+    outputs: Outputs = ()
+    ort_library: OrtLibrary = None
     allocation: Annotated[
         str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")
     ] = None
