@@ -21,7 +21,6 @@ from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
-from trtq.graph.device import choose_device
 from trtq.graph.signature import SizeRange
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
@@ -104,7 +103,6 @@ def quantize(
     *,
     input_size: tuple[int, int, int] | None = None,
     preprocess: Preprocess | None = None,
-    device: str = "cpu",
     progress: Progress | None = None,
     **options: Any,
 ) -> Quantized: ...
@@ -117,7 +115,6 @@ def quantize(
     *,
     input_size: tuple[int, int, int] | None = None,
     preprocess: Preprocess | None = None,
-    device: str = "cpu",
     progress: Progress | None = None,
     **options: Any,
 ) -> Quantized | QuantizeRecord:
@@ -130,8 +127,6 @@ def quantize(
             samples first, or the text of a folder of images.
         input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
         preprocess: how images become inputs.
-        device: where calibration runs the model: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a
-            GPU where there is one. Everything else runs on the CPU.
         progress: receives progress.
         options: fields of :class:`QuantizeOptions`: ``bits``, ``method``, ``calibrator`` ...
 
@@ -141,16 +136,11 @@ def quantize(
     if isinstance(model, QuantizeSpec):
         from trtq.commands.quantize import quantize as run_command
 
-        given = {
-            "input_size": input_size,
-            "preprocess": preprocess,
-            "device": None if device == "cpu" else device,
-            "options": options or None,
-        }
+        given = {"input_size": input_size, "preprocess": preprocess, "options": options or None}
         return run_command(model, listener_of(model, data, progress, given))
     asked = QuantizeOptions.make(options)
     check_options(asked)
-    run = Run(progress or Silent(), device=choose_device(device))
+    run = Run(progress or Silent())
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)

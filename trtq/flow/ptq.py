@@ -26,7 +26,7 @@ from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
 from trtq.flow.run import Run
-from trtq.graph.device import CPU
+from trtq.graph.device import CPU, choose_device
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import SIGNATURE
 from trtq.methods.base import Method, MethodContext, Value
@@ -143,6 +143,7 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
     choose(options.method, options.method_arg)
     calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
     check_files(options)
+    choose_device(options.device)
     for text in options.layer_bits.values():
         BitConfig.parse(text)
     if options.layer_bits and options.bits != "w8a8":
@@ -334,7 +335,7 @@ def _calibrate(
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
     """Return the statistics of every observed activation, their source, and what the cache did."""
     graph, placement, samples = context.graph, context.placement, inputs.samples
-    device = inputs.run.device or CPU
+    device = choose_device(options.device)
     elsewhere = {} if device == CPU else {"device": device.type}  # sums have another order there
     widths = [[q.name, q.format.bits] for q in placement.quantizers]
     key = CacheKey(

@@ -1,31 +1,25 @@
-"""What one run shares: whom to tell, what to note, how long each step took, where it ran."""
+"""What one run shares: whom to tell, what to note, how long each step took."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from trtq.progress import Clock, Notes, Progress, Silent
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(slots=True)
 class Run:
-    """The listener, the notes, the clock and the device of one run.
+    """The listener, the notes and the clock of one run.
 
     Attributes:
         progress: receives progress.
         clock: books the time of each step.
-        device: where calibration runs the model; None for the CPU.
         note: tells a line and keeps it for the record.
     """
 
     progress: Progress = field(default_factory=Silent)
     clock: Clock = field(default_factory=Clock)
-    device: torch.device | None = None
     note: Notes = field(init=False)
 
     def __post_init__(self) -> None:
