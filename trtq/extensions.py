@@ -82,7 +82,8 @@ def identity(kind: str, name: str) -> str:
     target = load(kind, name)
     if ":" in name and callable(target):
         return f"{name} ({source_digest(name, KINDS[kind])[:12]})"
-    code = sys.modules[getattr(target, "run", target).__module__]  # a method's module is its run's
+    made_of = getattr(target, "run", getattr(target, "choose", target))  # its code, not its type
+    code = sys.modules[made_of.__module__]
     digest = sha256_file(Path(str(code.__file__)))[:12]
     point = None if ":" in name else installed(kind)[name][0]
     return f"{name} ({digest})" if point is None else f"{name} ({_place(point)}, {digest})"

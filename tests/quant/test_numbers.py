@@ -15,18 +15,12 @@ from trtq.data.answers import Tally, compare_answers
 from trtq.data.metrics import predictions, ratio_db, sqnr_words
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
-from trtq.quant.calibrators import (
-    Moments,
-    bias_floor,
-    entropy_amax,
-    mse_amax,
-    percentile_amax,
-    weight_amax,
-)
+from trtq.quant.calibrators import entropy_amax, mse_amax, percentile_amax
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.formats import Format
 from trtq.quant.histogram import NUM_BINS, Histogram
+from trtq.quant.weight_ranges import Moments, bias_floor, weight_amax
 from trtq.tasks.classification import TopScore
 
 FLOATS = hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-1000, 1000, width=32))

@@ -26,6 +26,7 @@ from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
 from trtq.flow.run import Run
+from trtq.graph.device import CPU, choose_device
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import SIGNATURE
 from trtq.methods.base import Method, MethodContext, Value
@@ -142,6 +143,7 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
     choose(options.method, options.method_arg)
     calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
     check_files(options)
+    choose_device(options.device)
     for text in options.layer_bits.values():
         BitConfig.parse(text)
     if options.layer_bits and options.bits != "w8a8":
@@ -333,6 +335,8 @@ def _calibrate(
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
     """Return the statistics of every observed activation, their source, and what the cache did."""
     graph, placement, samples = context.graph, context.placement, inputs.samples
+    device = choose_device(options.device)
+    elsewhere = {} if device == CPU else {"device": device.type}  # sums have another order there
     widths = [[q.name, q.format.bits] for q in placement.quantizers]
     key = CacheKey(
         {
@@ -343,6 +347,7 @@ def _calibrate(
             "calibrator": calibrator_key(options.calibrator, options.percentile),
             "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch "
             f"{package_version('torch')}",
+            **elsewhere,
         }
     )
     origin = {
@@ -353,6 +358,7 @@ def _calibrate(
         "calibrator": key.parts["calibrator"],
         "placement": "tensorrt",
         "bits": "mixed" if options.layer_bits else options.bits,
+        **elsewhere,
     }
     folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
     cache, progress = CalibrationCache(folder), inputs.run.progress
@@ -362,7 +368,12 @@ def _calibrate(
             progress.begin(f"Calibrating ({options.calibrator})", len(samples))
             images = inputs.images(len(samples), options.batch_size)
             seen = observe(
-                graph, placement, images, mode=options.calibrator, progress=progress.advance
+                graph,
+                placement,
+                images,
+                mode=options.calibrator,
+                device=device,
+                progress=progress.advance,
             )
             stats = summarize_all(placement, seen, options.calibrator, options.percentile)
             cache.save(key, stats)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import fx, nn
 
 from trtq.errors import UsageError
 from trtq.workers import Workers
+
+CPU = torch.device("cpu")
 
 
 def to_device_(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
@@ -17,6 +21,13 @@ def to_device_(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
             node.kwargs = {**node.kwargs, "device": device}
     graph.recompile()
     return graph
+
+
+def on_device(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """Return a graph that computes on ``device``: itself, or a copy there."""
+    if device_of(graph) == device:
+        return graph
+    return to_device_(copy.deepcopy(graph), device)
 
 
 def choose_device(asked: str, workers: Workers | None = None) -> torch.device:

@@ -16,22 +16,14 @@ from torch import fx
 
 from trtq.graph.naming import is_softmax
 from trtq.graph.nodes import get_constant, operands
-from trtq.quant.calibrators import (
-    ChooseAmax,
-    Moments,
-    best_interval,
-    bias_floor,
-    channel_rows,
-    histogram_calibrator,
-    needs_histogram,
-    weight_amax,
-)
+from trtq.quant.calibrators import INTERVAL_BITS, Asked, Calibrator, find_calibrator
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import LOG_EPSILON
 from trtq.quant.formats import INT8, Format
 from trtq.quant.histogram import Histogram
 from trtq.quant.observe import Range
 from trtq.quant.placement import Placement, Quantizer, enforce_partners_
+from trtq.quant.weight_ranges import Moments, bias_floor, channel_rows, weight_amax
 
 BULK_PERCENT = 95.0
 SOFTMAX_STEPS = 4.0
@@ -81,9 +73,9 @@ def summarize_all(
         percentile: for the calibrator of that name, percent.
     """
     wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
-    choose = _chooser(calibrator, percentile)
+    chosen = find_calibrator(calibrator)
     return {
-        k: _summarize(seen[q.source.name], calibrator, choose, q.format.bits)
+        k: _summarize(seen[q.source.name], chosen, percentile, q.format.bits)
         for k, q in wanted.items()
     }
 
@@ -96,35 +88,26 @@ def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) ->
     Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor
     without negative values unsigned codes.
     """
-    return _summarize(seen, calibrator, _chooser(calibrator, percentile), bits)
-
-
-def _chooser(calibrator: str, percentile: float) -> ChooseAmax | None:
-    """Return what chooses ranges from histograms, None for a calibrator that reads none."""
-    if not needs_histogram(calibrator):
-        return None
-    return histogram_calibrator(calibrator, percentile=percentile)
+    return _summarize(seen, find_calibrator(calibrator), percentile, bits)
 
 
 def _summarize(
-    seen: Range, calibrator: str, choose: ChooseAmax | None, bits: int
+    seen: Range, calibrator: Calibrator, percentile: float, bits: int
 ) -> ActivationStats:
-    lowest = 0 if bits < 8 and seen.low >= 0.0 else None
-    if calibrator == "mse" and bits < 8:
-        amax, lowest = best_interval(seen.positive, seen.negative, bits)
-    elif choose is not None:
-        amax = choose(seen.hist, Format(bits=bits, lowest=lowest).qmax)
-    else:
-        amax = seen.ema if calibrator == "ema" and seen.ema is not None else seen.amax
+    low, high = seen.low, seen.high
+    lowest = 0 if bits < INTERVAL_BITS and low >= 0.0 else None
+    asked = Asked(max(abs(low), abs(high)), bits, lowest, percentile)
+    amax, lowest = calibrator.choose(seen.statistic, asked)
     mean = variance = None
-    if seen.sums is not None and seen.squares is not None:
-        mean = seen.sums / seen.count
-        variance = (seen.squares / seen.count - mean.square()).clamp_min(0.0)
+    channels = seen.channels
+    if channels is not None and channels.sums is not None and channels.squares is not None:
+        mean = channels.sums.cpu() / channels.count
+        variance = (channels.squares.cpu() / channels.count - mean.square()).clamp_min(0.0)
     return ActivationStats(
         amax=amax,
-        low=seen.low,
-        high=seen.high,
-        bulk_rms=bulk_rms(seen.bulk, seen.zeros),
+        low=low,
+        high=high,
+        bulk_rms=bulk_rms(seen.bulk.hist, int(seen.bulk.zeros)),
         mean=mean,
         variance=variance,
         lowest=lowest,

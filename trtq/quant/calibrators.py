@@ -1,14 +1,11 @@
-"""Calibrators: from what an observer gathered to ``amax``.
-
-They are pure functions on histograms, without tensors or files.
-"""
+"""Calibrators: what each gathers of an activation, and how that becomes ``amax``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +13,13 @@ import torch
 
 from trtq import extensions
 from trtq.errors import CalibrationError, said_by
-from trtq.quant.histogram import NUM_BINS, Histogram
+from trtq.quant.formats import Format
+from trtq.quant.histogram import NUM_BINS, Histogram, dense_rows
+from trtq.quant.statistics import Magnitudes, Nothing, Seen, Statistic
 
-CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema")
+EMA_MOMENTUM = 0.99
+INTERVAL_BITS = 8  # with fewer, the interval of codes is chosen, too
 Floats = npt.NDArray[np.float64]
-ChooseAmax = Callable[[Histogram, int], float]  # counts of magnitudes, highest code
 
 
 def percentile_amax(hist: Histogram, percentile: float) -> float:
@@ -155,30 +154,145 @@ def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
     return float(np.sum(p_used * np.log(p_used / q_used)))
 
 
-def histogram_calibrator(name: str, *, percentile: float) -> ChooseAmax:
-    """Return the function from a histogram and ``qmax`` to ``amax`` that ``name`` stands for.
+class Asked(NamedTuple):
+    """What a range is wanted for.
+
+    Attributes:
+        amax: the largest magnitude that was seen.
+        bits: width of the quantized values.
+        lowest: the lowest code, None for two's complement.
+        percentile: for the calibrator of that name, percent.
+    """
+
+    amax: float
+    bits: int
+    lowest: int | None
+    percentile: float
+
+    @property
+    def qmax(self) -> int:
+        """The highest code."""
+        return Format(bits=self.bits, lowest=self.lowest).qmax
+
+
+class Chosen(NamedTuple):
+    """The magnitude that the highest code stands for, and the lowest code."""
+
+    amax: float
+    lowest: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrator:
+    """How activations get their range.
+
+    Attributes:
+        gather: returns what is gathered of one activation; its argument is True where a quantizer
+            of that activation has fewer than 8 bits.
+        choose: from that statistic, and what is asked, to a range.
+    """
+
+    gather: Callable[[bool], Statistic]
+    choose: Callable[[Any, Asked], Chosen]
+
+
+def magnitudes(choose: Callable[[Histogram, Asked], float]) -> Calibrator:
+    """Return a calibrator that reads the histogram of all magnitudes."""
+    return Calibrator(
+        gather=lambda _: Magnitudes(),
+        choose=lambda seen, asked: Chosen(choose(seen.hist, asked), asked.lowest),
+    )
+
+
+class MovingAverage:
+    """Moving average of each sample's largest magnitude.
+
+    The start has no weight of its own (bias correction of Adam, Kingma 2014, 3).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.average: torch.Tensor | None = None
+
+    def add(self, seen: Seen) -> None:
+        """Count each sample, so that the result does not depend on the batch size."""
+        low, high = torch.aminmax(dense_rows(seen.values), dim=1)
+        average = self.average
+        for value in torch.maximum(low.abs(), high.abs()).double().unbind():
+            before = torch.zeros_like(value) if average is None else average
+            average = EMA_MOMENTUM * before + (1.0 - EMA_MOMENTUM) * value
+            self.count += 1
+        self.average = average
+
+    @property
+    def amax(self) -> float | None:
+        """The average without the bias of its start, None before the first sample."""
+        if self.average is None:
+            return None
+        return float(self.average) / (1.0 - EMA_MOMENTUM**self.count)
+
+
+class Sides:
+    """All magnitudes, and for few bits those above and below 0 apart."""
+
+    def __init__(self, narrow: bool) -> None:
+        self.narrow = narrow
+        self.hist, self.positive, self.negative = Histogram(), Histogram(), Histogram()
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch; the other side's values count as 0."""
+        x = seen.values
+        self.hist.add(x, seen.amax, seen.scratch)
+        if self.narrow:
+            self.positive.add(x.clamp_min(0.0), seen.high.clamp_min(0.0), seen.scratch)
+            self.negative.add(x.neg().clamp_min_(0.0), (-seen.low).clamp_min(0.0), seen.scratch)
+
+
+def _least_error(seen: Sides, asked: Asked) -> Chosen:
+    if asked.bits < INTERVAL_BITS:
+        return Chosen(*best_interval(seen.positive, seen.negative, asked.bits))
+    return Chosen(mse_amax(seen.hist, qmax=asked.qmax), asked.lowest)
+
+
+def _average(seen: MovingAverage, asked: Asked) -> Chosen:
+    return Chosen(asked.amax if seen.amax is None else seen.amax, asked.lowest)
+
+
+CALIBRATORS = {
+    "max": Calibrator(gather=lambda _: Nothing(), choose=lambda _, a: Chosen(a.amax, a.lowest)),
+    "percentile": magnitudes(lambda hist, asked: percentile_amax(hist, asked.percentile)),
+    "entropy": magnitudes(lambda hist, asked: entropy_amax(hist, levels=asked.qmax + 1)),
+    "mse": Calibrator(gather=Sides, choose=_least_error),
+    "ema": Calibrator(gather=lambda _: MovingAverage(), choose=_average),
+}
+
+
+def find_calibrator(name: str) -> Calibrator:
+    """Return the calibrator of a name.
 
     Raises:
         UsageError: it is an extension that cannot be loaded.
     """
-    table: dict[str, ChooseAmax] = {
-        "percentile": lambda h, _: percentile_amax(h, percentile),
-        "entropy": lambda h, qmax: entropy_amax(h, levels=qmax + 1),
-        "mse": lambda h, qmax: mse_amax(h, qmax=qmax),
-    }
-    if name in table:
-        return table[name]
-    return partial(_extension_amax, name, extensions.load("calibrators", name))
+    if name in CALIBRATORS:
+        return CALIBRATORS[name]
+    loaded = extensions.load("calibrators", name)
+    if isinstance(loaded, Calibrator):
+        return Calibrator(gather=loaded.gather, choose=partial(_checked, name, loaded.choose))
+    outside = magnitudes(lambda hist, asked: loaded(hist, asked.qmax))
+    return Calibrator(gather=outside.gather, choose=partial(_checked, name, outside.choose))
 
 
-def _extension_amax(name: str, calibrate: Callable[..., Any], hist: Histogram, qmax: int) -> float:
+def _checked(
+    name: str, choose: Callable[[Any, Asked], Chosen], seen: Statistic, asked: Asked
+) -> Chosen:
     """Return what a calibrator from outside trtq chooses.
 
     Raises:
         CalibrationError: it raised, or chose no range.
     """
     try:
-        amax = float(calibrate(hist, qmax))
+        chosen = Chosen(*choose(seen, asked))
+        amax = float(chosen.amax)
     except Exception as exc:
         raise CalibrationError(f"The calibrator {name} raised {said_by(exc)}") from exc
     if not 0.0 <= amax < float("inf"):
@@ -186,12 +300,7 @@ def _extension_amax(name: str, calibrate: Callable[..., Any], hist: Histogram, q
             f"The calibrator {name} chose no range",
             f"it returned {amax}, expected a finite number from 0 on",
         )
-    return amax
-
-
-def needs_histogram(name: str) -> bool:
-    """Whether a calibrator reads a histogram; those from outside trtq all do."""
-    return name not in ("max", "ema")
+    return Chosen(amax, chosen.lowest)
 
 
 def calibrator_key(name: str, percentile: float) -> str:
@@ -203,143 +312,3 @@ def calibrator_key(name: str, percentile: float) -> str:
     if name == "percentile":
         return f"percentile {percentile!r}"
     return name if name in CALIBRATORS else extensions.identity("calibrators", name)
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Mean and variance of each input channel of a layer, float64, shape [C_in]."""
-
-    mean: torch.Tensor
-    variance: torch.Tensor
-
-
-WEIGHT_TRIES = 81
-# Fewer codes pay for more clipping: the smallest fraction of the largest weight that is tried, by
-# highest code.
-SMALLEST_FRACTION = ((100, 0.8), (30, 0.6), (12, 0.45), (0, 0.25))
-
-
-def channel_rows(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
-    """Return ``weight`` with one row for each index of ``axis``, or with one row for None."""
-    return (
-        weight.reshape(1, -1)
-        if axis is None
-        else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
-    )
-
-
-def weight_amax(
-    weight: torch.Tensor,
-    axis: int | None,
-    *,
-    moments: Moments | None = None,
-    groups: int = 1,
-    qmax: int = 127,
-) -> torch.Tensor:
-    """Return ``amax`` of a weight.
-
-    It is the largest magnitude, or the fraction of it that costs the layer's output least.
-
-    With ``moments`` each output channel takes, out of 81 fractions between 1 and 0.8, the one with
-    the smallest expected squared error of its output, ``(sum d_i mean_i)^2 + sum d_i^2 variance_i``
-    for the rounding errors ``d`` of its weights and independent inputs. The first term is the shift
-    of the channel's mean, which rounding to nearest leaves to chance and which dominates after
-    ReLU, where every input has a positive mean (docs/decisions.md has the measurement).
-
-    Args:
-        weight: float32, shape [C_out, C_in / groups, ...], any shape without ``moments``.
-        axis: the axis that keeps an ``amax`` per index, None for one.
-        moments: of the layer's input channels.
-        groups: of a convolution.
-        qmax: highest code.
-
-    Returns:
-        float32, shape [C] or []; 1 for a channel of zeros, whose codes are 0 at any scale.
-    """
-    flat = channel_rows(weight, axis)
-    if moments is not None and axis == 0:
-        best = _least_output_error(flat, moments, weight.shape[1], groups, qmax)
-    else:
-        best = flat.abs().amax(dim=1)
-    best = torch.where(best > 0, best, torch.ones_like(best))
-    return best.reshape([]) if axis is None else best
-
-
-CHUNK_VALUES = 1 << 19  # weights per step: the search runs in the cache
-
-
-def _least_output_error(
-    flat: torch.Tensor, moments: Moments, channels: int, groups: int, qmax: int
-) -> torch.Tensor:
-    """Return the best ``amax`` of each row of ``flat``, float32 [C_out, C_in / groups * taps]."""
-    outputs, taps = flat.shape[0], flat.shape[1] // channels
-    mean = moments.mean.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
-    variance = moments.variance.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
-    group_of = torch.arange(outputs) // (outputs // groups)
-    rows = max(1, CHUNK_VALUES // flat.shape[1])
-    found = []
-    for i in range(0, outputs, rows):
-        part, groups_here = flat[i : i + rows], group_of[i : i + rows]
-        if groups == 1:
-            found.append(
-                _search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax)
-            )
-        else:
-            m, v = mean[groups_here], variance[groups_here]
-            found.append(_search_rows(part, partial(_row_dot, m), partial(_row_dot, v), qmax))
-    return torch.cat(found)
-
-
-def _dot(vector: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return rows @ vector
-
-
-def _row_dot(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return (rows * weights).sum(dim=1)
-
-
-def _search_rows(
-    flat: torch.Tensor,
-    weigh_mean: Callable[[torch.Tensor], torch.Tensor],
-    weigh_variance: Callable[[torch.Tensor], torch.Tensor],
-    qmax: int,
-) -> torch.Tensor:
-    largest = flat.abs().amax(dim=1)
-    best, best_cost = largest.clone(), torch.full_like(largest, torch.inf)
-    error = torch.empty_like(flat)
-    smallest = next(f for limit, f in SMALLEST_FRACTION if qmax >= limit)
-    for i in range(WEIGHT_TRIES):
-        fraction = 1.0 - (1.0 - smallest) * i / (WEIGHT_TRIES - 1)
-        scale = (largest * fraction / qmax).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-        torch.div(flat, scale, out=error)
-        error.round_().clamp_(-qmax - 1, qmax).mul_(scale).sub_(flat)
-        shift = weigh_mean(error)
-        cost = weigh_variance(error.square_()).add_(shift.square_())
-        better = cost < best_cost
-        best, best_cost = (
-            torch.where(better, largest * fraction, best),
-            torch.where(better, cost, best_cost),
-        )
-    return best
-
-
-def bias_floor(
-    amax: torch.Tensor, bias: torch.Tensor | None, input_scale: float, qmax: int = 127
-) -> torch.Tensor:
-    """Return ``amax`` raised where the layer's bias would overflow int32.
-
-    The bias is written as int32 codes of input scale times weight scale.
-
-    TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 when it loads a Q/DQ
-    file. Only channels whose weights are below 2^-23 of their bias are touched: nothing they add to
-    the output is lost.
-
-    Args:
-        amax: float32, shape [C].
-        bias: float32, shape [C], or None.
-        input_scale: the activation's scale.
-        qmax: highest code.
-    """
-    if bias is None or amax.ndim == 0:
-        return amax
-    return torch.maximum(amax, bias.abs() / (input_scale * 2.0**30) * qmax)

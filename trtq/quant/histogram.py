@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,8 +9,10 @@ import torch
 NUM_BINS = 4096
 SMALLEST_LIMIT = 2.0**-96  # below it bins per unit would overflow float32
 CHUNK = 1 << 18  # elements per step: scratch memory stays at 2 MiB and in the cache
+MAX_SHIFT = 12  # all bins merge into the first
 
 Counts = npt.NDArray[np.int64]
+Scratch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Histogram:
@@ -22,64 +22,66 @@ class Histogram:
     limit is a power of two the bin edges nest exactly: the counts are those of one histogram over
     all values at the final limit, whatever the order and the batch size.
 
-    Attributes:
-        amax: the largest magnitude seen, exact.
-        limit: upper edge of the last bin; ``limit / 2 <= amax < limit`` once a value other than 0
-            was seen.
-        counts: int64, shape [NUM_BINS].
+    Counting happens on the device of the values, and nothing waits for it; reading an attribute
+    does.
     """
 
-    __slots__ = ("amax", "counts", "limit")
+    __slots__ = ("_amax", "_counts", "_limit")
 
     def __init__(self) -> None:
-        self.amax = 0.0
-        self.limit = 0.0
-        self.counts: Counts = np.zeros(NUM_BINS, dtype=np.int64)
+        self._amax: torch.Tensor = torch.zeros((), dtype=torch.float64)
+        self._limit: torch.Tensor = torch.zeros((), dtype=torch.float64)
+        self._counts: torch.Tensor = torch.zeros(NUM_BINS, dtype=torch.int64)
 
     def add(
-        self,
-        x: torch.Tensor,
-        amax: float,
-        scratch: tuple[torch.Tensor, torch.Tensor] | None = None,
-        *,
-        signed: bool = True,
+        self, x: torch.Tensor, amax: float | torch.Tensor, scratch: Scratch | None = None
     ) -> None:
         """Count the magnitudes of ``x``.
 
         Args:
-            x: float32, any shape, finite.
-            amax: its largest magnitude.
+            x: float32, any shape. With NaN or infinity the counts mean nothing afterwards.
+            amax: its largest magnitude, shape [].
             scratch: a float32 and an int32 buffer of ``CHUNK`` elements to work in.
-            signed: False when no value is below 0, which saves a step.
         """
-        if amax >= self.limit and amax > 0.0:
-            self._grow(amax)
-        self.amax = max(self.amax, amax)
+        self._grow(torch.as_tensor(amax, dtype=torch.float64, device=x.device))
         flat = dense_view(x)
-        if self.limit == 0.0:
-            self.counts[0] += flat.numel()
-            return
-        floats, codes = scratch or new_scratch()
-        factor = NUM_BINS / self.limit
-        total = torch.zeros(NUM_BINS, dtype=torch.int64)
+        floats, codes = scratch or new_scratch(x.device)
+        factor = torch.where(self._limit > 0.0, NUM_BINS / self._limit, 0.0).float()
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]
             f, c = floats[: part.numel()], codes[: part.numel()]
             torch.mul(part, factor, out=f)
-            c.copy_(f.abs_() if signed else f)
-            total += torch.bincount(c, minlength=NUM_BINS)
-        self.counts += total.numpy()
+            c.copy_(f.abs_())
+            self._counts += _count(c.clamp_(0, NUM_BINS - 1))
 
-    def _grow(self, amax: float) -> None:
-        limit = max(math.ldexp(1.0, math.frexp(amax)[1]), SMALLEST_LIMIT)
-        if self.limit > 0.0:
-            shift = round(math.log2(limit / self.limit))
-            merged = np.zeros(NUM_BINS, dtype=np.int64)
-            folds = min(1 << shift, NUM_BINS)
-            sums = self.counts.reshape(-1, folds).sum(axis=1)
-            merged[: sums.size] = sums
-            self.counts = merged
-        self.limit = limit
+    def _grow(self, amax: torch.Tensor) -> None:
+        """Raise the limit above ``amax`` and merge bins accordingly."""
+        device = amax.device
+        counts, before = self._counts.to(device), self._limit.to(device)
+        self._amax = torch.maximum(self._amax.to(device), amax)
+        power = amax / torch.frexp(amax).mantissa  # exact
+        wanted = torch.where(amax > 0.0, power.clamp_min(SMALLEST_LIMIT), 0.0)
+        self._limit = torch.maximum(before, wanted)
+        ratio = torch.where(before > 0.0, self._limit / before, 1.0)
+        shift = (torch.frexp(ratio).exponent - 1).clamp(0, MAX_SHIFT)
+        bins = torch.arange(NUM_BINS, device=device) >> shift
+        self._counts = torch.zeros_like(counts).index_add_(0, bins, counts)
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude seen, exact."""
+        return float(self._amax)
+
+    @property
+    def limit(self) -> float:
+        """Upper edge of the last bin; ``limit / 2 <= amax < limit`` once a value was not 0."""
+        return float(self._limit)
+
+    @property
+    def counts(self) -> Counts:
+        """Values in each bin, int64, shape [NUM_BINS]."""
+        counts: Counts = self._counts.cpu().numpy()
+        return counts
 
     @property
     def centres(self) -> npt.NDArray[np.float64]:
@@ -96,9 +98,17 @@ class Histogram:
         return int(self.counts.sum())
 
 
-def new_scratch() -> tuple[torch.Tensor, torch.Tensor]:
+def _count(codes: torch.Tensor) -> torch.Tensor:
+    """Return how often each bin occurs, int64; ``bincount`` of a GPU waits for its answer."""
+    if codes.device.type == "cpu":
+        return torch.bincount(codes, minlength=NUM_BINS)
+    return torch.histc(codes, NUM_BINS, 0, NUM_BINS).to(torch.int64)
+
+
+def new_scratch(device: torch.device | None = None) -> Scratch:
     """Return the two work buffers of :meth:`Histogram.add`."""
-    return torch.empty(CHUNK), torch.empty(CHUNK, dtype=torch.int32)
+    floats = torch.empty(CHUNK, device=device)
+    return floats, torch.empty(CHUNK, dtype=torch.int32, device=device)
 
 
 def dense_view(x: torch.Tensor) -> torch.Tensor:
@@ -106,6 +116,11 @@ def dense_view(x: torch.Tensor) -> torch.Tensor:
 
     The order of values does not matter, so channels-last needs no copy.
     """
+    return (dense_rows(x) if x.ndim else x).reshape(-1)
+
+
+def dense_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return the values of each sample in memory order, shape [N, values]."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).reshape(-1)
-    return x.reshape(-1)
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(len(x), -1)

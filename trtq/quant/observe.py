@@ -6,78 +6,55 @@ Memory stays bounded.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from trtq import ops
 from trtq.errors import CalibrationError
+from trtq.graph.device import CPU, on_device
 from trtq.graph.feed import Feed, as_feed, channels_last
 from trtq.graph.naming import node_name
-from trtq.quant.calibrators import needs_histogram
-from trtq.quant.histogram import Histogram, dense_view, new_scratch
+from trtq.quant.calibrators import INTERVAL_BITS, find_calibrator
+from trtq.quant.histogram import Scratch, dense_view, new_scratch
 from trtq.quant.placement import Placement
-
-EMA_MOMENTUM = 0.99
-BULK_IMAGES = 8
-INTERVAL_BITS = 8  # with fewer, the interval of codes is chosen, too
-MOMENT_IMAGES = 64  # means and variances of channels settle long before ranges do
+from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen, Statistic
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Range:
     """What one activation was seen to do.
 
     Attributes:
-        low, high: smallest and largest value.
-        average, averaged: moving sum of each image's largest magnitude, and of how many images; see
-            :attr:`ema`.
-        hist: magnitudes of all images; empty unless the calibrator reads it.
-        bulk: magnitudes of the first ``BULK_IMAGES`` images, to tell outliers from the rest.
-        positive, negative: magnitudes of the values above and below 0; empty unless the codes'
-            interval is searched.
-        zeros: how many of the values in ``bulk`` are exactly 0.
-        sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer
-            that follows, over the first ``MOMENT_IMAGES`` images.
-        count: values per channel in ``sums``.
+        ends: smallest and largest value.
+        bulk: magnitudes of the first samples.
+        channels: sums of each input channel of the layer that follows; None when the activation
+            feeds no weight.
+        statistic: what the calibrator gathers.
     """
 
-    low: float = float("inf")
-    high: float = float("-inf")
-    average: float = 0.0
-    averaged: int = 0
-    hist: Histogram = field(default_factory=Histogram)
-    bulk: Histogram = field(default_factory=Histogram)
-    positive: Histogram = field(default_factory=Histogram)
-    negative: Histogram = field(default_factory=Histogram)
-    zeros: int = 0
-    sums: torch.Tensor | None = None
-    squares: torch.Tensor | None = None
-    count: int = 0
-
-    def widen(self, low: float, high: float) -> None:
-        """Count a batch's smallest and largest value.
-
-        NaN compares false with everything: it must win, so that the run can stop and name it.
-        """
-        self.low = low if not low >= self.low else self.low
-        self.high = high if not high <= self.high else self.high
-
-    def add_average(self, value: float) -> None:
-        """Count one image's largest magnitude.
-
-        The start has no weight of its own (bias correction of Adam, Kingma 2014, 3).
-        """
-        self.average = EMA_MOMENTUM * self.average + (1.0 - EMA_MOMENTUM) * value
-        self.averaged += 1
+    ends: Ends
+    bulk: Bulk
+    channels: ChannelSums | None
+    statistic: Statistic
 
     @property
-    def ema(self) -> float | None:
-        """The moving average without the bias of its start, None before the first image."""
-        return self.average / (1.0 - EMA_MOMENTUM**self.averaged) if self.averaged else None
+    def statistics(self) -> list[Statistic]:
+        """All of them."""
+        own: list[Statistic] = [] if self.channels is None else [self.channels]
+        return [self.ends, self.bulk, *own, self.statistic]
+
+    @property
+    def low(self) -> float:
+        """Smallest value, infinity before the first batch."""
+        return float("inf") if self.ends.low is None else float(self.ends.low)
+
+    @property
+    def high(self) -> float:
+        """Largest value, minus infinity before the first batch."""
+        return float("-inf") if self.ends.high is None else float(self.ends.high)
 
     @property
     def amax(self) -> float:
@@ -89,78 +66,20 @@ class Observer(nn.Module):
     """Watches one activation.
 
     Args:
-        mode: the calibrator's name; it decides what is gathered.
-        channel_axis: the axis along which the following layer sums (1 for a convolution, -1 for a
-            linear), None when the activation feeds no weight.
+        watched: where its statistics are gathered.
         scratch: work buffers, shared by all observers.
-        sides: gather the two sides of 0 apart, too.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        channel_axis: int | None,
-        scratch: tuple[torch.Tensor, torch.Tensor],
-        *,
-        sides: bool,
-    ) -> None:
+    def __init__(self, watched: Range, scratch: Scratch) -> None:
         super().__init__()
-        self.sides = sides
-        self.range = Range()
-        self.mode, self.channel_axis, self.scratch = mode, channel_axis, scratch
-        self.images = 0
+        self.range, self.scratch = watched, scratch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Observe ``x`` and return it unchanged."""
-        low, high = (float(v) for v in torch.aminmax(dense_view(x)))
-        self.range.widen(low, high)
-        if not math.isfinite(low) or not math.isfinite(high):
-            return x
-        amax = max(abs(low), abs(high))
-        if self.images < BULK_IMAGES:
-            self._add_bulk(x[: BULK_IMAGES - self.images], amax, signed=low < 0)
-        if self.channel_axis is not None and self.images < MOMENT_IMAGES:
-            self._add_moments(x[: MOMENT_IMAGES - self.images])
-        self.images += len(x)
-        if self.mode == "ema":
-            # Image by image, so that the result does not depend on the batch size.
-            for image in x:
-                value = max(abs(float(v)) for v in torch.aminmax(dense_view(image[None])))
-                self.range.add_average(value)
-        elif needs_histogram(self.mode):
-            self.range.hist.add(x, amax, self.scratch, signed=low < 0)
-        if self.sides:
-            self._add_sides(x, low, high)
+        seen = Seen(x, *torch.aminmax(dense_view(x)), self.scratch)
+        for statistic in self.range.statistics:
+            statistic.add(seen)
         return x
-
-    def _add_bulk(self, x: torch.Tensor, amax: float, *, signed: bool) -> None:
-        self.range.bulk.add(x, amax, self.scratch, signed=signed)
-        self.range.zeros += x.numel() - int(torch.count_nonzero(x))
-
-    def _add_sides(self, x: torch.Tensor, low: float, high: float) -> None:
-        self.range.positive.add(x.clamp_min(0.0), max(high, 0.0), self.scratch, signed=False)
-        if low < 0:
-            self.range.negative.add(x.neg().clamp_min_(0.0), -low, self.scratch, signed=False)
-
-    def _add_moments(self, x: torch.Tensor) -> None:
-        in_memory = self.channel_axis
-        if (
-            in_memory == 1 and x.ndim == 4 and not x.is_contiguous()
-        ):  # channels-last: channels are the last axis in memory
-            x, in_memory = x.permute(0, 2, 3, 1), -1
-        if in_memory == 1:
-            flat = x.flatten(2)
-            sums, squares = (
-                flat.sum(2).double().sum(0),
-                torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0),
-            )
-        else:
-            flat = x.reshape(-1, x.shape[-1])
-            sums, squares = flat.sum(0).double(), flat.square().sum(0).double()
-        seen = self.range
-        seen.sums = sums if seen.sums is None else seen.sums + sums
-        seen.squares = squares if seen.squares is None else seen.squares + squares
-        seen.count += x.numel() // sums.numel()
 
 
 def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
@@ -180,6 +99,7 @@ def observe(
     batches: Iterable[torch.Tensor | Feed],
     *,
     mode: str,
+    device: torch.device = CPU,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Range]:
     """Run ``batches`` through ``graph`` and return the observed range of each activation.
@@ -192,21 +112,23 @@ def observe(
             reported.
         batches: a tensor, or one an input, samples first; read once.
         mode: the calibrator's name.
+        device: where the model runs and its activations are counted.
         progress: called with the number of images after each batch.
 
     Raises:
         CalibrationError: no images, or NaN or infinity appeared; names the module where it first
             did.
     """
-    watched, observers = _with_observers(graph, placement, mode)
+    local = on_device(graph, device)
+    watched, ranges = _with_observers(local, placement, mode, device)
     seen = 0
     with torch.inference_mode():
         for batch in batches:
-            feed = as_feed(batch)
+            feed = tuple(t.to(device) for t in as_feed(batch))
             watched(*channels_last(feed))
             seen += len(feed[0])
-            if any(not _finite(o.range) for o in observers.values()):
-                _raise_not_finite(graph, feed)
+            if not _finite(ranges.values()):
+                _raise_not_finite(local, feed)
             if progress:
                 progress(len(feed[0]))
     if not seen:
@@ -215,38 +137,38 @@ def observe(
             "there are no calibration images",
             "Give a folder with images to --data",
         )
-    return {name: o.range for name, o in observers.items()}
+    return ranges
 
 
 def _with_observers(
-    graph: fx.GraphModule, placement: Placement, mode: str
-) -> tuple[fx.GraphModule, dict[str, Observer]]:
-    """Return a copy of ``graph`` with an observer behind each activation, and those by its name."""
+    graph: fx.GraphModule, placement: Placement, mode: str, device: torch.device
+) -> tuple[fx.GraphModule, dict[str, Range]]:
+    """Return a copy of ``graph`` with an observer behind each activation, and what they see."""
     watched = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     by_name = {n.name: n for n in watched.graph.nodes}
-    scratch, observers = new_scratch(), dict[str, Observer]()
+    scratch, ranges, calibrator = new_scratch(device), dict[str, Range](), find_calibrator(mode)
     for source in placement.sources:
-        node = by_name[source.name]
+        node, axis = by_name[source.name], _channel_axis(source, placement)
         narrow = any(
             q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers
         )
-        observer = Observer(
-            mode, _channel_axis(source, placement), scratch, sides=narrow and mode == "mse"
-        )
+        channels = None if axis is None else ChannelSums(axis)
+        ranges[source.name] = Range(Ends(), Bulk(), channels, calibrator.gather(narrow))
         attr = f"_observe_{node.name}"
-        watched.add_submodule(attr, observer)
+        watched.add_submodule(attr, Observer(ranges[source.name], scratch))
         after = node
         while after.next.op in ("placeholder", "get_attr"):
             after = after.next
         with watched.graph.inserting_after(after):
             watched.graph.call_module(attr, (node,))
-        observers[source.name] = observer
     watched.recompile()
-    return watched, observers
+    return watched, ranges
 
 
-def _finite(seen: Range) -> bool:
-    return math.isfinite(seen.low) and math.isfinite(seen.high)
+def _finite(ranges: Iterable[Range]) -> bool:
+    """Whether all values were finite; the one place of a batch that waits for the device."""
+    ends = [end for r in ranges for end in (r.ends.low, r.ends.high) if end is not None]
+    return not ends or bool(torch.stack(ends).isfinite().all())
 
 
 class _FirstNotFinite(fx.Interpreter):

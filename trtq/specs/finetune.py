@@ -10,7 +10,7 @@ from trtq.errors import UsageError
 from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import ModelInputSpec
-from trtq.specs.options import Options
+from trtq.specs.options import DeviceName, Options
 
 ValLimit = Annotated[
     Annotated[int, Meta(ge=1)] | None,
@@ -120,8 +120,7 @@ Codebook = Annotated[
     ),
 ]
 Device = Annotated[
-    str,
-    Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
+    DeviceName,
     Doc(description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."),
 ]
 Amp = Annotated[

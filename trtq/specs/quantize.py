@@ -21,6 +21,7 @@ from trtq.specs.inputs import InputSpec, ModelInputSpec
 from trtq.specs.options import (
     Attention,
     Bits,
+    CalibrationDevice,
     CalibrationImages,
     FamilyPreset,
     HighPrecision,
@@ -69,6 +70,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
+    device: CalibrationDevice = "cpu"
 
 
 class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):

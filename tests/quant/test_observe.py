@@ -1,0 +1,163 @@
+"""The calibration pass: statistics of one's own, on any device, without waiting for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trtq
+from trtq.errors import UsageError
+from trtq.graph.capture import capture
+from trtq.quant.calibrate import summarize_all
+from trtq.quant.calibrators import CALIBRATORS, Asked, find_calibrator
+from trtq.quant.formats import BitConfig
+from trtq.quant.histogram import NUM_BINS, Histogram, _count
+from trtq.quant.observe import observe
+from trtq.quant.placement import place
+from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen
+
+OWN = """
+import torch
+from trtq.quant.calibrators import Calibrator, Chosen
+
+
+class Energy:
+    def __init__(self):
+        self.sum, self.count = 0.0, 0
+
+    def add(self, seen):
+        self.sum = self.sum + seen.values.double().square().sum()
+        self.count += seen.values.numel()
+
+
+def choose(seen, asked):
+    return Chosen(min(FACTOR * float(seen.sum / seen.count) ** 0.5, asked.amax), asked.lowest)
+
+
+FACTOR = 3.0
+SIGMA = Calibrator(gather=lambda narrow: Energy(), choose=choose)
+"""
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(0)
+    return capture(Net().eval(), (3, 12, 12)).module
+
+
+def images(count=24):
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+READS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.item.default,  # in inference mode these two are not taken apart
+    torch.ops.aten.is_nonzero.default,
+)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a program reads a number out of a tensor: a GPU would have to finish."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in READS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", CALIBRATORS)
+def test_a_pass_waits_for_the_device_once_a_batch(graph, mode):
+    with Waits() as waits:
+        observe(graph, place(graph, bits=BitConfig.parse("w4a4")), images().split(6), mode=mode)
+    assert waits.count == 4  # batches, whatever the number of activations
+
+
+@pytest.mark.parametrize("mode", CALIBRATORS)
+def test_statistics_stay_on_the_device_of_the_values(mode):
+    """A fake tensor of a GPU refuses to meet one of the CPU, and to say what it holds."""
+    with FakeTensorMode():
+        x = torch.randn(6, 8, 5, 5, device="cuda")
+        scratch = torch.empty(1 << 18, device="cuda"), torch.empty(1 << 18, device="cuda").int()
+        ends, bulk, channels = Ends(), Bulk(), ChannelSums(1)
+        statistic = find_calibrator(mode).gather(True)
+        for _ in range(2):
+            for each in (ends, bulk, channels, statistic):
+                each.add(Seen(x, *torch.aminmax(x), scratch))
+    kept = [ends.low, ends.high, bulk.zeros, channels.sums, channels.squares]
+    for histogram in (h for s in (bulk, statistic) for h in vars(s).values()):
+        if isinstance(histogram, Histogram):
+            kept += [histogram._counts, histogram._limit, histogram._amax]
+    assert {t.device.type for t in kept} == {"cuda"}
+    assert len(kept) == 8 + {"mse": 9, "percentile": 3, "entropy": 3}.get(mode, 0)
+
+
+def test_a_value_that_is_not_finite_counts_without_an_exception():
+    statistic = find_calibrator("mse").gather(True)
+    scratch = torch.empty(1 << 18), torch.empty(1 << 18, dtype=torch.int32)
+    for bad in (float("nan"), float("inf")):
+        x = torch.tensor([[1.0, bad, -2.0]])
+        statistic.add(Seen(x, *torch.aminmax(x), scratch))
+
+
+def test_bins_of_a_gpu_are_those_of_bincount():
+    """The form for a GPU needs integers there; with floats the CPU computes the same."""
+    codes = torch.randint(0, NUM_BINS, (5000,), dtype=torch.int32)
+    codes[:3] = torch.tensor([0, NUM_BINS - 1, NUM_BINS - 1])
+    wanted = torch.histc(codes.float(), NUM_BINS, 0, NUM_BINS).long()
+    assert torch.equal(_count(codes), wanted)
+
+
+def test_a_calibrator_of_one_file_with_its_own_statistic(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    torch.manual_seed(0)
+    net, x = Net().eval(), images()
+    quantized = trtq.quantize(net, x, calibrator=f"{own}:SIGMA", preset_quant="none")
+    amax = quantized.encodings.amax
+    sigma = float(x.double().square().mean().sqrt())
+    assert float(amax["a.input"]) == pytest.approx(3 * sigma, rel=2e-3)
+    own.write_text(OWN.replace("FACTOR = 3.0", "FACTOR = 2.0"))  # the cache sees the new code
+    again = trtq.quantize(net, x, calibrator=f"{own}:SIGMA", preset_quant="none")
+    assert float(again.encodings.amax["a.input"]) == pytest.approx(2 * sigma, rel=2e-3)
+
+
+def test_what_is_asked_of_a_calibrator():
+    assert Asked(1.0, 8, None, 99.9).qmax == 127
+    assert Asked(1.0, 4, 0, 99.9).qmax == 15
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match=r"Cannot use cuda: torch sees 0 GPUs\. Give --device cpu"):
+        trtq.quantize(Net().eval(), images(), device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", CALIBRATORS)
+def test_ranges_of_a_gpu_are_those_of_the_cpu(graph, mode):
+    placement, x = place(graph, bits=BitConfig.parse("w4a4")), images()
+    here = observe(graph, placement, x.split(6), mode=mode)
+    there = observe(graph, placement, x.split(6), mode=mode, device=torch.device("cuda", 0))
+    stats = [summarize_all(placement, seen, mode, 99.99) for seen in (here, there)]
+    for name, one in stats[0].items():
+        assert stats[1][name].amax == pytest.approx(one.amax, rel=1e-4)
+        assert stats[1][name].bulk_rms == pytest.approx(one.bulk_rms, rel=1e-4)
+    assert all(p.device.type == "cpu" for p in graph.parameters())  # the graph is not moved

@@ -1,0 +1,140 @@
+"""What a calibration run gathers of an activation.
+
+A statistic sees every batch. It stays on the device of the values, and nothing in ``add`` waits for
+that device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from trtq.quant.histogram import Histogram, Scratch
+
+BULK_IMAGES = 8
+MOMENT_IMAGES = 64  # means and variances of channels settle long before ranges do
+
+
+class Seen(NamedTuple):
+    """A batch of one activation.
+
+    Attributes:
+        values: float32, shape [N, ...].
+        low, high: their smallest and largest, shape [].
+        scratch: work buffers for histograms.
+    """
+
+    values: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    scratch: Scratch
+
+    @property
+    def amax(self) -> torch.Tensor:
+        """The largest magnitude, shape []."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+
+class Statistic(Protocol):
+    """What is gathered of one activation."""
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch; the same samples in other batches give the same statistic.
+
+        Where a value is NaN or infinite the run stops after the batch.
+        """
+
+
+class Nothing:
+    """For a calibrator that needs the ends of a range only."""
+
+    def add(self, seen: Seen) -> None:
+        """Count nothing."""
+
+
+class Ends:
+    """Smallest and largest value; NaN wins, so that the run can stop and name it."""
+
+    def __init__(self) -> None:
+        self.low: torch.Tensor | None = None
+        self.high: torch.Tensor | None = None
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch."""
+        self.low = seen.low if self.low is None else torch.minimum(self.low, seen.low)
+        self.high = seen.high if self.high is None else torch.maximum(self.high, seen.high)
+
+
+class Magnitudes:
+    """The histogram of all magnitudes."""
+
+    def __init__(self) -> None:
+        self.hist = Histogram()
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch."""
+        self.hist.add(seen.values, seen.amax, seen.scratch)
+
+
+class Bulk:
+    """Magnitudes of the first ``BULK_IMAGES`` samples, to tell outliers from the rest.
+
+    Attributes:
+        zeros: how many of them are exactly 0.
+    """
+
+    def __init__(self) -> None:
+        self.hist = Histogram()
+        self.samples = 0
+        self.zeros: torch.Tensor | int = 0
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch."""
+        if self.samples < BULK_IMAGES:
+            x = seen.values[: BULK_IMAGES - self.samples]
+            self.hist.add(x, seen.amax, seen.scratch)
+            self.zeros = self.zeros + (x.numel() - torch.count_nonzero(x))
+        self.samples += len(seen.values)
+
+
+class ChannelSums:
+    """Sum and sum of squares of each input channel of the layer that follows.
+
+    Only the first ``MOMENT_IMAGES`` samples are counted.
+
+    Args:
+        axis: of the channels: 1 for a convolution, -1 for a linear.
+
+    Attributes:
+        sums, squares: float64, shape [C]; None before the first batch.
+        count: values per channel.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.samples = 0
+        self.sums: torch.Tensor | None = None
+        self.squares: torch.Tensor | None = None
+        self.count = 0
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch."""
+        if self.samples < MOMENT_IMAGES:
+            self._add(seen.values[: MOMENT_IMAGES - self.samples])
+        self.samples += len(seen.values)
+
+    def _add(self, x: torch.Tensor) -> None:
+        in_memory = self.axis
+        if in_memory == 1 and x.ndim == 4 and not x.is_contiguous():
+            x, in_memory = x.permute(0, 2, 3, 1), -1  # channels last
+        if in_memory == 1:
+            flat = x.flatten(2)
+            sums = flat.sum(2).double().sum(0)
+            squares = torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0)
+        else:
+            flat = x.reshape(-1, x.shape[-1])
+            sums, squares = flat.sum(0).double(), flat.square().sum(0).double()
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.squares = squares if self.squares is None else self.squares + squares
+        self.count += x.numel() // sums.numel()
