@@ -77,7 +77,7 @@ def captures(monkeypatch) -> list[str]:
     """Every call that captures a model."""
     calls: list[str] = []
     for place, name in (
-        ("trtq.api", "capture_inputs"),
+        ("trtq.flow.load", "capture_inputs"),
         ("trtq.flow.model", "capture_inputs"),
         ("trtq.commands.loading", "capture"),
     ):
