@@ -79,7 +79,7 @@ def captures(monkeypatch) -> list[str]:
     for place, name in (
         ("trtq.flow.load", "capture_inputs"),
         ("trtq.flow.model", "capture_inputs"),
-        ("trtq.commands.loading", "capture"),
+        ("trtq.commands.loading", "capture_inputs"),
     ):
         module = importlib.import_module(place)
         original = getattr(module, name)
