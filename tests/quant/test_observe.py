@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -19,27 +22,8 @@ from trtq.quant.observe import observe
 from trtq.quant.placement import place
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen
 
-OWN = """
-import torch
-from trtq.quant.calibrators import Calibrator, Chosen
-
-
-class Energy:
-    def __init__(self):
-        self.sum, self.count = 0.0, 0
-
-    def add(self, seen):
-        self.sum = self.sum + seen.values.double().square().sum()
-        self.count += seen.values.numel()
-
-
-def choose(seen, asked):
-    return Chosen(min(FACTOR * float(seen.sum / seen.count) ** 0.5, asked.amax), asked.lowest)
-
-
-FACTOR = 3.0
-SIGMA = Calibrator(gather=lambda narrow: Energy(), choose=choose)
-"""
+PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+OWN = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "SIGMA" in b)
 
 
 class Net(nn.Module):
@@ -132,7 +116,7 @@ def test_a_calibrator_of_one_file_with_its_own_statistic(tmp_path, monkeypatch):
     amax = quantized.encodings.amax
     sigma = float(x.double().square().mean().sqrt())
     assert float(amax["a.input"]) == pytest.approx(3 * sigma, rel=2e-3)
-    own.write_text(OWN.replace("FACTOR = 3.0", "FACTOR = 2.0"))  # the cache sees the new code
+    own.write_text(OWN.replace("3.0 * sigma", "2.0 * sigma"))  # the cache sees the new code
     again = trtq.quantize(net, x, calibrator=f"{own}:SIGMA", preset_quant="none")
     assert float(again.encodings.amax["a.input"]) == pytest.approx(2 * sigma, rel=2e-3)
 
