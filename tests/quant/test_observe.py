@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trtq
-from trtq.errors import UsageError
+from trtq.errors import CalibrationError, UsageError
 from trtq.graph.capture import capture
 from trtq.quant.calibrate import summarize_all
 from trtq.quant.calibrators import CALIBRATORS, Asked, find_calibrator
@@ -119,6 +119,34 @@ def test_a_calibrator_of_one_file_with_its_own_statistic(tmp_path, monkeypatch):
     own.write_text(OWN.replace("3.0 * sigma", "2.0 * sigma"))  # the cache sees the new code
     again = trtq.quantize(net, x, calibrator=f"{own}:SIGMA", preset_quant="none")
     assert float(again.encodings.amax["a.input"]) == pytest.approx(2 * sigma, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        (
+            "self.sum + seen",
+            "seen.nothing + seen",
+            CalibrationError,
+            "raised AttributeError",
+        ),
+        ("energy.sum /", "1 / 0 *", CalibrationError, "raised .*division"),
+        ("energy.sum /", "float('inf') * energy.sum /", CalibrationError, "chose no range: .*inf"),
+        ("SIGMA = Calibrator", "SIGMA = str", UsageError, "raised"),
+        (
+            "SIGMA = ",
+            "SIGMA = 3 or ",
+            UsageError,
+            "it is of type int, expected a function",
+        ),
+    ],
+)
+def test_a_calibrator_that_fails_is_named(tmp_path, monkeypatch, old, new, error, message):
+    monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.py"
+    own.write_text(OWN.replace("min(3.0 * sigma, asked.amax)", "3.0 * sigma").replace(old, new))
+    with pytest.raises(error, match=rf"(?s)own\.py.*{message}"):
+        trtq.quantize(Net().eval(), images(), calibrator=f"{own}:SIGMA", preset_quant="none")
 
 
 def test_what_is_asked_of_a_calibrator():
