@@ -460,6 +460,7 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 ADDED = frozenset(
     {
         "channel_order",
+        "device",
         "dynamic",
         "fit",
         "input",

@@ -130,7 +130,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     )
 
 
-@pytest.mark.parametrize("page", ["index.md", "api.md"])
+@pytest.mark.parametrize("page", ["index.md", "api.md", "inputs.md"])
 def test_short_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _, body in blocks(page, "python"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trtq
-from trtq.errors import UsageError
+from trtq.errors import CalibrationError, UsageError
 from trtq.graph.capture import capture
 from trtq.quant.calibrate import summarize_all
 from trtq.quant.calibrators import CALIBRATORS, Asked, find_calibrator
@@ -19,27 +22,8 @@ from trtq.quant.observe import observe
 from trtq.quant.placement import place
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen
 
-OWN = """
-import torch
-from trtq.quant.calibrators import Calibrator, Chosen
-
-
-class Energy:
-    def __init__(self):
-        self.sum, self.count = 0.0, 0
-
-    def add(self, seen):
-        self.sum = self.sum + seen.values.double().square().sum()
-        self.count += seen.values.numel()
-
-
-def choose(seen, asked):
-    return Chosen(min(FACTOR * float(seen.sum / seen.count) ** 0.5, asked.amax), asked.lowest)
-
-
-FACTOR = 3.0
-SIGMA = Calibrator(gather=lambda narrow: Energy(), choose=choose)
-"""
+PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+OWN = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "SIGMA" in b)
 
 
 class Net(nn.Module):
@@ -132,9 +116,37 @@ def test_a_calibrator_of_one_file_with_its_own_statistic(tmp_path, monkeypatch):
     amax = quantized.encodings.amax
     sigma = float(x.double().square().mean().sqrt())
     assert float(amax["a.input"]) == pytest.approx(3 * sigma, rel=2e-3)
-    own.write_text(OWN.replace("FACTOR = 3.0", "FACTOR = 2.0"))  # the cache sees the new code
+    own.write_text(OWN.replace("3.0 * sigma", "2.0 * sigma"))  # the cache sees the new code
     again = trtq.quantize(net, x, calibrator=f"{own}:SIGMA", preset_quant="none")
     assert float(again.encodings.amax["a.input"]) == pytest.approx(2 * sigma, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        (
+            "self.sum + seen",
+            "seen.nothing + seen",
+            CalibrationError,
+            "raised AttributeError",
+        ),
+        ("energy.sum /", "1 / 0 *", CalibrationError, "raised .*division"),
+        ("energy.sum /", "float('inf') * energy.sum /", CalibrationError, "chose no range: .*inf"),
+        ("SIGMA = Calibrator", "SIGMA = str", UsageError, "raised"),
+        (
+            "SIGMA = ",
+            "SIGMA = 3 or ",
+            UsageError,
+            "it is of type int, expected a function",
+        ),
+    ],
+)
+def test_a_calibrator_that_fails_is_named(tmp_path, monkeypatch, old, new, error, message):
+    monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.py"
+    own.write_text(OWN.replace("min(3.0 * sigma, asked.amax)", "3.0 * sigma").replace(old, new))
+    with pytest.raises(error, match=rf"(?s)own\.py.*{message}"):
+        trtq.quantize(Net().eval(), images(), calibrator=f"{own}:SIGMA", preset_quant="none")
 
 
 def test_what_is_asked_of_a_calibrator():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from trtq import extensions
-from trtq.errors import CalibrationError, said_by
+from trtq.errors import CalibrationError, UsageError, said_by
 from trtq.quant.formats import Format
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_rows
 from trtq.quant.statistics import Magnitudes, Nothing, Seen, Statistic
@@ -271,30 +272,63 @@ def find_calibrator(name: str) -> Calibrator:
     """Return the calibrator of a name.
 
     Raises:
-        UsageError: it is an extension that cannot be loaded.
+        UsageError: it is an extension that cannot be loaded, or it is no calibrator.
     """
     if name in CALIBRATORS:
         return CALIBRATORS[name]
     loaded = extensions.load("calibrators", name)
-    if isinstance(loaded, Calibrator):
-        return Calibrator(gather=loaded.gather, choose=partial(_checked, name, loaded.choose))
-    outside = magnitudes(lambda hist, asked: loaded(hist, asked.qmax))
-    return Calibrator(gather=outside.gather, choose=partial(_checked, name, outside.choose))
+    if not isinstance(loaded, Calibrator) and not callable(loaded):
+        raise UsageError(
+            f"Cannot use the calibrator {name!r}",
+            f"it is of type {type(loaded).__name__}, expected a function or a Calibrator",
+        )
+    own = loaded
+    if not isinstance(loaded, Calibrator):
+        own = magnitudes(lambda hist, asked: loaded(hist, asked.qmax))
+    return Calibrator(
+        gather=lambda narrow: _Outside(name, own.gather, narrow),
+        choose=partial(_checked, name, own.choose),
+    )
+
+
+class _Outside:
+    """A statistic from outside trtq, whose exceptions are errors that name it."""
+
+    def __init__(self, name: str, gather: Callable[[bool], Statistic], narrow: bool) -> None:
+        self.name = name
+        with _named(name):
+            self.own = gather(narrow)
+
+    def add(self, seen: Seen) -> None:
+        """Count a batch."""
+        with _named(self.name):
+            self.own.add(seen)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which calibrator raised.
+
+    Raises:
+        CalibrationError: in place of any exception.
+    """
+    try:
+        yield
+    except Exception as exc:
+        raise CalibrationError(f"The calibrator {name} raised {said_by(exc)}") from exc
 
 
 def _checked(
-    name: str, choose: Callable[[Any, Asked], Chosen], seen: Statistic, asked: Asked
+    name: str, choose: Callable[[Any, Asked], Chosen], seen: _Outside, asked: Asked
 ) -> Chosen:
     """Return what a calibrator from outside trtq chooses.
 
     Raises:
         CalibrationError: it raised, or chose no range.
     """
-    try:
-        chosen = Chosen(*choose(seen, asked))
+    with _named(name):
+        chosen = Chosen(*choose(seen.own, asked))
         amax = float(chosen.amax)
-    except Exception as exc:
-        raise CalibrationError(f"The calibrator {name} raised {said_by(exc)}") from exc
     if not 0.0 <= amax < float("inf"):
         raise CalibrationError(
             f"The calibrator {name} chose no range",
@@ -307,8 +341,9 @@ def calibrator_key(name: str, percentile: float) -> str:
     """Return what identifies a calibrator with its settings, for caches and records.
 
     Raises:
-        UsageError: it is an extension that cannot be loaded.
+        UsageError: it is an extension that cannot be loaded, or it is no calibrator.
     """
     if name == "percentile":
         return f"percentile {percentile!r}"
+    find_calibrator(name)
     return name if name in CALIBRATORS else extensions.identity("calibrators", name)
