@@ -21,7 +21,8 @@ from trtq.data.answers import ANSWER, Kind
 from trtq.data.samples import Samples, preprocess_digest
 from trtq.errors import CalibrationError, UsageError
 from trtq.export.onnx_file import set_metadata_
-from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
+from trtq.export.parity import ParityRecord, check_parity
+from trtq.export.probe import QuantizerStats
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of, target_metadata, target_of

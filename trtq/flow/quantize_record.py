@@ -11,7 +11,7 @@ from torch import fx
 from trtq.artifact import SCHEMA, FileRecord, environment
 from trtq.data.metrics import ratio_db
 from trtq.export.kernel_support import where_it_runs
-from trtq.export.parity import QuantizerStats
+from trtq.export.probe import QuantizerStats
 from trtq.flow.ptq import Attempt
 from trtq.flow.quantized import Quantized
 from trtq.graph.nodes import get_constant

@@ -66,31 +66,8 @@ def call_of(model: nn.Module, given: object) -> Call:
     Raises:
         CaptureError: there is no tensor in it, or forward() has no such parameter.
     """
-    parameters, any_number = _parameters(model)
-    args: tuple[Any, ...] = ()
-    named: dict[str, Any] = {}
-    labels: Sequence[str]
-    if isinstance(given, Mapping):
-        given = _in_order(model, given)
-        labels = [str(k) for k in given]
-        if set(labels) <= set(parameters):
-            named = {str(k): v for k, v in given.items()}
-        elif any_number or len(labels) == 1:
-            args = tuple(given.values())
-        else:
-            raise CaptureError(
-                f"Cannot call {type(model).__name__} with {', '.join(labels)}",
-                f"forward() takes {', '.join(parameters) or 'no arguments'}",
-                "Name the inputs after its parameters",
-            )
-    else:
-        args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-        labels = (
-            [INPUT]
-            if len(args) == 1 and isinstance(args[0], torch.Tensor)
-            else [*parameters[: len(args)], *(f"in.{i}" for i in range(len(parameters), len(args)))]
-        )
-    leaves, form = tree_flatten((args, named))
+    labels, args, named = _arguments(model, given)
+    leaves, form = tree_flatten((args, dict(named)))
     names = [
         label + _dotted(path)
         for label, value in zip(labels, (*args, *named.values()), strict=True)
@@ -111,6 +88,34 @@ def call_of(model: nn.Module, given: object) -> Call:
         rest={i: v for i, v in enumerate(leaves) if i not in places},
         places=places,
     )
+
+
+def _arguments(
+    model: nn.Module, given: object
+) -> tuple[Sequence[str], tuple[Any, ...], Mapping[str, Any]]:
+    """Return the labels of an example's arguments, the positional and the named ones.
+
+    Raises:
+        CaptureError: forward() has no such parameter.
+    """
+    parameters, any_number = _parameters(model)
+    if isinstance(given, Mapping):
+        given = _in_order(model, given)
+        labels = [str(k) for k in given]
+        if set(labels) <= set(parameters):
+            return labels, (), {str(k): v for k, v in given.items()}
+        if any_number or len(labels) == 1:
+            return labels, tuple(given.values()), {}
+        raise CaptureError(
+            f"Cannot call {type(model).__name__} with {', '.join(labels)}",
+            f"forward() takes {', '.join(parameters) or 'no arguments'}",
+            "Name the inputs after its parameters",
+        )
+    args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    if len(args) == 1 and isinstance(args[0], torch.Tensor):
+        return [INPUT], args, {}
+    more = [f"in.{i}" for i in range(len(parameters), len(args))]
+    return [*parameters[: len(args)], *more], args, {}
 
 
 def _in_order(model: nn.Module, given: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -32,6 +32,8 @@ TYPES: dict[torch.dtype, int] = {
 DTYPES = {code: dtype for dtype, code in TYPES.items()}
 _LIBRARIES: list[str] = []
 
+Sizes = dict[str, Any]  # of axes by name: numbers or open sizes
+
 
 def use_library(path: Path) -> None:
     """Let ONNX Runtime load a library of custom ops.
@@ -144,13 +146,13 @@ onnx_node.register_autograd(_no_gradient, setup_context=_remember)
 @onnx_node.register_fake
 def _shapes(inputs: Sequence[torch.Tensor], model: str) -> list[torch.Tensor]:
     """Return results of the shapes that ONNX infers."""
-    known: dict[str, Any] = {}
+    known: Sizes = {}
     inferred = _inferred(unpacked(model), inputs, known)
     return [_empty(value, known, inputs) for value in inferred.graph.output]
 
 
 def _inferred(
-    model: onnx.ModelProto, inputs: Sequence[torch.Tensor], known: dict[str, Any]
+    model: onnx.ModelProto, inputs: Sequence[torch.Tensor], known: Sizes
 ) -> onnx.ModelProto:
     """Return a model with the shapes of its inputs given and those of its outputs inferred."""
     copy = onnx.ModelProto()
@@ -164,7 +166,7 @@ def _inferred(
 
 
 def _empty(
-    value: onnx.ValueInfoProto, known: dict[str, Any], inputs: Sequence[torch.Tensor]
+    value: onnx.ValueInfoProto, known: Sizes, inputs: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Return an empty tensor for an output; a size that nothing says is decided by the data."""
     info = value.type.tensor_type
@@ -180,7 +182,7 @@ def _empty(
     return torch.empty(sizes, dtype=dtype, device=device)
 
 
-def _size(dim: onnx.TensorShapeProto.Dimension, known: dict[str, Any]) -> Any:
+def _size(dim: onnx.TensorShapeProto.Dimension, known: Sizes) -> Any:
     if dim.HasField("dim_value"):
         return dim.dim_value
     found = known.get(dim.dim_param)

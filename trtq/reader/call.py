@@ -19,6 +19,8 @@ from trtq.reader.values import UnreadError, Value
 Read = Callable[["Call"], Any]
 OWN = ("", "ai.onnx")
 
+Attributes = dict[str, Any]  # of an ONNX node, by name
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -34,7 +36,7 @@ class Call:
     node: onnx.NodeProto
     opset: int
     given: Sequence[Value | None]
-    attributes: dict[str, Any]
+    attributes: Attributes
 
     def __len__(self) -> int:
         return len(self.given)
@@ -85,9 +87,9 @@ class Call:
         return next(found, None)
 
 
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+def attributes_of(node: onnx.NodeProto) -> Attributes:
     """Return the attributes of a node as Python values; texts are decoded."""
-    found: dict[str, Any] = {}
+    found: Attributes = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         found[attribute.name] = (

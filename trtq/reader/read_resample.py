@@ -12,6 +12,8 @@ from trtq.reader.values import UnreadError
 
 LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
+Spatial = dict[str, Any]  # sizes, scales and rules of a resampling, as torch names them
+
 
 def resize(call: Call) -> torch.Tensor:
     """To sizes or by scales."""
@@ -73,7 +75,7 @@ def _unchanged(scales: list[float] | None, sizes: list[Any] | None, x: torch.Ten
 
 
 def _interpolate(
-    call: Call, x: torch.Tensor, mode: str, place: str, spatial: dict[str, Any]
+    call: Call, x: torch.Tensor, mode: str, place: str, spatial: Spatial
 ) -> torch.Tensor:
     """Let torch resample, where it does what the node asks for."""
     if mode == "nearest":
@@ -96,7 +98,7 @@ def _interpolate(
     raise UnreadError(f"resampling by {mode}")
 
 
-def _sizes(x: torch.Tensor, spatial: dict[str, Any]) -> list[Any]:
+def _sizes(x: torch.Tensor, spatial: Spatial) -> list[Any]:
     if spatial["size"] is not None:
         return list(spatial["size"])
     pairs = list(zip(x.shape[2:], spatial["scale_factor"], strict=True))
@@ -105,7 +107,7 @@ def _sizes(x: torch.Tensor, spatial: dict[str, Any]) -> list[Any]:
     return [size * int(f) if float(f).is_integer() else int(size * f) for size, f in pairs]
 
 
-def _nearest(call: Call, x: torch.Tensor, place: str, spatial: dict[str, Any]) -> torch.Tensor:
+def _nearest(call: Call, x: torch.Tensor, place: str, spatial: Spatial) -> torch.Tensor:
     """Of nearest neighbours torch has two kinds."""
     rounding = call.get("nearest_mode", "round_prefer_floor" if call.opset > 10 else "floor")
     if call.opset < 11 or call.node.op_type == "Upsample":
@@ -122,14 +124,14 @@ def _nearest(call: Call, x: torch.Tensor, place: str, spatial: dict[str, Any]) -
     raise UnreadError(f"nearest neighbours by {place} and {rounding}")
 
 
-def _exact(spatial: dict[str, Any], whole: list[int] | None) -> dict[str, Any]:
+def _exact(spatial: Spatial, whole: list[int] | None) -> Spatial:
     """Return whole factors where they are known: they need no size."""
     if whole is None:
         return spatial
     return {"size": None, "scale_factor": [float(f) for f in whole]}
 
 
-def _factors(x: torch.Tensor, spatial: dict[str, Any]) -> list[int] | None:
+def _factors(x: torch.Tensor, spatial: Spatial) -> list[int] | None:
     """Return the factors of a resampling to whole multiples of each size, None for any other."""
     if spatial["scale_factor"] is not None:
         given = spatial["scale_factor"]

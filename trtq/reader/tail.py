@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import helper, numpy_helper
@@ -35,18 +35,9 @@ def split_tail_(
     first = [n for n in nodes if not _runs(n, opsets.get("", 0))]
     if not first:
         return None, ""
-    tail: list[onnx.NodeProto] = []
-    made: set[str] = set()
-    for node in graph.node:
-        if node in first or made & set(reads_of(node)):
-            tail.append(node)
-            made.update(node.output)
+    tail, made = _behind(graph, first)
     kept = [n for n in graph.node if n not in tail]
-    before = {o for n in kept for o in n.output}
-    read = list(dict.fromkeys(r for n in tail for r in reads_of(n) if r in before))
-    outputs = list(graph.output)
-    wanted = [o for o in outputs if o.name not in made]
-    wanted += [_value(graph, opsets, r) for r in read if r not in {o.name for o in wanted}]
+    wanted = _wanted(graph, opsets, kept, tail, made)
     shown = f"{first[0].name or first[0].output[0]} ({first[0].op_type})"
     if not kept or not wanted:
         raise ModelError(
@@ -59,7 +50,7 @@ def split_tail_(
         for r in dict.fromkeys(r for n in tail for r in reads_of(n))
         if r in constants
     ]
-    body = helper.make_graph(tail, "tail", [], outputs, held)
+    body = helper.make_graph(tail, "tail", [], list(graph.output), held)
     imports = [helper.make_opsetid(d, v) for d, v in opsets.items() if v]
     model = helper.make_model(body, opset_imports=imports)
     del graph.node[:]
@@ -71,6 +62,34 @@ def split_tail_(
         f"float; compared are {', '.join(o.name for o in wanted)}"
     )
     return model, note
+
+
+def _behind(
+    graph: onnx.GraphProto, first: Sequence[onnx.NodeProto]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Return the nodes ``first``, all nodes behind them, and the tensors that they make."""
+    tail: list[onnx.NodeProto] = []
+    made: set[str] = set()
+    for node in graph.node:
+        if node in first or made & set(reads_of(node)):
+            tail.append(node)
+            made.update(node.output)
+    return tail, made
+
+
+def _wanted(
+    graph: onnx.GraphProto,
+    opsets: Mapping[str, int],
+    kept: Sequence[onnx.NodeProto],
+    tail: Sequence[onnx.NodeProto],
+    made: set[str],
+) -> list[onnx.ValueInfoProto]:
+    """Return the outputs of what is kept: the graph's own, and what the tail reads."""
+    before = {o for n in kept for o in n.output}
+    read = dict.fromkeys(r for n in tail for r in reads_of(n) if r in before)
+    own = [o for o in graph.output if o.name not in made]
+    names = {o.name for o in own}
+    return [*own, *(_value(graph, opsets, r) for r in read if r not in names)]
 
 
 @functools.cache
