@@ -63,7 +63,7 @@ def main() -> None:
     args = arguments(parser, rounds=1, models=["tiny"])
     from timm_sweep import make_images
 
-    from trtq.artifact import cpu_name
+    from trtq.machine import cpu_name
 
     lines = [
         "# What `trtq build` costs over the builder alone",

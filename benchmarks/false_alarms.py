@@ -42,13 +42,13 @@ def main() -> None:
     parser.add_argument("--model", default="timm:mobilenetv3_small_050")
     parser.add_argument("--out", type=Path, required=True)
     args = arguments(parser, same=2, planted=2, model=TINY["tiny"])
-    from trtq.artifact import cpu_name, package_version
     from trtq.bench.interleaved import TurnSettings, take_turns
     from trtq.bench.system_info import Watch
     from trtq.bench.workload import open_workload
     from trtq.export.onnx_file import save_onnx
     from trtq.export.to_onnx import export_onnx
     from trtq.graph.capture import capture
+    from trtq.machine import cpu_name, package_version
     from trtq.models.load import load_model
 
     with tempfile.TemporaryDirectory() as folder:

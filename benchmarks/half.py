@@ -125,7 +125,7 @@ def main() -> None:
         tool, name, opset = args.one
         print_result(run_one(tool, name, int(opset)))
         return
-    from trtq.artifact import cpu_name
+    from trtq.machine import cpu_name
 
     lines = [
         "# FP16: which nodes stay in FP32, and what that saves",

@@ -28,10 +28,10 @@ def main() -> None:
     args = arguments(parser)
     import scipy.stats  # noqa: F401  # its import is not what is measured
 
-    from trtq.artifact import cpu_name, package_version
     from trtq.bench.latency import summarize
     from trtq.bench.sampling import StopRule, quiet_interpreter, sample, time_block
     from trtq.bench.workload import open_workload
+    from trtq.machine import cpu_name, package_version
 
     value = helper.make_tensor_value_info
     graph = helper.make_graph(

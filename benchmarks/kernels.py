@@ -189,7 +189,7 @@ def main() -> None:
                 }
         print_result(result)
         return
-    from trtq.artifact import cpu_name, package_version
+    from trtq.machine import cpu_name, package_version
 
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in args.models:

@@ -262,7 +262,7 @@ def main() -> None:
             f"{results[-1].get('quantize_s', 0):.0f} s, {results[-1].get('export_s', 0):.0f} s",
             flush=True,
         )
-        from trtq.artifact import cpu_name, package_version
+        from trtq.machine import cpu_name, package_version
 
         machine = (
             f"{cpu_name()}, {os.cpu_count()} cores, TensorRT-RTX "

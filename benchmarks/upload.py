@@ -27,10 +27,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
     args = arguments(parser, megabytes=1, rounds=1)
-    from trtq.artifact import cpu_name, sha256_file
+    from trtq.artifact import sha256_file
     from trtq.deploy.agent_client import Agent
     from trtq.deploy.board import probe
     from trtq.deploy.devices import parse_device
+    from trtq.machine import cpu_name
     from trtq.progress import Silent
     from trtq.testing.board import StandInBoard
 

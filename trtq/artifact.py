@@ -15,13 +15,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 
 from trtq.errors import ArtifactError, reason
+from trtq.machine import cpu_name, package_version
 from trtq.typed import convert, json_as
 
 SCHEMA = 1
@@ -405,14 +405,6 @@ def _no_scratch(exc: OSError, what: str) -> ArtifactError:
     return ArtifactError(f"Cannot make a temporary {what}", why, mend)
 
 
-def package_version(name: str) -> str | None:
-    """Return the installed version of a distribution, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """The software and the machine that a record was made with.
 
@@ -519,12 +511,3 @@ def environment() -> Environment:
         cores=os.cpu_count(),
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-
-
-def cpu_name() -> str:
-    """Return the processor's model name where Linux reports it, else the architecture."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from trtq.artifact import cpu_name
 from trtq.bench.meters.jetson import LINES, is_jetson
 from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu, GpuState
 from trtq.bench.record import Card
 from trtq.errors import MeterError
+from trtq.machine import cpu_name
 
 # Without these a record cannot be held against another one: present, or with the reason why not in
 # "missing".

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import cpu_name, package_version
 from trtq.errors import MissingExtraError
+from trtq.machine import cpu_name, package_version
 from trtq.platform.target import rtx_capabilities
 from trtq.version import __version__
 

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import fx
 
-from trtq.artifact import digest_of, ensure_writable_dir, package_version
+from trtq.artifact import digest_of, ensure_writable_dir
 from trtq.data.answers import ANSWER, Kind
 from trtq.data.samples import Samples, preprocess_digest
 from trtq.errors import CalibrationError, UsageError
@@ -30,6 +30,7 @@ from trtq.flow.run import Run
 from trtq.graph.device import CPU, choose_device
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import SIGNATURE
+from trtq.machine import package_version
 from trtq.methods.base import Method, MethodContext, Value
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable

@@ -122,13 +122,13 @@ def _kind(name: str) -> str:
     )
 
 
-def _input_hints(model: nn.Module) -> dict[str, Any]:
+def _input_hints(model: nn.Module) -> Mapping[str, Any]:
     """Return what timm's authors say of the input of a model."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     return {k: config[k] for k in HINT_KEYS if config.get(k) is not None}
 
 
-def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
+def _make(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return what the factory of a model makes.
 
     Raises:

@@ -8,7 +8,7 @@ import logging
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def from_program(program: ExportedProgram, name: str) -> LoadedModel:
     )
 
 
-def _hints(program: ExportedProgram) -> dict[str, Any]:
+def _hints(program: ExportedProgram) -> Mapping[str, Any]:
     """Return the size of the image that a program of one image takes."""
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
     named = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}

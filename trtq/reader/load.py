@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedMod
     )
 
 
-def _hints(module: OnnxModule) -> dict[str, Any]:
+def _hints(module: OnnxModule) -> Mapping[str, Any]:
     """Return the size of the image that a model of one image takes, where the file says it."""
     images = [p for p in module.inputs if len(p.shape) == 4 and p.dtype == torch.float32]
     if len(module.inputs) != 1 or not images:
