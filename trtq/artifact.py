@@ -450,7 +450,7 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 # Fields of specs that came after the schema of records.
 ADDED = frozenset(
-    {
+    [
         "channel_order",
         "device",
         "dynamic",
@@ -463,7 +463,7 @@ ADDED = frozenset(
         "shapes",
         "task",
         "tokenizer",
-    }
+    ]
 )
 
 

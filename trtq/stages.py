@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import (
-    cpu_name,
-    package_version,
     sha256_file,
     write_json,
 )
@@ -40,6 +38,7 @@ from trtq.files import (
     REPORT_HTML,
     bench_json,
 )
+from trtq.machine import cpu_name, package_version
 from trtq.methods.registry import METHODS
 from trtq.platform.target import Target
 from trtq.progress import Progress

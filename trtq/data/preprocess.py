@@ -6,10 +6,8 @@ It is one value that is stored in every ONNX file that trtq writes.
 from __future__ import annotations
 
 import math
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import msgspec
 import numpy as np
@@ -17,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from trtq.data.ahead import ahead
 from trtq.data.decode import to_eight_bits
 from trtq.data.source import Source
 from trtq.errors import UsageError
@@ -24,7 +23,6 @@ from trtq.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
 Floats = npt.NDArray[np.floating[Any]]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLING = {
@@ -449,41 +447,3 @@ def read_image(
         return preprocess.apply(image), preprocess.place(*image.size)
     bands = source.bands(index, channels)
     return preprocess.apply_bands(bands), preprocess.place(bands.shape[1], bands.shape[0])
-
-
-def ahead(parts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], T]) -> Iterator[T]:
-    """Yield what ``decode`` makes of each part; the next is made in the background.
-
-    Raises:
-        Exception: what ``decode`` raised.
-    """
-    done: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def work() -> None:
-        try:
-            for part in parts:
-                if stop.is_set():
-                    return
-                done.put((decode(part),))
-            done.put(None)
-        except BaseException as exc:  # handed to the consumer, which raises it
-            done.put(exc)
-
-    thread = threading.Thread(target=work, daemon=True, name="trtq-decode")
-    thread.start()
-    try:
-        while True:
-            item = done.get()
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item[0]
-    finally:
-        stop.set()
-        while thread.is_alive():  # the worker may wait for room in the queue
-            try:
-                done.get(timeout=0.05)
-            except queue.Empty:
-                continue

@@ -17,10 +17,11 @@ import msgspec
 import torch
 
 from trtq.artifact import digest_of
+from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes
 from trtq.data.labels import Labels
 from trtq.data.model_inputs import InputNeeds
-from trtq.data.preprocess import ImagePlace, Preprocess, ahead, read_image
+from trtq.data.preprocess import ImagePlace, Preprocess, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
 

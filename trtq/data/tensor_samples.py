@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from trtq.artifact import digest_of
+from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes
 from trtq.data.model_inputs import Fitting, InputNeeds, split
-from trtq.data.preprocess import ahead
 from trtq.data.rows import Rows, read_row, rows_of
 from trtq.data.samples import Batch, Samples, Targets
 from trtq.errors import DataError

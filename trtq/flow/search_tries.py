@@ -13,7 +13,6 @@ import onnx
 from trtq.artifact import (
     digest_of,
     ensure_writable_dir,
-    package_version,
     read_record,
     sha256_bytes,
     write_json,
@@ -30,6 +29,7 @@ from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.save import write_quantized
+from trtq.machine import package_version
 from trtq.progress import Progress
 from trtq.records.allocate import AllocateRecord
 from trtq.records.evaluate import EvaluateRecord

@@ -192,7 +192,7 @@ _FETCH = {
 }
 
 
-def _without_fetching(kind: str, rest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _without_fetching(kind: str, rest: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments without those that ask for no weights.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from trtq.data.preprocess import ahead
+from trtq.data.ahead import ahead
 from trtq.data.samples import Samples
 from trtq.errors import DataError
 from trtq.graph.feed import Feed
