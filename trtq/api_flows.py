@@ -11,7 +11,6 @@ from typing import Any, overload
 from torch import nn
 
 from trtq.api import Form, listener_of, open_both, quantize, samples
-from trtq.artifact import scratch
 from trtq.data.preprocess import Preprocess
 from trtq.data.tensor_samples import TensorSamples
 from trtq.errors import UsageError
@@ -32,6 +31,7 @@ from trtq.quant.formats import read_options
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.finetune import FinetuneRecord
 from trtq.records.search import SearchRecord
+from trtq.scratch import scratch
 from trtq.specs import (
     AnalyzeOptions,
     AnalyzeSpec,

@@ -9,14 +9,12 @@ import glob
 import hashlib
 import os
 import platform
-import secrets
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 
@@ -357,52 +355,6 @@ def _take(number: int, path: Path, told: Callable[[str], None]) -> None:
 
 def _ignore(_text: str) -> None:
     """Discard a message."""
-
-
-@contextlib.contextmanager
-def scratch(name: str) -> Iterator[Path]:
-    """Create a folder for temporary files and remove it at the end.
-
-    Args:
-        name: in the folder's name, such as ``build`` for ``trtq-build-...``.
-
-    Raises:
-        ArtifactError: there is no folder for temporary files that can be written to.
-    """
-    try:
-        place = Path(tempfile.gettempdir()) / f"trtq-{name}-{secrets.token_hex(6)}"
-    except OSError as exc:
-        raise _no_scratch(exc, "folder") from exc
-    try:  # the name is known before the folder is there: a signal in between leaves nothing behind
-        try:
-            place.mkdir(mode=0o700)
-        except OSError as exc:
-            raise _no_scratch(exc, "folder") from exc
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def scratch_file() -> IO[str]:
-    """Return a new temporary text file without a name; it is gone when it is closed.
-
-    Raises:
-        ArtifactError: there is no folder for temporary files that can be written to.
-    """
-    try:
-        return tempfile.TemporaryFile("w+", errors="replace")
-    except OSError as exc:
-        raise _no_scratch(exc, "file") from exc
-
-
-def _no_scratch(exc: OSError, what: str) -> ArtifactError:
-    why = (
-        "no folder for temporary files can be written to"
-        if isinstance(exc, FileNotFoundError)
-        else reason(exc)
-    )
-    mend = "Set TMPDIR to a folder that exists, can be written to and has space"
-    return ArtifactError(f"Cannot make a temporary {what}", why, mend)
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):

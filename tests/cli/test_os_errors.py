@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run_process
-from trtq.artifact import ensure_writable_file, locked, read_json, scratch, scratch_file, write_json
+from trtq.artifact import ensure_writable_file, locked, read_json, write_json
 from trtq.bench import history
 from trtq.bench.meters.nvml import Gpu
 from trtq.cli import run_command
@@ -29,6 +29,7 @@ from trtq.errors import (
 from trtq.export.calibration_cache import read_cache
 from trtq.paths import expand_home, user_folder
 from trtq.recipe import load_recipe
+from trtq.scratch import scratch, scratch_file
 from trtq.workers import Workers
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import onnx
 
-from trtq.artifact import scratch
 from trtq.bench.engine_workload import EngineWorkload
 from trtq.bench.record import LayerTime
 from trtq.bench.workload import OnnxWorkload, Workload
@@ -25,6 +24,7 @@ from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, TrtqError, reason
 from trtq.export.onnx_file import load_onnx, read_onnx
 from trtq.onnx_walk import QDQ
+from trtq.scratch import scratch
 
 RUNS = 20
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 import onnx
 
-from trtq.artifact import scratch
 from trtq.bench import harness
 from trtq.bench.record import BenchRecord
 from trtq.engine.objects import Buildable, Engine, Exports, as_file
@@ -16,6 +15,7 @@ from trtq.errors import UsageError
 from trtq.export.onnx_file import save_onnx
 from trtq.files import FP32
 from trtq.progress import Progress
+from trtq.scratch import scratch
 from trtq.specs import BenchSpec
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from trtq.artifact import scratch
 from trtq.bench.record import SecondOpinion, Timing
 from trtq.engine.trtexec import find_trtexec, probe_number, spell_name, spell_shapes
 from trtq.engine.trtexec_log import read_log
@@ -21,6 +20,7 @@ from trtq.errors import BenchError
 from trtq.export.calibration_cache import version_of
 from trtq.export.feeds import Inputs
 from trtq.platform.releases import Version, has_flag, shown
+from trtq.scratch import scratch
 
 WARMUP_MS = 1000
 SECONDS = 5

@@ -17,7 +17,6 @@ import onnx
 from trtq.artifact import (
     ensure_writable_dir,
     ensure_writable_file,
-    scratch,
     write_bytes,
     write_json,
 )
@@ -28,6 +27,7 @@ from trtq.engine.runner import EngineRunner
 from trtq.errors import UsageError
 from trtq.export.onnx_file import save_onnx
 from trtq.progress import Progress
+from trtq.scratch import scratch
 from trtq.specs import BuildSpec
 
 IN_MEMORY = "MODEL.onnx"  # what a manifest calls a model that was never a file

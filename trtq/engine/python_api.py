@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import scratch, write_bytes
+from trtq.artifact import write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.request import BuildRequest
 from trtq.engine.settings import RTX, Built, Settings, TensorRow
@@ -23,6 +23,7 @@ from trtq.engine.worker_process import ended_with, start
 from trtq.errors import EngineError, UsageError, last_line
 from trtq.platform.releases import Version, has_api, parse_version, releases
 from trtq.progress import Progress
+from trtq.scratch import scratch
 
 MODULES = {RTX: "tensorrt_rtx", "tensorrt": "tensorrt"}
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from trtq.artifact import explain_os_error, scratch, stamp_of
+from trtq.artifact import explain_os_error, stamp_of
 from trtq.engine.job import Job
 from trtq.engine.settings import Builder, Built, Settings
 from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
 from trtq.export.lint_view import COMPUTE, View
 from trtq.progress import Progress
+from trtq.scratch import scratch
 
 WORKSPACES = (4096, 2048, 1024, 512, 256, 128, 64)
 MAX_EXCLUDED = 8

@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trtq.artifact import scratch
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
 from trtq.engine.trtexec_log import read_log
@@ -23,6 +22,7 @@ from trtq.paths import path_variable
 from trtq.platform.releases import Version, has_flag, offers, releases, shown
 from trtq.platform.target import Target
 from trtq.progress import Progress
+from trtq.scratch import scratch
 from trtq.specs import BuildOptions
 
 Flag = tuple[str, str | None]  # its name, and its value where it takes one

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from trtq.artifact import scratch_file
 from trtq.platform.target import Target
+from trtq.scratch import scratch_file
 from trtq.specs import BuildSpec
 
 RTX = "tensorrt_rtx"
