@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple, TypedDict, TypeVar
 import msgspec
 
 from trtq.errors import ArtifactError, reason
+from trtq.typed import convert, json_as
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -253,7 +254,7 @@ def check_record(value: object, path: Path, record: type[T], *, kind: str = "rec
         ArtifactError: a field is missing, or has another type.
     """
     try:
-        return msgspec.convert(value, record)
+        return convert(value, record)
     except (msgspec.ValidationError, RecursionError) as exc:
         why = f"it is damaged or of another version ({reason(exc)})"
         raise ArtifactError(
@@ -269,7 +270,7 @@ def decode_json(data: bytes | str, kind: type[T]) -> T:
     """
     try:
         raw = data.encode(errors="replace") if isinstance(data, str) else data
-        return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8), type=kind)
+        return json_as(raw.removeprefix(codecs.BOM_UTF8), kind)
     except (UnicodeDecodeError, RecursionError) as exc:
         raise msgspec.DecodeError(reason(exc)) from exc
 
@@ -459,7 +460,6 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 ADDED = frozenset(
     {
         "channel_order",
-        "device",
         "dynamic",
         "fit",
         "input",

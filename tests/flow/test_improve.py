@@ -77,9 +77,9 @@ def captures(monkeypatch) -> list[str]:
     """Every call that captures a model."""
     calls: list[str] = []
     for place, name in (
-        ("trtq.api", "capture_inputs"),
+        ("trtq.flow.load", "capture_inputs"),
         ("trtq.flow.model", "capture_inputs"),
-        ("trtq.commands.loading", "capture"),
+        ("trtq.commands.loading", "capture_inputs"),
     ):
         module = importlib.import_module(place)
         original = getattr(module, name)

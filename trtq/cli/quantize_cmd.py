@@ -30,11 +30,12 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
 
     Writes model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json to OUT.
 
-    MODEL is timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or
+    MODEL is FILE.onnx, FILE.pt2, timm:NAME, torchvision:NAME, package.module:factory or
     path/to/file.py:factory.
 
     \b
     Example:
+      trtq quantize yolov8n.onnx --data images --preset yolo --out out
       trtq quantize timm:resnet18 --checkpoint resnet18.safetensors --data images/train --out out
     """
     merged = collect(QuantizeSpec, values, recipe=recipe, table="quantize")

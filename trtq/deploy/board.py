@@ -14,6 +14,7 @@ from trtq.export.calibration_cache import version_of
 from trtq.platform.catalogue import board_row
 from trtq.platform.releases import Version, releases, shown
 from trtq.platform.target import Target
+from trtq.typed import convert
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,6 +241,4 @@ def probe(agent: Agent) -> Board:
         {"what": m["what"], "mend": hint_words(m["mend"], agent.device.name)}
         for m in answer["missing"]
     ]
-    return msgspec.convert(
-        {**{k: v for k, v in answer.items() if k != "event"}, "missing": missing}, Board
-    )
+    return convert({**{k: v for k, v in answer.items() if k != "event"}, "missing": missing}, Board)

@@ -17,6 +17,7 @@ from trtq.artifact import decode_json, digest_of, locked, write_json
 from trtq.deploy.devices import Device, config_folder, writable_config
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, DeviceError, reason
+from trtq.typed import convert
 
 
 class _Tensor(TypedDict):
@@ -58,8 +59,8 @@ def board_manifest(answer: Any, name: str) -> EngineManifest:
         BoardError: it is none, or lacks what is used of it.
     """
     try:
-        msgspec.convert(answer, _Used)
-        return msgspec.convert(answer, EngineManifest)
+        convert(answer, _Used)
+        return convert(answer, EngineManifest)
     except (msgspec.ValidationError, RecursionError) as exc:
         raise BoardError(
             f"Cannot read a manifest of {name}", reason(exc), "Deploy its model again"

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.platform.releases import Span, Version, parse_version
+from trtq.typed import toml_as
 
 FILE = Path(__file__).with_name("devices.toml")
 
@@ -124,7 +125,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @cache
 def catalogue() -> Catalogue:
     """Return the catalogue of devices."""
-    return msgspec.toml.decode(FILE.read_bytes(), type=Catalogue)
+    return toml_as(FILE.read_bytes(), Catalogue)
 
 
 def board_row(name: str | None) -> BoardRow | None:

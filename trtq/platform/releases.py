@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from trtq.errors import EngineError
+from trtq.typed import toml_as
 
 FILE = Path(__file__).with_name("releases.toml")
 Version = tuple[int, int]
@@ -129,7 +130,7 @@ class Releases:
 @cache
 def releases() -> Releases:
     """Return the catalogue."""
-    file = msgspec.toml.decode(FILE.read_bytes(), type=_File)
+    file = toml_as(FILE.read_bytes(), _File)
     opsets = {int(n): row for n, row in file.opset.items()}
     return Releases(
         oldest=parse_version(file.release.oldest),

@@ -1,0 +1,45 @@
+"""Values read as types, one thread at a time.
+
+What msgspec knows of a type is made when the type is first read; two threads that do so at once
+crash the interpreter.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+_ALONE = threading.Lock()
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Return plain values as a type.
+
+    Raises:
+        msgspec.ValidationError: they do not fit it.
+    """
+    with _ALONE:
+        return msgspec.convert(value, kind)
+
+
+def json_as(raw: bytes, kind: type[T]) -> T:
+    """Return JSON as a type.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON, or does not fit the type.
+    """
+    with _ALONE:
+        return msgspec.json.decode(raw, type=kind)
+
+
+def toml_as(raw: bytes, kind: type[T]) -> T:
+    """Return TOML as a type.
+
+    Raises:
+        msgspec.DecodeError: it is not TOML, or does not fit the type.
+    """
+    with _ALONE:
+        return msgspec.toml.decode(raw, type=kind)
