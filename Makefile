@@ -33,7 +33,7 @@ demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and 
 test:
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system
 	$(MAKE) --no-print-directory --jobs 3 --output-sync=line lint docs test-beside
-	$(BIN)/python -m pytest tests --durations=10 -m "alone and not slow and not gpu"
+	$(BIN)/python -m pytest $$(grep -rlF mark.alone tests --include=test_*.py) --durations=10 -m "alone and not slow and not gpu"
 
 test-beside: venv
 	$(BIN)/python -m pytest -n 4 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"

@@ -404,7 +404,6 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 ADDED = frozenset(
     [
         "channel_order",
-        "device",
         "dynamic",
         "fit",
         "input",

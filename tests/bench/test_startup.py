@@ -15,7 +15,7 @@ from trtq.errors import BenchError
 
 @pytest.mark.alone
 def test_pain_34_the_parts_of_a_start_add_up(cnn_out):
-    load = measure_load(cnn_out / "model.qdq.onnx", device="cpu", batch=1, processes=2)
+    load = measure_load(cnn_out / "model.qdq.onnx", processes=2)
     assert sum(p.median for p in load.phases) == pytest.approx(load.total.median, rel=0.2)
     assert load.processes == 2
     assert load.second.median < load.total.median

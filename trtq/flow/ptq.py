@@ -145,7 +145,7 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
     choose(options.method, options.method_arg)
     calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
     check_files(options)
-    choose_device(options.device or "cpu")
+    choose_device(options.device)
     for text in options.layer_bits.values():
         BitConfig.parse(text)
     if options.layer_bits and options.bits != "w8a8":
@@ -337,7 +337,7 @@ def _calibrate(
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
     """Return the statistics of every observed activation, their source, and what the cache did."""
     graph, placement, samples = context.graph, context.placement, inputs.samples
-    device = choose_device(options.device or "cpu")
+    device = choose_device(options.device)
     elsewhere = {} if device == CPU else {"device": device.type}  # sums have another order there
     widths = [[q.name, q.format.bits] for q in placement.quantizers]
     key = CacheKey(

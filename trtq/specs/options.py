@@ -79,10 +79,10 @@ HighPrecision = Annotated[
 ]
 DeviceName = Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 CalibrationDevice = Annotated[
-    DeviceName | None,
+    DeviceName,
     Doc(
         description="Where calibration runs the model: cpu, cuda, cuda:N, or auto for a GPU where "
-        "there is one; default: cpu."
+        "there is one."
     ),
 ]
 ParityImages = Annotated[
@@ -138,4 +138,4 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
-    device: CalibrationDevice = None
+    device: CalibrationDevice = "cpu"

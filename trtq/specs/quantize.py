@@ -70,7 +70,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
-    device: CalibrationDevice = None
+    device: CalibrationDevice = "cpu"
 
 
 class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
