@@ -445,3 +445,39 @@ def test_a_sampler_without_an_end_is_read_once(images, labels):
 
     loader = DataLoader(Pairs(images, labels), batch_size=4, sampler=Endless())
     assert len(trtq.samples(loader)) == 40
+
+
+class Parts(nn.Module):
+    """A number beside a vector in; a parameter of its own among the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.own = nn.Linear(6, 4), nn.Parameter(torch.randn(3))
+
+    def forward(self, x, factor):
+        return self.linear(x) * factor, self.own
+
+
+def test_a_number_for_all_samples_and_a_parameter_as_an_output():
+    torch.manual_seed(0)
+    model = trtq.load(Parts().eval(), example={"x": torch.randn(2, 6), "factor": torch.tensor(3.0)})
+    samples = [{"x": torch.randn(6), "factor": torch.tensor(3.0)} for _ in range(8)]
+    quantized = trtq.quantize(model, samples)
+    assert [a.name for a in quantized.done.parity.answers] == ["out.0", "out.1"]
+    samples[3]["factor"] = torch.tensor(4.0)
+    with pytest.raises(DataError, match="different values of factor: the model takes one number"):
+        trtq.quantize(model, samples)
+
+
+def test_a_type_that_no_file_has_is_named():
+    class Short(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.linear(x.float())
+
+    given = torch.randint(0, 5, (8, 6), dtype=torch.int16)
+    with pytest.raises(trtq.TrtqError, match="int16, expected one of float32"):
+        trtq.quantize(Short().eval(), given)

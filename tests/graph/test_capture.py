@@ -313,6 +313,39 @@ def test_outputs_can_be_chosen_unless_weights_would_be_lost():
         capture(Several().eval(), pair(), outputs=["scores"])
 
 
+def test_a_model_that_decides_by_its_batch_says_how_far_its_graph_holds():
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.linear(x) * 2 if x.shape[0] > 4 else self.linear(x)
+
+    captured = capture(Decides().eval(), torch.randn(2, 6))
+    assert captured.signature.ranges["batch"].meaning == "1 to 4"
+    assert captured.notes == ("the model decides by batch: its graph holds for 1 to 4",)
+
+
+def test_inputs_keep_the_order_of_forward_and_outputs_names_of_their_own():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return {"a": a - b, "sum": a + b}
+
+    captured = capture(Two().eval(), {"b": torch.randn(2, 3), "a": torch.randn(2, 3)})
+    assert [t.name for t in captured.signature.inputs] == ["a", "b"]
+    assert [t.name for t in captured.signature.outputs] == ["a.out", "sum"]
+    assert captured.notes == ("the output a is called a.out: another tensor has its name",)
+    with pytest.raises(CaptureError, match="The output sum is asked for twice"):
+        capture(Two().eval(), captured.examples, outputs=["sum", "sum"])
+
+
+def test_axes_of_one_input_leave_the_batch_of_the_others_open():
+    captured = capture(Several().eval(), pair(), axes={"ids": ["batch", "length"]})
+    assert captured.dynamic_batch
+    assert captured.signature.inputs[0].words == "left float32 [batch, 3, 8, 8]"
+
+
 def test_a_second_input_is_refused_with_the_way_out():
     class Two(nn.Module):
         def forward(self, x, y):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -151,11 +151,16 @@ class TensorSamples(Samples):
             for end in self._ends(rows):
                 group = rows[start:end]
                 yield Batch(
-                    inputs=_stacked([x for x, _ in group]),
+                    inputs=_stacked([x for x, _ in group], self._scalars),
                     ids=[self._id(i) for i in part[start:end]],
                     targets=partial(self._targets, [t for _, t in group]),
                 )
                 start = end
+
+    @property
+    def _scalars(self) -> list[str]:
+        """The inputs that are one number for a whole batch."""
+        return [] if self.needs is None else [s.name for s in self.needs.inputs if not s.shape]
 
     def _read(self, part: Sequence[int]) -> list[Sample]:
         return [self._sample(i) for i in part]
@@ -275,8 +280,25 @@ def _content(inputs: Mapping[str, torch.Tensor]) -> str:
     return content.hexdigest()
 
 
-def _stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([r[name] for r in rows]) for name in rows[0]}
+def _stacked(
+    rows: Sequence[Mapping[str, torch.Tensor]], scalars: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Return samples side by side; an input without axes is one number for all of them.
+
+    Raises:
+        DataError: it is not.
+    """
+    for name in scalars:
+        if any(not torch.equal(r[name], rows[0][name]) for r in rows):
+            raise DataError(
+                f"The samples have different values of {name}",
+                "the model takes one number for all samples of a batch",
+                "Give batch_size=1",
+            )
+    return {
+        name: rows[0][name] if name in scalars else torch.stack([r[name] for r in rows])
+        for name in rows[0]
+    }
 
 
 def _stacked_targets(name: str, rows: Sequence[object]) -> torch.Tensor | None:

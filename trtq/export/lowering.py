@@ -7,10 +7,11 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from torch import fx
 
 from trtq import ops
+from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower, is_deferred, region_of
 from trtq.export.write_base import writer_of
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
@@ -208,10 +209,18 @@ def _read_by_linears_alone(node: fx.Node, turned: set[fx.Node]) -> bool:
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
     """Return an input or output as ONNX says it: a size that is a formula has no name there."""
     shape = [d if isinstance(d, int) or d.isidentifier() else None for d in tensor.shape]
-    dtype = getattr(torch, tensor.dtype)
-    return helper.make_tensor_value_info(
-        tensor.name, ONNX_TYPES.get(dtype, TensorProto.FLOAT), shape
-    )
+    kind = ONNX_TYPES.get(getattr(torch, tensor.dtype))
+    if kind is None:
+        raise ExportError(
+            f"Cannot write {tensor.name} as ONNX",
+            f"it is {tensor.dtype}, expected one of {', '.join(map(_dtype_name, ONNX_TYPES))}",
+            "Cast it in the model",
+        )
+    return helper.make_tensor_value_info(tensor.name, kind, shape)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _used(nodes: list[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:

@@ -169,7 +169,7 @@ class _Answers(NamedTuple):
 
 
 def _arrays(answer: object) -> list[Array]:
-    return [t.numpy() for t in outputs_of(answer)]
+    return [t.detach().numpy() for t in outputs_of(answer)]
 
 
 def _together(records: Sequence[ParityRecord]) -> ParityRecord:

@@ -36,7 +36,9 @@ def arange(w: Writer, n: fx.Node, *args: Any, **ignored: Any) -> Any:
     whole = all(isinstance(b, int) or _is_size(b) for b in bounds)
     kind = ONNX_TYPES[val(n).dtype]
     if not whole:
-        return w.op("Range", *(w.scalar(b, n) for b in bounds))
+        given = [(b, w.scalar(b, n)) for b in bounds]
+        # Engines take scalars only; a size is a vector of one.
+        return w.op("Range", *(w.op("Squeeze", s, [0]) if _is_size(b) else s for b, s in given))
     numbers = [
         w.op("Squeeze", b, [0]) if isinstance(b, fx.Node) else np.asarray(b, dtype=np.int64)
         for b in bounds

@@ -9,12 +9,14 @@ import onnx
 from onnx import version_converter
 from torch import fx
 
+from trtq.errors import ExportError
 from trtq.export.borrowed import splice
-from trtq.export.writer import UnsupportedOpError, Writer
+from trtq.export.writer import Writer
 from trtq.graph.opaque import name_of, unpacked
 from trtq.onnx_walk import all_nodes, has_branches
 
 OWN = ("", "ai.onnx")
+WRITTEN = range(13, 22)  # opsets of files that trtq writes
 
 
 def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str) -> Any:
@@ -37,7 +39,11 @@ def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
             raise ValueError("the converter does not enter branches")
         return version_converter.convert_version(model, opset)
     except Exception as exc:  # the converter's failures share no base
-        raise UnsupportedOpError(f"{name} has another form in opset {opset}") from exc
+        raise ExportError(
+            f"Cannot write {name} in opset {opset}",
+            f"it has another form there than in opset {own}, which it was read in",
+            f"Give --opset {own}" + ("" if own in WRITTEN else ", or convert the file first"),
+        ) from exc
 
 
 def _since(node: onnx.NodeProto, opset: int) -> int:

@@ -150,6 +150,9 @@ class Writer:
         """
         if all(isinstance(s, int) for s in sizes):
             return self.constant(np.asarray(sizes, dtype=np.int64))
+        other = next((s for s in sizes if not isinstance(s, (int, fx.Node))), None)
+        if other is not None:
+            raise UnsupportedOpError(f"{other!r} among whole numbers")
         return str(
             self.op(
                 "Concat",

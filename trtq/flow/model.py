@@ -87,6 +87,16 @@ class Model:
         )
 
     @property
+    def largest_batch(self) -> int | None:
+        """The most samples that go in at once; None without a limit."""
+        if not self.graph.dynamic_batch:
+            return 1
+        signature = self.graph.signature
+        first = {str(t.shape[0]) for t in signature.inputs if t.shape}
+        limits = [signature.ranges[n].most for n in first if n in signature.ranges]
+        return min((m for m in limits if m is not None), default=None)
+
+    @property
     def without_image(self) -> Model:
         """The model without a preprocessing of images, where it takes something else."""
         if self.graph.signature.takes_one_image:

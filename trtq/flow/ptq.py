@@ -72,9 +72,9 @@ class Inputs:
 
     def images(self, count: int, batch_size: int) -> Iterator[Feed]:
         """Return batches of the first ``count`` calibration samples."""
-        graph = self.model.graph
-        size = batch_size if graph.dynamic_batch else 1
-        return self.samples.inputs(count, size, self.model.input_names)
+        size = self.model.largest_batch
+        most = batch_size if size is None else min(batch_size, size)
+        return self.samples.inputs(count, most, self.model.input_names)
 
     def of_usual_size(self, count: int, *, least: int) -> int:
         """Return how many samples have as many values as ``count`` images of 3x224x224 at most.
@@ -83,8 +83,9 @@ class Inputs:
             count: of samples of that size or smaller.
             least: at least so many.
         """
-        own = sum(t.numel() for t in self.model.graph.examples)
-        each = own // max(1, len(self.model.graph.examples[0]))
+        examples = self.model.graph.examples
+        own = sum(t.numel() for t in examples)
+        each = own // max((len(t) for t in examples if t.ndim), default=1)
         return min(count, max(least, count * USUAL_VALUES // max(1, each)))
 
     def export(
@@ -319,10 +320,10 @@ def _require_same_function(model: Model, context: MethodContext, method: str) ->
     wanted = model.answers
     with torch.no_grad():
         got = outputs_of(context.graph(*model.graph.examples))
-    off = max(
-        float((g.double() - w.double()).abs().max() / w.double().abs().max().clamp_min(1e-30))
-        for g, w in zip(got, wanted, strict=True)
-    )
+        off = max(
+            float((g.double() - w.double()).abs().max() / w.double().abs().max().clamp_min(1e-30))
+            for g, w in zip(got, wanted, strict=True)
+        )
     if not off <= MAX_FOLD_DIFF:
         raise CalibrationError(
             f"The method {method} changed what the model computes",

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import fx
 
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
+from trtq.graph.inputs import BATCH_OF_TWO
 from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec
+
+HUGE = 1 << 31  # larger bounds are none
 
 
 class Open(NamedTuple):
@@ -85,12 +89,13 @@ def open_axes(
         raise CaptureError(
             f"There is no input {unknown[0]}", f"the inputs are {', '.join(call.names)}"
         )
+    batch = _batch_of(call, axes)
     taken: dict[str, SizeRange] = {}
     names: list[dict[int, str]] = []
     for name, tensor in zip(call.names, call.feed, strict=True):
         wanted = axes.get(name)
         if wanted is None:
-            names.append({0: BATCH} if tensor.ndim and BATCH in ranges else {})
+            names.append({0: BATCH} if tensor.ndim and len(tensor) == batch else {})
             continue
         given = list(tensor.shape)
         fits = len(wanted) == len(given) and all(
@@ -112,15 +117,51 @@ def open_axes(
     return Open(tuple(names), taken, asked=asked)
 
 
+def narrowest(graph: fx.GraphModule, opened: Open) -> tuple[Open, list[str]]:
+    """Return the open axes with the sizes for which a traced graph holds, and what is narrower.
+
+    A model that decides by a size is traced along one way: the graph holds on that side only.
+    """
+    ranges, said = dict(opened.ranges), list[str]()
+    nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    for node, names in zip(nodes, opened.names, strict=True):
+        for i, name in names.items():
+            size = node.meta["val"].shape[i]
+            known = size.node.shape_env if isinstance(size, torch.SymInt) else None
+            if known is None:
+                continue
+            held = known.bound_sympy(size.node.expr)
+            own = ranges.get(name, SizeRange())
+            most = int(held.upper) if held.upper.is_finite and held.upper < HUGE else None
+            least = int(held.lower) if held.lower > BATCH_OF_TWO else own.least
+            if (most is not None and (own.most is None or most < own.most)) or least > own.least:
+                ranges[name] = SizeRange(
+                    least=max(least, own.least),
+                    most=own.most if most is None else min(most, own.most or most),
+                    multiple=own.multiple,
+                )
+                said.append(
+                    f"the model decides by {name}: its graph holds for {ranges[name].meaning}"
+                )
+    return opened._replace(ranges=ranges), said
+
+
+def _batch_of(call: Call, axes: Axes) -> int | None:
+    """Return the size of the axis called ``batch`` in an example, None where no input has it."""
+    for name, tensor in zip(call.names, call.feed, strict=True):
+        named = list(axes.get(name, ()))
+        if BATCH in named and len(named) == tensor.ndim:
+            return int(tensor.shape[named.index(BATCH)])
+    return None
+
+
 def _words(sizes: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, sizes))}]"
 
 
 def single(feed: Feed, opened: Open) -> Feed:
     """Return a batch of one sample."""
-    return tuple(
-        t[:1] if names.get(0) == BATCH else t for t, names in zip(feed, opened.names, strict=True)
-    )
+    return tuple(t[:1] if 0 in names else t for t, names in zip(feed, opened.names, strict=True))
 
 
 def input_specs(names: Sequence[str], feed: Feed, opened: Open) -> list[TensorSpec]:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_structure
 
 from trtq.errors import CaptureError, explain_system, first_line
-from trtq.graph.axes import Open, input_specs, open_axes, open_batch, single
+from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
 from trtq.graph.functional import make_functional_
@@ -149,13 +149,15 @@ def capture(
         CaptureError: the forward pass fails on this input, or torch.export refuses; names module
             and line.
     """
-    size, declared = _image_size(given), False
-    if size is not None and isinstance(model, StatesInputs):
-        said = model.model_inputs(size)
-        given, size, declared = said.example, None, axes is None
-        axes = axes or said.axes
+    size, declared, grow = _image_size(given), False, True
+    if isinstance(model, StatesInputs):
+        declared = axes is None
+        if size is not None:
+            said = model.model_inputs(size)
+            given, size, axes, grow = said.example, None, axes or said.axes, not declared
+        axes = axes or model.declared_axes
     call = call_of(model, image_example(size) if size is not None else given)
-    call, answer = _answer(model, call, grow=not declared)
+    call, answer = _answer(model, call, grow=grow)
     opened = (
         open_axes(call, axes, ranges or {}, asked=not declared)
         if axes is not None
@@ -163,18 +165,20 @@ def capture(
     )
     flat = model if call.plain and answer.names == (OUTPUT,) else Flat(model, call)
     graph, feed, kept, note = _trace_best(flat, call.feed, opened)
+    kept, narrowed = narrowest(graph, kept)
     names = _choose_(graph, answer.names, outputs)
     passes = normalize_(graph)
     assign_names_(graph, prefix="" if flat is model else PREFIX)
     if isinstance(model, FromOnnx):
         mark_(graph, model.origin)
-    signature = sign_(graph, input_specs(call.names, feed, kept), names, dict(kept.ranges))
+    written, renamed = _distinct(names, call.names)
+    signature = sign_(graph, input_specs(call.names, feed, kept), written, dict(kept.ranges))
     if feed is not call.feed:
         answer = answer_of(_call(model, call, feed))
     wanted = dict(zip(answer.names, answer.tensors, strict=True))
     with torch.no_grad(), quiet():
         got = outputs_of(graph(*feed))
-    diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
+        diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
     worst = max(range(len(diffs)), key=diffs.__getitem__)
     if not diffs[worst] <= MAX_REL_DIFF:
         which = "outputs differ" if len(diffs) == 1 else f"the output {names[worst]} differs"
@@ -188,12 +192,28 @@ def capture(
     return CapturedGraph(
         module=graph,
         examples=feed,
-        dynamic_batch=bool(kept.names[0].get(0)),
-        notes=tuple(n for n in (note, *said_by(model), *_about(answer, names)) if n),
+        dynamic_batch=all(0 in axes for t, axes in zip(feed, kept.names, strict=True) if t.ndim),
+        notes=tuple(
+            n for n in (note, *narrowed, *renamed, *said_by(model), *_about(answer, names)) if n
+        ),
         max_rel_diff=diffs[worst],
         passes=passes,
         signature=signature,
     )
+
+
+def _distinct(names: Sequence[str], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return names of outputs that no input and no other output has, and what was changed."""
+    taken, found, said = set(inputs), list[str](), list[str]()
+    for name in names:
+        own, k = name, 0
+        while own in taken:
+            own, k = f"{name}.out" + (f".{k}" if k else ""), k + 1
+        taken.add(own)
+        found.append(own)
+        if own != name:
+            said.append(f"the output {name} is called {own}: another tensor has its name")
+    return found, said
 
 
 def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
@@ -242,6 +262,9 @@ def _choose_(
         raise CaptureError(
             f"The model has no output {missing[0]}", f"its outputs are {', '.join(names)}"
         )
+    twice = next((n for i, n in enumerate(outputs) if n in outputs[:i]), None)
+    if twice is not None:
+        raise CaptureError(f"The output {twice} is asked for twice", hint="Name each output once")
     if not outputs or tuple(outputs) == tuple(names):
         return tuple(names)
     before = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}

@@ -66,7 +66,7 @@ def call_of(model: nn.Module, given: object) -> Call:
     Raises:
         CaptureError: there is no tensor in it, or forward() has no such parameter.
     """
-    labels, args, named = _arguments(model, given)
+    labels, args, named = _arguments(model, _named_by(model, given))
     leaves, form = tree_flatten((args, dict(named)))
     names = [
         label + _dotted(path)
@@ -102,9 +102,11 @@ def _arguments(
     if isinstance(given, Mapping):
         given = _in_order(model, given)
         labels = [str(k) for k in given]
-        if set(labels) <= set(parameters):
-            return labels, (), {str(k): v for k, v in given.items()}
-        if any_number or len(labels) == 1:
+        if set(labels) <= set(parameters):  # in the order of forward(), not of the example
+            named = {str(k): v for k, v in given.items()}
+            ordered = {n: named[n] for n in parameters if n in named}
+            return list(ordered), (), ordered
+        if any_number or len(labels) == len(parameters) == 1:
             return labels, tuple(given.values()), {}
         raise CaptureError(
             f"Cannot call {type(model).__name__} with {', '.join(labels)}",
@@ -143,6 +145,15 @@ def doubled(call: Call) -> Call | None:
     if any(t.ndim and len(t) > 1 for t in call.feed) or not any(t.ndim for t in call.feed):
         return None
     return call._replace(feed=tuple(torch.cat([t, t]) if t.ndim else t for t in call.feed))
+
+
+def _named_by(model: nn.Module, given: object) -> object:
+    """Return an example by the names of a model that knows its inputs."""
+    if not isinstance(model, StatesInputs) or isinstance(given, Mapping):
+        return given
+    args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    names = model.input_names
+    return dict(zip(names, args, strict=True)) if len(names) == len(args) else given
 
 
 def _parameters(model: nn.Module) -> tuple[list[str], bool]:

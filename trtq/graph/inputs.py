@@ -43,6 +43,10 @@ class StatesInputs(Protocol):
     def input_names(self) -> Sequence[str]:
         """Names of its inputs, in the order of forward()."""
 
+    @property
+    def declared_axes(self) -> Axes:
+        """The sizes of its inputs by name, open axes as texts."""
+
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return its inputs; images have the size (C, H, W) where that is open."""
 

@@ -33,7 +33,7 @@ def inputs_of(
     """
     if size is not None:
         _require_size(ports, size)
-    axes = {port.name: _names(port) for port in ports}
+    axes = axes_of(ports)
     open_names = {a for named in axes.values() for a in named if isinstance(a, str)}
     known = _image_sizes(ports, axes, size)
     rest = sorted(open_names - set(known))
@@ -42,6 +42,11 @@ def inputs_of(
     fits = next((e for e in trials if _runs(model, e)), examples[0])
     declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
     return ModelInputs(fits, declared, declared=True)
+
+
+def axes_of(ports: Sequence[Port]) -> dict[str, tuple[int | str, ...]]:
+    """Return the sizes of inputs by name, open axes as texts."""
+    return {port.name: _names(port) for port in ports}
 
 
 def _guesses(names: Sequence[str]) -> list[dict[str, int]]:

@@ -14,6 +14,8 @@ from trtq.reader.module import OnnxModule
 from trtq.reader.read import read_onnx
 
 IMAGE_CHANNELS = (1, 3)
+FLOATS = (torch.float32, torch.float16)
+OPEN_SIZE = 224  # of an image whose height or width is open
 
 
 def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedModel:
@@ -39,9 +41,10 @@ def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedMod
 
 def _hints(module: OnnxModule) -> Mapping[str, Any]:
     """Return the size of the image that a model of one image takes, where the file says it."""
-    images = [p for p in module.inputs if len(p.shape) == 4 and p.dtype == torch.float32]
+    images = [p for p in module.inputs if len(p.shape) == 4 and p.dtype in FLOATS]
     if len(module.inputs) != 1 or not images:
         return {}
-    sizes = images[0].shape[1:]
-    known = all(isinstance(s, int) for s in sizes) and sizes[0] in IMAGE_CHANNELS
-    return {"input_size": sizes} if known else {}
+    channels, *sizes = images[0].shape[1:]
+    if channels not in IMAGE_CHANNELS:
+        return {}
+    return {"input_size": (channels, *(s if isinstance(s, int) else OPEN_SIZE for s in sizes))}

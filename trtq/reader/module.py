@@ -15,7 +15,7 @@ from trtq.graph.opaque import onnx_node, packed
 from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
-from trtq.reader.example import inputs_of
+from trtq.reader.example import axes_of, inputs_of
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
 from trtq.reader.opaque_model import opaque_model
@@ -209,6 +209,11 @@ class OnnxModule(Nodes):
     def input_names(self) -> list[str]:
         """Names of the inputs, in the order of the file."""
         return [port.name for port in self.inputs]
+
+    @property
+    def declared_axes(self) -> dict[str, tuple[int | str, ...]]:
+        """The sizes of the inputs by name, open axes as texts."""
+        return axes_of(self.inputs)
 
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return an example of every input, and the open axes that the file declares.
