@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import trtq
+from tests.support.small_net import FACTORY, Net
 from trtq.data.tensor_samples import TensorSamples
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.flow.finetune import Finetuned
@@ -27,38 +28,7 @@ from trtq.specs import (
 )
 from trtq.testing.images import write_classes
 
-FACTORY = "\n\ndef model():\n    torch.manual_seed(0)\n    return Net()\n"
 ANALYSED = {"metric": "l2", "images": 8, "calib_images": 16, "batch_size": 4}
-
-
-class Net(nn.Module):
-    num_classes = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(self.stem(x)).flatten(1))
-
-
-@pytest.fixture(scope="module")
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def labels(net, images) -> torch.Tensor:
-    with torch.no_grad():
-        return net(images).argmax(1)
 
 
 @pytest.fixture(scope="module")

@@ -14,41 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import trtq
+from tests.support.small_net import FACTORY, Net
 from trtq.errors import CaptureError, DataError, UsageError
 from trtq.specs import QuantizeOptions, QuantizeSpec
 from trtq.testing.images import write_classes
-
-FACTORY = "\n\ndef model():\n    torch.manual_seed(0)\n    return Net()\n"
-
-
-class Net(nn.Module):
-    num_classes = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(self.stem(x)).flatten(1))
-
-
-@pytest.fixture(scope="module")
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def labels(net, images) -> torch.Tensor:
-    with torch.no_grad():
-        return net(images).argmax(1)
 
 
 @pytest.fixture(autouse=True)

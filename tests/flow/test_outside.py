@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import trtq
-from tests.flow.test_objects import Net
+from tests.support.small_net import Net
 from trtq.errors import DataError, UsageError
 from trtq.tasks import Task, find_task
 

@@ -1,5 +1,7 @@
 """Whole files: constants, branches, names, types, round trips and what is refused."""
 
+import functools
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import trtq
-from tests.support.onnx_files import IR_VERSION, _weight, text_encoder, two_images
+from tests.support import onnx_files
+from tests.support.onnx_files import random_weight, text_encoder, two_images
 from trtq.errors import CaptureError, ExportError, ModelError, UsageError
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
@@ -16,16 +19,7 @@ from trtq.reader import read_onnx
 FLOAT = TensorProto.FLOAT
 
 
-def model_of(nodes, inputs, outputs, weights=None, *, opset=17, domains=()):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
-        [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()],
-    )
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+model_of = functools.partial(onnx_files.model_of, opset=17, check=False)
 
 
 def image_model(nodes, weights, *, size=8, batch="batch", outputs=("y",), opset=17):
@@ -57,7 +51,7 @@ def assert_round_trip(model, loaded, made):
 def test_constants_behind_identity_cast_and_transpose_are_the_layers_own_weights():
     nodes = [
         helper.make_node(
-            "Constant", [], ["raw"], value=numpy_helper.from_array(_weight(3, 3, 4, 3))
+            "Constant", [], ["raw"], value=numpy_helper.from_array(random_weight(3, 3, 4, 3))
         ),
         helper.make_node("Identity", ["raw"], ["same"]),
         helper.make_node("Transpose", ["same"], ["turned"], perm=[2, 3, 0, 1]),
@@ -67,7 +61,7 @@ def test_constants_behind_identity_cast_and_transpose_are_the_layers_own_weights
     module = read_onnx(image_model(nodes, {}))
     assert module.paths == ["stem.conv.Conv"]
     own = module.get_submodule("stem.conv.Conv").weight
-    np.testing.assert_array_equal(own.detach(), _weight(3, 3, 4, 3).transpose(2, 3, 0, 1))
+    np.testing.assert_array_equal(own.detach(), random_weight(3, 3, 4, 3).transpose(2, 3, 0, 1))
 
 
 def test_names_types_order_and_metadata_come_back(tmp_path):
@@ -113,7 +107,10 @@ def test_a_matmul_with_constants_and_its_bias_become_one_linear_layer(tmp_path):
     ]
     given = [("x", FLOAT, ["batch", 8])]
     model = model_of(
-        nodes, given, [("y", FLOAT, ["batch", 5])], {"w": _weight(8, 5), "b": _weight(5)}
+        nodes,
+        given,
+        [("y", FLOAT, ["batch", 5])],
+        {"w": random_weight(8, 5), "b": random_weight(5)},
     )
     loaded, made = written(tmp_path, model)
     targets = [str(n.target) for n in loaded.graph.module.graph.nodes if n.op == "call_function"]
@@ -133,7 +130,7 @@ def test_old_and_new_forms_are_read(tmp_path, opset):
         helper.make_node("Softmax", ["p"], ["y"], axis=1),
     ]
     weights = {
-        "w": _weight(4, 3, 3, 3),
+        "w": random_weight(4, 3, 3, 3),
         **{k: np.ones(4, np.float32) for k in "gbmv"},
         "low": np.float32(0),
         "high": np.float32(6),
@@ -183,7 +180,7 @@ def test_half_files_are_computed_in_float32_and_keep_their_types():
         nodes,
         [("x", TensorProto.FLOAT16, ["batch", 3, 8, 8])],
         [("y", TensorProto.FLOAT16, None)],
-        {"w": _weight(4, 3, 3, 3).astype(np.float16)},
+        {"w": random_weight(4, 3, 3, 3).astype(np.float16)},
     )
     module = read_onnx(model)
     answer = module(torch.zeros(2, 3, 8, 8, dtype=torch.float16))["y"]
@@ -196,13 +193,13 @@ def test_external_data_is_read(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", kernel_shape=[3, 3])]
     path = tmp_path / "m.onnx"
     onnx.save(
-        image_model(nodes, {"w": _weight(4, 3, 3, 3)}),
+        image_model(nodes, {"w": random_weight(4, 3, 3, 3)}),
         path,
         save_as_external_data=True,
         location="m.data",
         size_threshold=0,
     )
-    np.testing.assert_array_equal(read_onnx(path).conv.weight.detach(), _weight(4, 3, 3, 3))
+    np.testing.assert_array_equal(read_onnx(path).conv.weight.detach(), random_weight(4, 3, 3, 3))
     (tmp_path / "m.data").unlink()
     with pytest.raises(ExportError, match="the file with its tensors is missing"):
         read_onnx(path)
@@ -262,7 +259,7 @@ def test_a_file_that_cannot_be_read_is_named_for_what_it_is(model, reason):
 def test_wrong_shapes_are_said_with_the_node(tmp_path):
     path = tmp_path / "m.onnx"
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="/stem/Conv", kernel_shape=[3, 3])]
-    onnx.save(image_model(nodes, {"w": _weight(4, 5, 3, 3)}), path)
+    onnx.save(image_model(nodes, {"w": random_weight(4, 5, 3, 3)}), path)
     with pytest.raises(CaptureError, match="5"):
         trtq.load(str(path))
 

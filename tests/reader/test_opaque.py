@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 import trtq
 from tests.reader.test_files import assert_round_trip, image_model, written
-from tests.support.onnx_files import _weight
+from tests.support.onnx_files import random_weight
 from trtq.errors import ModelError
 from trtq.graph.opaque import use_library
 from trtq.reader import read_onnx
@@ -20,7 +20,7 @@ def _with_det(size=4):
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv", kernel_shape=[1, 1]),
         helper.make_node("Det", ["c"], ["y"], name="det"),
     ]
-    return image_model(nodes, {"w": _weight(4, 3, 1, 1)}, size=size)
+    return image_model(nodes, {"w": random_weight(4, 3, 1, 1)}, size=size)
 
 
 def test_a_node_without_a_row_is_computed_and_written_back(tmp_path):
@@ -57,8 +57,8 @@ def test_a_recurrent_layer_over_an_open_length_is_kept_whole(tmp_path):
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["length", "batch", 6])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [
-            onnx.numpy_helper.from_array(_weight(1, 20, 6), "w"),
-            onnx.numpy_helper.from_array(_weight(1, 20, 5), "r"),
+            onnx.numpy_helper.from_array(random_weight(1, 20, 6), "w"),
+            onnx.numpy_helper.from_array(random_weight(1, 20, 5), "r"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)

@@ -8,7 +8,7 @@ from onnx import helper
 
 import trtq
 from tests.reader.test_files import image_model
-from tests.support.onnx_files import _weight
+from tests.support.onnx_files import random_weight
 from trtq.errors import EncodingsError, UsageError
 from trtq.reader import read_onnx
 from trtq.reader.ranges import foreign_of
@@ -16,7 +16,7 @@ from trtq.reader.ranges import foreign_of
 
 def quantized_model(zero=0, kind=np.int8, scale=0.02, per_channel=True):
     """A convolution whose input and weight have Q/DQ pairs."""
-    weight = _weight(4, 3, 3, 3)
+    weight = random_weight(4, 3, 3, 3)
     steps = np.abs(weight).max((1, 2, 3)) / 127 if per_channel else np.float32(0.03)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["qx"], name="qx"),
@@ -40,7 +40,7 @@ def test_ranges_are_scales_times_the_largest_code():
     assert [n.op_type for n in module.nodes] == ["Conv"]
     amax = module.ranges.amax
     assert float(amax["stem.conv.input"]) == pytest.approx(0.02 * 127)
-    largest = np.abs(_weight(4, 3, 3, 3)).max((1, 2, 3))
+    largest = np.abs(random_weight(4, 3, 3, 3)).max((1, 2, 3))
     np.testing.assert_allclose(amax["stem.conv.weight"], largest, rtol=1e-6)
     assert module.ranges.axes == {"stem.conv.weight": 0}
 

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 import trtq
 from tests.reader.test_files import image_model
-from tests.support.onnx_files import _weight
+from tests.support.onnx_files import random_weight
 from trtq.errors import ExportError, ModelError
 from trtq.export.onnx_file import save_onnx
 from trtq.export.tail import TAIL, pack_tail
@@ -23,7 +23,7 @@ def with_plugin(opset=17):
         helper.make_node("Relu", ["n"], ["y"], name="behind"),
         helper.make_node("Sigmoid", ["a"], ["scores"], name="scores"),
     ]
-    weights = {"w": _weight(4, 3, 1, 1), "v": _weight(2, 4, 1, 1)}
+    weights = {"w": random_weight(4, 3, 1, 1), "v": random_weight(2, 4, 1, 1)}
     model = image_model(nodes, weights, outputs=("y", "scores"), opset=opset)
     for value, channels in zip(model.graph.output, (2, 4), strict=True):
         shape = ["batch", channels, 8, 8]

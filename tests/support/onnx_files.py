@@ -9,7 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 IR_VERSION = 10
 
 
-def _model(nodes, inputs, outputs, weights=None, opset=18) -> onnx.ModelProto:
+def model_of(
+    nodes, inputs, outputs, weights=None, *, opset=18, domains=(), check=True
+) -> onnx.ModelProto:
+    """A model of nodes, with (name, type, shape) of its inputs and outputs."""
     graph = helper.make_graph(
         nodes,
         "g",
@@ -17,13 +20,14 @@ def _model(nodes, inputs, outputs, weights=None, opset=18) -> onnx.ModelProto:
         [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
         [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()],
     )
-    opsets = [helper.make_opsetid("", opset)]
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    onnx.checker.check_model(model)
+    if check:
+        onnx.checker.check_model(model)
     return model
 
 
-def _weight(*shape: int) -> np.ndarray:
+def random_weight(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
@@ -37,14 +41,14 @@ def two_images(batch: int | str = "batch", size: int = 8) -> onnx.ModelProto:
         helper.make_node("Relu", ["a"], ["features"], "relu"),
     ]
     shape = [batch, 3, size, size]
-    return _model(
+    return model_of(
         nodes,
         [("left", TensorProto.FLOAT, shape), ("right", TensorProto.FLOAT, shape)],
         [
             ("distance", TensorProto.FLOAT, [batch, 4, 1, 1]),
             ("features", TensorProto.FLOAT, [batch, 4, size - 2, size - 2]),
         ],
-        {"w": _weight(4, 3, 3, 3)},
+        {"w": random_weight(4, 3, 3, 3)},
     )
 
 
@@ -59,13 +63,13 @@ def text_encoder(vocabulary: int = 11, kind: int = TensorProto.INT64) -> onnx.Mo
         helper.make_node("MatMul", ["pooled", "w"], ["embedding"], "head"),
     ]
     weights = {
-        "table": _weight(vocabulary, 8),
-        "w": _weight(8, 5),
+        "table": random_weight(vocabulary, 8),
+        "w": random_weight(8, 5),
         "last": np.array([2], np.int64),
         "axis": np.array([1], np.int64),
     }
     shape = ["batch", "length"]
-    return _model(
+    return model_of(
         nodes,
         [("ids", kind, shape), ("mask", kind, shape)],
         [("embedding", TensorProto.FLOAT, ["batch", 5])],
@@ -80,11 +84,11 @@ def bytes_image(size: int = 8) -> onnx.ModelProto:
         helper.make_node("Transpose", ["f"], ["x"], "turn", perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["x", "w"], ["scores"], "conv", kernel_shape=[3, 3]),
     ]
-    return _model(
+    return model_of(
         nodes,
         [("image", TensorProto.UINT8, [1, size, size, 3])],
         [("scores", TensorProto.FLOAT, [1, 4, size - 2, size - 2])],
-        {"w": _weight(4, 3, 3, 3)},
+        {"w": random_weight(4, 3, 3, 3)},
     )
 
 
@@ -102,9 +106,9 @@ def open_sizes(batch: int | str = "batch") -> onnx.ModelProto:
         ),
         helper.make_node("Sigmoid", ["y"], ["map"], "sigmoid"),
     ]
-    return _model(
+    return model_of(
         nodes,
         [("images", TensorProto.FLOAT, [batch, 3, "height", "width"])],
         [("map", TensorProto.FLOAT, [batch, 1, None, None])],
-        {"w": _weight(1, 3, 3, 3)},
+        {"w": random_weight(1, 3, 3, 3)},
     )
