@@ -19,8 +19,9 @@ from trtq.commands.evaluate import evaluate
 from trtq.commands.finetune import CHECKPOINT, finetune
 from trtq.commands.loading import model_digest
 from trtq.commands.quantize import quantize
+from trtq.data.adapters import fingerprint
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
-from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
+from trtq.data.source import Note, Source, open_source, place_of, shared_images
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
 from trtq.engine.trtexec import find_trtexec, probe_number
@@ -134,7 +135,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
             "versions": {
                 n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")
             },
-            "images": fingerprint(spec.data, spec.class_index, note),
+            "images": fingerprint(spec.data, spec.class_index, note, tokenizer=spec.tokenizer),
             "allocation": _digest_or_none(spec.allocation),
             **_extensions_of(spec),
         }
@@ -218,7 +219,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         return {
             "settings": _settings(spec),
             **files,
-            "images": fingerprint(spec.data, spec.class_index, note),
+            "images": fingerprint(spec.data, spec.class_index, note, tokenizer=spec.tokenizer),
             "masks": fingerprint(spec.masks, None, note) if spec.masks else None,
             "versions": _runtime(),
         }

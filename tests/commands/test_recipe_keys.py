@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -149,3 +150,36 @@ def test_constants_that_are_no_parameters_count(project: Path):
         )
     )
     assert ran(project)["quantize"] == "model changed"
+
+
+VECTORS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.linear(x)
+
+def model():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+def test_a_stage_on_arrays_runs_again_when_one_changed(tmp_path: Path):
+    (tmp_path / "net.py").write_text(VECTORS)
+    (tmp_path / "set").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        np.savez(tmp_path / f"set/{i}.npz", x=rng.standard_normal(6).astype(np.float32))
+    (tmp_path / "recipe.toml").write_text(
+        f'out = "{tmp_path}/run"\n[quantize]\nmodel = "{tmp_path}/net.py:model"\n'
+        f'data = "{tmp_path}/set"\npreset_quant = "none"\ncalib_cache = "{tmp_path}/cache"\n'
+    )
+    assert list(ran(tmp_path)) == ["quantize", "report"]
+    assert ran(tmp_path) == {}
+    np.savez(tmp_path / "set/2.npz", x=rng.standard_normal(6).astype(np.float32))
+    assert ran(tmp_path)["quantize"] == "images changed"

@@ -12,8 +12,9 @@ from trtq import EvaluateSpec, evaluate
 from trtq.artifact import stamp_of
 from trtq.commands.finetune import finetune
 from trtq.data import digests
+from trtq.data.adapters import fingerprint
 from trtq.data.digests import DigestCache
-from trtq.data.source import fingerprint, open_source, place_of, shared_images
+from trtq.data.source import open_source, place_of, shared_images
 from trtq.errors import DataError, UsageError
 from trtq.pipeline import run
 from trtq.progress import Silent

@@ -239,7 +239,7 @@ class _Deployment:
         spec = self.spec
         if spec.data is None:
             return ""
-        from trtq.data.source import fingerprint
+        from trtq.data.adapters import fingerprint
 
         return digest_of(
             [manifest.engine_sha256, fingerprint(spec.data, spec.class_index), spec.images]

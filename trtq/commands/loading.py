@@ -10,7 +10,7 @@ from trtq.artifact import digest_of
 from trtq.data.adapters import open_data
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.errors import UsageError
+from trtq.errors import DataError, UsageError
 from trtq.flow.data import forward_names, pixels_explained
 from trtq.flow.loading import load_text
 from trtq.flow.model import Model
@@ -187,8 +187,13 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     Whatever the factory reads or imports to make the model is in it.
     """
     loaded = open_model(spec)
-    preprocess, _ = open_preprocess(spec, loaded)
-    graph = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size)).module
+    try:
+        data = open_given(spec, lambda _: None)
+    except DataError:  # the step itself says what is wrong with them
+        preprocess, _ = open_preprocess(spec, loaded)
+        graph = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size)).module
+    else:
+        graph = input_of(spec, loaded, data).capture(loaded).graph.module
     said = getattr(loaded.module, "num_classes", None)  # decides what the output is
     return digest_of(
         [weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None]

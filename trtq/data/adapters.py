@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,14 +172,32 @@ def _require_used(request: Request, adapter: Adapter) -> None:
         )
 
 
-def fingerprint(request: Request) -> str | None:
+def fingerprint(
+    text: str,
+    class_index: str | None = None,
+    note: Callable[[str], None] | None = None,
+    *,
+    tokenizer: str | None = None,
+) -> str | None:
     """Return what tells the content of data from that of others; None if it cannot be listed.
+
+    Args:
+        text: any form of the table.
+        class_index: the order of classes, for images.
+        note: receives a line when digests of unchanged images were taken from the cache.
+        tokenizer: file of the tokenizer, for texts.
 
     Raises:
         DataError: a file cannot be read.
     """
     try:
-        data = open_data(request)
+        data = open_data(Request(text=text, class_index=class_index, tokenizer=tokenizer))
     except DataError:
         return None
-    return data.identity()
+    identity, source = data.identity(), data.source
+    if note is not None and source is not None and source.cached_digests:
+        note(
+            f"{source.cached_digests} of {len(source)} image digests of {text} come from the "
+            "cache: inode, size and times of the files are unchanged"
+        )
+    return identity

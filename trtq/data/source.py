@@ -412,30 +412,6 @@ def _no_source(data: str, path: Path) -> DataError:
     return DataError(title, "there is no such folder or .zip", hint if "Did you" in hint else "")
 
 
-def fingerprint(data: str, class_index: str | None = None, note: Note | None = None) -> str | None:
-    """Return :meth:`Source.identity` of the images behind ``data``; None if they cannot be listed.
-
-    Args:
-        data: as for :func:`open_source`.
-        class_index: as for :func:`open_source`.
-        note: receives a line when digests of unchanged files were taken from the cache.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    try:
-        source = open_source(data, class_index)
-    except DataError:
-        return None
-    identity = source.identity()
-    if note is not None and source.cached_digests:
-        note(
-            f"{source.cached_digests} of {len(source)} image digests of {data} come from the "
-            "cache: inode, size and times of the files are unchanged"
-        )
-    return identity
-
-
 def describe(source: Source) -> dict[str, object]:
     """Return what a record says about a source."""
     return {
