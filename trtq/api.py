@@ -15,7 +15,7 @@ from trtq.data.samples import Samples
 from trtq.errors import UsageError
 from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
-from trtq.flow.load import Request, load_any, require_unused
+from trtq.flow.load import LoadRequest, load_any, require_unused
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
@@ -75,7 +75,7 @@ def load(
     """
     return load_any(
         model,
-        Request(
+        LoadRequest(
             checkpoint=checkpoint,
             checkpoint_match=None if checkpoint_match == "name" else checkpoint_match,
             checkpoint_key=checkpoint_key,

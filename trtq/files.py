@@ -17,7 +17,6 @@ FRONTIER_JSON = "frontier.json"
 IMPORT_JSON = "import.json"
 EXPORT_JSON = "export.json"
 SOURCE_JSON = "source.json"  # what the files of a folder were exported from
-CALIBRATION_JSON = "calibration.json"  # which images a candidate of a search saw
 BENCH_JSON = "bench.json"
 COMPARE_JSON = "compare.json"
 DEPLOY_JSON = "deploy.json"

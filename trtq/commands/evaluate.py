@@ -258,21 +258,6 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
     )
 
 
-def choose_images(source: Source, limit: int | None, used: frozenset[str]) -> list[int]:
-    """Return the images to evaluate on, at most ``limit``, drawn evenly.
-
-    Args:
-        source: all images.
-        limit: how many; None for all.
-        used: content digests of images to leave out.
-
-    Raises:
-        DataError: none is left.
-    """
-    contents = source.short_contents(range(len(source))) if used else [""] * len(source)
-    return _left(source.name, contents, limit, used)
-
-
 def _chosen(spec: EvaluateSpec, samples: Samples) -> list[int]:
     """Return the positions of the samples to evaluate on, drawn evenly.
 

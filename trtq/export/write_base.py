@@ -8,8 +8,6 @@ every TensorRT from 8.0 on. An argument that a form does not take raises
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,16 +24,7 @@ FAR = 2**62  # torch writes "to the end" as the largest int64
 def writer_of(node: fx.Node) -> Write | None:
     """Return the function that writes a call, None where the table of operators names none."""
     name = ops.as_written(node).write
-    return _function(name) if name else None
-
-
-@functools.cache
-def _function(name: str) -> Write:
-    """Return the function of a row, ``family.function`` or a full path from outside of trtq."""
-    module, _, function = name.rpartition(".")
-    path = module if "." in module else f"trtq.export.write_{module}"
-    write: Write = getattr(importlib.import_module(path), function)
-    return write
+    return ops.row_function(name, "trtq.export.write_") if name else None
 
 
 def val(node: fx.Node) -> torch.Tensor:

@@ -28,7 +28,7 @@ FOR_TEXTS = ("checkpoint", "checkpoint_key", "model_arg", "checkpoint_match")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class LoadRequest:
     """How a model is loaded and captured: the arguments of ``trtq.load``, None where not given."""
 
     checkpoint: str | Path | None
@@ -72,7 +72,7 @@ def require_unused(given: Mapping[str, object], names: Sequence[str], reason: st
         )
 
 
-def load_any(model: object, asked: Request) -> Model:
+def load_any(model: object, asked: LoadRequest) -> Model:
     """Return a model, captured as one graph.
 
     Args:
@@ -106,7 +106,7 @@ def load_any(model: object, asked: Request) -> Model:
     )
 
 
-def _program(program: ExportedProgram, asked: Request) -> Model:
+def _program(program: ExportedProgram, asked: LoadRequest) -> Model:
     asked.refuse(FOR_TEXTS, "a program in memory has its weights already")
     loaded = from_program(program, asked.name or "exported program")
     picture, notes = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
@@ -114,7 +114,7 @@ def _program(program: ExportedProgram, asked: Request) -> Model:
     return Model.of(loaded, asked.preprocess or picture, notes, inputs)
 
 
-def _text(name: str, asked: Request) -> Model:
+def _text(name: str, asked: LoadRequest) -> Model:
     asked.refuse(("name",), "the text of a model is its name")
     if asked.ort_library is not None:
         use_library(Path(asked.ort_library))
@@ -134,7 +134,7 @@ def _text(name: str, asked: Request) -> Model:
     return model if asked.preprocess is not None else model.without_image
 
 
-def _own(module: nn.Module, asked: Request) -> Model:
+def _own(module: nn.Module, asked: LoadRequest) -> Model:
     """Return a program's own module, captured; the module itself is not changed.
 
     Raises:

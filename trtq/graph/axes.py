@@ -12,7 +12,7 @@ from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
 from trtq.graph.inputs import BATCH_OF_TWO
-from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec
+from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec, placeholders
 
 HUGE = 1 << 31  # larger bounds are none
 
@@ -123,27 +123,27 @@ def narrowest(graph: fx.GraphModule, opened: Open) -> tuple[Open, list[str]]:
     A model that decides by a size is traced along one way: the graph holds on that side only.
     """
     ranges, said = dict(opened.ranges), list[str]()
-    nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    for node, names in zip(nodes, opened.names, strict=True):
+    for node, names in zip(placeholders(graph), opened.names, strict=True):
         for i, name in names.items():
-            size = node.meta["val"].shape[i]
-            known = size.node.shape_env if isinstance(size, torch.SymInt) else None
-            if known is None:
-                continue
-            held = known.bound_sympy(size.node.expr)
             own = ranges.get(name, SizeRange())
-            most = int(held.upper) if held.upper.is_finite and held.upper < HUGE else None
-            least = int(held.lower) if held.lower > BATCH_OF_TWO else own.least
-            if (most is not None and (own.most is None or most < own.most)) or least > own.least:
-                ranges[name] = SizeRange(
-                    least=max(least, own.least),
-                    most=own.most if most is None else min(most, own.most or most),
-                    multiple=own.multiple,
-                )
-                said.append(
-                    f"the model decides by {name}: its graph holds for {ranges[name].meaning}"
-                )
+            held = _held(node.meta["val"].shape[i], own)
+            if held != own:
+                ranges[name] = held
+                said.append(f"the model decides by {name}: its graph holds for {held.meaning}")
     return opened._replace(ranges=ranges), said
+
+
+def _held(size: int | torch.SymInt, own: SizeRange) -> SizeRange:
+    """Return the sizes of an axis for which a traced graph holds, within those of the axis."""
+    if not isinstance(size, torch.SymInt) or size.node.shape_env is None:
+        return own
+    bounds = size.node.shape_env.bound_sympy(size.node.expr)
+    least, most = own.least, own.most
+    if bounds.lower > BATCH_OF_TWO:  # torch never traces sizes of 0 and 1 openly
+        least = max(least, int(bounds.lower))
+    if bounds.upper.is_finite and bounds.upper < HUGE:
+        most = min(most or HUGE, int(bounds.upper))
+    return SizeRange(least=least, most=most, multiple=own.multiple)
 
 
 def _batch_of(call: Call, axes: Axes) -> int | None:

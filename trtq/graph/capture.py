@@ -179,16 +179,7 @@ def capture(
     with torch.no_grad(), quiet():
         got = outputs_of(graph(*feed))
         diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
-    worst = max(range(len(diffs)), key=diffs.__getitem__)
-    if not diffs[worst] <= MAX_REL_DIFF:
-        which = "outputs differ" if len(diffs) == 1 else f"the output {names[worst]} differs"
-        raise CaptureError(
-            "The captured graph does not equal the model",
-            f"{which} by {diffs[worst]:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} "
-            "is rounding",
-            "Is the model in eval mode, and free of randomness and of state that forward() "
-            "changes?",
-        )
+    _require_equal(names, diffs)
     return CapturedGraph(
         module=graph,
         examples=feed,
@@ -196,9 +187,27 @@ def capture(
         notes=tuple(
             n for n in (note, *narrowed, *renamed, *said_by(model), *_about(answer, names)) if n
         ),
-        max_rel_diff=diffs[worst],
+        max_rel_diff=max(diffs),
         passes=passes,
         signature=signature,
+    )
+
+
+def _require_equal(names: Sequence[str], diffs: Sequence[float]) -> None:
+    """Refuse a graph that does not compute what the model does.
+
+    Raises:
+        CaptureError: names the output that differs most.
+    """
+    worst = max(range(len(diffs)), key=diffs.__getitem__)
+    if diffs[worst] <= MAX_REL_DIFF:
+        return
+    which = "outputs differ" if len(diffs) == 1 else f"the output {names[worst]} differs"
+    raise CaptureError(
+        "The captured graph does not equal the model",
+        f"{which} by {diffs[worst]:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} "
+        "is rounding",
+        "Is the model in eval mode, and free of randomness and of state that forward() changes?",
     )
 
 

@@ -25,14 +25,12 @@ class ModelInputs(NamedTuple):
         axes: the sizes of inputs by name, open axes as texts; None: the batch is open.
         ranges: the sizes of open axes, by name.
         outputs: names of the outputs to keep; none: all of them.
-        declared: a file says the axes, and the graph may fix some of them.
     """
 
     example: object
     axes: Axes | None = None
     ranges: Mapping[str, SizeRange] = {}
     outputs: Sequence[str] = ()
-    declared: bool = False
 
 
 @runtime_checkable

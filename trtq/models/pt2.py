@@ -77,7 +77,6 @@ def from_program(program: ExportedProgram, name: str) -> LoadedModel:
 
 def _hints(program: ExportedProgram) -> Mapping[str, Any]:
     """Return the size of the image that a program of one image takes."""
-    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
     named = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
     nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in named]
     values = [n.meta.get("val") for n in nodes]

@@ -6,7 +6,18 @@ counts, export and the ONNX walker ask here, for FX nodes and ONNX nodes alike. 
 nor a question about an ONNX node imports torch.
 """
 
-from trtq.ops.lookup import as_written, form_of, kind, of, onnx_types
+from trtq.ops.lookup import as_written, form_of, kind, of, onnx_types, row_function
 from trtq.ops.row import Op, Operand, Role, Trait
 
-__all__ = ["Op", "Operand", "Role", "Trait", "as_written", "form_of", "kind", "of", "onnx_types"]
+__all__ = [
+    "Op",
+    "Operand",
+    "Role",
+    "Trait",
+    "as_written",
+    "form_of",
+    "kind",
+    "of",
+    "onnx_types",
+    "row_function",
+]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from trtq.ops.row import Op, Trait, op
 from trtq.ops.table_layers import LAYERS
@@ -63,3 +65,17 @@ def onnx_types(*kinds: str, trait: Trait | None = None) -> tuple[str, ...]:
     ('Conv', 'Gemm', 'MatMul')
     """
     return tuple(t for row in TABLE if row.kind in kinds or trait in row.traits for t in row.onnx)
+
+
+@functools.cache
+def row_function(name: str, prefix: str) -> Callable[..., Any]:
+    """Return a function that a row names: ``family.function``, or a full path from outside.
+
+    Args:
+        name: as the row has it.
+        prefix: of the modules of families, such as ``trtq.export.write_``.
+    """
+    module, _, function = name.rpartition(".")
+    path = module if "." in module else f"{prefix}{module}"
+    found: Callable[..., Any] = getattr(importlib.import_module(path), function)
+    return found

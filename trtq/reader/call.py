@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,16 +101,7 @@ def reader_of(node: onnx.NodeProto) -> Read | None:
     if node.domain not in OWN:
         return None
     name = ops.of(node).read
-    return _function(name) if name else None
-
-
-@functools.cache
-def _function(name: str) -> Read:
-    """Return the function of a row, ``family.function`` or a full path from outside of trtq."""
-    module, _, function = name.rpartition(".")
-    path = module if "." in module else f"trtq.reader.read_{module}"
-    read: Read = getattr(importlib.import_module(path), function)
-    return read
+    return ops.row_function(name, "trtq.reader.read_") if name else None
 
 
 def operands_of(node: onnx.NodeProto) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def inputs_of(
     trials = examples if len(examples) > 1 else ()
     fits = next((e for e in trials if _runs(model, e)), examples[0])
     declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
-    return ModelInputs(fits, declared, declared=True)
+    return ModelInputs(fits, declared)
 
 
 def axes_of(ports: Sequence[Port]) -> dict[str, tuple[int | str, ...]]:
