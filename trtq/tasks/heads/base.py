@@ -16,6 +16,7 @@ from trtq.tasks.detections import Detections
 from trtq.tasks.facts import Facts
 
 CANDIDATES = 30_000  # boxes of one picture that suppression looks at, the best
+AT_FIRST = 1000
 Indices = npt.NDArray[np.int64]
 
 
@@ -137,9 +138,20 @@ def suppressed(boxes: Array, candidates: Candidates, *, overlap: float, most: in
     from torchvision.ops import batched_nms
 
     sound = np.flatnonzero(np.isfinite(boxes).all(axis=1))
-    values = (boxes[sound], candidates.scores[sound], candidates.classes[sound])
-    kept = batched_nms(*(torch.from_numpy(np.ascontiguousarray(v)) for v in values), overlap)
-    return np.asarray(sound[kept[:most].numpy()], dtype=np.int64)
+    # Torchvision moves the boxes of each class apart, which is right for positive numbers only.
+    positive = boxes - boxes[sound].min(initial=0.0)
+    values = [
+        torch.from_numpy(np.ascontiguousarray(v[sound]))
+        for v in (positive, candidates.scores, candidates.classes)
+    ]
+    count = AT_FIRST
+    # What is kept of the best does not depend on those behind: they are looked at only where the
+    # best are too few.
+    while True:
+        kept = batched_nms(*(v[:count] for v in values), overlap)[:most]
+        if len(kept) == most or count >= len(sound):
+            return np.asarray(sound[kept.numpy()], dtype=np.int64)
+        count *= 4
 
 
 def ranked(
