@@ -109,6 +109,18 @@ class Head(ABC):
         return self.decode_arrays(arrays, size)
 
 
+def output_called(facts: Facts, words: Sequence[str], *, rank: int) -> str | None:
+    """Return the first output that has one of these names, alone or behind a point.
+
+    Args:
+        facts: what is known about the model.
+        words: names, the best first.
+        rank: axes of the output.
+    """
+    last = {n: n.rpartition(".")[2] for n, shape in facts.outputs.items() if len(shape) == rank}
+    return next((n for word in words for n, own in last.items() if own == word), None)
+
+
 def best_of(scores: Array, least: float) -> Candidates:
     """Return every class of every box that has at least a score; a box may have several classes.
 
