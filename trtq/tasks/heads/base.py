@@ -46,6 +46,7 @@ class Head(ABC):
         name: as it is asked for.
         summary: the outputs that it reads.
         only_asked: whether it is used only where it is asked for by name.
+        by_names: whether it is known by the names of the outputs or by the metadata, not by shapes.
         outputs: names of the outputs that it reads, in its own order.
         classes: how many classes the outputs have; None where they do not tell.
         least_score: detections below it are left out.
@@ -56,6 +57,7 @@ class Head(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     only_asked: ClassVar[bool] = False
+    by_names: ClassVar[bool] = False
     outputs: tuple[str, ...]
     classes: int | None = None
     least_score: float = 0.001
