@@ -63,6 +63,8 @@ def test_without_a_number_of_classes_both_fit():
     ):
         find_head(facts())
     assert find_head(facts(), "rt-detr").classes == 3
+    open_size = replace(facts(metadata={"head": "RTDETRDecoder"}), size=None)
+    assert find_head(open_size).name == "rt-detr"  # whatever last_hidden_state looks like
     assert find_head(facts(metadata={"description": "RT-DETR v2"})).name == "rt-detr"
     with pytest.raises(
         UsageError, match="do not have the 5 classes of the labels: logits and pred"
