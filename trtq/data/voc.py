@@ -15,30 +15,6 @@ from trtq.errors import DataError, UsageError, listed
 SHOWN = 3
 SPLITS = "ImageSets/Main"
 CLASS_FILES = ("classes.txt", "labels.txt")
-CLASSES = tuple(  # of PASCAL VOC, whose files need not have all of them
-    [
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ]
-)
 
 
 def open_voc(request: Request) -> Data:
@@ -63,13 +39,12 @@ def open_voc(request: Request) -> Data:
     numbers = {name: i for i, name in enumerate(classes)}
     start = _first_pixel(request, list(files.values()))
     by_place = dict(zip(places, chosen.values(), strict=True))
-    return boxed_data(
-        request,
-        source,
-        boxes={p: _boxes(f, numbers, start) for p, f in by_place.items()},
-        sizes={p: f.size or (None, None) for p, f in by_place.items()},
-        classes=classes,
-    )
+    boxes = {p: _boxes(f, numbers, start) for p, f in by_place.items()}
+    empty = sum(len(f.objects) - len(boxes[p]) for p, f in by_place.items())
+    if empty:
+        request.tell(f"{empty} objects of {request.text} have no box with an area and are left out")
+    sizes = {p: f.size or (None, None) for p, f in by_place.items()}
+    return boxed_data(request, source, boxes=boxes, classes=classes, sizes=sizes)
 
 
 def _root_and_split(request: Request) -> tuple[str, str | None]:
@@ -114,15 +89,13 @@ def _read_all(source: FileSource) -> dict[str, VocFile]:
 
 
 def _classes(request: Request, source: FileSource, names: set[str]) -> Sequence[str]:
-    """Return the class names in index order: of a list beside the images, of VOC, or sorted.
+    """Return the class names in index order: of a list beside the images, or sorted.
 
     Raises:
         DataError: the list lacks a class of the annotations.
     """
     lists = [n for n in source.ignored if PurePosixPath(n).name in CLASS_FILES]
     if not lists:
-        if names and names <= set(CLASSES):
-            return CLASSES
         request.tell(
             f"the {len(names)} classes of {request.text} are numbered in the order of their names; "
             f"{CLASS_FILES[0]} with one name a line states another order"
@@ -149,25 +122,23 @@ def _of_split(
         DataError: it lists images without annotations.
         UsageError: there is no such split.
     """
-    lists = {
-        PurePosixPath(n).stem: n
-        for n in source.ignored
-        if PurePosixPath(n).parent.as_posix().endswith(SPLITS)
-    }
-    if split not in lists:
+    lists = [n for n in source.ignored if PurePosixPath(n).parent.as_posix().endswith(SPLITS)]
+    own = [n for n in lists if PurePosixPath(n).stem == split]
+    if not own:
+        known = sorted({PurePosixPath(n).stem for n in lists})
         raise UsageError(
             f"Cannot use --data {request.text}",
-            f"there is no {SPLITS}/{split}.txt; known: {', '.join(sorted(lists)) or 'none'}",
+            f"there is no {SPLITS}/{split}.txt; known: {', '.join(known) or 'none'}",
             f"Leave /{split} out to use all images",
         )
-    text = source.read_other(lists[split]).decode("utf-8-sig", "replace")
-    wanted = [line.split()[0] for line in text.splitlines() if line.strip()]
+    texts = [source.read_other(n).decode("utf-8-sig", "replace") for n in own]
+    wanted = [line.split()[0] for t in texts for line in t.splitlines() if line.strip()]
     by_stem = {PurePosixPath(n).stem: n for n in files}
     missing = [w for w in wanted if w not in by_stem]
     if missing:
         raise DataError(
             f"{source.name} lists images without annotations",
-            f"{len(missing)} of {len(wanted)} in {lists[split]}: {listed(missing, SHOWN)}",
+            f"{len(missing)} of {len(wanted)} in {own[0]}: {listed(missing, SHOWN)}",
             "Add their .xml files, or remove their lines",
         )
     return {by_stem[w]: files[by_stem[w]] for w in wanted}
@@ -213,8 +184,13 @@ def _first_pixel(request: Request, files: Sequence[VocFile]) -> int:
 def _boxes(file: VocFile, numbers: Mapping[str, int], start: int) -> Boxes:
     """Return the objects of an image; ``start`` is the number of the first pixel."""
     corners = [(o.corners[0] - start, o.corners[1] - start, *o.corners[2:]) for o in file.objects]
+    rows = [
+        (box, o)
+        for box, o in zip(corners, file.objects, strict=True)
+        if box[2] > box[0] and box[3] > box[1]
+    ]
     return Boxes.of(
-        corners,
-        [numbers[o.name] for o in file.objects],
-        difficult=[o.difficult for o in file.objects],
+        [box for box, _ in rows],
+        [numbers[o.name] for _, o in rows],
+        difficult=[o.difficult for _, o in rows],
     )
