@@ -144,7 +144,7 @@ def test_metadata_decide_where_the_size_is_open():
         (
             facts((1, 7, 77)),
             None,
-            r"No detection head is known.*output0 \[1, 7, 77\], input 64x64.*--head yolo, .*--task",
+            r"No detection head is known.*output0 \[1, 7, 77\], input 64x64.*--head: yolo, .*--task",
         ),
         (
             facts((1, 1000)),

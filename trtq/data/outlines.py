@@ -123,8 +123,7 @@ def packed(masks: npt.NDArray[np.bool_]) -> list[Packed]:
     """Return the run lengths of masks [N, H, W]."""
     from pycocotools import mask
 
-    runs: list[Packed] = mask.encode(np.asfortranarray(np.moveaxis(masks, 0, -1), dtype=np.uint8))
-    return runs
+    return [mask.encode(np.asfortranarray(own, dtype=np.uint8)) for own in masks]
 
 
 def areas(runs: Sequence[Packed]) -> npt.NDArray[np.float64]:

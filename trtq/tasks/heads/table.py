@@ -76,7 +76,7 @@ def _none_fits(facts: Facts, asked: str | None) -> UsageError:
     return UsageError(
         "No detection head is known that has the outputs of the model",
         f"known: {facts.words}",
-        f"Choose one: --head {', '.join(HEADS)}; or give a task of your own: --task file.py:task",
+        f"Name one with --head: {', '.join(HEADS)}; or give your own task: --task file.py:task",
     )
 
 
