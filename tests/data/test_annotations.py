@@ -45,6 +45,13 @@ def test_masks_and_areas_of_coco(tmp_path):
     assert targets_of(coco(tmp_path / "b", one(segmentation=[])))[0].masks is None
 
 
+def test_masks_that_are_damaged_name_their_image(tmp_path):
+    first, _ = targets_of(coco(tmp_path, one(segmentation=[[1, 2, 3, 4]])))
+    assert first.masks is not None
+    with pytest.raises(DataError, match="object in images/000.png of coco:.*: a polygon has 4 num"):
+        first.masks.packed()
+
+
 def test_keypoints_of_coco(tmp_path):
     first, second = targets_of(coco(tmp_path, one(keypoints=[1, 2, 2, 3, 4, 0]), one()))
     assert first.keypoints is not None

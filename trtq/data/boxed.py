@@ -146,7 +146,7 @@ class CheckedBoxes:
             DataError: the annotations were made for an image of another size, or a box is more
                 outside its image than inside.
         """
-        boxes, size = self.boxes[index], self._size(index)
+        boxes, size = self._named(index), self._size(index)
         if self.sizes is None:
             return scaled(boxes, *size)
         known = self._known_size(index)
@@ -168,6 +168,14 @@ class CheckedBoxes:
         if boxes.masks is not None:
             boxes = replace(boxes, masks=replace(boxes.masks, size=size[::-1]))
         return boxes
+
+    def _named(self, index: int) -> Boxes:
+        """Return boxes whose masks know which image they are of."""
+        boxes = self.boxes[index]
+        if boxes.masks is None:
+            return boxes
+        owner = f"{self.source.ids[index]} of {self.source.name}"
+        return replace(boxes, masks=replace(boxes.masks, owner=owner))
 
     def identity(self) -> str:
         """Return what tells two sets of boxes apart."""

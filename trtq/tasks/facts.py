@@ -95,7 +95,7 @@ class Facts:
     def require_one_class_list(self) -> None:
         """Refuse labels whose classes are not those of the model's metadata.
 
-        Other names for as many classes are accepted, another order of the same names is not.
+        Names that only one of them has are accepted, a name with two numbers is not.
 
         Raises:
             UsageError: names both.
@@ -109,14 +109,14 @@ class Facts:
                 f"model: {listed(model, SHOWN)}; labels: {listed(labels, SHOWN)}",
                 "Give labels of the model's classes",
             )
-        ours, theirs = ([_plain(n) for n in names] for names in (model, labels))
-        if ours != theirs and sorted(ours) == sorted(theirs):
-            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-            raise UsageError(
-                "The classes of the labels are in another order than the model's",
-                f"class {at} is {model[at]!r} in the model and {labels[at]!r} in the labels",
-                "Number the classes of the labels as the model does",
-            )
+        known = set(map(_plain, model))
+        for at, (ours, theirs) in enumerate(zip(model, labels, strict=True)):
+            if _plain(ours) != _plain(theirs) and _plain(theirs) in known:
+                raise UsageError(
+                    "The classes of the labels are in another order than the model's",
+                    f"class {at} is {ours!r} in the model and {theirs!r} in the labels",
+                    "Number the classes of the labels as the model does",
+                )
 
     def _literal(self, key: str) -> Any:
         """Return a Python value of the metadata; None where it is missing or cannot be read."""
