@@ -16,7 +16,7 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.loading import open_given, require_no_picture
-from trtq.data.answers import kind_in
+from trtq.data.answers import TASK, kind_in
 from trtq.data.classes import (
     require_calibrated_classes,
     require_known_classes,
@@ -31,7 +31,7 @@ from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
-from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
+from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, made_with
 from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
@@ -55,10 +55,13 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     progress = progress or Silent()
     note = Notes(progress.note)
     path = Path(spec.onnx)
-    runner, metadata, path = _open(spec, path, progress)
+    runner, metadata, made, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
-    task = None if spec.task is None else find_task(spec.task)
+    asked = spec.task or metadata.get(TASK)
+    task = None if asked is None else find_task(asked)
+    if spec.task is None and asked is not None:
+        note(f"the task is {asked}, as {path.name} says (--task)")
     data = open_given(spec, note, limit=spec.limit)
     if spec.masks is None and data.source is not None and data.source.labels is not None:
         require_numbers(data.source, metadata, path.parent)
@@ -74,6 +77,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         task=task,
         names=(spec.onnx, str(spec.reference)),
         note=note,
+        metadata=made,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
     measured = Measured(
@@ -168,11 +172,11 @@ def inputs_of(runner: Runner, metadata: Mapping[str, Any], name: str) -> InputNe
 
 def _open(
     spec: EvaluateSpec, path: Path, progress: Progress
-) -> tuple[Runner, Mapping[str, Any], Path]:
-    """Return what runs the file, what it says of its images, and the file that really runs."""
+) -> tuple[Runner, Mapping[str, Any], Mapping[str, str], Path]:
+    """Return what runs the file, what it says, what its maker said, and what really runs."""
     if not is_engine(path):
-        metadata = get_metadata(load_onnx(path))
-        return OnnxRunner(path, provider=spec.provider), metadata, path
+        model = load_onnx(path)
+        return OnnxRunner(path, provider=spec.provider), get_metadata(model), made_with(model), path
     try:
         runner = open_engine(path, trust=spec.trust)
     except EngineError as exc:
@@ -181,8 +185,12 @@ def _open(
         progress.note(f"{exc.message}: {exc.reason}; building it again")
         path = rebuild_engine(path, progress)
         runner = open_engine(path)
-    known = read_manifest(path).preprocess if manifest_path(path).is_file() else None
-    return runner, {"preprocess": known} if known is not None else {}, path
+    manifest = read_manifest(path) if manifest_path(path).is_file() else None
+    if manifest is None:
+        return runner, {}, {}, path
+    known = {"preprocess": manifest.preprocess, TASK: manifest.task}
+    said = {key: value for key, value in known.items() if value is not None}
+    return runner, said, manifest.made_with, path
 
 
 def _preprocess(

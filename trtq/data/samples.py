@@ -110,6 +110,11 @@ class Samples(ABC):
         """Whether samples have targets."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes of the targets, in index order; empty where nothing says them."""
+        return ()
+
+    @property
     def dense(self) -> bool:
         """Whether every pixel has a target."""
         return False
@@ -262,6 +267,10 @@ class ImageSamples(Samples):
                 f"Give --input-dtype {spec.dtype}",
             )
         return replace(self, input=spec.name)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(self.source.classes)
 
     @property
     def dense(self) -> bool:

@@ -50,6 +50,9 @@ class _TaskFields(TypedDict, total=False):
     task: str
     figures: list[Figure]
     reference_figures: list[Figure]
+    agreement_figures: list[Figure]
+    by_class: list[float | None]
+    class_names: list[str]
 
 
 def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) -> EvaluateRecord:
@@ -68,7 +71,7 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
         reference_sha256=measured.reference_sha256,
         images=seen.samples,
         **_scores(seen),
-        **_task_fields(seen, measured.spec.get("task")),
+        **_task_fields(seen, samples, measured.spec.get("task")),
         outputs=seen.outputs if seen.compared else [],
         finite=all(o.finite for o in seen.outputs),
         constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
@@ -81,15 +84,22 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
     )
 
 
-def _task_fields(seen: Evaluation, asked: object) -> _TaskFields:
-    """Return the fields of a record about the task that was asked for."""
-    if asked is None:
+def _task_fields(seen: Evaluation, samples: Samples, asked: object) -> _TaskFields:
+    """Return the fields of a record about a task: one asked for, or with no fields of its own."""
+    if asked is None and (seen.task.kind is not None or not seen.task.takes_targets):
         return {}
-    return {
-        "task": seen.task.name,
-        "figures": list(seen.figures.values()),
-        "reference_figures": list(seen.reference.values()),
-    }
+    fields = _TaskFields(
+        task=seen.task.label,
+        figures=list(seen.figures.values()),
+        reference_figures=list(seen.reference.values()),
+    )
+    if seen.alike is not None:
+        fields["agreement_figures"] = list(seen.agreement.values())
+    by_class = getattr(seen.score, "by_class", None)
+    if by_class is not None and not isinstance(seen.score, PixelScore):
+        fields["by_class"] = list(by_class)
+        fields["class_names"] = list(samples.class_names)
+    return fields
 
 
 def _scores(seen: Evaluation) -> _Scores:
