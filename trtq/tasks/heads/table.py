@@ -1,0 +1,83 @@
+"""The table of heads, and the one that reads the outputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trtq.errors import UsageError, suggest
+from trtq.tasks.facts import Facts
+from trtq.tasks.heads.base import Head
+from trtq.tasks.heads.yolo import Yolo, YoloObjectness, YoloX
+
+HEADS: Mapping[str, type[Head]] = {head.name: head for head in (Yolo, YoloObjectness, YoloX)}
+
+
+def find_head(facts: Facts, asked: str | None = None) -> Head:
+    """Return the head that reads the outputs of a model.
+
+    Args:
+        facts: what is known about the model.
+        asked: name of the head; None to find it from the outputs and the metadata.
+
+    Raises:
+        UsageError: none fits, or several, it is unknown, or it has another number of classes.
+    """
+    facts.require_one_class_list()
+    if asked is not None and asked not in HEADS:
+        raise UsageError(f"There is no head {asked!r}", hint=suggest(asked, HEADS))
+    rows = [h for h in HEADS.values() if not h.only_asked] if asked is None else [HEADS[asked]]
+    fitting = [head for row in rows for head in row.fitting(facts, asked=asked is not None)]
+    if not fitting:
+        raise _none_fits(facts, asked)
+    heads = [h for h in fitting if facts.count in (None, h.classes) or h.classes is None]
+    if not heads:
+        raise _other_classes(facts, fitting)
+    if len(heads) > 1:
+        raise _several_fit(facts, heads)
+    return heads[0]
+
+
+def _none_fits(facts: Facts, asked: str | None) -> UsageError:
+    if asked is not None:
+        return UsageError(
+            f"The head {asked} cannot read the outputs of the model",
+            f"it reads {HEADS[asked].summary}; known: {facts.words}",
+            "Choose another --head, or give a task of your own: --task file.py:task",
+        )
+    return UsageError(
+        "No detection head is known that has the outputs of the model",
+        f"known: {facts.words}",
+        f"Choose one: --head {', '.join(HEADS)}; or give a task of your own: --task file.py:task",
+    )
+
+
+def _other_classes(facts: Facts, heads: Sequence[Head]) -> UsageError:
+    owner = "the model's metadata" if facts.names else "the labels"
+    return UsageError(
+        f"The outputs do not have the {facts.count} classes of {owner}",
+        f"{_choices(heads)}; known: {facts.words}",
+        "Give labels of the model's classes, or choose another --head",
+    )
+
+
+def _several_fit(facts: Facts, heads: Sequence[Head]) -> UsageError:
+    names = list(dict.fromkeys(h.name for h in heads))
+    if len(names) == 1:
+        return UsageError(
+            f"The head {names[0]} can read the outputs in {len(heads)} ways",
+            f"{_choices(heads)}; known: {facts.words}",
+            "Keep one of these outputs: --outputs NAME",
+        )
+    return UsageError(
+        "Several detection heads can read the outputs of the model",
+        f"{_choices(heads)}; known: {facts.words}",
+        f"Choose one: {' or '.join(f'--head {n}' for n in names)}",
+    )
+
+
+def _choices(heads: Sequence[Head]) -> str:
+    return " or ".join(
+        f"{' and '.join(h.outputs)} as {h.name}"
+        + ("" if h.classes is None else f" with {h.classes} classes")
+        for h in heads
+    )
