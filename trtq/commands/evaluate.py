@@ -32,12 +32,13 @@ from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, made_with
-from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
-from trtq.flow.evaluate import Evaluator
+from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
+from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
+from trtq.flow.gallery import Gallery
 from trtq.graph.signature import SIGNATURE, Signature, TensorSpec
 from trtq.progress import Notes, Progress, Silent
-from trtq.records.evaluate import EvaluateRecord
+from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
 from trtq.specs.inputs import PICTURE
 from trtq.tasks import find_task
@@ -78,6 +79,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         names=(spec.onnx, str(spec.reference)),
         note=note,
         metadata=made,
+        gallery=Gallery(samples) if _pictures(spec) is not None else None,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
     measured = Measured(
@@ -87,11 +89,36 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         calibration_images=0 if spec.exclude else shared,
         runtime=runner.label,
         notes=note.lines,
+        pictures=_save_pictures(spec, evaluator, seen),
     )
     record = evaluation_record(seen, samples, measured)
     if spec.out:
         write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
+
+
+def _pictures(spec: EvaluateSpec) -> Path | None:
+    """Return the folder for pictures of the samples that differ most; None for no pictures.
+
+    Raises:
+        UsageError: there is nothing to differ from.
+    """
+    if spec.save_pictures and not spec.reference:
+        raise UsageError(
+            "--save-pictures needs --reference",
+            "the pictures show where two models differ",
+            "Give the float file: --reference OUT/model.fp32.onnx",
+        )
+    if spec.save_pictures:
+        return Path(spec.save_pictures)
+    return Path(spec.out) / PICTURES if spec.out and spec.reference else None
+
+
+def _save_pictures(spec: EvaluateSpec, evaluator: Evaluator, seen: Evaluation) -> list[PictureRow]:
+    folder = _pictures(spec)
+    if folder is None or evaluator.gallery is None:
+        return []
+    return evaluator.gallery.save(seen.task, folder)
 
 
 def _excluded(spec: EvaluateSpec) -> frozenset[str]:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 import torch
+from PIL import Image
 
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
@@ -176,6 +177,11 @@ class Samples(ABC):
             if isinstance(targets, torch.Tensor):
                 yield targets
 
+    def original(self, sample: str) -> Image.Image | None:
+        """Return the upright image of a sample by its id; None for samples that are no images."""
+        del sample
+        return None
+
     def targets_identity(self) -> object:
         """Return what tells two sets of targets apart; None without targets."""
         if not self.has_targets:
@@ -321,6 +327,10 @@ class ImageSamples(Samples):
             targets = self._targets(chosen[start : start + TARGETS_AT_ONCE])
             if isinstance(targets, torch.Tensor):
                 yield targets
+
+    def original(self, sample: str) -> Image.Image | None:  # noqa: D102
+        index = self.source.ids.index(sample)
+        return None if self.source.is_array(index) else self.source.image(index)
 
     def targets_identity(self) -> object:  # noqa: D102
         return None if self.labels is None else self.labels.identity()

@@ -22,10 +22,12 @@ from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import UsageError
 from trtq.export.onnx_file import made_with
 from trtq.flow.data import open_samples
+from trtq.flow.gallery import Gallery
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.flow.task import facts_of_batch
 from trtq.progress import Progress
-from trtq.tasks import Facts, Figure, Score, Task, facts_of, find_task, task_for
+from trtq.tasks import Facts, Figure, Score, Task, find_task, task_for
 
 Outputs = Mapping[str, Array]
 
@@ -145,6 +147,7 @@ class Evaluator:
         task: what the outputs mean; None for what is known.
         names: of the model and the reference, for errors.
         metadata: what the maker of the file wrote into it.
+        gallery: keeps the samples on which the two differ most; None for no pictures.
         note: receives a line that the user should read.
     """
 
@@ -155,6 +158,7 @@ class Evaluator:
     names: tuple[str, str]
     note: Callable[[str], None]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    gallery: Gallery | None = None
     tallies: dict[str, Tally] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
 
@@ -189,6 +193,8 @@ class Evaluator:
                 score.add(answer, targets)
             if alike is not None:
                 alike.add(*answers)
+            if self.gallery is not None and self.reference is not None:
+                self.gallery.add(task, batch, answers)
             progress.advance(len(batch))
         assert task is not None  # Samples are never empty
         return Evaluation(
@@ -244,7 +250,7 @@ class Evaluator:
             UsageError: the model lacks the outputs of the task that was asked for.
         """
         answer = next(iter(outputs.values()))
-        facts = facts_of(outputs, batch, samples, self.metadata)
+        facts = facts_of_batch(outputs, batch, samples, self.metadata)
         if self.task is not None:
             self.known = self.task.kind
             return self.task.bound(facts)

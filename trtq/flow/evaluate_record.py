@@ -10,8 +10,9 @@ import msgspec
 from trtq.artifact import SCHEMA, environment
 from trtq.data.samples import Samples
 from trtq.flow.evaluate import Evaluation
-from trtq.records.evaluate import EvaluateRecord
+from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.tasks import Figure
+from trtq.tasks.base import HasCurve
 from trtq.tasks.segmentation import PixelScore
 
 
@@ -24,6 +25,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         calibration_images: how many of the samples calibrated the model; None where unknown.
         runtime: what computed the outputs.
         notes: for the user.
+        pictures: that were written.
     """
 
     spec: Mapping[str, object]
@@ -32,6 +34,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     calibration_images: int | None
     runtime: str
     notes: list[str]
+    pictures: list[PictureRow] = []
 
 
 class _Scores(TypedDict):
@@ -53,6 +56,8 @@ class _TaskFields(TypedDict, total=False):
     agreement_figures: list[Figure]
     by_class: list[float | None]
     class_names: list[str]
+    curve: list[tuple[float, float]]
+    reference_curve: list[tuple[float, float]]
 
 
 def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) -> EvaluateRecord:
@@ -79,6 +84,7 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
         data={**samples.describe(), "images_sha256": samples.digest()},
         preprocess=samples.preprocess,
         runtime=measured.runtime,
+        pictures=measured.pictures or msgspec.UNSET,
         notes=measured.notes,
         environment=environment(),
     )
@@ -96,9 +102,13 @@ def _task_fields(seen: Evaluation, samples: Samples, asked: object) -> _TaskFiel
     if seen.alike is not None:
         fields["agreement_figures"] = list(seen.agreement.values())
     by_class = getattr(seen.score, "by_class", None)
-    if by_class is not None and not isinstance(seen.score, PixelScore):
+    if by_class is not None and seen.figures and not isinstance(seen.score, PixelScore):
         fields["by_class"] = list(by_class)
         fields["class_names"] = list(samples.class_names)
+    if isinstance(seen.score, HasCurve) and seen.figures:
+        fields["curve"] = seen.score.curve()
+    if isinstance(seen.reference_score, HasCurve) and seen.figures:
+        fields["reference_curve"] = seen.reference_score.curve()
     return fields
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from trtq.data.samples import Samples
+from collections.abc import Mapping
+
+from trtq.data.samples import Batch, Samples
 from trtq.errors import UsageError
 from trtq.flow.model import Model
 from trtq.flow.run import Run
 from trtq.tasks import Facts, Task, find_task
+from trtq.tasks.base import Outputs
 
-IMAGE_AXES = 4
+IMAGE_AXES = 4  # samples, channels, height, width
 
 
 def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run) -> Task | None:
@@ -42,5 +45,19 @@ def facts_of_model(model: Model, samples: Samples) -> Facts:
         outputs={n: tuple(a.shape) for n, a in zip(names, model.answers, strict=True)},
         size=(int(example.shape[2]), int(example.shape[3])) if is_image else None,
         metadata=model.metadata,
+        classes=samples.class_names,
+    )
+
+
+def facts_of_batch(
+    outputs: Outputs, batch: Batch, samples: Samples, metadata: Mapping[str, str]
+) -> Facts:
+    """Return what a first batch and the answers to it say."""
+    first = next(iter(batch.inputs.values()))
+    is_image = batch.places is not None or first.ndim == IMAGE_AXES
+    return Facts(
+        outputs={name: tuple(a.shape) for name, a in outputs.items()},
+        size=(int(first.shape[2]), int(first.shape[3])) if is_image else None,
+        metadata=metadata,
         classes=samples.class_names,
     )

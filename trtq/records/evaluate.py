@@ -14,6 +14,20 @@ from trtq.tasks.base import Figure
 IN_FIELDS = ("top-1", "top-5", "mIoU", "pixel accuracy")  # figures that have a field of their own
 
 
+class PictureRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of one sample: the answers of the reference and of the model, side by side.
+
+    Attributes:
+        file: its name in the folder of pictures.
+        sample: id.
+        difference: by which samples were ordered, 0 is none.
+    """
+
+    file: str
+    sample: str
+    difference: float
+
+
 class EvaluateRecord(Record, frozen=True, kw_only=True):
     """What ``trtq evaluate`` measured.
 
@@ -38,6 +52,9 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         agreement_figures: what the task says of the file's answers against the reference's.
         by_class: the task's first score of each class, by index; None for a class that is nowhere.
         class_names: in the same order; empty where nobody says them.
+        curve, reference_curve: recall and the task's precision there, 0 to 1.
+        pictures: of the samples where the two models differ most; their folder is beside the
+            record.
         calibration_images: how many of the images were used for calibration; None when that is not
             known.
         runtime: what computed the outputs.
@@ -59,6 +76,9 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     agreement_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     by_class: list[float | None] | msgspec.UnsetType = msgspec.UNSET
     class_names: list[str] | msgspec.UnsetType = msgspec.UNSET
+    curve: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    reference_curve: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    pictures: list[PictureRow] | msgspec.UnsetType = msgspec.UNSET
     agreement: float | None
     sqnr_db: float | None
     outputs: list[OutputComparison] = []

@@ -148,4 +148,11 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
             "accuracy."
         ),
     ] = ""
+    save_pictures: Annotated[
+        str,
+        PathDoc(
+            description="Folder for pictures of the images where the file and --reference differ "
+            "most; default: pictures in --out, for tasks that can be drawn."
+        ),
+    ] = ""
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -57,6 +57,14 @@ class Score(Protocol):
 
         Empty without targets.
         """
+
+
+@runtime_checkable
+class HasCurve(Protocol):
+    """Counts with a precision-recall curve."""
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Return recall and precision, 0 to 1."""
 
 
 class Task(ABC):
@@ -131,7 +139,15 @@ class Task(ABC):
         del answer, targets
         return ""
 
+    def difference(self, answer: Any, other: Any) -> float:
+        """Return how much the answers of two models to one sample differ; 0 is not at all.
+
+        It orders the samples that are shown.
+        """
+        del answer, other
+        return 0.0
+
     def draw(self, image: Image.Image, answer: Any) -> Image.Image | None:
-        """Return a picture of one sample's answer on its image; None where there is none."""
+        """Return a picture of one sample's answer on its original image; None for no picture."""
         del image, answer
         return None

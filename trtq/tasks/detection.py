@@ -13,10 +13,13 @@ from trtq.data.boxes import Boxes
 from trtq.errors import UsageError
 from trtq.tasks.base import Outputs, Places, Score, Task
 from trtq.tasks.detections import Detections
-from trtq.tasks.drawing import draw_boxes
+from trtq.tasks.drawing import SHOWN_SCORE, draw_boxes
 from trtq.tasks.facts import Facts
 from trtq.tasks.heads import Head, find_head
 from trtq.tasks.precision import AgreementPrecision, MeanPrecision
+
+
+PARTNERS = 0.5  # overlap of two boxes that are one object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +81,30 @@ class Detection(Task):
         boxed = targets.dtype == np.object_ and all(isinstance(t, Boxes) for t in targets)
         return "" if boxed else f"its targets are {targets.dtype}, expected boxes"
 
+    def difference(self, answer: Detections, other: Detections) -> float:
+        """Return how many boxes have no partner in the other answer, and how far partners lie.
+
+        Boxes of at least 0.25 count; a partner has the same class and overlaps by half.
+        """
+        own, theirs = answer.above(SHOWN_SCORE), other.above(SHOWN_SCORE)
+        overlaps = overlaps_of(own, theirs)
+        lost, far = len(own) + len(theirs), 0.0
+        while overlaps.size and float(overlaps.max()) >= PARTNERS:
+            row, column = np.unravel_index(int(overlaps.argmax()), overlaps.shape)
+            far += 1.0 - float(overlaps[row, column])
+            lost -= 2
+            overlaps[row], overlaps[:, column] = 0.0, 0.0
+        return lost + far
+
     def draw(self, image: Image.Image, answer: Detections) -> Image.Image:  # noqa: D102
         return draw_boxes(image, answer, self.classes)
+
+
+def overlaps_of(own: Detections, theirs: Detections) -> npt.NDArray[np.float64]:
+    """Return the intersection over union of each two boxes, 0 of other classes, [own, theirs]."""
+    a, b = own.xyxy.astype(np.float64)[:, None], theirs.xyxy.astype(np.float64)[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.clip(sides, 0.0, None).prod(axis=-1)
+    areas = [(v[..., 2:] - v[..., :2]).prod(axis=-1) for v in (a, b)]
+    union = np.maximum(areas[0] + areas[1] - shared, np.finfo(np.float64).tiny)
+    return np.where(own.classes[:, None] == theirs.classes[None], shared / union, 0.0)
