@@ -86,9 +86,10 @@ def family_of(graph: fx.GraphModule, *, detects: bool = False) -> tuple[Family, 
 
 def _gives_boxes(heads: Sequence[fx.Node]) -> bool:
     """Whether last layers give the sides of boxes and scores for the same queries."""
-    shapes = [tuple(n.meta["val"].shape) for n in heads if ops.kind(n) == "linear"]
-    boxes = {s[:-1] for s in shapes if len(s) > 2 and s[-1] == SIDES}
-    return any(s[:-1] in boxes and s[-1] != SIDES for s in shapes)
+    shapes = [n.meta["val"].shape for n in heads if ops.kind(n) == "linear"]
+    queries = [(str(list(s[:-1])), s[-1]) for s in shapes if len(s) > 2]
+    boxes = {q for q, columns in queries if columns == SIDES}
+    return any(q in boxes and columns != SIDES for q, columns in queries)
 
 
 def _is_transformer(name: str, module: nn.Module) -> bool:

@@ -49,8 +49,8 @@ def head_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 def scales(layers: Iterable[fx.Node]) -> int:
     """Return how many sizes of maps layers give: a detector's last ones give several."""
-    maps = (tuple(n.meta["val"].shape[2:]) for n in layers if n.meta["val"].ndim == MAP_AXES)
-    return len(set(maps))
+    maps = (n.meta["val"].shape[2:] for n in layers if n.meta["val"].ndim == MAP_AXES)
+    return len({str(list(size)) for size in maps})  # open sizes have no hash
 
 
 def _with_users(nodes: Iterable[fx.Node]) -> set[fx.Node]:
