@@ -49,6 +49,14 @@ def test_the_better_of_two_overlapping_boxes_of_a_class_is_kept():
     assert found.xyxy[0].tolist() == [26, 15, 36, 25]
 
 
+def test_boxes_of_other_classes_do_not_suppress_each_other():
+    values = raw()
+    values[0, :, 0] = [95, 5, 10, 10, 0.5, 0, 0]  # its right side, 100, is the largest number
+    values[0, :, 1] = [-6, -96, 10, 10, 0, 0.25, 0]  # 101 further, where the first one is
+    (found,) = find_head(facts((1, 7, CELLS))).decode({"output0": values}, SIZE)
+    assert found.classes.tolist() == [0, 1]
+
+
 def test_what_is_not_finite_is_no_detection():
     values = raw()
     values[0, :, 0] = [30, 20, 10, 10, np.nan, 0, 0]

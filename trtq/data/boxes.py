@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trtq.data.outlines import Outlines
+
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
@@ -17,12 +19,19 @@ class Boxes:
         classes: class indices, int64 [N].
         crowd: whether a box is around a group of objects, bool [N].
         difficult: whether an object need not be found, bool [N].
+        areas: pixels that each object covers, float64 [N]; None where only its box is known.
+        masks: the pixels of each object; None where only boxes are known.
+        keypoints: x, y in pixels and visibility (0: not labelled, 1: hidden, 2: visible),
+            float32 [N, K, 3]; None without them.
     """
 
     xyxy: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
     crowd: npt.NDArray[np.bool_]
     difficult: npt.NDArray[np.bool_]
+    areas: npt.NDArray[np.float64] | None = None
+    masks: Outlines | None = None
+    keypoints: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -78,8 +78,10 @@ class Detections:
         return self.at(self.scores >= score)
 
     def finite(self) -> Detections:
-        """Return the detections whose boxes and scores are neither NaN nor infinite."""
+        """Return the detections without a number that is NaN or infinite."""
         sound = np.isfinite(self.scores) & np.isfinite(self.xyxy).all(axis=1)
+        if self.keypoints is not None:
+            sound &= np.isfinite(self.keypoints).all(axis=(1, 2))
         return self if sound.all() else self.at(sound)
 
     def moved(self, place: ImagePlace) -> Detections:

@@ -16,6 +16,7 @@ from trtq.tasks.detections import Detections
 from trtq.tasks.facts import Facts
 
 CANDIDATES = 30_000  # boxes of one picture that suppression looks at, the best
+AT_FIRST = 1000
 Indices = npt.NDArray[np.int64]
 
 
@@ -108,6 +109,18 @@ class Head(ABC):
         return self.decode_arrays(arrays, size)
 
 
+def output_called(facts: Facts, words: Sequence[str], *, rank: int) -> str | None:
+    """Return the first output that has one of these names, alone or behind a point.
+
+    Args:
+        facts: what is known about the model.
+        words: names, the best first.
+        rank: axes of the output.
+    """
+    last = {n: n.rpartition(".")[2] for n, shape in facts.outputs.items() if len(shape) == rank}
+    return next((n for word in words for n, own in last.items() if own == word), None)
+
+
 def best_of(scores: Array, least: float) -> Candidates:
     """Return every class of every box that has at least a score; a box may have several classes.
 
@@ -137,9 +150,20 @@ def suppressed(boxes: Array, candidates: Candidates, *, overlap: float, most: in
     from torchvision.ops import batched_nms
 
     sound = np.flatnonzero(np.isfinite(boxes).all(axis=1))
-    values = (boxes[sound], candidates.scores[sound], candidates.classes[sound])
-    kept = batched_nms(*(torch.from_numpy(np.ascontiguousarray(v)) for v in values), overlap)
-    return np.asarray(sound[kept[:most].numpy()], dtype=np.int64)
+    # Torchvision moves the boxes of each class apart, which is right for positive numbers only.
+    positive = boxes - boxes[sound].min(initial=0.0)
+    values = [
+        torch.from_numpy(np.ascontiguousarray(v[sound]))
+        for v in (positive, candidates.scores, candidates.classes)
+    ]
+    count = AT_FIRST
+    # What is kept of the best does not depend on those behind: they are looked at only where the
+    # best are too few.
+    while True:
+        kept = batched_nms(*(v[:count] for v in values), overlap)[:most]
+        if len(kept) == most or count >= len(sound):
+            return np.asarray(sound[kept.numpy()], dtype=np.int64)
+        count *= 4
 
 
 def ranked(

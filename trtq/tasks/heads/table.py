@@ -6,10 +6,33 @@ from collections.abc import Mapping, Sequence
 
 from trtq.errors import UsageError, suggest
 from trtq.tasks.facts import Facts
+from trtq.tasks.heads.anchored import Fcos, RetinaNet, Ssd
 from trtq.tasks.heads.base import Head
+from trtq.tasks.heads.detr import Detr, RtDetr, RtDetrRows
+from trtq.tasks.heads.end_to_end import EndToEnd
+from trtq.tasks.heads.lists import EfficientNms, Lists, TensorFlow, TorchVision
 from trtq.tasks.heads.yolo import Yolo, YoloObjectness, YoloX
+from trtq.tasks.heads.yolo_parts import YoloMasks, YoloPose
 
-HEADS: Mapping[str, type[Head]] = {head.name: head for head in (Yolo, YoloObjectness, YoloX)}
+ROWS: tuple[type[Head], ...] = (
+    Yolo,
+    YoloObjectness,
+    YoloX,
+    YoloMasks,
+    YoloPose,
+    EndToEnd,
+    Detr,
+    RtDetr,
+    RtDetrRows,
+    EfficientNms,
+    TensorFlow,
+    Lists,
+    TorchVision,
+    Ssd,
+    RetinaNet,
+    Fcos,
+)
+HEADS: Mapping[str, type[Head]] = {row.name: row for row in ROWS}
 
 
 def find_head(facts: Facts, asked: str | None = None) -> Head:

@@ -22,7 +22,6 @@ PYRAMIDS = (  # strides of the maps that heads have one anchor, or more, for eac
     (4, 8, 16, 32, 64),
     (16, 32),
     (8, 16, 32, 64, 128),
-    (32,),
 )
 ANCHORS_A_CELL = (1, 3)  # of heads without and with anchor boxes
 
@@ -65,13 +64,13 @@ def _layouts(name: str, shape: Shape, facts: Facts, *, strict: bool) -> Iterator
         if not isinstance(anchors, int):
             yield Layout(name, channels, last, None)
             continue
-        per_cell = None if facts.size is None else _per_cell(anchors, facts.size)
+        per_cell = None if facts.size is None else anchors_a_cell(anchors, facts.size)
         larger = anchors > channels and (facts.size is None or not strict)
         if per_cell is not None or larger:
             yield Layout(name, channels, last, per_cell)
 
 
-def _per_cell(anchors: int, size: tuple[int, int]) -> int | None:
+def anchors_a_cell(anchors: int, size: tuple[int, int]) -> int | None:
     """Return how many anchors the cells of the usual maps have; None for another number."""
     cells = [_cells(size, p) for p in PYRAMIDS]
     return next((k for k in ANCHORS_A_CELL for c in cells if anchors == k * c), None)
@@ -102,15 +101,19 @@ class Rows(Head):
     def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
         if not asked and not cls._is_meant(facts):
             return []
-        return [
-            cls(outputs=(at.output,), classes=at.channels - BOX - cls.objectness, last=at.last)
-            for at in layouts(facts, asked=asked)
-            if at.channels > BOX + cls.objectness and cls._has(at, facts, asked=asked)
-        ]
+        ways = [at for at in layouts(facts, asked=asked) if cls._has(at, facts, asked=asked)]
+        return [head for at in ways for head in cls._reading(at, facts)]
+
+    @classmethod
+    def _reading(cls, at: Layout, facts: Facts) -> Sequence[Head]:
+        """Return the head that reads an output, if it has all that it needs."""
+        del facts
+        classes = at.channels - BOX - cls.objectness
+        return [cls(outputs=(at.output,), classes=classes, last=at.last)] if classes > 0 else []
 
     @classmethod
     def _is_meant(cls, facts: Facts) -> bool:
-        """Whether nothing but the shape of the output could say something else."""
+        """Whether the metadata and the other outputs are those of such a model."""
         if facts.task is not None and facts.task not in cls.tasks:
             return False
         return facts.task is not None or not (prototypes(facts) or facts.keypoint_shape)
