@@ -117,8 +117,8 @@ def test_metadata_decide_where_the_size_is_open():
             None,
             r"Several detection heads .* output0 as yolo with 4 classes or output0 as "
             r"yolo-objectness with 3 classes or output0 as yolox with 3 classes; known: output0 "
-            r"\[1, 84, 8\], input 64x64, number of classes unknown.*Choose one: --head yolo or "
-            r"--head yolo-objectness or --head yolox",
+            r"\[1, 84, 8\], input 64x64, number of classes unknown.*Choose one: "
+            r"--task detection:yolo or --task detection:yolo-objectness or --task detection:yolox",
         ),
         (
             facts((1, CELLS, 8), names=3),
@@ -139,13 +139,15 @@ def test_metadata_decide_where_the_size_is_open():
         (
             facts((1, 7, 77)),
             None,
-            r"No detection head is known.*output0 \[1, 7, 77\], input 64x64.*--head yolo, .*--task",
+            r"No detection head is known.*output0 \[1, 7, 77\], input 64x64.*Choose one of yolo, .*"
+            r"as --task detection:yolo; or give",
         ),
         (
             facts((1, 1000)),
             "yolo",
             r"The head yolo cannot read the outputs of the model: it reads \[N, 4 \+ classes, "
-            r"anchors\] or transposed.*known: output0 \[1, 1000\].*Choose another --head",
+            r"anchors\] or transposed.*known: output0 \[1, 1000\].*Choose another "
+            r"--task detection:HEAD",
         ),
         (facts((1, 7, CELLS)), "yollo", "There is no head 'yollo'. Did you mean yolo"),
         (

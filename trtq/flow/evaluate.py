@@ -271,7 +271,7 @@ class Evaluator:
         try:
             task = find_task("detection").bound(facts)
         except UsageError as exc:
-            self._tell(f"no scores of boxes: {exc.reason} (--task)")
+            self._tell(f"no scores of boxes: {exc.message}: {exc.reason} (--task)")
             return task_for(None)
         self._tell(f"the task is {task.label}: the targets are boxes, and its outputs fit")
         return task

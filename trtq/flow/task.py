@@ -30,7 +30,9 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
     try:
         task = find_task("detection").bound(facts)
     except UsageError as exc:
-        run.note(f"the boxes of {samples.name} are not looked at: {exc.reason} (--task)")
+        run.note(
+            f"the boxes of {samples.name} are not looked at: {exc.message}: {exc.reason} (--task)"
+        )
         return None
     run.note(f"the task is {task.label}: the samples have boxes, and the outputs fit (--task)")
     return task

@@ -18,7 +18,6 @@ from trtq.tasks.facts import Facts
 from trtq.tasks.heads import Head, find_head
 from trtq.tasks.precision import AgreementPrecision, MeanPrecision
 
-
 PARTNERS = 0.5  # overlap of two boxes that are one object
 
 

@@ -65,12 +65,13 @@ def _none_fits(facts: Facts, asked: str | None) -> UsageError:
         return UsageError(
             f"The head {asked} cannot read the outputs of the model",
             f"it reads {HEADS[asked].summary}; known: {facts.words}",
-            "Choose another --head, or give a task of your own: --task file.py:task",
+            "Choose another --task detection:HEAD, or give a task of your own: --task file.py:task",
         )
     return UsageError(
         "No detection head is known that has the outputs of the model",
         f"known: {facts.words}",
-        f"Choose one: --head {', '.join(HEADS)}; or give a task of your own: --task file.py:task",
+        f"Choose one of {', '.join(HEADS)}, as --task detection:{next(iter(HEADS))}; or give a "
+        "task of your own: --task file.py:task",
     )
 
 
@@ -79,7 +80,7 @@ def _other_classes(facts: Facts, heads: Sequence[Head]) -> UsageError:
     return UsageError(
         f"The outputs do not have the {facts.count} classes of {owner}",
         f"{_choices(heads)}; known: {facts.words}",
-        "Give labels of the model's classes, or choose another --head",
+        "Give labels of the model's classes, or choose another --task detection:HEAD",
     )
 
 
@@ -94,7 +95,7 @@ def _several_fit(facts: Facts, heads: Sequence[Head]) -> UsageError:
     return UsageError(
         "Several detection heads can read the outputs of the model",
         f"{_choices(heads)}; known: {facts.words}",
-        f"Choose one: {' or '.join(f'--head {n}' for n in names)}",
+        f"Choose one: {' or '.join(f'--task detection:{n}' for n in names)}",
     )
 
 
