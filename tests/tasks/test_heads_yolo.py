@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,8 +31,11 @@ def test_yolo_reads_one_anchor():
     values = raw()
     values[0, :, 5] = [30, 20, 10, 4, 0.1, 0.9, 0]
     (found,) = head.decode({"output0": values}, SIZE)
-    assert found.xyxy.tolist() == [[25, 18, 35, 22], [25, 18, 35, 22]]
-    assert found.classes.tolist() == [1, 0] and found.scores.tolist() == pytest.approx([0.9, 0.1])
+    assert found.xyxy.tolist() == [[25, 18, 35, 22]]
+    assert found.classes.tolist() == [1] and found.scores.tolist() == pytest.approx([0.9])
+    (every,) = replace(head, one_class=False).decode({"output0": values}, SIZE)
+    assert every.xyxy.tolist() == [[25, 18, 35, 22]] * 2
+    assert every.classes.tolist() == [1, 0] and every.scores.tolist() == pytest.approx([0.9, 0.1])
     (turned,) = find_head(facts(("n", CELLS, 7), names=3)).decode(
         {"output0": values.transpose(0, 2, 1)}, SIZE
     )
@@ -60,12 +64,13 @@ def test_boxes_of_other_classes_do_not_suppress_each_other():
 def test_what_is_not_finite_is_no_detection():
     values = raw()
     values[0, :, 0] = [30, 20, 10, 10, np.nan, 0, 0]
+    values[0, :, 5] = [10, 50, 10, 10, np.nan, 0.125, np.inf]
     values[0, :, 1] = [np.nan, 20, 10, 10, 0.5, 0, 0]
     values[0, :, 2] = [30, 20, np.inf, 10, 0.5, 0, 0]
     values[0, :, 3] = [30, 20, 10, 10, np.inf, 0, 0]
     values[0, :, 4] = [31, 20, 10, 10, 0.25, 0, 0]
     (found,) = find_head(facts((1, 7, CELLS))).decode({"output0": values}, SIZE)
-    assert found.scores.tolist() == [0.25]
+    assert found.scores.tolist() == [0.25, 0.125] and found.classes.tolist() == [0, 1]
     (nothing,) = find_head(facts((1, 7, CELLS))).decode({"output0": values * np.nan}, SIZE)
     assert len(nothing) == 0 and nothing.xyxy.shape == (0, 4)
 
@@ -215,7 +220,7 @@ def test_a_large_head_is_decoded_in_milliseconds():
     random = np.random.default_rng(0)
     values = random.uniform(0, 0.001, (1, 15, 21504)).astype(np.float32)
     values[:, :4] = random.uniform(20, 1000, (1, 4, 21504))
-    values[0, 4:, :300] = random.uniform(0, 1, (11, 300))
+    values[0, 4:, :600] = random.uniform(0, 1, (11, 600))
     head = find_head(facts((1, 15, 21504), size=(1024, 1024)))
     head.decode({"output0": values}, (1024, 1024))
     times = []

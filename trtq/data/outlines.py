@@ -67,6 +67,17 @@ class Outlines:
         """
         return [self._packed(outline) for outline in self.of]
 
+    def scaled(self, width: int, height: int) -> Outlines:
+        """Return polygons of shares of an image as polygons in pixels."""
+        sides = (width, height)
+        of = tuple(
+            outline
+            if isinstance(outline, RunLengths)
+            else [[v * sides[i % 2] for i, v in enumerate(polygon)] for polygon in outline]
+            for outline in self.of
+        )
+        return Outlines(of=of, size=(height, width))
+
     def decoded(self) -> npt.NDArray[np.bool_]:
         """Return the pixels of each object, bool [N, H, W].
 

@@ -82,6 +82,9 @@ class BoxesByImage(Protocol):
     def __getitem__(self, index: int, /) -> Boxes:
         """Return the boxes of one image, in pixels of the upright original."""
 
+    def identity(self) -> str:
+        """Return what tells two sets of boxes apart."""
+
 
 class Samples(ABC):
     """A repeatable list of samples.
@@ -333,6 +336,8 @@ class ImageSamples(Samples):
         return None if self.source.is_array(index) else self.source.image(index)
 
     def targets_identity(self) -> object:  # noqa: D102
+        if self.boxes is not None:
+            return self.boxes.identity()
         return None if self.labels is None else self.labels.identity()
 
     def describe(self) -> dict[str, object]:  # noqa: D102

@@ -46,6 +46,7 @@ class Head(ABC):
         name: as it is asked for.
         summary: the outputs that it reads.
         only_asked: whether it is used only where it is asked for by name.
+        by_names: whether it is known by the names of the outputs or by the metadata, not by shapes.
         outputs: names of the outputs that it reads, in its own order.
         classes: how many classes the outputs have; None where they do not tell.
         least_score: detections below it are left out.
@@ -56,6 +57,7 @@ class Head(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     only_asked: ClassVar[bool] = False
+    by_names: ClassVar[bool] = False
     outputs: tuple[str, ...]
     classes: int | None = None
     least_score: float = 0.001
@@ -121,18 +123,22 @@ def output_called(facts: Facts, words: Sequence[str], *, rank: int) -> str | Non
     return next((n for word in words for n, own in last.items() if own == word), None)
 
 
-def best_of(scores: Array, least: float) -> Candidates:
-    """Return every class of every box that has at least a score; a box may have several classes.
+def best_of(scores: Array, least: float, *, one_class: bool = False) -> Candidates:
+    """Return the classes of boxes that have at least a score.
 
     Args:
         scores: [classes, boxes]; NaN and infinity are no score.
         least: score that is needed.
+        one_class: a box has its best class only; else every class with the score.
     """
-    classes, rows = np.nonzero(scores >= least)
+    if not np.isfinite(scores).all():
+        scores = np.where(np.isfinite(scores), scores, np.float32(-np.inf))
+    if one_class:
+        rows = np.flatnonzero(scores.max(axis=0, initial=-np.inf) >= least)
+        classes = scores[:, rows].argmax(axis=0) if len(rows) else rows
+    else:
+        classes, rows = np.nonzero(scores >= least)
     values = scores[classes, rows]
-    sound = np.isfinite(values)
-    if not sound.all():
-        classes, rows, values = classes[sound], rows[sound], values[sound]
     order = np.argsort(-values, kind="stable")[:CANDIDATES]
     return Candidates(rows[order], classes[order], values[order])
 

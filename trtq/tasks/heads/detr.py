@@ -21,6 +21,7 @@ ROW = 6  # box, score, class
 class Queries(Head):
     """Logits [N, Q, classes] and boxes [N, Q, 4] in two outputs."""
 
+    by_names: ClassVar[bool] = True
     nothing: ClassVar[int]  # columns for "no object" behind the classes
 
     @classmethod
@@ -111,11 +112,12 @@ class RtDetrRows(Head):
         "[N, Q, 4 + classes] or [N, Q, 6]: centre, width and height as shares of the input, then "
         "scores of all classes, or score and class (ultralytics' RT-DETR)"
     )
+    by_names: ClassVar[bool] = True
     selected: bool = False
 
     @classmethod
     def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        if not asked and not facts.is_rt_detr:
+        if not asked and (not facts.is_rt_detr or any(_pairs(facts))):
             return []
         # Exports that name their head have selected; two classes look the same in others.
         return [

@@ -29,6 +29,7 @@ class Lists(Head):
     summary: ClassVar[str] = (
         "boxes [N, K, 4] in pixels, scores [N, K], labels [N, K] (exports of RT-DETR, D-FINE)"
     )
+    by_names: ClassVar[bool] = True
 
     @classmethod
     def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102

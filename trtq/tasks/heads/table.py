@@ -48,8 +48,7 @@ def find_head(facts: Facts, asked: str | None = None) -> Head:
     facts.require_one_class_list()
     if asked is not None and asked not in HEADS:
         raise UsageError(f"There is no head {asked!r}", hint=suggest(asked, HEADS))
-    rows = [h for h in HEADS.values() if not h.only_asked] if asked is None else [HEADS[asked]]
-    fitting = [head for row in rows for head in row.fitting(facts, asked=asked is not None)]
+    fitting = _fitting(facts) if asked is None else HEADS[asked].fitting(facts, asked=True)
     if not fitting:
         raise _none_fits(facts, asked)
     heads = [h for h in fitting if facts.count in (None, h.classes) or h.classes is None]
@@ -58,6 +57,13 @@ def find_head(facts: Facts, asked: str | None = None) -> Head:
     if len(heads) > 1:
         raise _several_fit(facts, heads)
     return heads[0]
+
+
+def _fitting(facts: Facts) -> list[Head]:
+    """Return the heads that fit; names of outputs say more than their shapes."""
+    rows = [row for row in ROWS if not row.only_asked]
+    heads = [head for row in rows for head in row.fitting(facts, asked=False)]
+    return [h for h in heads if h.by_names] or heads
 
 
 def _none_fits(facts: Facts, asked: str | None) -> UsageError:

@@ -87,12 +87,15 @@ class Rows(Head):
 
     Attributes:
         last: whether the numbers of an anchor are the last axis.
+        one_class: a box has its best class only, as detectors are deployed; else every class with
+            the least score, which ultralytics' validation counts.
         objectness: how many numbers are between a box and its scores: 1 with objectness, or 0.
         per_cell: anchors for each cell that the head can have.
         tasks: of ultralytics' metadata that the head is for.
     """
 
     last: bool = False
+    one_class: bool = True
     objectness: ClassVar[int]
     per_cell: ClassVar[tuple[int | None, ...]]
     tasks: ClassVar[tuple[str, ...]] = ("detect",)
@@ -134,7 +137,7 @@ class Rows(Head):
         scores = anchors[first : first + (self.classes or 0)]
         if self.objectness:
             scores = scores * anchors[BOX]
-        return best_of(scores, self.least_score)
+        return best_of(scores, self.least_score, one_class=self.one_class)
 
     def _kept(self, anchors: Array) -> tuple[Detections, Candidates]:
         """Return what is found among anchors, and which these are."""
