@@ -46,7 +46,9 @@ def test_tensorflow_writes_shares_from_the_top():
     names = ("num_detections", "detection_boxes", "detection_scores", "detection_classes")
     shapes = ((1,), (1, 9, 4), (1, 9), (1, 9))
     known = Facts(outputs=dict(zip(names, shapes, strict=True)), size=SIZE)
-    with pytest.raises(UsageError, match="--head efficient-nms or --head tensorflow"):
+    with pytest.raises(
+        UsageError, match="--task detection:efficient-nms or --task detection:tensorflow"
+    ):
         find_head(known)
     values = ([1.0], [[[0.1, 0.2, 0.3, 0.4]]], [[0.5]], [[1.0]])
     arrays = {n: np.array(v) for n, v in zip(names, values, strict=True)}
