@@ -25,6 +25,7 @@ from trtq.graph.signature import SizeRange
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
+from trtq.tasks import Task, find_task
 
 __all__ = ["load", "quantize", "samples"]
 
@@ -103,6 +104,7 @@ def quantize(
     *,
     input_size: tuple[int, int, int] | None = None,
     preprocess: Preprocess | None = None,
+    task: str | Task | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Quantized: ...
@@ -115,6 +117,7 @@ def quantize(
     *,
     input_size: tuple[int, int, int] | None = None,
     preprocess: Preprocess | None = None,
+    task: str | Task | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Quantized | QuantizeRecord:
@@ -127,6 +130,8 @@ def quantize(
             samples first, or the text of a folder of images.
         input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
         preprocess: how images become inputs.
+        task: what the outputs mean: a :class:`Task`, ``detection``, ``file.py:NAME`` ...; the
+            quick check compares answers by it. Default: what is known of the model.
         progress: receives progress.
         options: fields of :class:`QuantizeOptions`: ``bits``, ``method``, ``calibrator`` ...
 
@@ -136,14 +141,22 @@ def quantize(
     if isinstance(model, QuantizeSpec):
         from trtq.commands.quantize import quantize as run_command
 
-        given = {"input_size": input_size, "preprocess": preprocess, "options": options or None}
+        given = {
+            "input_size": input_size,
+            "preprocess": preprocess,
+            "task": task,
+            "options": options or None,
+        }
         return run_command(model, listener_of(model, data, progress, given))
-    asked = QuantizeOptions.make(options)
+    name = task if isinstance(task, str) or task is None else task.name
+    asked = QuantizeOptions.make({**options, "task": name})
+    known = None if task is None else find_task(task)
     check_options(asked)
     run = Run(progress or Silent())
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
-    return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
+    samples = choose_samples(everything, asked, run)
+    return quantize_model(captured, samples, asked, run, task=known)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,11 +71,9 @@ def test_what_is_not_finite_is_no_detection():
     values[0, :, 4] = [31, 20, 10, 10, 0.25, 0, 0]
     (found,) = find_head(facts((1, 7, CELLS))).decode({"output0": values}, SIZE)
     assert found.scores.tolist() == [0.25, 0.125] and found.classes.tolist() == [0, 1]
+    heads = (find_head(facts((1, 7, CELLS))), find_head(facts((1, 7, CELLS)), "yolo-objectness"))
     for wild in (np.nan, np.inf, -np.inf):
-        for head in (
-            find_head(facts((1, 7, CELLS))),
-            find_head(facts((1, 7, CELLS)), "yolo-objectness"),
-        ):
+        for head in heads:
             (nothing,) = head.decode({"output0": np.full_like(values, wild)}, SIZE)
             assert len(nothing) == 0
     (nothing,) = find_head(facts((1, 7, CELLS))).decode({"output0": values * np.nan}, SIZE)
@@ -129,8 +127,8 @@ def test_metadata_decide_where_the_size_is_open():
             None,
             r"Several detection heads .* output0 as yolo with 4 classes or output0 as "
             r"yolo-objectness with 3 classes or output0 as yolox with 3 classes; known: output0 "
-            r"\[1, 84, 8\], input 64x64, number of classes unknown.*Choose one: --head yolo or "
-            r"--head yolo-objectness or --head yolox",
+            r"\[1, 84, 8\], input 64x64, number of classes unknown.*Choose one: "
+            r"--task detection:yolo or --task detection:yolo-objectness or --task detection:yolox",
         ),
         (
             facts((1, CELLS, 8), names=3),
@@ -151,13 +149,15 @@ def test_metadata_decide_where_the_size_is_open():
         (
             facts((1, 7, 77)),
             None,
-            r"No detection head is known.*output0 \[1, 7, 77\], input 64x64.*head: yolo, .*--task",
+            r"No detection head is known.*output0 \[1, 7, 77\], input 64x64.*Choose one of yolo, .*"
+            r"as --task detection:yolo; or give",
         ),
         (
             facts((1, 1000)),
             "yolo",
             r"The head yolo cannot read the outputs of the model: it reads \[N, 4 \+ classes, "
-            r"anchors\] or transposed.*known: output0 \[1, 1000\].*Choose another --head",
+            r"anchors\] or transposed.*known: output0 \[1, 1000\].*Choose another "
+            r"--task detection:HEAD",
         ),
         (facts((1, 7, CELLS)), "yollo", "There is no head 'yollo'. Did you mean yolo"),
         (

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 import torch
+from PIL import Image
 
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
@@ -113,6 +114,11 @@ class Samples(ABC):
         """Whether samples have targets."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes of the targets, in index order; empty where nothing says them."""
+        return ()
+
+    @property
     def dense(self) -> bool:
         """Whether every pixel has a target."""
         return False
@@ -173,6 +179,11 @@ class Samples(ABC):
             targets = batch.targets()
             if isinstance(targets, torch.Tensor):
                 yield targets
+
+    def original(self, sample: str) -> Image.Image | None:
+        """Return the upright image of a sample by its id; None for samples that are no images."""
+        del sample
+        return None
 
     def targets_identity(self) -> object:
         """Return what tells two sets of targets apart; None without targets."""
@@ -267,6 +278,10 @@ class ImageSamples(Samples):
         return replace(self, input=spec.name)
 
     @property
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(self.source.classes)
+
+    @property
     def dense(self) -> bool:
         """Whether there are masks."""
         return self.labels is not None and self.labels.dense
@@ -315,6 +330,10 @@ class ImageSamples(Samples):
             targets = self._targets(chosen[start : start + TARGETS_AT_ONCE])
             if isinstance(targets, torch.Tensor):
                 yield targets
+
+    def original(self, sample: str) -> Image.Image | None:  # noqa: D102
+        index = self.source.ids.index(sample)
+        return None if self.source.is_array(index) else self.source.image(index)
 
     def targets_identity(self) -> object:  # noqa: D102
         if self.boxes is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
+from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
@@ -103,6 +104,12 @@ class Model:
             return self
         notes = tuple(n for n in self.notes if n != UNKNOWN_NORMALISATION)
         return replace(self, preprocess=None, notes=notes)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the maker of an ONNX file wrote into it; empty for other models."""
+        origin = getattr(self.module, "origin", None)
+        return origin.metadata if isinstance(origin, OnnxOrigin) else {}
 
     @property
     def random_weights(self) -> bool:

@@ -10,7 +10,7 @@ import onnx
 from trtq.export.fp16_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx
 from trtq.files import ENCODINGS, FP32, QDQ
-from trtq.flow.ptq import Inputs
+from trtq.flow.inputs import Inputs
 from trtq.quant.encodings import Encodings
 from trtq.specs import QuantizeOptions
 

@@ -56,13 +56,15 @@ class MeanPrecision:
         self._wanted: list[list[Entry]] = []
         self._found: list[list[Entry]] = []
 
-    def add(self, found: Sequence[Detections], wanted: Sequence[Boxes]) -> None:
+    def add(self, found: Sequence[Detections], wanted: Sequence[Boxes] | None) -> None:
         """Count images: what was found in each, and what is in it, in pixels of the same picture.
+
+        Images without known objects, None, do not count.
 
         Raises:
             DataError: masks or keypoints are missing, or do not belong together.
         """
-        for detections, boxes in zip(found, wanted, strict=True):
+        for detections, boxes in zip(found, wanted, strict=True) if wanted is not None else ():
             require_alike(detections, boxes)
             self._found.append(found_entries(detections, self.kind))
             self._wanted.append(wanted_entries(boxes, self.kind))
