@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -181,13 +180,7 @@ class CheckedBoxes:
         """Return what tells two sets of boxes apart."""
         total = hashlib.sha256()
         for index in sorted(self.boxes):
-            boxes = self.boxes[index]
-            arrays = (boxes.xyxy, boxes.classes, boxes.crowd, boxes.difficult)
-            total.update(f"{self.source.ids[index]}\0{len(boxes)}\0".encode())
-            for values in (*arrays, boxes.areas, boxes.keypoints):
-                total.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-            if boxes.masks is not None:
-                total.update(msgspec.msgpack.encode(boxes.masks.of))
+            total.update(f"{self.source.ids[index]}\0".encode() + self.boxes[index].content())
         return total.hexdigest()
 
     def _known_size(self, index: int) -> tuple[int, int] | None:
