@@ -116,9 +116,7 @@ REPEATED = [
 ]
 
 
-@pytest.mark.parametrize(
-    "nodes", [CLASS_TOKEN, POSITIONS, REPEATED], ids=["token", "cut", "picks"]
-)
+@pytest.mark.parametrize("nodes", [CLASS_TOKEN, POSITIONS, REPEATED], ids=["token", "cut", "picks"])
 def test_a_small_constant_that_grows_with_an_open_axis_leaves_it_open(tmp_path, nodes):
     sizes = [
         helper.make_node("Shape", ["x"], ["s"]),

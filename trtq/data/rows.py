@@ -209,10 +209,9 @@ def batch_rows(batch: object, name: str) -> list[object]:
         if isinstance(batch, (torch.Tensor, np.ndarray)):
             return list(batch)
         if isinstance(batch, Mapping):
-            parts = {k: list(v) for k, v in batch.items()}
-            return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+            return _part_rows(batch)
         if isinstance(batch, (tuple, list)) and batch:
-            return [tuple(row) for row in zip(*(list(part) for part in batch), strict=True)]
+            return [tuple(row) for row in zip(*map(_part_rows, batch), strict=True)]
     except (TypeError, ValueError) as exc:
         raise DataError(
             f"Cannot use a batch of {name}",
@@ -224,6 +223,14 @@ def batch_rows(batch: object, name: str) -> list[object]:
         f"it is a {type(batch).__name__}, expected a tensor, a pair or a dict of tensors",
         "Give the dataset itself, or a collate function that returns one of them",
     )
+
+
+def _part_rows(part: Any) -> list[object]:
+    """Return the rows of one part of a batch; a mapping of parts gives mappings."""
+    if not isinstance(part, Mapping):
+        return list(part)
+    parts = {k: _part_rows(v) for k, v in part.items()}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
 
 
 def _kept(data: Any, name: str, limit: int | None, note: Note | None) -> Rows:

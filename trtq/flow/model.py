@@ -11,6 +11,7 @@ from torch import nn
 
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
+from trtq.data.samples import Samples
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
@@ -45,6 +46,7 @@ class Model:
         graph: the captured graph with its signature.
         preprocess: how images become its input; None for a program's own model without one.
         notes: what a user must know about the model, its weights and its input.
+        scores: labels say that its first output is scores of classes.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Model:
     graph: CapturedGraph
     preprocess: Preprocess | None = None
     notes: tuple[str, ...] = ()
+    scores: bool = False
 
     @classmethod
     def of(
@@ -104,6 +107,10 @@ class Model:
         notes = tuple(n for n in self.notes if n != UNKNOWN_NORMALISATION)
         return replace(self, preprocess=None, notes=notes)
 
+    def judged_by(self, samples: Samples) -> Model:
+        """Return the model as these samples judge it: class indices ask for scores of classes."""
+        return replace(self, scores=True) if samples.class_targets else self
+
     @property
     def random_weights(self) -> bool:
         """Whether nobody trained the weights."""
@@ -145,6 +152,6 @@ class Model:
             return kind_of(shape, integer=integer, classes=None)
         columns = int(shape[1])
         classes = known_classes(self.module, self.name, columns)
-        if scored or labelled == columns:
+        if scored or self.scores or labelled == columns:
             classes = columns
         return kind_of(shape, integer=integer, classes=classes)

@@ -148,6 +148,7 @@ class _Search:
         if first.val is None:
             require_left(first.data, self.options)
         for candidate in self.candidates:
+            candidate.model = candidate.model.judged_by(candidate.scored)
             if candidate.model.answer_kind(candidate.scored.classes) not in HAVE_PREDICTIONS:
                 raise _no_accuracy(candidate, NO_SCORES)
 
