@@ -24,6 +24,7 @@ from trtq.data.model_inputs import InputNeeds
 from trtq.data.random_inputs import nearest
 from trtq.data.rows import IN_MEMORY
 from trtq.errors import DataError, MissingExtraError, UsageError
+from trtq.graph.capture import capture
 from trtq.graph.signature import SizeRange, TensorSpec
 
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "length"))
@@ -66,6 +67,44 @@ def test_names_order_and_targets():
     assert labels.has_targets and int(next(labels.batches(1)).inputs["labels"]) == 3
     alone = trtq.samples([{"labels": np.int64(3)}]).bound(LABELS)
     assert not alone.has_targets
+
+
+class Nested(nn.Module):
+    def forward(self, pair, bias):
+        return pair["x"] * pair["y"][0] + pair["y"][1] + bias
+
+
+def nested(**changes: object) -> dict[str, object]:
+    x, first, second, bias = torch.randn(4, 4).unbind()
+    return {"pair": {"x": x, "y": (first, second)}, "bias": bias, **changes}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [nested(label=3), nested(label=1)],
+        [(nested(), 3), (nested(), 1)],
+        DataLoader([(nested(), 3), (nested(), 1)], batch_size=2),
+        DataLoader([nested(target=1), nested(target=2)], batch_size=2),
+    ],
+    ids=["mappings", "pairs", "loader of pairs", "loader of mappings"],
+)
+def test_structures_of_tensors_are_inputs_by_the_way_to_each(data):
+    samples = trtq.samples(data)
+    batch = samples.first_batch()
+    assert isinstance(batch["pair"]["y"], (tuple, list)) and batch["bias"].shape == (2, 4)
+    signature = capture(Nested(), batch).signature
+    assert [t.name for t in signature.inputs] == ["pair.x", "pair.y.0", "pair.y.1", "bias"]
+    bound = samples.bound(InputNeeds(model="nested", inputs=signature.inputs))
+    inputs = next(bound.batches(2)).inputs
+    assert torch.equal(inputs["pair.y.1"], torch.as_tensor(batch["pair"]["y"][1]))
+    assert bound.has_targets and bound.class_targets
+
+
+def test_a_structure_in_a_tuple_needs_names():
+    with pytest.raises(DataError, match="input 'input' is a tuple, expected") as caught:
+        trtq.samples([((torch.zeros(4), torch.zeros(4)), 1)]).first_batch()
+    assert "a mapping of its tensors by name: {'left': ..., 'right': ...}" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,9 @@ def _shaped(name: str, value: object, batch: Mapping[str, torch.Tensor]) -> obje
     if parts is None:
         return batch[name]
     inner = {k: _shaped(f"{name}.{k}", v, batch) for k, v in parts.items()}
-    return inner if isinstance(value, Mapping) else type(value)(inner.values())
+    if isinstance(value, Mapping):
+        return inner
+    return tuple(inner.values()) if isinstance(value, tuple) else list(inner.values())
 
 
 def listed_inputs(names: Sequence[str] | None) -> str:
