@@ -313,6 +313,19 @@ def test_texts(words):
     rows = next(trtq.samples(f"{words}/t.txt", **options).bound(padded).batches(1)).inputs
     assert rows["input_ids"].tolist() == [[2, 3, 0, 0]] and rows["input_ids"].dtype == torch.int32
     assert rows["attention_mask"].tolist() == [[1, 1, 0, 0]]
+    joined = [b.inputs for b in trtq.samples(f"{words}/t.txt", **options).bound(TEXTS).batches(2)]
+    assert joined[0]["ids"].tolist() == [[2, 3, *[0] * 6], [4, 5, 2, 3, 4, 5, 2, 3]]
+    assert joined[0]["mask"].sum(1).tolist() == [2, 8] and joined[0]["mask"].dtype == torch.bool
+    assert joined[1]["ids"].tolist() == [[5, 2]]
+    assert sum("padded to the longest of a batch" in line for line in lines) == 1
+    alone = trtq.samples(f"{words}/t.txt", **options).bound(InputNeeds(model="m", inputs=(IDS,)))
+    assert [b.inputs["ids"].shape for b in alone.batches(3)] == [(1, 2), (1, 9), (1, 2)]
+    ranges = {"length": SizeRange(least=4, most=16, multiple=4)}
+    steps = InputNeeds(model="m", inputs=(IDS, MASK), ranges=ranges)
+    sizes = [
+        b.inputs["mask"] for b in trtq.samples(f"{words}/t.txt", **options).bound(steps).batches(1)
+    ]
+    assert [(m.shape[1], int(m.sum())) for m in sizes] == [(4, 2), (12, 9), (4, 2)]
     small = InputNeeds(model="m", inputs=(IDS, MASK), rows={"ids": 4})
     with pytest.raises(DataError, match="has the index 5, .*4 rows.*Use the tokenizer that"):
         list(trtq.samples(f"{words}/t.txt", **options).bound(small).batches(1))

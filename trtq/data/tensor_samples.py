@@ -20,6 +20,7 @@ from trtq.errors import DataError
 SHOWN = 3
 BATCH_OF_TWO = 2
 Note = Callable[[str], None]
+Pad = Callable[[Sequence[Mapping[str, torch.Tensor]]], list[dict[str, torch.Tensor]]]
 Sample = tuple[dict[str, torch.Tensor], object]
 
 
@@ -182,7 +183,12 @@ class TensorSamples(Samples):
         return [] if self.needs is None else [s.name for s in self.needs.inputs if not s.shape]
 
     def _read(self, part: Sequence[int]) -> list[Sample]:
-        return [self._sample(i) for i in part]
+        rows = [self._sample(i) for i in part]
+        pad: Pad | None = getattr(self.rows, "padded", None)
+        if pad is None or self.needs is None:
+            return rows
+        padded = pad([inputs for inputs, _ in rows])
+        return [(inputs, target) for inputs, (_, target) in zip(padded, rows, strict=True)]
 
     def _ends(self, rows: Sequence[Sample]) -> list[int]:
         """Return where the batches of samples with equal shapes end.
