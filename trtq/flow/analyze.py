@@ -14,7 +14,7 @@ from trtq.data.samples import Batch, Samples, preprocess_digest
 from trtq.errors import DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.layer_costs import outline
-from trtq.flow.model import Model
+from trtq.flow.model import Model, require_float
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
 from trtq.graph.device import device_of
@@ -61,6 +61,7 @@ def analyze_model(
     """
     run, workers = run or Run(), workers or Workers()
     widths = check_analysis(samples, options)
+    require_float(model.module, model.name, "Give the float file that it was made from")
     model = model.judged_by(samples)
     _require_scores(model, samples, options)
     drawn = samples.take(max(options.calib_images, options.images), options.seed)

@@ -12,17 +12,46 @@ from torch import nn
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
 from trtq.data.samples import Samples
+from trtq.errors import UsageError
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
+from trtq.quant.imported_ranges import Foreign
 
 
 def is_random(weights: str) -> bool:
     """Whether the words about weights say that nobody trained them."""
     return weights.startswith("random")
+
+
+def stored_ranges(module: nn.Module) -> int:
+    """Return how many ranges the Q/DQ pairs of a model's file have; 0 for a float model."""
+    ranges = getattr(module, "ranges", None)
+    return len(ranges.amax) if isinstance(ranges, Foreign) else 0
+
+
+def require_float(module: nn.Module, name: str, way: str) -> None:
+    """Refuse a model that is quantized already.
+
+    Args:
+        module: the model.
+        name: of it.
+        way: what the command offers for such a model, as a hint.
+
+    Raises:
+        UsageError: it has ranges of its own.
+    """
+    count = stored_ranges(module)
+    if count:
+        raise UsageError(
+            f"{name} is quantized already",
+            f"its Q/DQ pairs have {count} ranges",
+            f"{way}. Take them over: trtq import-checkpoint {name} --ranges {name} --data IMAGES "
+            "--out OUT",
+        )
 
 
 def about_weights(loaded: LoadedModel) -> list[str]:
