@@ -22,6 +22,14 @@ NUMPY_NAMES = (
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
+# Optimizers that "session.disable_quant_qdq" does not reach. The first two drop a Relu before an FP8
+# pair, and refuse a Clip before one. The others move a Transpose behind the pair that follows it;
+# what else reads the tensor, and an output of the model, then get the quantized values.
+CHANGE_VALUES = (
+    *("ReluQuantRewrite", "ClipQuantRewrite"),
+    *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"),
+)
+
 
 def open_session(
     model: Path | onnx.ModelProto,
@@ -56,11 +64,6 @@ def open_session(
         options.add_session_config_entry("session.force_spinning_stop", "1")
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # Two rewrites that the entry above does not reach: they drop a Relu before an FP8 pair, and
-        # refuse a Clip before one.
-        rewrites = ["ReluQuantRewrite", "ClipQuantRewrite"]
-    else:
-        rewrites = []
     name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
     if name not in ort.get_available_providers():
         raise ExportError(
@@ -74,7 +77,10 @@ def open_session(
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
         session = ort.InferenceSession(
-            source, options, providers=[(name, settings)], disabled_optimizers=rewrites
+            source,
+            options,
+            providers=[(name, settings)],
+            disabled_optimizers=CHANGE_VALUES if as_written else (),
         )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"
