@@ -22,9 +22,9 @@ NUMPY_NAMES = (
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
-# Optimizers that "session.disable_quant_qdq" does not reach. The first two drop a Relu before an FP8
-# pair, and refuse a Clip before one. The others move a Transpose behind the pair that follows it;
-# what else reads the tensor, and an output of the model, then get the quantized values.
+# Optimizers that "session.disable_quant_qdq" does not reach. The first two drop a Relu before an
+# FP8 pair, and refuse a Clip before one. The others move a Transpose behind the pair that follows
+# it; an output of the model in front of the Transpose then gets the quantized values.
 CHANGE_VALUES = (
     *("ReluQuantRewrite", "ClipQuantRewrite"),
     *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"),
