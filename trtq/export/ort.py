@@ -38,6 +38,7 @@ def open_session(
     provider: str = "CPU",
     device_id: int = 0,
     taking_turns: bool = False,
+    optimize: bool = True,
 ) -> Any:
     """Return an ``onnxruntime.InferenceSession``.
 
@@ -52,6 +53,8 @@ def open_session(
         taking_turns: other sessions run between its requests: its threads then stop spinning when a
             request ends. Without that the threads of idle sessions take the cores from the one at
             work (resnet18 at 64x64 on two cores: 7.6 ms instead of 2.9 ms).
+        optimize: False for a large model that runs a few times: planning the reuse of its memory
+            takes time that grows with the square of its nodes.
 
     Raises:
         ExportError: ONNX Runtime refuses the model or does not offer the provider.
@@ -62,6 +65,9 @@ def open_session(
     options.log_severity_level = 3
     if taking_turns:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_mem_reuse = False
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
