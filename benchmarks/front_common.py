@@ -16,14 +16,14 @@ class Door:
     """One model that is tried.
 
     Attributes:
-        make: the module, or the text of a model.
+        make: the module, the program, or the text of a model.
         example: one batch of its inputs; None where the model knows its own.
         data: writes samples below a folder and returns what names them; None for random ones.
         load: arguments of ``trtq.load``.
         options: arguments of ``trtq.quantize``.
     """
 
-    make: Callable[[], nn.Module | str]
+    make: Callable[[], nn.Module | torch.export.ExportedProgram | str]
     example: Callable[[], object] | None = None
     data: Callable[[Path], object] | None = None
     load: Mapping[str, Any] = field(default_factory=dict)

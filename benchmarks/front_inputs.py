@@ -115,9 +115,7 @@ class Tabular(nn.Module):
         known: torch.Tensor,
     ) -> torch.Tensor:
         numbers = torch.where(known, numbers, torch.zeros_like(numbers))
-        return self.head(
-            torch.cat([self.body(picture).mean((2, 3)), numbers, self.kinds(kind)], 1)
-        )
+        return self.head(torch.cat([self.body(picture).mean((2, 3)), numbers, self.kinds(kind)], 1))
 
 
 class Nested(nn.Module):
@@ -189,9 +187,7 @@ INPUTS = {
     "points [N, 3]": Door(make=Points, example=lambda: {"points": torch.randn(2, 64, 3)}),
     "nested answers": Door(make=Nested, example=image),
     **{
-        f"{n} channels": Door(
-            make=timm_model("resnet18", in_chans=n), example=lambda n=n: image(n)
-        )
+        f"{n} channels": Door(make=timm_model("resnet18", in_chans=n), example=lambda n=n: image(n))
         for n in (1, 2, 4, 6)
     },
     **{f"video {n}": clip(n) for n in ("r3d_18", "mc3_18", "r2plus1d_18")},
@@ -299,7 +295,14 @@ def coco_boxes(folder: Path) -> str:
     pictures("RGB", "jpg")(folder)
     names = sorted(p.name for p in folder.glob("*.jpg"))
     boxes = [
-        {"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
+        {
+            "id": i,
+            "image_id": i,
+            "category_id": 1,
+            "bbox": [5, 5, 20, 20],
+            "area": 400,
+            "iscrowd": 0,
+        }
         for i in range(len(names))
     ]
     listing = {

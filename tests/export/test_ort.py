@@ -51,6 +51,22 @@ def test_an_output_in_front_of_a_transposed_pair_is_not_quantized():
     np.testing.assert_allclose(pooled, (codes * SCALE) @ weight, rtol=1e-5, atol=1e-6)
 
 
+def test_zeros_in_front_of_a_max_pool_stay_zeros():
+    """Fused into the pool they would be a border of minus infinity (YOLOv3-tiny)."""
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["wide"]),
+        helper.make_node("MaxPool", ["wide"], ["y"], kernel_shape=[2, 2]),
+    ]
+    model = model_of(
+        nodes,
+        [("x", TensorProto.FLOAT, [1, 1, 2, 2])],
+        [("y", TensorProto.FLOAT, [1, 1, 2, 2])],
+        {"pads": np.array([0, 0, 0, 0, 0, 0, 1, 1])},
+    )
+    (y,) = open_session(model).run(None, {"x": np.full((1, 1, 2, 2), -1, np.float32)})
+    np.testing.assert_array_equal(y[0, 0], [[-1, 0], [0, 0]])
+
+
 def test_a_head_that_reads_an_output_across_passes_the_gate(tmp_path):
     torch.manual_seed(0)
     model = trtq.load(Pooled().eval(), example={"x": torch.randn(2, 6, 8)})

@@ -22,12 +22,16 @@ NUMPY_NAMES = (
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
-# Optimizers that "session.disable_quant_qdq" does not reach. The first two drop a Relu before an
-# FP8 pair, and refuse a Clip before one. The others move a Transpose behind the pair that follows
-# it; an output of the model in front of the Transpose then gets the quantized values.
+# Optimizers that change what a file computes, and that "session.disable_quant_qdq" does not reach.
 CHANGE_VALUES = (
+    # They drop a Relu before an FP8 pair, and refuse a Clip before one.
     *("ReluQuantRewrite", "ClipQuantRewrite"),
+    # They move a Transpose behind the pair that follows it: an output of the model in front of the
+    # Transpose then gets the quantized values.
     *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"),
+    # It makes zeros that a Pad puts in front of a MaxPool the pool's own border, which counts as
+    # minus infinity.
+    "Pad_Fusion",
 )
 
 
