@@ -3,8 +3,8 @@
 Usage: python benchmarks/both_doors.py [--out FILE.md] [MODEL ...]
 
 Both are quantized on the same samples. Layers are paired by their weights' scales, so that neither
-names nor the order of branches count; the rest by the closest scale of the same role. A row is equal
-when both have the same number of quantizers and no scale differs by more than 0.1 %.
+names nor the order of branches count; the rest by the closest scale of the same role. A row is
+equal when both have the same number of quantizers and no scale differs by more than 0.1 %.
 
 Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues.
 """
@@ -92,7 +92,7 @@ def run_one(name: str) -> dict[str, Any]:
 
 def compare(first: Any, second: Any) -> dict[str, Any]:
     """Return how many quantizers each has, and the largest difference of a pair of scales."""
-    a, b = (_layers(q) for q in (first, second))
+    a, b = (_Scales(q) for q in (first, second))
     worst = _pair(a.weighted, b.weighted)
     for role in a.others.keys() | b.others.keys():
         worst += _pair(a.others.get(role, []), b.others.get(role, []))
@@ -106,7 +106,7 @@ def compare(first: Any, second: Any) -> dict[str, Any]:
     }
 
 
-class _layers:  # noqa: N801
+class _Scales:
     """The scales of a quantized model: of layers with weights, and of other operands by role."""
 
     def __init__(self, quantized: Any) -> None:

@@ -104,7 +104,7 @@ def of_torchvision(
 
 
 def of_hf(kind: str, size: int = 64, /, *, config: str = "", **options: Any) -> Door:
-    stem = kind.split("For")[0].removesuffix("Model")
+    stem = kind.split("For", maxsplit=1)[0].removesuffix("Model")
     return Door(make=hf(kind, config or f"{stem}Config", **options), example=pixels(size))
 
 

@@ -1,4 +1,4 @@
-"""Files as other tools write them: ONNX with Q/DQ pairs, with a plugin, half precision, archives."""
+"""Files as other tools write them: ONNX with Q/DQ pairs or a plugin, FP16, archives."""
 
 from __future__ import annotations
 

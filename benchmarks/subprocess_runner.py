@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable
 from typing import Any
 
 PREFIX = "RESULT "
@@ -34,8 +33,10 @@ def run_apart(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_limit(gigabytes),
     )
+    if gigabytes is not None:
+        size = int(gigabytes * 1e9)
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (size, size))
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -48,13 +49,6 @@ def run_apart(
         if row
         else {"error": f"died: {(err.strip().splitlines() or ['no output'])[-1][:120]}"}
     )
-
-
-def _limit(gigabytes: float | None) -> Callable[[], None] | None:
-    if gigabytes is None:
-        return None
-    size = int(gigabytes * 1e9)
-    return lambda: resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def print_result(result: dict[str, Any]) -> None:
