@@ -56,6 +56,12 @@ def part(whole: Callable[[], Any], name: str) -> Callable[[], nn.Module]:
     return lambda: getattr(whole(), name)
 
 
+def words_with_boxes() -> dict[str, torch.Tensor]:
+    """Return words and where they are: left, top, right, bottom, in this order."""
+    corners = torch.randint(0, 32, (2, 16, 2))
+    return {**ids(), "bbox": torch.cat([corners, corners + torch.randint(0, 32, (2, 16, 2))], 2)}
+
+
 PAIR = {"text_config": {**TEXT, "projection_dim": 16}, "projection_dim": 16}
 ENCODERS = {
     "CLIP": Door(
@@ -147,7 +153,8 @@ TEXTS = {
     ),
     "LayoutLM": Door(
         make=hf("LayoutLMModel", "LayoutLMConfig", **TEXT, max_2d_position_embeddings=64),
-        example=lambda: {**ids(), "bbox": torch.randint(0, 30, (2, 16, 1)).repeat(1, 1, 4)},
+        example=words_with_boxes,
+        data=lambda _folder: [{n: t[0] for n, t in words_with_boxes().items()} for _ in range(8)],
     ),
 }
 
