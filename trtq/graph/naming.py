@@ -8,7 +8,6 @@ from torch import fx
 from trtq import ops
 from trtq.graph.nodes import module_path, operands
 
-
 MASKS = ("where", "where_scalar", "masked_fill")
 
 
