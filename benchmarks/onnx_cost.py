@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from smoke import SMOKE, arguments, data, few, scratch
 from subprocess_runner import print_result, run_apart
@@ -171,10 +172,21 @@ def write_pages(work: Path) -> None:
     (work / "input.txt").write_text(model.input_names[0])
 
 
-def run_trtq(setting: str, work: Path) -> None:
-    """Quantize as the command line does: decode, capture, calibrate, check, write."""
+def run_trtq(setting: str, work: Path) -> dict[str, Any]:
+    """Quantize as the command line does: decode, capture, calibrate, check, write.
+
+    Returns the CPU seconds of the process, and its highest resident size, after each step.
+    """
     import trtq
     from trtq import QuantizeSpec
+    from trtq.progress import Clock
+
+    steps: dict[str, tuple[float, float]] = {}
+    lap = Clock.lap
+
+    def booked(clock: Clock, name: str) -> None:
+        steps[name] = (cpu_seconds(), peak_mb())
+        lap(clock, name)
 
     given = {
         "model": str(work / "yolo.onnx"),
@@ -185,10 +197,12 @@ def run_trtq(setting: str, work: Path) -> None:
         "out": str(work / "out"),
         "calib_cache": str(scratch()),
     }
-    trtq.quantize(QuantizeSpec.make(given))
+    with patch.object(Clock, "lap", booked):
+        trtq.quantize(QuantizeSpec.make(given))
+    return {"steps": steps}
 
 
-def run_modelopt(setting: str, work: Path) -> None:
+def run_modelopt(setting: str, work: Path) -> dict[str, Any]:
     """Quantize with ModelOpt, as it comes, on pages that are decoded already."""
     import numpy as np
     from modelopt.onnx.quantization import quantize
@@ -201,6 +215,7 @@ def run_modelopt(setting: str, work: Path) -> None:
         calibration_eps=["cpu"],
         output_path=str(work / "modelopt.onnx"),
     )
+    return {}
 
 
 TOOLS = {
@@ -211,12 +226,13 @@ TOOLS = {
 }
 
 
-def run_tool(name: str, work: Path) -> dict[str, float]:
+def run_tool(name: str, work: Path) -> dict[str, Any]:
     """Run one tool and return what it took."""
     run, setting = TOOLS[name]
     start = time.perf_counter()
-    run(setting, work)
+    more = run(setting, work)
     return {
+        **more,
         "wall": time.perf_counter() - start,
         "cpu": cpu_seconds(),
         "peak": peak_mb(),
@@ -293,7 +309,7 @@ def part_quantize(args: argparse.Namespace) -> list[str]:
         if not _place_yolo(args.yolo, work):
             return [*lines, _row("all", "not asked for: --yolo", "", "", "", "")]
         run_apart([*_self(), "--one", "pages", "--work", name])
-        found: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
+        found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in TOOLS}
         failed: dict[str, str] = {}
         for _ in range(args.rounds):
             for tool in TOOLS:
@@ -309,7 +325,7 @@ def part_quantize(args: argparse.Namespace) -> list[str]:
                     else:
                         found[tool].append(got)
     middle = {
-        tool: {k: statistics.median(r[k] for r in runs) for k in runs[0]}
+        tool: {k: statistics.median(r[k] for r in runs) for k in ("wall", "cpu", "peak")}
         for tool, runs in found.items()
         if runs
     }
@@ -323,7 +339,16 @@ def part_quantize(args: argparse.Namespace) -> list[str]:
         lines.append(
             _row(tool, f"{got['wall']:.0f}", f"{got['cpu']:.0f}", *over, f"{got['peak']:.0f}")
         )
-    return lines
+    return [*lines, *(_by_step(found["trtq mse"][-1]["steps"]) if own is not None else [])]
+
+
+def _by_step(steps: dict[str, tuple[float, float]]) -> list[str]:
+    """Return a line about the steps of trtq: CPU seconds of each, and the peak when it ended."""
+    parts, before = [], 0.0
+    for name, (cpu, peak) in steps.items():
+        parts.append(f"{name} {cpu - before:.1f} s, {peak:.0f} MB")
+        before = cpu
+    return ["", f"trtq mse by step (CPU seconds; peak so far): {'; '.join(parts)}."]
 
 
 def _place_yolo(given: str | None, work: Path) -> bool:
