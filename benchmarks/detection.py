@@ -75,7 +75,7 @@ def _plan(args: argparse.Namespace, folder: Path) -> str:
     out = folder / "model.engine"
     spec = trtq.BuildSpec(onnx=str(folder / "model.qdq.onnx"), target=args.target, out=str(out))
     made = trtq.build(spec)
-    return f"{made.coverage.words}" if made.coverage is not None else "not read"
+    return "not read" if made.coverage is None else made.coverage.summary
 
 
 def _row(name: str, record: Any, *more: str) -> list[str]:
