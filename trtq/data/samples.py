@@ -124,6 +124,11 @@ class Samples(ABC):
         return False
 
     @property
+    def class_targets(self) -> bool:
+        """Whether a program or masks say that each target is a class index."""
+        return self.dense
+
+    @property
     def boxed(self) -> bool:
         """Whether targets are boxes."""
         return False
