@@ -56,9 +56,9 @@ DPT = {
 
 def yolo(name: str) -> Door:
     def make() -> nn.Module:
-        from ultralytics import YOLO
+        from ultralytics import RTDETR, YOLO
 
-        return YOLO(f"{name}.yaml").model
+        return (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml").model
 
     return Door(make=make, example=lambda: image(3, 64))
 

@@ -14,25 +14,27 @@ Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues; --again rep
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from smoke import arguments, scratch
-from subprocess_runner import print_result, run_apart
+from subprocess_runner import Forked
 
 SAMPLES = 8
 SMALL = ["siamese", "audio GRU", "samples: own Dataset"]
 FILES = "ONNX files of other people"
 SECONDS, GIGABYTES = 600.0, 12.0
+PRELOAD = (
+    *("torch._dynamo", "torch.export", "onnxruntime", "torchvision", "timm", "transformers"),
+    *("ultralytics", "trtq.api", "trtq.flow.quantize", "front_models"),
+)
 COLUMNS = "| model | result | inputs | outputs | INT8 tensors | float | SQNR dB | batch | s |"
 
 
-def run_one(name: str, *, build: bool) -> dict[str, Any]:
+def run_one(name: str, build: bool = False) -> dict[str, Any]:
     """Quantize one model and return what a row says of it."""
     import torch
 
@@ -178,26 +180,18 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="build an engine for sm_86, too")
     parser.add_argument("--again", action="store_true", help="repeat rows that are there")
     parser.add_argument("--failed", action="store_true", help="repeat rows that failed")
-    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = arguments(parser, models=SMALL)
-    if args.one:
-        try:
-            print_result(run_one(args.one, build=args.build))
-        except Exception as exc:  # a row of the table
-            print_result({"error": f"{type(exc).__name__}: {exc}"})
-        return
     from front_models import DOORS
 
     files = sorted(map(str, args.files.rglob("*.onnx"))) if args.files else []
     path = args.out.with_suffix(".jsonl") if args.out else None
     rows = kept_rows(path)
+    processes = Forked(PRELOAD, seconds=SECONDS, gigabytes=GIGABYTES)
     for name in [*(args.models or DOORS), *files]:
         old = rows.get(name)
         if old is None or args.again or (args.failed and not old.get("passed")):
-            line = [sys.executable, __file__, "--one", name, *(["--build"] if args.build else [])]
-            with contextlib.suppress(KeyError):
-                del rows[name]
-            rows[name] = run_apart(line, seconds=SECONDS, gigabytes=GIGABYTES)
+            rows.pop(name, None)
+            rows[name] = processes.run(run_one, name, args.build)
             keep(path, rows)
             print(row_of(name, rows[name]), flush=True)
     print(f"{sum(bool(r.get('passed')) for r in rows.values())} of {len(rows)} passed")
