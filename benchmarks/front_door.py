@@ -113,8 +113,9 @@ def _shapes(model: Any) -> tuple[str, ...]:
 
 def row_of(name: str, found: dict[str, Any]) -> str:
     """Return one row of the table."""
+    name = Path(name).name if name.endswith(".onnx") else name
     if "error" in found:
-        return f"| {Path(name).name} | {found['error'][:240].replace('|', '/')} | | | | | | | |"
+        return f"| {name} | {found['error'][:240].replace('|', '/')} | | | | | | | |"
     finite = [v for v in found["sqnr"] if v is not None]
     sqnr = f"{min(finite):.1f}" if finite else "exact"
     result = "pass" if found["passed"] else "parity FAILED"
@@ -123,7 +124,7 @@ def row_of(name: str, found: dict[str, Any]) -> str:
     if "convolutions" in found:
         result += f", {found['int8']}/{found['convolutions']} convolutions in INT8"
     return (
-        f"| {Path(name).name} | {result} | {found['inputs']} | {found['outputs']} | "
+        f"| {name} | {result} | {found['inputs']} | {found['outputs']} | "
         f"{found['quantized']} | {found['float']} | {sqnr} | {found['batch']} | "
         f"{found['seconds']:.0f} |"
     )
