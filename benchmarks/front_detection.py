@@ -41,6 +41,7 @@ RT_DETR = {
     "decoder_attention_heads": 2,
     "encoder_attention_heads": 2,
     "anchor_image_size": None,
+    "decoder_in_channels": [32, 32, 32],
 }
 DPT = {
     **SMALL,

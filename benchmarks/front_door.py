@@ -145,6 +145,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "",
         f"{passed} of {len(rows)} passed.",
     ]
+    missing = [n for g in GROUPS.values() for n in g if n not in rows]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}."]
     files = [n for n in rows if n.endswith(".onnx")]
     for title, names in [*((t, list(g)) for t, g in GROUPS.items()), (FILES, files)]:
         had = [n for n in names if n in rows]
