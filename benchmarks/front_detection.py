@@ -41,6 +41,7 @@ RT_DETR = {
     "decoder_attention_heads": 2,
     "encoder_attention_heads": 2,
     "anchor_image_size": None,
+    "decoder_in_channels": [32, 32, 32],
 }
 DPT = {
     **SMALL,
@@ -56,9 +57,9 @@ DPT = {
 
 def yolo(name: str) -> Door:
     def make() -> nn.Module:
-        from ultralytics import YOLO
+        from ultralytics import RTDETR, YOLO
 
-        return YOLO(f"{name}.yaml").model
+        return (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml").model
 
     return Door(make=make, example=lambda: image(3, 64))
 

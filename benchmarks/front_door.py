@@ -14,25 +14,27 @@ Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues; --again rep
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from smoke import arguments, scratch
-from subprocess_runner import print_result, run_apart
+from subprocess_runner import Forked
 
 SAMPLES = 8
 SMALL = ["siamese", "audio GRU", "samples: own Dataset"]
 FILES = "ONNX files of other people"
 SECONDS, GIGABYTES = 600.0, 12.0
+PRELOAD = (
+    *("torch._dynamo", "torch.export", "onnxruntime", "torchvision", "timm", "transformers"),
+    *("ultralytics", "trtq.api", "trtq.flow.quantize", "front_models"),
+)
 COLUMNS = "| model | result | inputs | outputs | INT8 tensors | float | SQNR dB | batch | s |"
 
 
-def run_one(name: str, *, build: bool) -> dict[str, Any]:
+def run_one(name: str, build: bool = False) -> dict[str, Any]:
     """Quantize one model and return what a row says of it."""
     import torch
 
@@ -111,8 +113,9 @@ def _shapes(model: Any) -> tuple[str, ...]:
 
 def row_of(name: str, found: dict[str, Any]) -> str:
     """Return one row of the table."""
+    name = Path(name).name if name.endswith(".onnx") else name
     if "error" in found:
-        return f"| {Path(name).name} | {found['error'][:240].replace('|', '/')} | | | | | | | |"
+        return f"| {name} | {found['error'][:240].replace('|', '/')} | | | | | | | |"
     finite = [v for v in found["sqnr"] if v is not None]
     sqnr = f"{min(finite):.1f}" if finite else "exact"
     result = "pass" if found["passed"] else "parity FAILED"
@@ -121,7 +124,7 @@ def row_of(name: str, found: dict[str, Any]) -> str:
     if "convolutions" in found:
         result += f", {found['int8']}/{found['convolutions']} convolutions in INT8"
     return (
-        f"| {Path(name).name} | {result} | {found['inputs']} | {found['outputs']} | "
+        f"| {name} | {result} | {found['inputs']} | {found['outputs']} | "
         f"{found['quantized']} | {found['float']} | {sqnr} | {found['batch']} | "
         f"{found['seconds']:.0f} |"
     )
@@ -142,6 +145,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "",
         f"{passed} of {len(rows)} passed.",
     ]
+    missing = [n for g in GROUPS.values() for n in g if n not in rows]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}."]
     files = [n for n in rows if n.endswith(".onnx")]
     for title, names in [*((t, list(g)) for t, g in GROUPS.items()), (FILES, files)]:
         had = [n for n in names if n in rows]
@@ -178,26 +184,18 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="build an engine for sm_86, too")
     parser.add_argument("--again", action="store_true", help="repeat rows that are there")
     parser.add_argument("--failed", action="store_true", help="repeat rows that failed")
-    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = arguments(parser, models=SMALL)
-    if args.one:
-        try:
-            print_result(run_one(args.one, build=args.build))
-        except Exception as exc:  # a row of the table
-            print_result({"error": f"{type(exc).__name__}: {exc}"})
-        return
     from front_models import DOORS
 
     files = sorted(map(str, args.files.rglob("*.onnx"))) if args.files else []
     path = args.out.with_suffix(".jsonl") if args.out else None
     rows = kept_rows(path)
+    processes = Forked(PRELOAD, seconds=SECONDS, gigabytes=GIGABYTES)
     for name in [*(args.models or DOORS), *files]:
         old = rows.get(name)
         if old is None or args.again or (args.failed and not old.get("passed")):
-            line = [sys.executable, __file__, "--one", name, *(["--build"] if args.build else [])]
-            with contextlib.suppress(KeyError):
-                del rows[name]
-            rows[name] = run_apart(line, seconds=SECONDS, gigabytes=GIGABYTES)
+            rows.pop(name, None)
+            rows[name] = processes.run(run_one, name, args.build)
             keep(path, rows)
             print(row_of(name, rows[name]), flush=True)
     print(f"{sum(bool(r.get('passed')) for r in rows.values())} of {len(rows)} passed")

@@ -137,14 +137,14 @@ def _program() -> torch.export.ExportedProgram:
 
 
 ONNX_FILES = {
-    "file of torch.onnx": Door(make=plain),
-    "file of torch.onnx, external data": Door(make=external),
-    "file of torch.onnx, two inputs": Door(make=two_inputs),
-    "file in FP16": Door(make=half),
-    "file with Q/DQ pairs (ONNX Runtime), requantized": Door(
+    "ONNX of PyTorch": Door(make=plain),
+    "ONNX of PyTorch, external data": Door(make=external),
+    "ONNX of PyTorch, two inputs": Door(make=two_inputs),
+    "ONNX in FP16": Door(make=half),
+    "ONNX with Q/DQ pairs of ONNX Runtime, requantized": Door(
         make=by_ort("QDQ"), options={"requantize": True}
     ),
-    "file with a plugin (EfficientNMS_TRT)": Door(make=plugin),
+    "ONNX with a plugin (EfficientNMS_TRT)": Door(make=plugin),
     ".pt2 archive": Door(make=archive),
     "ExportedProgram": Door(make=_program),
 }

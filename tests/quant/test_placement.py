@@ -95,3 +95,27 @@ def test_an_attention_stays_in_float_as_a_whole():
         )
     assert reasons["blocks.1.qk.lhs"] is None
     assert reasons["blocks.0.qkv.input"] is None
+
+
+class Offsets(nn.Module):
+    """Keypoints [N, 3, 2, A] and anchors [2, 1, 2, A] in one sum, as many anchors as samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 1)
+        self.register_buffer("shift", torch.ones(2, 6, 1, 1))
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y.unsqueeze(1) + self.conv(x).mean((2, 3), keepdim=True).sum(0) + self.shift
+
+
+def test_an_add_of_an_open_and_a_fixed_size_does_not_fix_the_batch():
+    """YOLOv8-pose: the example has as many samples as its keypoints have coordinates."""
+    graph = capture(Offsets().eval(), SIZE).module
+    place(graph)
+    (image,) = (n for n in graph.graph.nodes if n.op == "placeholder")
+    assert isinstance(image.meta["val"].shape[0], torch.SymInt)
+    assert not image.meta["val"].shape[0].node.expr.is_number
+    with torch.no_grad():
+        assert graph(torch.randn(5, *SIZE)).shape == (5, 2, 6, 32, 32)

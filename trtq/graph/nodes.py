@@ -27,6 +27,15 @@ def conv_groups(node: fx.Node) -> int:
     return groups if isinstance(groups, int) else 1
 
 
+def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes of a captured graph are equal for every batch.
+
+    torch takes ``==`` of an open size and a number for a decision: the graph then holds for that
+    size only.
+    """
+    return [str(d) for d in a] == [str(d) for d in b]
+
+
 def zero_pad(node: fx.Node) -> Sequence[Any] | None:
     """Return the amounts of a pad with zeros, from the last axis on; None for any other node."""
     if ops.kind(node) != "pad":

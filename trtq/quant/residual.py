@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from trtq import ops
-from trtq.graph.nodes import operands
+from trtq.graph.nodes import operands, same_sizes
 
 
 def path_lengths(graph: fx.GraphModule) -> dict[fx.Node, int]:
@@ -52,7 +52,7 @@ def _alike(left: object, right: object) -> bool:
         for n in (left, right)
         if isinstance(n, fx.Node) and isinstance(n.meta.get("val"), torch.Tensor)
     ]
-    return len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) >= 3
+    return len(shapes) == 2 and same_sizes(*shapes) and len(shapes[0]) >= 3
 
 
 def _branch_end(node: fx.Node) -> str | None:
