@@ -11,7 +11,7 @@ import torch
 
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
-from trtq.data.boxes import Boxes
+from trtq.data.boxes import Boxes, boxes_of, is_boxed
 from trtq.data.model_inputs import Fitting, InputNeeds, parts_of, split
 from trtq.data.rows import Rows, read_row, rows_of
 from trtq.data.samples import Batch, Samples, Targets
@@ -85,6 +85,12 @@ class TensorSamples(Samples):
         """Whether the first target is one class a pixel."""
         target = self._first_target
         return target is not None and target.ndim == 2 and not target.is_floating_point()
+
+    @cached_property
+    def boxed(self) -> bool:
+        """Whether the first target is boxes."""
+        target = self._sample(self.order[0])[1] if self.order else None
+        return target is not None and is_boxed(target)
 
     @property
     def class_targets(self) -> bool:
@@ -215,13 +221,29 @@ class TensorSamples(Samples):
                 )
 
     def _targets(self, rows: Sequence[object]) -> Targets:
-        if any(isinstance(t, Boxes) for t in rows):
-            return [t if isinstance(t, Boxes) else Boxes.none() for t in rows]
+        if self.boxed:
+            return [self._boxes(t) for t in rows]
         targets = _stacked_targets(self.name, rows)
         counts = targets is not None and not targets.is_floating_point()
         if targets is not None and counts and self.expected is not None:
             self._require_known(targets, *self.expected)
         return targets
+
+    def _boxes(self, target: object) -> Boxes:
+        try:
+            boxes = Boxes.none() if target is None else boxes_of(target)
+        except (ValueError, TypeError, RuntimeError) as exc:
+            raise DataError(
+                f"Cannot use the targets of {self.name}",
+                str(exc),
+                "Give trtq.data.boxes.Boxes, or boxes and labels in pixels of the input",
+            ) from exc
+        if boxes is None:
+            raise DataError(
+                f"Cannot use the targets of {self.name}",
+                f"the first target has boxes, another is a {type(target).__name__}",
+            )
+        return boxes
 
     def _require_known(self, targets: torch.Tensor, classes: int, model: str) -> None:
         """Refuse class indices that a model does not have."""

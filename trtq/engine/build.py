@@ -38,7 +38,7 @@ from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
 from trtq.engine.verify import verify
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
-from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
+from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, made_with, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.onnx_walk import is_fixed
 from trtq.platform.releases import Runtime
@@ -185,6 +185,8 @@ def describe(
         encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"),
         preprocess=metadata.get("preprocess"),
+        task=metadata.get("task"),
+        made_with=made_with(job.model),
         builder_log=built.log,
         quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
         fallback="; ".join(filter(None, [job.fallback, *without])),

@@ -29,9 +29,9 @@ from trtq.flow.finetune_checks import (
     require_trainable,
     worst_layers,
 )
+from trtq.flow.inputs import Inputs
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of
-from trtq.flow.ptq import Inputs
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device, to_device_

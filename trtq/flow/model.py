@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from trtq.errors import UsageError
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
+from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
@@ -139,6 +140,12 @@ class Model:
     def judged_by(self, samples: Samples) -> Model:
         """Return the model as these samples judge it: class indices ask for scores of classes."""
         return replace(self, scores=True) if samples.class_targets else self
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the maker of an ONNX file wrote into it; empty for other models."""
+        origin = getattr(self.module, "origin", None)
+        return origin.metadata if isinstance(origin, OnnxOrigin) else {}
 
     @property
     def random_weights(self) -> bool:
