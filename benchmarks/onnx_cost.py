@@ -309,10 +309,10 @@ def part_quantize(args: argparse.Namespace) -> list[str]:
         if not _place_yolo(args.yolo, work):
             return [*lines, _row("all", "not asked for: --yolo", "", "", "", "")]
         run_apart([*_self(), "--one", "pages", "--work", name])
-        found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in TOOLS}
+        found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in args.tools}
         failed: dict[str, str] = {}
         for _ in range(args.rounds):
-            for tool in TOOLS:
+            for tool in args.tools:
                 if tool.startswith("ModelOpt") and args.modelopt_python is None:
                     failed[tool] = "not asked for: --modelopt-python"
                 if tool not in failed:
@@ -330,7 +330,7 @@ def part_quantize(args: argparse.Namespace) -> list[str]:
         if runs
     }
     own = middle.get("trtq mse")
-    for tool in TOOLS:
+    for tool in args.tools:
         got = middle.get(tool)
         if got is None or own is None:
             lines.append(_row(tool, f"failed: {failed.get(tool, 'trtq did')}", "", "", "", ""))
@@ -417,6 +417,7 @@ def main() -> None:
     parser.add_argument("--yolo", default=None, help="yolov8n-doclaynet.onnx")
     parser.add_argument("--modelopt-python", default=None, help="a Python with nvidia-modelopt")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=TOOLS)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)

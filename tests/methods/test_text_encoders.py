@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import trtq
+from trtq.flow.encoded import require_own
 from trtq.graph.blocks import family_of
 from trtq.graph.signature import SizeRange
+from trtq.quant.placement import placement_of
+from trtq.quant.simulate import insert_fake_quantize
 from trtq.testing.models import tiny_text_encoder
 
 AXES = ["batch", "length"]
@@ -18,8 +21,7 @@ def _text(length: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones(length, dtype=torch.int64)}
 
 
-@pytest.fixture(scope="module")
-def encoder():
+def _load():
     torch.manual_seed(0)
     return trtq.load(
         tiny_text_encoder().eval(),
@@ -27,6 +29,11 @@ def encoder():
         dynamic={"input_ids": AXES, "attention_mask": AXES},
         ranges={"length": SizeRange(least=2, most=64)},
     )
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return _load()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,17 @@ def test_attention_and_mlp_are_quantized_and_embeddings_are_not(quantized):
     assert not [n for n in names if n.startswith(("words", "places"))]
     assert quantized.done.parity.passed
     assert quantized.done.parity.quantization_sqnr_db > 25
+
+
+def test_smoothing_applies_and_its_encodings_fit_a_new_capture(quantized):
+    (smooth,) = quantized.done.methods
+    assert (smooth.name, smooth.label) == ("smooth", "ops")
+    assert len(smooth.did["restored"]) == 4
+    encodings, graph = quantized.encodings, _load().graph.module
+    require_own(encodings, graph, "e.safetensors", "train from")
+    again = insert_fake_quantize(graph, placement_of(graph, encodings), encodings)
+    inputs = [v[None] for v in _text(9, 3).values()]
+    torch.testing.assert_close(again(*inputs), quantized.simulate()(*inputs))
 
 
 def test_attention_in_float_means_all_of_it(encoder, tmp_path):

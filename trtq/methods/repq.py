@@ -42,7 +42,9 @@ def _pairs(context: MethodContext) -> list[Pair]:
     return [
         p
         for p in find_pairs(context)[0]
-        if ops.of(p.producer).name == "layer_norm" and p.activation is p.producer
+        if ops.of(p.producer).name == "layer_norm"
+        and p.activation is p.producer
+        and p.restore is None  # its shift moves, too, and an add would miss it
     ]
 
 
