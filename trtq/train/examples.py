@@ -39,7 +39,7 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str])
             return batch.feed(names), targets
         raise DataError(
             f"Cannot train on the targets of {samples.name}",
-            "they are boxes, expected classes of samples or of pixels",
+            "they are boxes or texts, expected classes of samples or of pixels",
             "Give class folders or --masks, or --distill 1 without boxes",
         )
 
