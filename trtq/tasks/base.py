@@ -41,7 +41,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The score as a person reads it."""
         if self.value is None:
             return f"{self.name} n/a"
-        return f"{self.name} {self.value:.2f}{f' {self.unit}' if self.unit else ''}"
+        if not self.unit:
+            return f"{self.name} {self.value:.4f}"
+        return f"{self.name} {self.value:.2f} {self.unit}"
 
 
 class Score(Protocol):
