@@ -54,6 +54,8 @@ def find_task(name: str | Task | type[Task]) -> Task:
     if base in TASKS and argument:
         return TASKS[base].with_argument(argument)
     task = extensions.load("tasks", name, built_in=tuple(TASKS))
+    if isinstance(task, type) and issubclass(task, Task):
+        return task()
     if not isinstance(task, Task):
         raise UsageError(
             f"Cannot use the task {name!r}",
