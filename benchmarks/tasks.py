@@ -252,7 +252,10 @@ def random_case(what: str, task: str, model: Any, size: int) -> Case:
 
 def depth(args: argparse.Namespace) -> Case:
     del args
-    return random_case("DPT, random weights, CamVid images", "depth", door("DPT", TinyMap), 64)
+    model = door("DPT", TinyMap)
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    nn.init.ones_(last.bias)  # depths are positive
+    return random_case("DPT, random weights, CamVid images", "depth", model, 64)
 
 
 def clip(args: argparse.Namespace) -> Case:

@@ -42,7 +42,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.value is None:
             return f"{self.name} n/a"
         if not self.unit:
-            return f"{self.name} {self.value:.4f}"
+            return f"{self.name} {self.value:.4g}"
         return f"{self.name} {self.value:.2f} {self.unit}"
 
 

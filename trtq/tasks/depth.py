@@ -69,8 +69,8 @@ class DepthScore:
             return []
         relative, root, near = np.mean(self.errors, axis=0).tolist()
         return [
-            Figure(name="AbsRel", value=round(relative, 6), unit="", better="lower"),
-            Figure(name="RMSE", value=round(root, 6), unit="", better="lower"),
+            Figure(name="AbsRel", value=_short(relative), unit="", better="lower"),
+            Figure(name="RMSE", value=_short(root), unit="", better="lower"),
             Figure(name="delta1", value=round(near, 4)),
         ]
 
@@ -145,3 +145,8 @@ class Depth(OneOutput):
 def as_maps(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return maps [N, 1, H, W] as [N, H, W], others as they are."""
     return values[:, 0] if values.ndim == AXES + 1 and values.shape[1] == 1 else values
+
+
+def _short(value: float) -> float:
+    """Return a number of any size with six digits."""
+    return float(f"{value:.6g}")
