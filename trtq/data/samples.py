@@ -30,7 +30,7 @@ INPUT = "input"
 NOTHING = -100  # no class has this index
 TARGETS_AT_ONCE = 64
 Note = Callable[[str], None]
-Targets = torch.Tensor | Sequence[Boxes] | None
+Targets = torch.Tensor | Sequence[Boxes] | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class Batch:
     Attributes:
         inputs: by name, of any type, samples first.
         ids: one text a sample.
-        targets: reads class indices, int64 [N], or of pixels [N, H, W], or the boxes of each
-            sample; None without them.
+        targets: reads class indices, int64 [N], or of pixels [N, H, W], or the boxes or
+            the text of each sample; None without them.
         places: where each image is in the input; None for samples that are no images.
     """
 

@@ -223,6 +223,8 @@ class TensorSamples(Samples):
     def _targets(self, rows: Sequence[object]) -> Targets:
         if self.boxed:
             return [self._boxes(t) for t in rows]
+        if all(isinstance(t, str) for t in rows):
+            return [str(t) for t in rows]
         targets = _stacked_targets(self.name, rows)
         counts = targets is not None and not targets.is_floating_point()
         if targets is not None and counts and self.expected is not None:

@@ -28,6 +28,7 @@ from trtq.flow.run import Run
 from trtq.flow.task import facts_of_batch
 from trtq.progress import Progress
 from trtq.tasks import Facts, Figure, Score, Task, find_task, task_for
+from trtq.tasks.equal_predictions import AGREEMENT
 
 Outputs = Mapping[str, Array]
 
@@ -85,7 +86,7 @@ class Evaluation:
             known = other is not None and other.value is not None
             beside = f" (float {other.value:.2f} {other.unit})" if known and other else ""
             parts.append(f"{figure.words}{beside}")
-        parts += [f.words for f in self.agreement.values()]
+        parts += [f.words for f in self.agreement.values() if f.name != AGREEMENT]
         if self.compared:
             for output in self.outputs:
                 lead = "" if len(self.outputs) == 1 else f"{output.name}: "
@@ -264,7 +265,8 @@ class Evaluator:
             and answer.shape[1] == samples.classes
         ):
             self.known = "classes"
-        return task_for(self.known)
+        task = task_for(self.known)
+        return task if samples.dense else task.bound(facts)
 
     def _of_boxes(self, facts: Facts) -> Task:
         """Return the task of samples with boxes: detection where one decoder fits, else none."""
@@ -316,21 +318,24 @@ class Evaluator:
         if mismatch:
             kind = "masks" if samples.dense else "boxes" if samples.boxed else "labels"
             raise UsageError(f"Cannot compare {self.names[0]} with {kind}", mismatch)
+        self._tell(task.remark(answer, values))
         return values
 
     def _tell(self, text: str) -> None:
-        if text not in self.told:
+        if text and text not in self.told:
             self.told.add(text)
             self.note(text)
 
 
-def _as_array(targets: torch.Tensor | Sequence[Boxes]) -> npt.NDArray[Any]:
-    """Return targets as an array; boxes are objects, one for each sample."""
+def _as_array(
+    targets: torch.Tensor | Sequence[Boxes] | Sequence[str],
+) -> npt.NDArray[Any]:
+    """Return targets as an array; boxes and texts are objects, one for each sample."""
     if isinstance(targets, torch.Tensor):
         return targets.numpy()
-    boxes = np.empty(len(targets), dtype=object)
-    boxes[:] = targets
-    return boxes
+    objects = np.empty(len(targets), dtype=object)
+    objects[:] = targets
+    return objects
 
 
 def _behind_selection(wanted: Array, answer: Array) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 from trtq.artifact import ensure_writable_dir, write_bytes
+from trtq.data.preprocess import ImagePlace
 from trtq.data.samples import Batch, Samples
 from trtq.records.evaluate import PictureRow
 from trtq.tasks import Task
@@ -26,6 +27,13 @@ PAGE = (
 )
 
 
+class View(NamedTuple):
+    """What a model sees of an image: where the image is in its input, and the input's size."""
+
+    place: ImagePlace
+    size: tuple[int, int]
+
+
 class Shown(NamedTuple):
     """One sample and what the two models answered."""
 
@@ -33,6 +41,7 @@ class Shown(NamedTuple):
     sample: str
     answer: Any
     reference: Any
+    seen: View | None
 
 
 @dataclass
@@ -52,8 +61,10 @@ class Gallery:
         """Look at one batch: what the model and its reference answered."""
         answer, reference = answers
         new = [
-            Shown(task.difference(own, other), name, own, other)
-            for name, own, other in zip(batch.ids, answer, reference, strict=True)
+            Shown(task.difference(own, other), name, own, other, view)
+            for name, own, other, view in zip(
+                batch.ids, answer, reference, _views(batch), strict=True
+            )
         ]
         self.kept = sorted(
             [*self.kept, *(s for s in new if s.difference > 0.0)], key=lambda s: -s.difference
@@ -87,7 +98,25 @@ def _figure(row: PictureRow) -> str:
     return f'<figure><img src="{row.file}"><figcaption>{caption}</figcaption></figure>\n'
 
 
+def _views(batch: Batch) -> list[View | None]:
+    if batch.places is None:
+        return [None] * len(batch)
+    height, width = batch.input.shape[2:]
+    return [View(place, (int(width), int(height))) for place in batch.places]
+
+
+def visible(image: Image.Image, view: View) -> Image.Image:
+    """Return an image as a model's input shows it: resized, cut and with black borders."""
+    (scale_x, scale_y), (left, top) = view.place.scale, view.place.offset
+    back = (1.0 / scale_x, 0.0, -left / scale_x, 0.0, 1.0 / scale_y, -top / scale_y)
+    return image.convert("RGB").transform(
+        view.size, Image.Transform.AFFINE, back, resample=Image.Resampling.BILINEAR
+    )
+
+
 def _sides(task: Task, image: Image.Image, shown: Shown) -> list[tuple[str, Image.Image]]:
+    if shown.seen is not None and not task.finds_boxes:
+        image = visible(image, shown.seen)
     answers = {"reference": shown.reference, "model": shown.answer}
     drawn = [(name, task.draw(image, answer)) for name, answer in answers.items()]
     return [(name, picture) for name, picture in drawn if picture is not None]

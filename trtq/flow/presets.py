@@ -137,7 +137,7 @@ def _passes(done: Attempt, floor: float) -> bool:
     if floor == 0.0:  # asked for: nothing is to be checked
         return passed
     agrees = _shared(done) is not None and share >= floor and sqnr >= LEAST_SQNR_DB
-    if done.alike:  # numbers may be close and boxes gone
+    if done.alike and done.parity.answer.agreement is None:  # numbers close, and boxes gone
         return passed and (_shared(done) is None or share >= floor)
     return passed and (sqnr >= CHECK_SQNR_DB or agrees)
 

@@ -162,7 +162,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
         others = [f.words for f in self.reference_figures or () if f.name not in IN_FIELDS]
         parts += [f"reference {words}" for words in others]
-        parts += [f.words for f in self.agreement_figures or ()]
+        parts += [f.words for f in self.agreement_figures or () if f.name != "agreement"]
         for output in self.outputs:
             parts.append(
                 output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}"

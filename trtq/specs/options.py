@@ -69,13 +69,25 @@ WeightStorage = Annotated[
         "and engines then compute in float."
     ),
 ]
+TASK_NAMES = (
+    "classification",
+    "segmentation",
+    "detection",
+    "instances",
+    "keypoints",
+    "depth",
+    "embedding",
+    "text-classification",
+    "multi-label",
+    "text-lines",
+    "tensors",
+)
 TaskName = Annotated[
-    Annotated[str, open_choice("tasks", "classification", "segmentation", "detection", "tensors")]
-    | None,
+    Annotated[str, open_choice("tasks", *TASK_NAMES)] | None,
     Doc(
         description="Meaning of the outputs; default: what the file or the labels say. "
-        "detection:HEAD chooses how boxes are read. Also file.py:NAME, module:NAME or an entry "
-        "point."
+        "detection:HEAD chooses how boxes are read, embedding:OUTPUT the output. Also "
+        "file.py:NAME, module:NAME or an entry point."
     ),
 ]
 Requantize = Annotated[

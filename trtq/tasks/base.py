@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
@@ -42,7 +41,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The score as a person reads it."""
         if self.value is None:
             return f"{self.name} n/a"
-        return f"{self.name} {self.value:.2f}{f' {self.unit}' if self.unit else ''}"
+        if not self.unit:
+            return f"{self.name} {self.value:.4g}"
+        return f"{self.name} {self.value:.2f} {self.unit}"
 
 
 class Score(Protocol):
@@ -134,8 +135,13 @@ class Task(ABC):
         """
         return None
 
-    def mismatch(self, answer: Any, targets: npt.NDArray[np.int64]) -> str:
+    def mismatch(self, answer: Any, targets: npt.NDArray[Any]) -> str:
         """Return why targets cannot be compared with answers of these shapes, "" when they can."""
+        del answer, targets
+        return ""
+
+    def remark(self, answer: Any, targets: npt.NDArray[Any]) -> str:
+        """Return what a user should know of how answers meet these targets, "" for nothing."""
         del answer, targets
         return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Detection(Task):
 
     def with_argument(self, argument: str) -> Detection:
         """Return the task that decodes with the head of a name."""
-        return Detection(asked=argument)
+        return replace(self, asked=argument)
 
     def bound(self, facts: Facts) -> Detection:
         """Return the task with the head that decodes a model's outputs.
@@ -58,7 +58,7 @@ class Detection(Task):
             raise UsageError(
                 "Cannot read boxes", "the model takes no image of a known size", "Give --task"
             )
-        return Detection(asked=self.asked, head=head, size=facts.size, classes=facts.classes)
+        return replace(self, head=head, size=facts.size, classes=facts.classes)
 
     def decode(self, outputs: Outputs, places: Places) -> list[Detections]:
         """Return the boxes of each sample, in pixels of its original image where it has one."""
@@ -86,7 +86,7 @@ class Detection(Task):
         Boxes of at least 0.25 count; a partner has the same class and overlaps by half.
         """
         own, theirs = answer.above(SHOWN_SCORE), other.above(SHOWN_SCORE)
-        overlaps = overlaps_of(own, theirs)
+        overlaps = self.overlaps(own, theirs)
         lost, far = len(own) + len(theirs), 0.0
         while overlaps.size and float(overlaps.max()) >= PARTNERS:
             row, column = np.unravel_index(int(overlaps.argmax()), overlaps.shape)
@@ -94,6 +94,10 @@ class Detection(Task):
             lost -= 2
             overlaps[row], overlaps[:, column] = 0.0, 0.0
         return lost + far
+
+    def overlaps(self, own: Detections, theirs: Detections) -> npt.NDArray[np.float64]:
+        """Return how much each two objects are one, 0 to 1, and 0 of other classes."""
+        return overlaps_of(own, theirs)
 
     def draw(self, image: Image.Image, answer: Detections) -> Image.Image:  # noqa: D102
         return draw_boxes(image, answer, self.classes)

@@ -46,7 +46,7 @@ def walk(
             return batch.feed(names), targets
         raise DataError(
             f"Cannot train on the targets of {samples.name}",
-            "they are boxes, expected classes of samples or of pixels",
+            "they are boxes or texts, expected classes of samples or of pixels",
             "Give class folders or --masks, or --distill 1 to learn from the float model",
         )
 

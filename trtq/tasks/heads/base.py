@@ -64,6 +64,11 @@ class Head(ABC):
     overlap: float = 0.7
     most: int = 300
 
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """What it finds beside boxes: ``masks``, ``keypoints``."""
+        return ()
+
     @classmethod
     @abstractmethod
     def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:

@@ -32,6 +32,10 @@ class EndToEnd(Head):
     )
     points: tuple[int, int] | None = None
 
+    @property
+    def gives(self) -> tuple[str, ...]:  # noqa: D102
+        return ("masks",) if len(self.outputs) > 1 else ("keypoints",) if self.points else ()
+
     @classmethod
     def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
         if not asked and (facts.task not in TASKS or facts.is_rt_detr):

@@ -135,6 +135,10 @@ class TorchVision(Lists):
     masks: bool = False
     points: bool = False
 
+    @property
+    def gives(self) -> tuple[str, ...]:  # noqa: D102
+        return ("masks",) * self.masks + ("keypoints",) * self.points
+
     @classmethod
     def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
         del asked

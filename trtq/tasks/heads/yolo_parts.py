@@ -37,6 +37,10 @@ class YoloMasks(Rows):
     coefficients: int
     most: int = 100
 
+    @property
+    def gives(self) -> tuple[str, ...]:  # noqa: D102
+        return ("masks",)
+
     @classmethod
     def _is_meant(cls, facts: Facts) -> bool:
         return facts.task in (None, *cls.tasks) and facts.keypoint_shape is None
@@ -86,6 +90,10 @@ class YoloPose(Rows):
     per_cell: ClassVar[tuple[int | None, ...]] = (1, None)
     tasks: ClassVar[tuple[str, ...]] = ("pose",)
     points: tuple[int, int]
+
+    @property
+    def gives(self) -> tuple[str, ...]:  # noqa: D102
+        return ("keypoints",)
 
     @classmethod
     def _is_meant(cls, facts: Facts) -> bool:
