@@ -80,7 +80,7 @@ def _import_runtime(path: Path) -> None:
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.current_device()  # starts CUDA
     else:
         import onnxruntime  # noqa: F401
 

@@ -60,7 +60,7 @@ def search_factors(
         if value < best_error:
             best, best_error = log.detach().exp().clone(), value
         optimizer.zero_grad()
-        (error / plain).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(error / plain)
         optimizer.step()
     return best.clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR), best_error, plain
 

@@ -238,7 +238,7 @@ def _learn(
             for name in taps:
                 loss = loss + _relative(learner.taps[name], target.taps[name]) / len(taps)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             losses = [losses[0] if losses else float(loss.detach()), float(loss.detach())]
             if not math.isfinite(losses[1]):

@@ -96,13 +96,13 @@ class Trainer:
         self._require_same_start()
         self.run = self._runner()
 
-    def _runner(self) -> nn.Module:
+    def _runner(self) -> Any:
         """Return what a step calls: the graph, over all processes, compiled where requested."""
         run: nn.Module = self.graph.module
         if self.workers.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             run = nn.parallel.DistributedDataParallel(run, device_ids=ids, broadcast_buffers=False)
-        return torch.compile(run) if self.spec.compile else run  # type: ignore[return-value]
+        return torch.compile(run) if self.spec.compile else run
 
     def _require_same_start(self) -> None:
         """Refuse processes that found different checkpoints.
@@ -349,7 +349,7 @@ class Trainer:
         """Average the gradients over the processes, or leave that to a later step."""
         if shared or self.workers.world == 1:
             return nullcontext()
-        waits: AbstractContextManager[Any] = self.run.no_sync()  # type: ignore[operator]
+        waits: AbstractContextManager[Any] = self.run.no_sync()
         return waits
 
     def _gather(
