@@ -357,7 +357,7 @@ def test_what_a_power_cut_left_set_is_set_back(orin, tmp_path):
     worker.join(60)
     assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0001")
     agent = Agent(find_device("orin"), Silent())
-    assert probe(agent).power_mode["name"] == "15W"
+    assert probe(agent).power_mode.name == "15W"
     assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")
     agent.close()
 

@@ -10,7 +10,6 @@ import msgspec
 from trtq.artifact import environment, header, write_json
 from trtq.bench.record import BenchRecord
 from trtq.commands.deploy import deploy
-from trtq.deploy.board import Board
 from trtq.errors import BoardError, UsageError
 from trtq.files import BENCH_JSON
 from trtq.progress import Clock, Progress, Silent
@@ -58,7 +57,7 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
         command=shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")]),
         rows=rows,
         verdicts=[],
-        card=msgspec.convert(last.board, Board).card(rows[-1].settings),
+        card=last.board.card(rows[-1].settings),
         valid=all(r.valid for r in records),
         notes=[n for r in records for n in r.notes],
         seconds=clock.total,
