@@ -339,7 +339,7 @@ def test_the_plan_s_own_kernels(cnn_out: Path, tmp_path: Path):
     record = json.loads(done.stdout)
     assert record["engine"]["ms"] > 0
     assert record["latency"]["ms"] > 0
-    kernels = read_plan_kernels(engine.read_bytes(), str(built.builder["version"]), 1)
+    kernels = read_plan_kernels(engine.read_bytes(), str(built.builder.version), 1)
     assert kernels is not None
     convs = [k for k in kernels if k.kind == "conv"]
     assert {k.precision for k in convs} == {"int8"}

@@ -46,7 +46,7 @@ def test_a_text_encoder_is_built_and_measured_with_inputs_that_exist(
     assert 0 <= files["ids"].min() <= files["ids"].max() < 11
     assert (files["mask"] == 1).all()
     assert "they fill one input" in made.unavailable["accuracy"]
-    assert "--minShapes=ids:1x8,mask:1x8" in made.manifest.builder["command"]
+    assert "--minShapes=ids:1x8,mask:1x8" in made.manifest.builder.command
     left = {p.suffix for p in Path(orin.home).rglob("files/*")}
     assert ".bin" not in left
 

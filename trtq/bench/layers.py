@@ -166,7 +166,7 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
     from trtq.quant.formats import BitConfig
 
     manifest = read_manifest(path)
-    source = Path(manifest.spec["onnx"])
+    source = manifest.source
     try:
         model, _, digest = read_onnx(source)
         if digest != manifest.onnx_sha256:
@@ -174,8 +174,8 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
                 {},
                 f"no prediction: {source}, which the engine was built from, is another file by now",
             )
-        device = find_device(manifest.target["name"].partition("@")[0])
-        ops = list_onnx_ops(model, manifest.spec["onnx"])
+        device = find_device(manifest.target.name.partition("@")[0])
+        ops = list_onnx_ops(model, str(source))
     except TrtqError as exc:
         return {}, f"no prediction: {exc.message}"
 

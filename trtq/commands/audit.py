@@ -109,21 +109,21 @@ def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[lis
             f"it was built from a file with SHA-256 {manifest.onnx_sha256[:12]}",
             "Give that ONNX file",
         )
-    if manifest.builder["backend"] != "tensorrt-rtx":
+    if manifest.builder.backend != "tensorrt-rtx":
         raise EngineError(
             f"Cannot read the layers of {engine}",
             "only plans of TensorRT-RTX say what they compute in",
             "Give the report of trtexec --exportLayerInfo, built with "
             "--profilingVerbosity=detailed",
         )
-    layers = read_plan_layers(plan, manifest.builder["version"])
+    layers = read_plan_layers(plan, manifest.builder.version)
     if layers is None:
         raise EngineError(
             f"Cannot read the layers of {engine}",
-            f"the rows of TensorRT-RTX {manifest.builder['version']} are not those trtq knows",
+            f"the rows of TensorRT-RTX {manifest.builder.version} are not those trtq knows",
         )
     notes.append("read from the operation rows inside the plan, an undocumented format")
-    return layers, f"the plan of TensorRT-RTX {manifest.builder['version']}"
+    return layers, f"the plan of TensorRT-RTX {manifest.builder.version}"
 
 
 def _macs(model: onnx.ModelProto, path: str, notes: list[str]) -> dict[str, int]:

@@ -341,13 +341,13 @@ def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
     manifest, plan = read_engine(path)
     builder = manifest.builder
     found: list[PlanKernel] | None = None
-    if builder["backend"] == "tensorrt-rtx":
-        found = read_plan_kernels(plan, str(builder["version"]), batch)
+    if builder.backend == "tensorrt-rtx":
+        found = read_plan_kernels(plan, builder.version, batch)
     if found is None:
         raise ArtifactError(
             f"Cannot read the kernels of {path}",
             "only plans of TensorRT-RTX 1.7 say what they hold, this one is of "
-            f"{builder['backend']} {builder['version']}",
+            f"{manifest.built_with}",
             "Leave --engine out",
         )
     unknown = sum(k.unknown for k in found)

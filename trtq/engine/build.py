@@ -27,7 +27,7 @@ from trtq.engine.agreement import AgreementRecord, require_agreement
 from trtq.engine.coverage import Coverage, cover, require_codes
 from trtq.engine.job import Job, prepare
 from trtq.engine.lint_target import reader_for, refuse_errors
-from trtq.engine.manifest import EngineManifest, InputRow, manifest_path
+from trtq.engine.manifest import BuiltBy, BuiltFor, EngineManifest, InputRow, manifest_path
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.python_api import MODULES
 from trtq.engine.random_inputs import table_sizes
@@ -152,10 +152,11 @@ def describe(
     built, metadata = found.built, get_metadata(job.model)
     last = replace(settings, workspace=found.workspace)
     by_command = builder.name == "trtexec"
-    said = (
-        {"command": builder.show(path, Path(spec.out), last)}
-        if by_command
-        else {"module": MODULES[builder.name]}
+    by = BuiltBy(
+        backend=builder.name,
+        version=built.version,
+        module="" if by_command else MODULES[builder.name],
+        command=builder.show(path, Path(spec.out), last) if by_command else "",
     )
     without = (
         [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"]
@@ -166,12 +167,8 @@ def describe(
         **header("build", spec),
         engine_sha256=built.sha256,
         engine_bytes=built.size,
-        builder={"backend": builder.name, "version": built.version, **said},
-        target={
-            "name": job.target.name,
-            "device": job.target.device,
-            "capability": job.target.capability,
-        },
+        builder=by,
+        target=BuiltFor(job.target.name, job.target.device, job.target.capability),
         precision=_precision(found.source, spec),
         quantized_tensors=count_qdq(found.source),
         codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
