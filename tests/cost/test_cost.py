@@ -292,8 +292,8 @@ def test_cost_of_a_file_on_a_device(cnn_out: Path):
     assert qdq.latency is not None
     assert "int8" not in fp32.latency.precisions
     assert qdq.latency.precisions["int8"] >= 3
-    assert fp32.total["macs"] == qdq.total["macs"]
-    assert fp32.total["bytes_moved"] > 3 * qdq.total["bytes_moved"]
+    assert fp32.total.macs == qdq.total.macs
+    assert fp32.total.bytes_moved > 3 * qdq.total.bytes_moved
     twice = cost(
         CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="rtx3080", batch=64)
     ).latency

@@ -246,7 +246,7 @@ def test_the_command_and_the_call_train_the_same(files, tmp_path):
     )
     learned = trtq.Encodings.load(tmp_path / "out/encodings.safetensors")
     assert by_call.quantized.encodings.digest() == learned.digest()
-    assert by_call.record.history[0]["loss"] == by_command.history[0]["loss"]
+    assert by_call.record.history[0].loss == by_command.history[0].loss
     assert by_call.record.evaluation is not None and by_command.evaluation is not None
     assert by_call.record.evaluation.top1 == by_command.evaluation.top1
     assert (tmp_path / "own/finetune.json").is_file()

@@ -22,7 +22,7 @@ from trtq.graph.feed import Feed, first_output
 from trtq.graph.nodes import operands
 from trtq.quant.digest import structure_digest
 from trtq.quant.formats import BitConfig, read_options
-from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
+from trtq.records.analyze import AnalyzedLayer, AnalyzedModel, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext
@@ -82,11 +82,9 @@ def analyze_model(
         schema=SCHEMA,
         verb="analyze",
         spec={"model": model.name, "data": samples.name, **options.without()},
-        model={
-            "name": model.name,
-            "weights": model.weights,
-            "weights_sha256": model.weights_sha256,
-        },
+        model=AnalyzedModel(
+            name=model.name, weights=model.weights, weights_sha256=model.weights_sha256
+        ),
         data=samples.describe(),
         preprocess=model.preprocess or samples.preprocess,
         metric=options.metric,

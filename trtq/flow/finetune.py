@@ -36,7 +36,7 @@ from trtq.graph.device import choose_device, to_device_
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
-from trtq.records.finetune import FinetuneRecord, TrainingConditions
+from trtq.records.finetune import FinetuneRecord, Trained, TrainingConditions
 from trtq.specs import FinetuneOptions, QuantizeOptions
 from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
@@ -271,12 +271,12 @@ class Training:
             measure=self.trainer.measure,
             history=at.history,
             best_epoch=at.best_epoch,
-            trained={
-                "weights": len(graph.weights),
-                "ranges": len(graph.ranges),
-                "norms": len(graph.norms),
-                "codebooks": len(graph.codebooks),
-            },
+            trained=Trained(
+                weights=len(graph.weights),
+                ranges=len(graph.ranges),
+                norms=len(graph.norms),
+                codebooks=len(graph.codebooks),
+            ),
             training=TrainingConditions(
                 device=str(self.device),
                 processes=self.workers.world,

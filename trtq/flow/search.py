@@ -293,7 +293,7 @@ class _Search:
         accuracy, agreement, own = _accuracy(candidate, scored)
         measure = "agreement" if scored.top1 is None else "top-1"
         reference = self._refer(candidate, own, measure)
-        floor, change = self.options.min_accuracy, accuracy - reference["accuracy"]
+        floor, change = self.options.min_accuracy, accuracy - reference.accuracy
         figures = Try(
             label=label,
             model=candidate.name,
@@ -311,7 +311,7 @@ class _Search:
             onnx_bytes=tried.onnx_bytes,
         )
         self.run.tell(
-            f"{label}: {reference['measure']} {accuracy:.2f} % ({change:+.2f} points), "
+            f"{label}: {reference.measure} {accuracy:.2f} % ({change:+.2f} points), "
             f"agreement {percent_words(agreement, 2)}, "
             f"{'within' if figures.within else 'over'} the budgets"
         )

@@ -235,7 +235,7 @@ class _Search(NamedTuple):
 
 def _search(search: SearchFolder) -> _Search:
     frontier, analysis = search.frontier, search.analysis
-    full = search.record.reference["costs"]["energy"]
+    full = search.record.reference.costs["energy"]
     figures = [
         frontier_figure(
             frontier.points,

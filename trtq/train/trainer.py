@@ -22,6 +22,7 @@ from trtq.graph.device import device_of
 from trtq.graph.feed import IMAGE_AXES, Feed, first_output
 from trtq.progress import Progress
 from trtq.specs import FinetuneOptions
+from trtq.train.epoch import Epoch
 from trtq.train.examples import TrainingSetup, walk
 from trtq.train.learned import LeanMemory
 from trtq.train.objective import Part
@@ -230,12 +231,10 @@ class Trainer:
         spec = self.spec
         at = self.position
         score = self._score()
-        row = {
-            "loss": at.total / max(at.count, 1),
-            "lr": spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs),
-        }
-        row |= {} if score is None else {"score": score}
-        at.history.append(row | {"images_per_s": round(speed, 2)})
+        loss = at.total / max(at.count, 1)
+        lr = spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs)
+        row = Epoch(loss=loss, lr=lr, score=score, images_per_s=round(speed, 2))
+        at.history.append(row)
         self._remember(score)
         remaining_s = (spec.epochs - at.epoch - 1) * at.count / max(speed, 1e-9)
         at.epoch += 1
@@ -249,9 +248,8 @@ class Trainer:
         if score is not None:
             shown = f", {self.measure} {score:.2f} % on --val (torch, codes in place)"
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
-        self.progress.note(
-            f"epoch {at.epoch}: loss {row['loss']:.4f}{shown}; {speed:.0f} images/s{rest}"
-        )
+        said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
+        self.progress.note(f"epoch {at.epoch}: {said}")
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
