@@ -15,6 +15,7 @@ from trtq.engine.manifest import read_engine
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
 from trtq.files import MANIFEST_SUFFIX
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import all_nodes
 from trtq.platform.target import Target
 from trtq.specs import AuditSpec
@@ -132,4 +133,4 @@ def _macs(model: onnx.ModelProto, path: str, notes: list[str]) -> dict[str, int]
     except TrtqError as exc:
         notes.append(f"multiply-accumulates are not counted: {exc}")
         return {}
-    return {n.name or n.output[0]: counted.get(op_name(n), 0) for n in all_nodes(model)}
+    return {label_of(n): counted.get(op_name(n), 0) for n in all_nodes(model)}

@@ -11,6 +11,7 @@ from onnx import TensorProto, shape_inference
 from trtq import ops as operators
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError, first_line
+from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
 
 BITS: dict[int, int] = {
@@ -142,7 +143,7 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
     """Return a copy with a batch of one and every shape inferred."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    held = {i.name for i in copy.graph.initializer}
+    held = names_of(copy.graph.initializer)
     for value in copy.graph.input:
         for axis, d in enumerate(value.type.tensor_type.shape.dim):
             if value.name in held or is_fixed(d):
@@ -165,7 +166,7 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
 
 def _batch(model: onnx.ModelProto) -> int:
     """Return the fixed batch size of a file, by which its counts are divided."""
-    held = {i.name for i in model.graph.initializer}
+    held = names_of(model.graph.initializer)
     given = next((i for i in model.graph.input if i.name not in held), None)
     dims = _dims(given) if given is not None else []
     return max(1, dims[0]) if len(dims) > 1 else 1
@@ -215,7 +216,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
         weights=reader.values(weight) if weight else 0,
         reads={n: reader.values(n) // batch for n in activations},
         writes={n: reader.values(n) // batch for n in node.output if n},
-        depthwise=kind == "conv" and _integer(node, "group", 1) > 1 and shape[1:2] == [1],
+        depthwise=kind == "conv" and integer(node, "group", 1) > 1 and shape[1:2] == [1],
         weight_bits=reader.bits(weight) if weight else None,
         input_bits=min((reader.bits(n) for n in activations), default=None),
         fp8=any(n in reader.fp8 for n in activations),
@@ -247,13 +248,8 @@ def _per_value(reader: _Reader, node: onnx.NodeProto, kind: str, weight: list[in
         return math.prod(weight[1:])
     if kind in ("linear", "matmul"):
         # The axis both operands share: the left one's last, its first when Gemm turns it.
-        return reader.shapes[node.input[0]][0 if _integer(node, "transA", 0) else -1]
+        return reader.shapes[node.input[0]][0 if integer(node, "transA", 0) else -1]
     return 0
-
-
-def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    """Return an attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def op_name(node: onnx.NodeProto) -> str:

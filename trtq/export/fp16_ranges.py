@@ -25,6 +25,7 @@ from trtq.export.feeds import Given, feed_for
 from trtq.export.fp16 import HALF_MAX, elem_types, operand_types
 from trtq.export.onnx_file import opset_of, set_metadata_
 from trtq.export.ort import input_slots, open_session
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import QDQ, constant_of
 
 MIN_SQNR_DB = 30.0
@@ -208,7 +209,7 @@ class _Shadow:
         self.model.CopyFrom(model)
         self.types = elem_types(model)
         self.producer = {o: n for n in model.graph.node for o in n.output}
-        self.constants = {i.name for i in model.graph.initializer} | {
+        self.constants = names_of(model.graph.initializer) | {
             n.output[0] for n in model.graph.node if n.op_type == "Constant"
         }
         self.extra: list[onnx.NodeProto] = []

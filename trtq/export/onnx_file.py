@@ -30,6 +30,7 @@ from trtq.export.sound import require_sound
 from trtq.export.tail import with_tail
 from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
 
 T = TypeVar("T")
@@ -375,7 +376,7 @@ def _tidy_(model: onnx.ModelProto) -> bool:
     Local functions are inlined, constants are removed from the inputs, and every node gets a name.
     """
     changed = _inline_(model)
-    constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in all_nodes(model)}
+    constants, taken = names_of(model.graph.initializer), names_of(all_nodes(model))
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) < len(model.graph.input):  # files of IR 3 list them
         del model.graph.input[:]
