@@ -22,7 +22,7 @@ from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.signature import SizeRange
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
 
@@ -140,7 +140,7 @@ def quantize(
         return run_command(model, listener_of(model, data, progress, given))
     asked = QuantizeOptions.make(options)
     check_options(asked)
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)

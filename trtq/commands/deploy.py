@@ -39,7 +39,7 @@ from trtq.engine.verify import yardstick
 from trtq.errors import ArtifactError, BoardError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata
 from trtq.files import BENCH_JSON, DEPLOY_JSON
-from trtq.progress import Clock, Progress, Silent
+from trtq.progress import Clock, Progress, or_silent
 from trtq.specs import DeployOptions, DeploySpec, changed_words
 from trtq.workspace import Workspace
 
@@ -83,7 +83,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         DeviceError: the board cannot be reached, or refuses.
         EngineError: the builder there refuses, or the engine computes nothing in INT8.
     """
-    progress, clock = progress or Silent(), Clock()
+    progress, clock = or_silent(progress), Clock()
     device, source = find_device(spec.device), Path(spec.model)
     if not source.is_file():
         why = "it is a folder" if source.is_dir() else "there is no such file"

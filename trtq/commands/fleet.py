@@ -23,7 +23,7 @@ from trtq.deploy.record import FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
 from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.report.fleet import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
 from trtq.workspace import Workspace
@@ -61,7 +61,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     Raises:
         UsageError: no device, or an unknown one.
     """
-    told, lock = progress or Silent(), threading.Lock()
+    told, lock = or_silent(progress), threading.Lock()
     devices, names = _devices(spec.devices), _model_names(spec.model)
     work = Workspace(Path(spec.out), FLEET_JSON, told)
     with work.locked():

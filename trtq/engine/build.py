@@ -41,7 +41,7 @@ from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_n
 from trtq.export.strip import strip_at
 from trtq.onnx_walk import is_fixed
 from trtq.platform.releases import Runtime
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.specs import BuildSpec
 
 
@@ -53,7 +53,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
             refuses (their words, with node names), or what was built is not what was asked for.
         MissingExtraError: the backend is not installed.
     """
-    told, out = progress or Silent(), Path(spec.out)
+    told, out = or_silent(progress), Path(spec.out)
     _require_output(spec, out)
     job = prepare(spec)
     for line in job.notes:
@@ -253,7 +253,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
         EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
         UsageError: trtexec's version is not known.
     """
-    told, job = progress or Silent(), prepare(spec)
+    told, job = or_silent(progress), prepare(spec)
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings, said = job.settings(builder), [job.fallback] if job.fallback else []
