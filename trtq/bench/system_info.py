@@ -19,6 +19,7 @@ from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu, GpuState
 from trtq.bench.record import Card
 from trtq.errors import MeterError
 from trtq.machine import cpu_name
+from trtq.typed import present
 
 # Without these a record cannot be held against another one: present, or with the reason why not in
 # "missing".
@@ -206,7 +207,7 @@ class Watch:
     def _clocks(self) -> list[int]:
         """Return the SM clocks under load, MHz."""
         clocks = (s.gpu.sm_clock_mhz for s in self.states if s.loaded and s.gpu is not None)
-        return [c for c in clocks if c is not None]
+        return present(clocks)
 
     def unwatched(self) -> dict[str, str]:
         """Return the reasons why something could not be watched, by its name."""

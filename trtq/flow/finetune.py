@@ -42,6 +42,7 @@ from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
 from trtq.train.training_graph import TrainingGraph
+from trtq.typed import present
 from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
@@ -215,7 +216,7 @@ class Training:
     def _key(self, weights: str) -> object:
         """Return everything that the result depends on."""
         options, analysis = self.options, self.start.analysis
-        sets = [s for s in (self.train_samples, self.val) if s is not None]
+        sets = present((self.train_samples, self.val))
         return [
             options.without(*NOT_IN_KEY),
             weights,
