@@ -81,7 +81,7 @@ def test_a_calibrator_from_outside(images, package: Path, tmp_path: Path):
             {q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (largest, half)
         )
         assert all(after[n] == pytest.approx(0.5 * before[n], rel=2e-3) for n in before)
-        assert half.calibration["calibrator"].startswith(f"{name} (")
+        assert half.calibration.calibrator.startswith(f"{name} (")
         assert half.calibration["cache"].startswith("not used")
     again = quantize(spec(images, tmp_path / "c", calibrator="half", calib_cache=cache))
     assert again.calibration["cache"].startswith("used")
