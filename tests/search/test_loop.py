@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.conftest import read, run_cli
 from trtq import AdviseSpec, EvaluateSpec, SearchSpec, advise, evaluate, search
 from trtq.errors import ArtifactError, UsageError
+from trtq.search.budgets import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.frontier import dominated
-from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.testing.images import write_classes
 
 CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"

@@ -19,10 +19,10 @@ from trtq.flow.data import samples_from
 from trtq.flow.finetune import Start, Training
 from trtq.flow.finetune_checks import check_samples
 from trtq.flow.finetune_save import FILES, save_finetuned
-from trtq.flow.opset import check_files
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device
 from trtq.known_records import known
+from trtq.platform.target import check_files
 from trtq.progress import Progress, Silent, or_silent
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord

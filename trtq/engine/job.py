@@ -210,7 +210,7 @@ def prepare(spec: BuildSpec) -> Job:
             "the other builders take the scales of Q/DQ pairs",
             "Build the Q/DQ file",
         )
-    asked = Target.parse(spec.target) if spec.target is not None else None
+    asked = Target.given(spec.target)
     model, stamp, digest = read_onnx(Path(spec.onnx))
     notes: list[str] = []
     target, fallback = _target(asked, model, spec.onnx, notes), ""

@@ -32,6 +32,7 @@ from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
 from trtq.onnx_node import names_of
 from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
+from trtq.platform.target import Target
 
 T = TypeVar("T")
 METADATA_PREFIX = "trtq."
@@ -68,6 +69,11 @@ def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_PREFIX + key, msgspec.json.encode(value).decode()
+
+
+def target_metadata(target: Target | None) -> dict[str, str]:
+    """Return what a file for a target says of it: builds then need no ``--target``."""
+    return {TARGET: target.text} if target is not None else {}
 
 
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from trtq.flow.finetune_checks import (
     worst_layers,
 )
 from trtq.flow.model import Model
-from trtq.flow.opset import check_files, opset_of
 from trtq.flow.ptq import Inputs
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device, to_device_
+from trtq.platform.target import check_files, opset_of
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord

@@ -20,12 +20,11 @@ from trtq.artifact import digest_of, ensure_writable_dir
 from trtq.data.answers import ANSWER, Kind
 from trtq.data.samples import Samples, preprocess_digest
 from trtq.errors import CalibrationError, UsageError
-from trtq.export.onnx_file import set_metadata_
+from trtq.export.onnx_file import set_metadata_, target_metadata
 from trtq.export.parity import ParityRecord, check_parity
 from trtq.export.probe import QuantizerStats
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
-from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
 from trtq.flow.run import Run
 from trtq.graph.device import CPU, choose_device
 from trtq.graph.feed import Feed, outputs_of
@@ -34,6 +33,7 @@ from trtq.machine import package_version
 from trtq.methods.base import Method, MethodContext, Value
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
+from trtq.platform.target import Target, check_files, opset_of
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
 from trtq.quant.calibrators import calibrator_key
@@ -98,7 +98,7 @@ class Inputs:
             int4=options.weight_storage == "int4",
             note=self.run.note,
         )
-        target = target_metadata(target_of(options))
+        target = target_metadata(Target.given(options.target))
         origin = {**origin_of(self.model, self.answer), **self.origin}
         set_metadata_(model, {**origin, **target, **metadata})
         self.run.clock.lap("export")
@@ -265,7 +265,7 @@ def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
     placement = place(
         graph,
-        rules=rules_for(target_of(options)),
+        rules=rules_for(Target.given(options.target)),
         high_precision=options.high_precision,
         bits=BitConfig.parse(options.bits),
         attention=options.attention,

@@ -32,8 +32,15 @@ from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.search import Reference, SearchRecord, Try
-from trtq.search.budgets import latency_devices, over, read_budgets, within
-from trtq.search.loop import AS_ASKED, NONE, smallest
+from trtq.search.budgets import (
+    AS_ASKED,
+    NONE,
+    latency_devices,
+    over,
+    read_budgets,
+    smallest,
+    within,
+)
 from trtq.specs import AnalyzeOptions, SearchOptions
 
 NO_SCORES = "its output is not known to be scores of classes"
