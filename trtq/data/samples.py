@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 import torch
+from PIL import Image
 
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
@@ -81,6 +82,9 @@ class BoxesByImage(Protocol):
     def __getitem__(self, index: int, /) -> Boxes:
         """Return the boxes of one image, in pixels of the upright original."""
 
+    def identity(self) -> str:
+        """Return what tells two sets of boxes apart."""
+
 
 class Samples(ABC):
     """A repeatable list of samples.
@@ -110,9 +114,19 @@ class Samples(ABC):
         """Whether samples have targets."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes of the targets, in index order; empty where nothing says them."""
+        return ()
+
+    @property
     def dense(self) -> bool:
         """Whether every pixel has a target."""
         return False
+
+    @property
+    def class_targets(self) -> bool:
+        """Whether a program or masks say that each target is a class index."""
+        return self.dense
 
     @property
     def boxed(self) -> bool:
@@ -171,11 +185,25 @@ class Samples(ABC):
             if isinstance(targets, torch.Tensor):
                 yield targets
 
+    def original(self, sample: str) -> Image.Image | None:
+        """Return the upright image of a sample by its id; None for samples that are no images."""
+        del sample
+        return None
+
+    def _all_boxes(self) -> Iterator[Boxes]:
+        """Yield the targets that are boxes."""
+        for batch in self.batches(TARGETS_AT_ONCE):
+            targets = batch.targets()
+            if targets is not None and not isinstance(targets, torch.Tensor):
+                yield from targets
+
     def targets_identity(self) -> object:
         """Return what tells two sets of targets apart; None without targets."""
         if not self.has_targets:
             return None
         total = hashlib.sha256()
+        for boxes in self._all_boxes() if self.boxed else ():
+            total.update(boxes.content())
         for targets in self.targets():
             total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
             total.update(targets.contiguous().numpy().tobytes())
@@ -264,6 +292,10 @@ class ImageSamples(Samples):
         return replace(self, input=spec.name)
 
     @property
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(self.source.classes)
+
+    @property
     def dense(self) -> bool:
         """Whether there are masks."""
         return self.labels is not None and self.labels.dense
@@ -313,7 +345,13 @@ class ImageSamples(Samples):
             if isinstance(targets, torch.Tensor):
                 yield targets
 
+    def original(self, sample: str) -> Image.Image | None:  # noqa: D102
+        index = self.source.ids.index(sample)
+        return None if self.source.is_array(index) else self.source.image(index)
+
     def targets_identity(self) -> object:  # noqa: D102
+        if self.boxes is not None:
+            return self.boxes.identity()
         return None if self.labels is None else self.labels.identity()
 
     def describe(self) -> dict[str, object]:  # noqa: D102

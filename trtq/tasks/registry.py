@@ -9,14 +9,19 @@ from trtq.data.answers import Kind
 from trtq.errors import UsageError
 from trtq.tasks.base import Task
 from trtq.tasks.classification import Classification
+from trtq.tasks.detection import Detection
 from trtq.tasks.segmentation import Segmentation
 from trtq.tasks.tensors import Tensors
 
-TASKS: Mapping[str, Task] = {t.name: t for t in (Classification(), Segmentation(), Tensors())}
+TASKS: Mapping[str, Task] = {
+    t.name: t for t in (Classification(), Segmentation(), Detection(), Tensors())
+}
 
 
 def find_task(name: str | Task | type[Task]) -> Task:
     """Return a task by name, one of trtq's or an extension.
+
+    A name may have an argument behind a colon, such as ``detection:yolo``.
 
     Raises:
         UsageError: unknown (the nearest are suggested), or it cannot be loaded.
@@ -27,6 +32,9 @@ def find_task(name: str | Task | type[Task]) -> Task:
         return name()
     if name in TASKS:
         return TASKS[name]
+    base, _, argument = name.partition(":")
+    if base in TASKS and argument:
+        return TASKS[base].with_argument(argument)
     task = extensions.load("tasks", name, built_in=tuple(TASKS))
     if not isinstance(task, Task):
         raise UsageError(
