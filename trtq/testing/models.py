@@ -132,7 +132,8 @@ class TinyTextBlock(nn.Module):
         )
         a = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attends[:, None, None])
         x = self.norm1(x + self.proj(a.transpose(1, 2).reshape(n, t, c)))
-        return self.norm2(x + self.fc2(nn.functional.gelu(self.fc1(x))))  # type: ignore[no-any-return]
+        answer: torch.Tensor = self.norm2(x + self.fc2(nn.functional.gelu(self.fc1(x))))
+        return answer
 
 
 class TinyTextEncoder(nn.Module):
