@@ -98,9 +98,7 @@ def run_one(tool: str, name: str, data: str) -> dict[str, Any]:
                 out=f"{folder}/e.engine",
             )
         )
-        rows = read_plan_kernels(
-            Path(f"{folder}/e.engine").read_bytes(), made.builder["version"], 1
-        )
+        rows = read_plan_kernels(Path(f"{folder}/e.engine").read_bytes(), made.builder.version, 1)
     assert rows is not None
     products = [r for r in rows if r.kind in ("conv", "linear", "matmul")]
     macs = sum(r.macs for r in products)

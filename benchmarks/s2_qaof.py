@@ -154,7 +154,7 @@ def overall(cnn: Lab, vit: Lab) -> Section:
     from trtq import CostSpec, cost
 
     counted = cost(CostSpec(model="timm:resnet50"))
-    values = counted.total["parameters"]
+    values = counted.total.parameters
     section.says(
         "ResNet-50: FP32 to INT8, MB",
         "97.5 to 24.4",

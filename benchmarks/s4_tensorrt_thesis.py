@@ -223,7 +223,7 @@ def information() -> Section:
         r = cost(CostSpec(model=f"timm:{name}"))
         kinds = [row.layer.kind for row in r.rows]
         convs, linears = sum("conv" in k for k in kinds), sum("linear" in k for k in kinds)
-        macs, values = r.total["macs"] / 1e9, r.total["parameters"] / 1e6
+        macs, values = r.total.macs / 1e9, r.total.parameters / 1e6
         for what, ours in (("Conv layers", convs), ("FC layers", linears)):
             section.says(
                 f"{label}: {what}",

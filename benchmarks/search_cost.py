@@ -27,6 +27,8 @@ from trtq.search.outputs import jsd, l2
 from trtq.search.sensitivity import SensitivityContext, cross_entropy
 from trtq.search.work_cache import WorkCache
 
+Labelled = tuple[tuple[torch.Tensor, ...], torch.Tensor]  # inputs of a batch, and class indices
+
 
 def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
@@ -36,12 +38,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 def study(
     name: str, size: int, images: int, probes: int, widths: list[str]
-) -> tuple[SensitivityContext, list[tuple[torch.Tensor, torch.Tensor]]]:
+) -> tuple[SensitivityContext, list[Labelled]]:
     captured = capture(load_model(name).module, (3, size, size))
     generator = torch.Generator().manual_seed(0)
     batches = [
         (
-            torch.randn(8, 3, size, size, generator=generator),
+            (torch.randn(8, 3, size, size, generator=generator),),
             torch.randint(0, few(1000, 4), (8,), generator=generator),
         )
         for _ in range(images // 8)
@@ -65,16 +67,16 @@ def study(
     return made, batches
 
 
-def forward(made: SensitivityContext, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def forward(made: SensitivityContext, batches: list[Labelled]) -> float:
     with torch.inference_mode():
-        made.graph(batches[0][0])
-        return min(seconds(lambda: [made.graph(x) for x, _ in batches]) for _ in range(3))
+        made.graph(*batches[0][0])
+        return min(seconds(lambda: [made.graph(*feed) for feed, _ in batches]) for _ in range(3))
 
 
-def backward(made: SensitivityContext, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def backward(made: SensitivityContext, batches: list[Labelled]) -> float:
     """Return the seconds of a forward and a backward pass to every weight."""
     weights = [p.requires_grad_(True) for p in made.graph.parameters()]
-    images, targets = torch.cat([x for x, _ in batches]), torch.cat([t for _, t in batches])
+    images, targets = torch.cat([x for (x,), _ in batches]), torch.cat([t for _, t in batches])
 
     def once() -> None:
         torch.autograd.grad(cross_entropy(made.graph(images), targets), weights, allow_unused=True)

@@ -22,7 +22,7 @@ from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.signature import SizeRange
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
 from trtq.tasks import Task, find_task
@@ -152,7 +152,7 @@ def quantize(
     asked = QuantizeOptions.make({**options, "task": name})
     known = None if task is None else find_task(task)
     check_options(asked)
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
     samples = choose_samples(everything, asked, run)

@@ -25,7 +25,7 @@ from trtq.flow.run import Run
 from trtq.flow.search import Searched, search_models
 from trtq.flow.search_checks import check_search
 from trtq.flow.search_save import save_search
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import read_options
 from trtq.records.analyze import AnalyzeRecord
@@ -99,7 +99,7 @@ def analyze(
         return run_command(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
-    asked, run = AnalyzeOptions.make(_texts(options)), Run(progress or Silent())
+    asked, run = AnalyzeOptions.make(_texts(options)), Run(or_silent(progress))
     path = None if out is None else Path(out)
     work = None if path is None else Workspace.for_file(path, run.progress)
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
@@ -168,7 +168,7 @@ def search(
         return run_command(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
-    asked, run = SearchOptions.make(_texts(options)), Run(progress or Silent())
+    asked, run = SearchOptions.make(_texts(options)), Run(or_silent(progress))
     check_search(asked, read_options(asked.bits))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     models = _models(model)
@@ -283,7 +283,7 @@ def finetune(
         return run_command(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     train = _training_samples(data)
     if isinstance(train, TensorSamples) and "augment" not in options:
         options = {**options, "augment": "none"}

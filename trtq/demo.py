@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import webbrowser
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -94,7 +95,7 @@ def make_crops(folder: Path) -> int:
                 (256, 256), Image.Resampling.BICUBIC
             )
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
-            write_atomic(path, lambda tmp, crop=crop: crop.save(tmp, format="PNG"))  # type: ignore[misc]
+            write_atomic(path, partial(crop.save, format="PNG"))
     return count
 
 

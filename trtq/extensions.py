@@ -8,13 +8,14 @@ so a broken one never affects other commands.
 from __future__ import annotations
 
 import sys
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtq.artifact import sha256_file
 from trtq.errors import ModelError, UsageError, said_by, suggest
-from trtq.user_code import attribute_of, source_digest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 KINDS = {
     "methods": "method",
@@ -30,6 +31,8 @@ def installed(kind: str) -> dict[str, list[EntryPoint]]:
     Args:
         kind: one of ``KINDS``.
     """
+    from importlib.metadata import entry_points  # 40 ms, and few commands name an extension
+
     points: dict[str, list[EntryPoint]] = {}
     for point in sorted(entry_points(group=f"trtq.{kind}"), key=lambda p: (p.name, p.value)):
         same = points.setdefault(point.name, [])
@@ -56,6 +59,8 @@ def load(kind: str, name: str, *, built_in: tuple[str, ...] = ()) -> Any:
     """
     what = KINDS[kind]
     if ":" in name:
+        from trtq.user_code import attribute_of
+
         try:
             return attribute_of(name, what)
         except ModelError as exc:
@@ -79,6 +84,8 @@ def identity(kind: str, name: str) -> str:
     Raises:
         UsageError: as for :func:`load`.
     """
+    from trtq.user_code import source_digest
+
     target = load(kind, name)
     if ":" in name and callable(target):
         return f"{name} ({source_digest(name, KINDS[kind])[:12]})"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from importlib import metadata
 from pathlib import Path
 
 
 def package_version(name: str) -> str | None:
     """Return the installed version of a distribution, or None."""
+    from importlib import metadata  # 40 ms, and most commands ask for no version
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

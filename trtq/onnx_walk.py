@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trtq import ops
+from trtq.onnx_node import integer, names_of
 
 REORDER = ops.onnx_types(trait="reorder")
 # A layer behind them still computes in INT8 when its Q/DQ pair is in front of them: plans of
@@ -97,7 +98,7 @@ class Scope:
                 self.producer[name] = node
             for name in read_by(node):
                 self.readers.setdefault(name, []).append(node)
-        self.local = {i.name for i in self.graph.input} | set(self.constants) | set(self.producer)
+        self.local = names_of(self.graph.input) | set(self.constants) | set(self.producer)
 
     def home(self, name: str) -> Scope | None:
         """Return the scope that defines a tensor, or None."""
@@ -470,7 +471,7 @@ def axis_of(node: onnx.NodeProto) -> int | None:
 
 def cast_type(node: onnx.NodeProto) -> int:
     """Return the type that a Cast writes."""
-    return next((a.i for a in node.attribute if a.name == "to"), TensorProto.UNDEFINED)
+    return integer(node, "to", TensorProto.UNDEFINED)
 
 
 def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
@@ -491,5 +492,5 @@ def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 def _defined(graph: onnx.GraphProto) -> set[str]:
     """Return the names that a graph gives to tensors itself."""
-    values = {v.name for v in (*graph.input, *graph.initializer)}
+    values = names_of((*graph.input, *graph.initializer))
     return values | {name for node in graph.node for name in node.output}

@@ -28,7 +28,7 @@ from trtq.files import (
     RUN_LOCK,
     STAGES,
 )
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.recipe import Recipe
 from trtq.specs import (
     DeploySpec,
@@ -72,7 +72,7 @@ def run(
     Raises:
         TrtqError: a stage failed; the results of the stages before it are kept.
     """
-    progress = progress or Silent()
+    progress = or_silent(progress)
     out = Path(recipe.out)
     stages = plan(recipe, out, progress)  # refuses what cannot end well before anything is written
     if dry_run:
@@ -108,7 +108,7 @@ def deploy_recipe(
     Raises:
         TrtqError: a stage failed, or the board did.
     """
-    out, told = Path(recipe.out), progress or Silent()
+    out, told = Path(recipe.out), or_silent(progress)
     report = plan(recipe, out, told)[
         -1:
     ]  # of all stages: what is wrong with any of them is said before the work

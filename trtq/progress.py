@@ -40,6 +40,11 @@ class Silent:
         """Ignore."""
 
 
+def or_silent(progress: Progress | None) -> Progress:
+    """Return a listener; one that discards everything where there is none."""
+    return progress or Silent()
+
+
 class Notes:
     """The notes of one run: each is passed on at once and kept for the record.
 

@@ -1,4 +1,4 @@
-"""Values read as types, one thread at a time.
+"""Values and their types: plain values are read as types, one thread at a time.
 
 What msgspec knows of a type is made when the type is first read; two threads that do so at once
 crash the interpreter.
@@ -7,6 +7,7 @@ crash the interpreter.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,3 +44,8 @@ def toml_as(raw: bytes, kind: type[T]) -> T:
     """
     with _ALONE:
         return msgspec.toml.decode(raw, type=kind)
+
+
+def present(values: Iterable[T | None]) -> list[T]:
+    """Return the values that are not None."""
+    return [v for v in values if v is not None]

@@ -23,10 +23,10 @@ def test_nvml_that_answers_not_supported(tmp_path):
     ]
     gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, missing=names)), uuid="GPU-0")
     state = gpu.state()
-    assert state["sm_clock_mhz"] is None
-    assert state["throttled_ns"] == {}
+    assert state.sm_clock_mhz is None
+    assert state.throttled_ns == {}
     assert gpu.missing["SM clock"] == "this board does not report it"
-    assert state["temperature_c"] == 40  # each figure degrades alone
+    assert state.temperature_c == 40  # each figure degrades alone
     with pytest.raises(MeterError, match="Cannot meter this GPU: this board does not report it"):
         gpu.meter()
     with pytest.raises(MeterError, match="MIG"):
@@ -128,5 +128,5 @@ def test_rails_of_boards(tmp_path):
 def test_nvml_on_a_real_gpu():
     gpu = Gpu("cuda:0")
     assert gpu.card()["uuid"].startswith("GPU-")
-    assert gpu.state()["temperature_c"] > 0
+    assert gpu.state().temperature_c > 0
     assert gpu.meter().read() > 0

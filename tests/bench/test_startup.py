@@ -77,10 +77,7 @@ def test_pain_35_an_engines_own_account():
     assert account_of(Engine()) == (None, 4096)
     assert account_of(Old()) == (None, 512)
     assert account_of(object()) == (None, None)
-    assert status("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n") == {
-        "VmRSS": 10240,
-        "VmHWM": 20480,
-    }
+    assert status("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n") == (10240, 20480)
 
 
 def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch):
@@ -91,8 +88,8 @@ def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch)
     used = iter([10 << 20, 30 << 20])
     monkeypatch.setattr(fresh, "shared_memory_used", lambda: next(used))
     held = fresh.Memory("cuda:0")
-    held.look("before")
-    held.look("after")
+    held.look()
+    held.look()
     workload = type("W", (), {"io_bytes": 232})()
     made = held.account(workload)
     assert made["device"] == 20 << 20

@@ -115,7 +115,7 @@ def test_work_of_others_is_noticed(tmp_path):
     stat = tmp_path / "proc/stat"
     stat.write_text("cpu  1000 0 0 9000 0 0 0 0 0 0\n")
     watch = Watch("cpu", root=tmp_path)
-    watch.states[0]["at"] -= 10.0
+    watch.states[0] = watch.states[0]._replace(at=watch.states[0].at - 10.0)
     stat.write_text("cpu  2000 0 0 10000 0 0 0 0 0 0\n")
     watch.look()
     assert watch.others() == pytest.approx(0.5, abs=0.02)

@@ -81,15 +81,15 @@ def test_a_calibrator_from_outside(images, package: Path, tmp_path: Path):
             {q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (largest, half)
         )
         assert all(after[n] == pytest.approx(0.5 * before[n], rel=2e-3) for n in before)
-        assert half.calibration["calibrator"].startswith(f"{name} (")
-        assert half.calibration["cache"].startswith("not used")
+        assert half.calibration.calibrator.startswith(f"{name} (")
+        assert half.calibration.cache.startswith("not used")
     again = quantize(spec(images, tmp_path / "c", calibrator="half", calib_cache=cache))
-    assert again.calibration["cache"].startswith("used")
+    assert again.calibration.cache.startswith("used")
     code = package / "half_package.py"
     code.write_text(code.read_text().replace("0.5", "0.25"))
     sys.modules.pop("half_package")
     other = quantize(spec(images, tmp_path / "d", calibrator="half", calib_cache=cache))
-    assert other.calibration["cache"].startswith("not used")
+    assert other.calibration.cache.startswith("not used")
     with pytest.raises(CalibrationError, match=r"negative chose no range: it returned -1\.0"):
         quantize(spec(images, tmp_path / "e", calibrator="negative", calib_cache=cache))
 

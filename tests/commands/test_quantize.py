@@ -151,7 +151,7 @@ def test_high_precision_and_dead_activations_are_listed_with_their_reason(images
 
 
 def test_pain_16_the_cache_says_why_it_was_used_or_not_and_survives_damage(images, tmp_path):
-    said = lambda **k: quantize(spec(images, tmp_path, **k)).calibration["cache"]  # noqa: E731
+    said = lambda **k: quantize(spec(images, tmp_path, **k)).calibration.cache  # noqa: E731
     assert said() == "not used: there is no entry yet"
     assert said().startswith("used: ")
     assert said(calibrator="max") == "not used: calibrator changed since the nearest entry"
@@ -181,8 +181,8 @@ def test_pain_16_weights_that_change_by_one_value_miss_the_cache(images, tmp_pat
         torch.save(model.state_dict(), tmp_path / f"{i}.pt")
     first = quantize(spec(images, tmp_path, checkpoint=str(tmp_path / "0.pt")))
     second = quantize(spec(images, tmp_path, checkpoint=str(tmp_path / "1.pt")))
-    assert first.calibration["cache"] == "not used: there is no entry yet"
-    assert second.calibration["cache"] == "not used: weights changed since the nearest entry"
+    assert first.calibration.cache == "not used: there is no entry yet"
+    assert second.calibration.cache == "not used: weights changed since the nearest entry"
 
 
 def test_dense_outputs(images, tmp_path):

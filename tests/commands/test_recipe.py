@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from trtq.errors import UsageError
-from trtq.flow.opset import opset_of
+from trtq.platform.target import opset_of
 from trtq.recipe import load_recipe
 from trtq.specs import BuildSpec, QuantizeSpec
 

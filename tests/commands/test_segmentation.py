@@ -152,11 +152,11 @@ def test_training_on_pixels(scenes, ptq: Path, tmp_path: Path):
         )
     )
     assert record.measure == "mIoU"
-    assert record.history[-1]["score"] > record.history[0]["score"]
-    assert record.history[-1]["score"] > 60
+    assert record.history[-1].score > record.history[0].score
+    assert record.history[-1].score > 60
     e = record.evaluation
     assert e is not None
-    assert e.miou == pytest.approx(record.history[record.best_epoch]["score"], abs=1.0)
+    assert e.miou == pytest.approx(record.history[record.best_epoch].score, abs=1.0)
     assert e.top1 is None
     assert e.iou is not None and len(e.iou) == 3
     assert "mIoU" in record.summary

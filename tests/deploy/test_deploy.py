@@ -32,6 +32,7 @@ from trtq import FinetuneSpec, finetune
 from trtq.artifact import sha256_file
 from trtq.commands.deploy import deploy
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import Step
 from trtq.deploy.board import probe
 from trtq.deploy.board_readings import memory_of
 from trtq.deploy.devices import find_device
@@ -282,7 +283,8 @@ def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):
 
 def test_memory_that_did_not_grow_is_not_a_figure():
     seen = {"t": np.array([0.0, 1.0, 2.0]), "ram_bytes": np.array([2e9, 1.9e9, 1.8e9])}
-    found, why = memory_of({"begin": 0.5, "end": 2.5}, [{"begin": 0.5}], seen, read_log(""), 768)
+    step = Step(name="s", rc=0, seconds=2.0, marks={}, files={}, begin=0.5, end=2.5)
+    found, why = memory_of(step, [step], seen, read_log(""), 768)
     assert found is None and why.startswith("the board's used memory did not grow")
 
 
@@ -357,7 +359,7 @@ def test_what_a_power_cut_left_set_is_set_back(orin, tmp_path):
     worker.join(60)
     assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0001")
     agent = Agent(find_device("orin"), Silent())
-    assert probe(agent).power_mode["name"] == "15W"
+    assert probe(agent).power_mode.name == "15W"
     assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")
     agent.close()
 

@@ -29,8 +29,10 @@ from trtq.bench.record import BenchRow
 from trtq.commands.deploy import deploy
 from trtq.deploy import agent_client, measure, stream
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import EngineAnswer, Listing
 from trtq.deploy.board import Board, probe
 from trtq.deploy.devices import Device
+from trtq.deploy.jobs import JobPower
 from trtq.deploy.ledger import board_manifest
 from trtq.deploy.record import fleet_rows
 from trtq.deploy.ssh import Link
@@ -126,7 +128,7 @@ def conversation() -> Iterator[tuple[dict[str, bytes], Path]]:
         assert deploy(asked).built
         assert not deploy(asked).built
         with Agent(DEVICE, Silent()) as agent:
-            agent.ask("list")
+            agent.ask("list", Listing)
     yield {k: p.read_bytes() for k, p in recorder.answers.items()}, folder
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -196,16 +198,16 @@ def use(answers: dict[str, bytes], folder: Path) -> None:
         board: Board = probe(agent)
         assert board.lines and board.target and board.card({"power_mode": "x", "clocks": "y"})
         msgspec.json.encode([board, board.workspace])
-        for entry in agent.ask("list")["engines"]:
-            assert "/" not in entry["file"]
-        answer = agent.ask("engine", name="engines/x.engine")
-        if answer["manifest"] is None:
+        for entry in agent.ask("list", Listing).engines:
+            assert "/" not in entry.file
+        answer = agent.ask("engine", EngineAnswer, name="engines/x.engine")
+        if answer.manifest is None:
             return
-        manifest: EngineManifest = board_manifest(answer["manifest"], "bad")
+        manifest: EngineManifest = board_manifest(answer.manifest, "bad")
         assert manifest.summary
         options = DeploySpec(device="bad", model="m.onnx", duration=0.3, min_samples=50)
         rows: list[BenchRow] = measure.measure(
-            agent, board, manifest, "/x.engine", options, {"mode": None, "pin": False}, folder, "n"
+            agent, board, manifest, "/x.engine", options, JobPower(None, False), folder, "n"
         )
         table = fleet_rows("bad", board.name, "m", manifest, rows)
         assert [r.summary for r in rows]

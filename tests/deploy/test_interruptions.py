@@ -18,7 +18,7 @@ from tests.support.boards import Heard, _agent, _until, introduce, needs_sshd, p
 from trtq.artifact import sha256_file
 from trtq.commands.deploy import deploy
 from trtq.deploy.board import probe
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import BoardJob, JobStep, do
 from trtq.testing.board import StandInBoard
 from trtq.testing.link import ShapedLink
 
@@ -49,28 +49,28 @@ def test_the_link_is_cut_at_some_moment(tmp_path, seed, one_orin):
         cut_soon()
         path = agent.upload(payload, f"files/{seed}.bin", digest)
         cuts[-1].join()
-        step = {
-            "name": "build",
-            "argv": [
+        step = JobStep(
+            name="build",
+            argv=[
                 "sh",
                 "-c",
                 f"for i in 1 2 3 4 5 6; do echo line $i; sleep 0.1; done; cp {path} {path}.new",
             ],
-            "makes": [[f"{path}.new", f"{path}.out"]],
-        }
+            makes=[(f"{path}.new", f"{path}.out")],
+        )
         cut_soon()
-        result, lines = do(agent, f"{seed:032x}", {"title": "t", "steps": [step]})
+        result, lines = do(agent, f"{seed:032x}", BoardJob(title="t", steps=[step]))
         cuts[-1].join()
         cut_soon()
         back = agent.download(
             f"files/{seed}.bin.out",
             tmp_path / "back",
-            digest=result["steps"][0]["files"][f"{path}.out"]["sha256"],
+            digest=result.steps[0].files[f"{path}.out"].sha256,
         )
         cuts[-1].join()
         assert sha256_file(back) == digest
         assert [ln for ln in lines if ln.startswith("line")] == [f"line {i}" for i in range(1, 7)]
-        assert result["ok"]
+        assert result.ok
         agent.close()
 
 

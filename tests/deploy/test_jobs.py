@@ -20,9 +20,10 @@ from tests.support.boards import _agent, _until, needs_sshd, pooling, spec
 from trtq.artifact import sha256_file
 from trtq.commands.deploy import deploy
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import Done, JobAnswer, Listing, Meanwhile, Upload
 from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, remember_device
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import BoardJob, JobStep, do
 from trtq.errors import BoardError
 from trtq.progress import Silent
 from trtq.testing.link import ShapedLink
@@ -33,7 +34,7 @@ pytestmark = needs_sshd
 def test_requests_of_any_size(orin):
     agent = Agent(find_device("orin"), Silent())
     value = {"layers": ["x" * 100] * 5000}
-    agent.ask("manifest", name="engines/big.json", value=value)
+    agent.ask("manifest", Done, name="engines/big.json", value=value)
     assert read(orin.home / ".trtq/engines/big.json") == value
     agent.close()
 
@@ -78,6 +79,7 @@ def test_a_job_can_be_ended(orin):
     agent = Agent(find_device("orin"), Silent())
     agent.ask(
         "start",
+        JobAnswer,
         key="abcdef",
         job={
             "title": "a",
@@ -86,21 +88,21 @@ def test_a_job_can_be_ended(orin):
             "pin": True,
         },
     )
-    _until(lambda: agent.ask("status", key="abcdef").get("step") == "s")
+    _until(lambda: agent.ask("status", JobAnswer, key="abcdef").step == "s")
     board = probe(agent)
-    assert (board.power_mode["name"], board.clocks["pinned"], board.meanwhile) == (
+    assert (board.power_mode.name, board.clocks.pinned, board.meanwhile) == (
         "15W",
         False,
-        {"mode": "25W", "pinned": True},
+        Meanwhile("25W", True),
     )
     assert (
         "a job holds the power mode 25W, clocks pinned now; the above is what it goes back to"
         in board.lines
     )
     assert "it was stopped (trtq device stop)" in run_cli("device", "stop", "orin", "abc").stdout
-    late = {"title": "b", "steps": [{"name": "s", "argv": ["sleep", "60"], "limit_s": 0.5}]}
+    late = BoardJob(title="b", steps=[JobStep(name="s", argv=["sleep", "60"], limit_s=0.5)])
     result, lines = do(agent, "beef", late)
-    assert (result["ok"], result["steps"][0]["rc"]) == (False, 124)
+    assert (result.ok, result.steps[0].rc) == (False, 124)
     assert any("no end in 0 s: it was ended" in ln for ln in lines)
     agent.close()
 
@@ -117,7 +119,7 @@ def test_a_deployment_that_is_left_and_one_that_waits(orin, tmp_path):
     line = [sys.executable, "-c", hears, "deploy", "orin", str(model), *quick, str(tmp_path / "a")]
     left = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     agent = Agent(find_device("orin"), Silent())
-    _until(lambda: any(j["state"] == "running" for j in agent.ask("list")["jobs"]), 60)
+    _until(lambda: any(j.state == "running" for j in agent.ask("list", Listing).jobs), 60)
     left.send_signal(signal.SIGINT)
     said = left.communicate(timeout=60)[1]
     key = re.search(
@@ -176,37 +178,38 @@ def test_two_at_once_share_one_build(orin, tmp_path):
     assert records[0]["engine"] == records[1]["engine"]
     assert records[0]["manifest"]["engine_sha256"] == records[1]["manifest"]["engine_sha256"]
     agent = Agent(find_device("orin"), Silent())
-    assert sum(j["title"].startswith("the build") for j in agent.ask("list")["jobs"]) == 1
+    assert sum(j.title.startswith("the build") for j in agent.ask("list", Listing).jobs) == 1
     agent.close()
 
 
 def test_one_job_at_a_time_on_a_board(orin):
-    def reached(key: str, state: str) -> dict:
+    def reached(key: str, state: str) -> JobAnswer:
         until = time.monotonic() + 30.0
-        while (now := agent.ask("status", key=key))["state"] != state or not now["step"]:
+        while (now := agent.ask("status", JobAnswer, key=key)).state != state or not now.step:
             assert time.monotonic() < until, now
             time.sleep(0.1)
         return now
 
     agent, go = Agent(find_device("orin"), Silent()), orin.home / "go"  # the job is another user
-    agent.ask("list")
+    agent.ask("list", Listing)
     slow = {
         "title": "a",
         "owner": "her@desk",
         "steps": [{"name": "s", "argv": ["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.1; done"]}],
     }
-    agent.ask("start", key="aa", job=slow)
+    agent.ask("start", JobAnswer, key="aa", job=slow)
     try:
         reached("aa", "running")
         agent.ask(
             "start",
+            JobAnswer,
             key="bb",
             job={**slow, "title": "b", "steps": [{"name": "s", "argv": ["true"]}]},
         )
-        assert "another job here (of her@desk)" in reached("bb", "waiting")["step"]
+        assert "another job here (of her@desk)" in reached("bb", "waiting").step
     finally:
         go.touch()
-    assert agent.follow("bb", lambda _: None)["result"]["ok"]
+    assert agent.follow("bb", lambda _: None)[0].result.ok
     agent.close()
 
 
@@ -242,7 +245,7 @@ def test_logs_clean_and_what_is_not_ours(orin, tmp_path):
 def test_a_file_outside_the_folder_is_refused(orin):
     agent = Agent(find_device("orin"), Silent())
     with pytest.raises(BoardError, match=r"\.\./x lies outside of"):
-        agent.ask("have", name="../x", size=1, sha256="0")
+        agent.ask("have", Upload, name="../x", size=1, sha256="0")
     with pytest.raises(BoardError, match="Cannot fetch no of orin|there is no"):
         agent.download("files/no", Path("/tmp/never"))
     agent.close()

@@ -56,7 +56,7 @@ def test_a_build_through_python_where_there_is_no_trtexec(place, python36, image
             images=7,
         )
         record = deploy(asked, heard)
-        assert record.manifest.builder["backend"] == "tensorrt"
+        assert record.manifest.builder.backend == "tensorrt"
         assert sha256_file(Path(record.engine)) == record.manifest.engine_sha256
         told = _told(board, record)
         typed = kind == "orin"

@@ -244,7 +244,7 @@ def test_a_trtexec_that_does_not_start(orin, cnn_out, tmp_path):
     assert (again.built, again.measured, again.rows) == (False, False, first.rows)
     assert "latency n/a: there is no trtexec" in again.summary
     other = deploy(spec(orin, pooling(tmp_path / "n.onnx", "another"), tmp_path / "p"))
-    assert (other.manifest.builder["backend"], other.rows) == ("tensorrt", [])
+    assert (other.manifest.builder.backend, other.rows) == ("tensorrt", [])
     (orin.root / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
     qdq = Path(shutil.copytree(cnn_out, tmp_path / "q")) / "model.qdq.onnx"
     with pytest.raises(

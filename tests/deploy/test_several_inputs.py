@@ -22,7 +22,7 @@ def test_a_text_encoder_is_built_and_measured_with_inputs_that_exist(
     lines, files, do = [], {}, measure.do
 
     def watched(agent, key, job):
-        lines.append(job["steps"][-1]["argv"])
+        lines.append(job.steps[-1].argv)
         given = next(w for w in lines[0] if w.startswith("--loadInputs=")).partition("=")[2]
         files.update({n: np.fromfile(p, np.int64) for n, p in _pairs(given)})
         return do(agent, key, job)
@@ -46,7 +46,7 @@ def test_a_text_encoder_is_built_and_measured_with_inputs_that_exist(
     assert 0 <= files["ids"].min() <= files["ids"].max() < 11
     assert (files["mask"] == 1).all()
     assert "they fill one input" in made.unavailable["accuracy"]
-    assert "--minShapes=ids:1x8,mask:1x8" in made.manifest.builder["command"]
+    assert "--minShapes=ids:1x8,mask:1x8" in made.manifest.builder.command
     left = {p.suffix for p in Path(orin.home).rglob("files/*")}
     assert ".bin" not in left
 

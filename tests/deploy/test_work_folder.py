@@ -16,10 +16,10 @@ from tests.support.boards import introduce, needs_sshd, pooling, served, spec
 from trtq import agent as agent_code
 from trtq.commands.deploy import deploy
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import hint_words
+from trtq.deploy.answers import Done, Hint, hint_words
 from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, remember_device
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import BoardJob, JobStep, do
 from trtq.errors import BoardError
 from trtq.progress import Silent
 
@@ -38,7 +38,7 @@ def test_a_work_folder_that_is_not_ours(tmp_path):
     with pytest.raises(agent_code.Refused, match="link is a link") as caught:
         agent_code.open_home(f"{tmp_path}/link/")
     assert (
-        hint_words(caught.value.mend, "nano")
+        hint_words(Hint(**caught.value.mend), "nano")
         == f"Give trtq device add the folder itself: --workdir {ours}"
     )
     (tmp_path / "file").write_text("x")
@@ -132,10 +132,10 @@ def test_the_boards_own_modules_do_not_run(place, tmp_path):
         with Agent(find_device("orin"), Silent()) as agent:
             assert probe(agent).board == "orin-nano"
             result, lines = do(
-                agent, "abcd", {"title": "t", "steps": [{"name": "s", "argv": ["true"]}]}
+                agent, "abcd", BoardJob(title="t", steps=[JobStep(name="s", argv=["true"])])
             )
-            assert result["ok"], lines
-            agent.ask("manifest", name="engines/x.json", value={})
+            assert result.ok, lines
+            agent.ask("manifest", Done, name="engines/x.json", value={})
         assert not canary.exists(), canary.read_text()
 
 

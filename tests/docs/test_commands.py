@@ -16,12 +16,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from tests.docs.test_pages import ROOT
+from tests.support.onnx_files import detector, open_sizes, text_encoder, two_images
 from trtq.models.fcn import fcn_resnet18
 from trtq.testing.images import write_classes, write_scenes
 from trtq.testing.trtexec import write_fake_trtexec
@@ -69,6 +71,17 @@ def model() -> nn.Module:
         nn.Flatten(),
         nn.Linear(16, 4),
     )
+
+
+def with_open_sizes(file: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a file whose images have an open height and width."""
+    for value in (*file.graph.input, *file.graph.output):
+        for dim, name in zip(
+            value.type.tensor_type.shape.dim[2:], ("height", "width"), strict=True
+        ):
+            if dim.dim_value != 1:
+                dim.dim_param = name if value in file.graph.input else f"{name}_out"
+    return file
 
 
 def commands_of(page: Path) -> list[str]:
@@ -141,6 +154,10 @@ def given(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     save_file(model().state_dict(), folder / "own.safetensors")
     save_file(fcn_resnet18(11).state_dict(), folder / "fcn.safetensors")
+    onnx.save(detector(), folder / "yolov8n.onnx")
+    onnx.save(open_sizes(), folder / "yolo.onnx")
+    onnx.save(text_encoder(), folder / "encoder.onnx")
+    onnx.save(with_open_sizes(two_images()), folder / "pair.onnx")
     for part in ("train", "val"):
         write_scenes(folder / "camvid" / part, 8, size=64, void=11)
     with zipfile.ZipFile(folder / "camvid.zip", "w") as packed:

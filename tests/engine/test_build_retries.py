@@ -106,11 +106,11 @@ def test_the_ladder_of_old_releases_starts_where_they_do(files, tmp_path, monkey
     with_note(files, tmp_path, "memory:300")
     made = build(asked(tmp_path, tmp_path, backend="trtexec", target="xavier"))
     assert [a.workspace for a in made.attempts] == [1024, 512]
-    assert made.builder["command"].startswith(
+    assert made.builder.command.startswith(
         f"{tmp_path}/trtexec --onnx={tmp_path}/model.qdq.onnx --saveEngine={tmp_path}/e.engine"
     )
-    assert "--workspace=256" in made.builder["command"]
-    assert made.builder["version"] == "8.2.1"
+    assert "--workspace=256" in made.builder.command
+    assert made.builder.version == "8.2.1"
 
 
 def test_what_cannot_be_kept_in_fp32_is_said_and_not_claimed(images, tmp_path, monkeypatch):
@@ -125,8 +125,8 @@ def test_what_cannot_be_kept_in_fp32_is_said_and_not_claimed(images, tmp_path, m
         monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, version, sm="7.2")))
         made = build(BuildSpec(**wanted, out=f"{tmp_path}/e.engine"))
         assert bool(made.float_nodes) == kept
-        assert ("--layerPrecisions=" in made.builder["command"]) == kept
-        assert ("--layerOutputTypes=" in made.builder["command"]) == kept
+        assert ("--layerPrecisions=" in made.builder.command) == kept
+        assert ("--layerOutputTypes=" in made.builder.command) == kept
         assert (
             any(
                 "this builder cannot keep" in n and "--precision fp32 is safe" in n

@@ -38,7 +38,7 @@ def test_pain_4_every_release_is_asked_in_its_own_words(
     head, model = read_fake_plan((tmp_path / "e.engine").read_bytes())
     release = tuple(int(v) for v in version.split(".")[:2])
     old = release < (10, 0)
-    assert (made.builder["backend"], made.builder["version"]) == ("tensorrt", version)
+    assert (made.builder.backend, made.builder.version) == ("tensorrt", version)
     assert head["workspace"] == 512
     assert head["shapes"] == {"input": [[1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32]]}
     assert head["flags"].get("INT8", False) == old

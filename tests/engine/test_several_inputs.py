@@ -347,7 +347,7 @@ def test_trtexec_is_told_the_shapes_of_every_input(version, kind, tmp_path, monk
     del axes.input[1]
     axes.attribute.append(onnx.helper.make_attribute("axes", [1]))
     made = trtq.build(model, target="orin", backend="trtexec", shapes=TEXT).manifest
-    line = made.builder["command"]
+    line = made.builder.command
     assert "--minShapes=ids:1x8,mask:1x8 --optShapes=ids:1x16,mask:1x16" in line
     assert "--maxShapes=ids:4x32,mask:4x32" in line
     first = made.tensors[0]

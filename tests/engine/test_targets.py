@@ -184,8 +184,8 @@ def test_the_nano_gets_its_fp16_engine(old_files: Path, tmp_path: Path, monkeypa
         == "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model"
     )
     assert "fell back: Jetson Nano" in made.summary
-    assert "--fp16" in made.builder["command"]
-    assert "--int8" not in made.builder["command"]
+    assert "--fp16" in made.builder.command
+    assert "--int8" not in made.builder.command
 
 
 def test_the_version_in_the_target_must_be_the_one_here(

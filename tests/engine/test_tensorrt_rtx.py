@@ -132,7 +132,7 @@ def test_a_file_is_built_from_where_it_lies_and_must_not_change(files, tmp_path,
         asked, tmp_path, tmp_path, backend="trtexec", target="orin@8.5", precision="fp32"
     )
     made = build(given())
-    assert f"--onnx={tmp_path}/model.qdq.onnx" in made.builder["command"]
+    assert f"--onnx={tmp_path}/model.qdq.onnx" in made.builder.command
     before = (tmp_path / "e.engine").read_bytes()
     path = tmp_path / "model.qdq.onnx"
     timer = threading.Timer(0.8, lambda: path.write_bytes(path.read_bytes() + b""))
@@ -209,7 +209,7 @@ def test_the_worker_loads_while_the_file_is_read_and_ends_without_a_request(cnn_
     )
     start_early(asked)
     (early,) = worker_process._early
-    assert build(asked).builder["backend"] == "tensorrt-rtx"
+    assert build(asked).builder.backend == "tensorrt-rtx"
     assert (early.process.returncode, worker_process._early) == (0, [])
     start_early(msgspec.structs.replace(asked, target="xavier@8.5"))  # another builder's
     assert worker_process._early == []

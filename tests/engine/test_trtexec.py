@@ -37,9 +37,9 @@ def test_every_release_gets_flags_it_knows(version, precision, cnn13, tmp_path, 
             out=str(out),
         )
     )
-    line = made.builder["command"]
-    assert made.builder["backend"] == "trtexec"
-    assert made.builder["version"].split(".")[:2] == [
+    line = made.builder.command
+    assert made.builder.backend == "trtexec"
+    assert made.builder.version.split(".")[:2] == [
         str(v) for v in release_of(f"[TensorRT {version}]")
     ]
     assert f"--saveEngine={out}" in line

@@ -313,9 +313,9 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
         "calibration": str(cache),
     }
     made = build(BuildSpec(**asked, precision="fp16"))
-    assert f"--calib={cache}" in made.builder["command"]
-    assert "--int8" in made.builder["command"]
-    assert "--fp16" in made.builder["command"]
+    assert f"--calib={cache}" in made.builder.command
+    assert "--int8" in made.builder.command
+    assert "--fp16" in made.builder.command
     with pytest.raises(UsageError, match="--calibration needs --backend trtexec"):
         build(BuildSpec(**{**asked, "backend": "auto"}))
     with pytest.raises(EngineError, match="it has Q/DQ pairs, and TensorRT then reads no cache"):
@@ -342,7 +342,7 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
             release_number=100300,
         )
     )
-    ten = build(BuildSpec(**{**asked, "target": "orin"}, precision="fp16")).builder["command"]
+    ten = build(BuildSpec(**{**asked, "target": "orin"}, precision="fp16")).builder.command
     assert "--int8" in ten
     assert "--fp16" in ten
     assert "--stronglyTyped" not in ten

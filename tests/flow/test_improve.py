@@ -128,12 +128,8 @@ def test_a_search_of_a_module_and_a_list_of_pairs(net, images, labels, captures)
     assert isinstance(found, Searched)
     assert len(captures) == 1
     assert found.record.met and found.record.best.folder == ""
-    assert found.record.reference == {
-        **found.record.reference,
-        "model": "Net",
-        "accuracy": 100.0,
-        "measure": "top-1",
-    }
+    reference = found.record.reference
+    assert (reference.model, reference.accuracy, reference.measure) == ("Net", 100.0, "top-1")
     assert found.allocation.costs["size"] <= 0.3 * found.allocation.full["size"]
     assert [v.name for v in found.analysis.layers] == ["stem.0", "body.0", "head"]
     widths = {layer.name: layer.option for layer in found.allocation.layers}
@@ -246,7 +242,7 @@ def test_the_command_and_the_call_train_the_same(files, tmp_path):
     )
     learned = trtq.Encodings.load(tmp_path / "out/encodings.safetensors")
     assert by_call.quantized.encodings.digest() == learned.digest()
-    assert by_call.record.history[0]["loss"] == by_command.history[0]["loss"]
+    assert by_call.record.history[0].loss == by_command.history[0].loss
     assert by_call.record.evaluation is not None and by_command.evaluation is not None
     assert by_call.record.evaluation.top1 == by_command.evaluation.top1
     assert (tmp_path / "own/finetune.json").is_file()

@@ -120,7 +120,7 @@ def test_a_search_by_the_scores_of_two_inputs(scorer, pairs):
         metric="l2",
         **ASKED,
     )
-    assert found.record.met and found.record.reference["accuracy"] == 100.0
+    assert found.record.met and found.record.reference.accuracy == 100.0
     outputs = [o.name for o in found.best.evaluate(pairs).outputs]
     assert outputs == ["logits", "map"]
 

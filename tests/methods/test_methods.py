@@ -117,7 +117,7 @@ def test_methods_together_and_again(images, tmp_path):
     assert [m.name for m in first.methods] == ["smooth", "reconstruct", "bias-correction"]
     digest = Encodings.load(tmp_path / "encodings.safetensors").digest()
     second = quantize(asked)
-    assert second.calibration["cache"].startswith("used: ")
+    assert second.calibration.cache.startswith("used: ")
     assert Encodings.load(tmp_path / "encodings.safetensors").digest() == digest
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.conftest import read, run_cli
 from trtq import AdviseSpec, EvaluateSpec, SearchSpec, advise, evaluate, search
 from trtq.errors import ArtifactError, UsageError
+from trtq.search.budgets import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.frontier import dominated
-from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.testing.images import write_classes
 
 CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"
@@ -237,9 +237,9 @@ def test_candidates_share_the_budgets_of_the_first(images: Path, tmp_path: Path)
     )
     assert {t.model for t in large.tries} == {names[0]}
     assert (
-        large.reference["model"] == names[1]
+        large.reference.model == names[1]
     )  # the reference stays the first, though it is too big itself
-    assert large.reference["costs"]["size"] > 100_000
+    assert large.reference.costs["size"] > 100_000
     both = search(
         wanted(
             images,
@@ -251,7 +251,7 @@ def test_candidates_share_the_budgets_of_the_first(images: Path, tmp_path: Path)
         )
     )
     assert {t.model for t in both.tries} == set(names)
-    assert both.reference["model"] == names[1]
+    assert both.reference.model == names[1]
     assert (tmp_path / "out/model.qdq.onnx").is_file()
 
 
@@ -300,7 +300,7 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="Cannot compare --candidates: .* has no labels"):
         search(wanted(flat, tmp_path, model="", candidates=(CNN,), budget=("size=0.3",)))
     record = search(wanted(flat, tmp_path, budget=("size=0.3",), min_accuracy=-100.0))
-    assert record.reference["measure"] == "agreement"
+    assert record.reference.measure == "agreement"
     loose = search(wanted(flat, tmp_path, budget=("size=0.3",)))
     assert loose.notes == ["no --min-accuracy: accuracy is measured, and any would do"]
 

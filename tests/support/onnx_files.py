@@ -52,6 +52,29 @@ def two_images(batch: int | str = "batch", size: int = 8) -> onnx.ModelProto:
     )
 
 
+def detector(size: int = 64) -> onnx.ModelProto:
+    """One image in, six numbers for each place of a grid out, as exported detectors have them."""
+    nodes = [
+        helper.make_node(
+            "Conv", ["images", "w"], ["y"], "conv", kernel_shape=[8, 8], strides=[8, 8]
+        ),
+        helper.make_node("Relu", ["y"], ["z"], "relu"),
+        helper.make_node("Conv", ["z", "v"], ["grid"], "head", kernel_shape=[1, 1]),
+        helper.make_node("Reshape", ["grid", "flat"], ["output0"], "flatten"),
+    ]
+    weights = {
+        "w": random_weight(16, 3, 8, 8),
+        "v": random_weight(6, 16, 1, 1),
+        "flat": np.array([1, 6, -1], np.int64),
+    }
+    return model_of(
+        nodes,
+        [("images", TensorProto.FLOAT, [1, 3, size, size])],
+        [("output0", TensorProto.FLOAT, [1, 6, (size // 8) ** 2])],
+        weights,
+    )
+
+
 def text_encoder(vocabulary: int = 11, kind: int = TensorProto.INT64) -> onnx.ModelProto:
     """Token ids and a mask in, their mean embedding out; batch and length are open."""
     nodes = [

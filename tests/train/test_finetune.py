@@ -146,7 +146,7 @@ def test_rates_and_augmentation():
 def trained(images: Path, ptq: Path, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("qat")
     record = finetune(asked(images, ptq, out, epochs=6, lr=0.02, distill=1.0, augment="none"))
-    assert record.history[-1]["loss"] < record.history[0]["loss"]
+    assert record.history[-1].loss < record.history[0].loss
     return out
 
 
@@ -233,7 +233,7 @@ def test_early_stopping_plateau_and_freezing(images: Path, ptq: Path, tmp_path: 
     assert len(part.weights) < len(whole.weights)
     fixed = finetune(asked(images, ptq, tmp_path / "b", epochs=1, learn_amax=False))
     before, after = (Encodings.load(p / "encodings.safetensors") for p in (ptq, tmp_path / "b"))
-    assert fixed.trained["ranges"] == 0
+    assert fixed.trained.ranges == 0
     for name, amax in before.amax.items():
         torch.testing.assert_close(after.amax[name], amax, rtol=1e-5, atol=0)
 
@@ -343,7 +343,7 @@ def test_accumulated_updates_are_those_of_the_whole_batch(images: Path, ptq: Pat
     parts = finetune(
         asked(images, ptq, tmp_path / "b", batch_size=8, accumulate=8, **base)
     )  # 3 steps, one update
-    assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-4)
+    assert parts.history[0].loss == pytest.approx(whole.history[0].loss, rel=1e-4)
     first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("a", "b"))
     for name, value in first.constants.items():
         torch.testing.assert_close(second.constants[name], value, rtol=1e-3, atol=1e-5)

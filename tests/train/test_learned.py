@@ -169,7 +169,7 @@ def test_codebooks_are_exported_as_floats_and_said_to_be_simulated(
     images: Path, ptq: Path, tmp_path: Path
 ):
     record = finetune(asked(images, ptq, tmp_path, epochs=2, codebook=3))
-    assert record.trained["codebooks"] == len(record.codebooks) == 5
+    assert record.trained.codebooks == len(record.codebooks) == 5
     assert "5 weights on codebooks (simulated: engines compute them in float)" in record.summary
     after = Encodings.load(tmp_path / "encodings.safetensors")
     for name, values in record.codebooks.items():
@@ -284,8 +284,8 @@ def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(
             distill=0.0,
         )
     )
-    assert record.trained["norms"] == 3
-    assert record.history[-1]["loss"] < record.history[0]["loss"]
+    assert record.trained.norms == 3
+    assert record.history[-1].loss < record.history[0].loss
     assert record.parity.passed
     whole = finetune(
         asked(
@@ -299,7 +299,7 @@ def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(
             distill=0.0,
         )
     )
-    assert whole.history[-1]["loss"] == record.history[-1]["loss"]
+    assert whole.history[-1].loss == record.history[-1].loss
     with pytest.raises(UsageError, match="--freeze-bn needs --batch-norm kept"):
         asked(images, ptq, tmp_path, freeze_bn=1)
     with pytest.raises(UsageError, match="Cannot keep BatchNorms: no trained convolution had one"):
@@ -430,7 +430,7 @@ def test_a_codebook_leaves_parameters_that_no_layer_trains(tmp_path: Path, image
             asked(
                 images, tmp_path / "ptq", tmp_path / "o", model=f"{mine}:Net", epochs=1, codebook=3
             )
-        ).trained["codebooks"]
+        ).trained.codebooks
         >= 1
     )
 
@@ -439,12 +439,12 @@ def test_sixteen_bits_of_arithmetic(images: Path, ptq: Path, tmp_path: Path):
     plain = finetune(asked(images, ptq, tmp_path / "a", epochs=1))
     half = finetune(asked(images, ptq, tmp_path / "b", epochs=1, amp="bf16"))
     assert half.training.amp == "bf16"
-    assert half.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=0.05)
-    assert half.history[0]["loss"] != plain.history[0]["loss"]
+    assert half.history[0].loss == pytest.approx(plain.history[0].loss, rel=0.05)
+    assert half.history[0].loss != plain.history[0].loss
 
 
 @pytest.mark.slow
 def test_compiled_steps_learn_the_same(images: Path, ptq: Path, tmp_path: Path):
     plain = finetune(asked(images, ptq, tmp_path / "a", epochs=2))
     fused = finetune(asked(images, ptq, tmp_path / "b", epochs=2, compile=True))
-    assert fused.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-2)
+    assert fused.history[-1].loss == pytest.approx(plain.history[-1].loss, rel=1e-2)

@@ -110,7 +110,7 @@ def test_a_loss_of_ones_own(images: Path, ptq: Path, tmp_path: Path):
     record = finetune(
         asked(images, ptq, tmp_path / "o", epochs=1, loss=f"{mine}:smooth", distill=0.0)
     )
-    assert math.isfinite(record.history[0]["loss"])
+    assert math.isfinite(record.history[0].loss)
     with pytest.raises(UsageError, match=r"Cannot use --loss: it returned \[8\], not one number"):
         finetune(asked(images, ptq, tmp_path / "p", loss=f"{mine}:each"))
     with pytest.raises(ModelError, match="Cannot load the loss .*has no callable 'smoth'.*smooth"):

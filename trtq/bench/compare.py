@@ -24,7 +24,7 @@ from trtq.bench.system_info import differences, open_gpu, take_card
 from trtq.bench.workload import LoadOptions, device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import COMPARE_JSON
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.specs import CompareSpec
 from trtq.terminal import stack
 
@@ -63,7 +63,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         ArtifactError: a record lacks what a comparison needs.
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
-    progress = progress or Silent()
+    progress = or_silent(progress)
     began = time.perf_counter()
     paths = [Path(f) for f in spec.file]
     records = _require_comparable(paths)

@@ -25,7 +25,7 @@ from trtq.bench.system_info import open_gpu, take_card
 from trtq.bench.workload import device_for, parse_device
 from trtq.errors import BenchError, TrtqError, UsageError
 from trtq.files import BENCH_JSON
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.specs import BenchSpec, changed_words
 
 VERDICT_LOADS = 16  # half a minute; trtq compare takes more
@@ -42,7 +42,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
         BenchError: a file cannot be timed.
         EngineError, ExportError: a file cannot be loaded.
     """
-    progress = progress or Silent()
+    progress = or_silent(progress)
     began = time.perf_counter()
     paths = [Path(f) for f in spec.file]
     _require_measurable(spec, paths)

@@ -27,25 +27,10 @@ TABLE = (
     "    host TEXT, machine TEXT, row TEXT NOT NULL, card TEXT NOT NULL\n"
     ")"
 )
-FIELDS = (
-    "id",
-    "time",
-    "file",
-    "file_sha256",
-    "device",
-    "mode",
-    "batch",
-    "median_ms",
-    "images_per_s",
-    "joule",
-    "process_bytes",
-    "valid",
-    "host",
-    "machine",
-    "row",
-    "card",
+INSERT = (
+    "INSERT OR IGNORE INTO rows VALUES (:id, :time, :file, :file_sha256, :device, :mode, :batch, "
+    ":median_ms, :images_per_s, :joule, :process_bytes, :valid, :host, :machine, :row, :card)"
 )
-INSERT = f"INSERT OR IGNORE INTO rows VALUES ({', '.join(f':{name}' for name in FIELDS)})"  # noqa: S608
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

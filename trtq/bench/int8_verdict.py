@@ -62,8 +62,8 @@ def _fp16_engine(path: Path) -> tuple[Path | None, str]:
             is_fp16 = beside.precision == "fp16" and not beside.has_codes
             if is_fp16 and beside.target == manifest.target:
                 return other, ""
-    source = Path(str(manifest.spec["onnx"])).with_name(FP32)
-    target = manifest.target["name"]
+    source = manifest.source.with_name(FP32)
+    target = manifest.target.name
     out = path.with_name(f"{path.stem}.fp16{path.suffix}")
     return (
         None,

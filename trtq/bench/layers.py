@@ -39,7 +39,7 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
     """
     if isinstance(workload, EngineWorkload):
         times = {name: (ms / runs, "layer") for name, ms in workload.profile(runs).items()}
-        module_of: Callable[[str, str], str] = lambda name, _: next(iter(layer_names(name)), name)  # noqa: E731
+        module_of: Callable[[str, str], str] = _engine_module
     else:
         assert isinstance(workload, OnnxWorkload)
         times, module_of = profile_onnx(workload, runs), onnx_modules(load_onnx(path))
@@ -64,6 +64,11 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
             )
         )
     return sorted(rows, key=lambda r: -r.ms), why
+
+
+def _engine_module(name: str, kind: str) -> str:  # noqa: ARG001 - of the form of onnx_modules
+    """Return the module of an engine's layer."""
+    return next(iter(layer_names(name)), name)
 
 
 def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, str]]:
@@ -161,7 +166,7 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
     from trtq.quant.formats import BitConfig
 
     manifest = read_manifest(path)
-    source = Path(manifest.spec["onnx"])
+    source = manifest.source
     try:
         model, _, digest = read_onnx(source)
         if digest != manifest.onnx_sha256:
@@ -169,8 +174,8 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
                 {},
                 f"no prediction: {source}, which the engine was built from, is another file by now",
             )
-        device = find_device(manifest.target["name"].partition("@")[0])
-        ops = list_onnx_ops(model, manifest.spec["onnx"])
+        device = find_device(manifest.target.name.partition("@")[0])
+        ops = list_onnx_ops(model, str(source))
     except TrtqError as exc:
         return {}, f"no prediction: {exc.message}"
 

@@ -9,6 +9,7 @@ import msgspec
 from trtq.artifact import Environment, Record
 from trtq.bench.statistics import Drift, Outliers, Quantile
 from trtq.terminal import stack
+from trtq.typed import present
 
 Card = dict[str, Any]  # the machine card; its fields depend on the device
 
@@ -283,7 +284,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(parts)
 
     def _timing_parts(self) -> list[str]:
-        timings = [t for t in (self.e2e, self.gpu, self.enqueue) if t is not None]
+        timings = present((self.e2e, self.gpu, self.enqueue))
         parts = [f"{t.kind} {shown(t.median, samples=t.effective)}" for t in timings]
         timing = self.e2e or self.gpu
         if timing is None:

@@ -113,7 +113,7 @@ def time_block(
 
     The loop costs about 0.1 us a call; ``loop_overhead`` measures it.
     """
-    slots: memoryview[int] = memoryview(times)  # type: ignore[arg-type]  # a third of the time of writing into the array
+    slots = times.data  # a third of the time of writing into the array
     for i in range(len(slots)):
         start = clock()
         call()

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from trtq.bench.record import Load, Memory, Phase
+from trtq.bench.startup_worker import Request
 from trtq.bench.workload import DEFAULTS, LoadOptions
 from trtq.errors import BenchError, last_line
 
@@ -83,14 +84,14 @@ def _phase(name: str, ms: Any) -> Phase:
 
 
 def _start(path: Path, options: LoadOptions, *, memory: bool) -> _Start:
-    request = {
-        "file": str(path),
-        "device": options.device,
-        "batch": options.batch,
-        "shapes": list(options.shapes),
-        "memory": memory,
-        "started": time.perf_counter_ns(),
-    }
+    request = Request(
+        file=str(path),
+        device=options.device,
+        batch=options.batch,
+        shapes=list(options.shapes),
+        memory=memory,
+        started=time.perf_counter_ns(),
+    )
     try:
         line = [sys.executable, "-m", "trtq.bench.startup_worker", json.dumps(request)]
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)

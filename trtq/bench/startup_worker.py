@@ -16,31 +16,55 @@ import contextlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+
+class Request(NamedTuple):
+    """What to load, and what to measure.
+
+    Attributes:
+        shapes: as ``--shapes`` has them.
+        memory: whether its memory is measured instead of its time.
+        started: when, by the clock that all processes share (CLOCK_MONOTONIC), ns.
+    """
+
+    file: str
+    device: str
+    batch: int
+    shapes: list[str]
+    memory: bool
+    started: int
+
+
+class Use(NamedTuple):
+    """Memory in use: of this process, its peak, and of the device; bytes."""
+
+    rss: int
+    peak: int
+    device: int | None
 
 
 def main() -> int:
     """Load, answer twice, print."""
-    request = json.loads(sys.argv[1])
-    path, device = Path(request["file"]), request["device"]
+    request = Request(*json.loads(sys.argv[1]))
+    path, device = Path(request.file), request.device
     from trtq.bench.workload import LoadOptions, open_workload, parse_device
 
     parse_device(device)
     options = LoadOptions(
         device=device,
-        batch=int(request["batch"]),
+        batch=request.batch,
         graph=False,
         trust=True,
-        shapes=request["shapes"],
+        shapes=request.shapes,
     )
-    started: int = request["started"]  # CLOCK_MONOTONIC: one clock for all processes
-    laps: list[tuple[str, int]] = [("process and Python", ENTERED - started)]
-    memory = Memory(device) if request["memory"] else None
+    laps: list[tuple[str, int]] = [("process and Python", ENTERED - request.started)]
+    memory = Memory(device) if request.memory else None
     _import_runtime(path)
     last = time.perf_counter_ns()
     laps.append(("imports", last - ENTERED))
     if memory is not None:
-        memory.look("before")
+        memory.look()
     with path.open("rb") as handle:
         while handle.read(1 << 20):
             pass
@@ -60,7 +84,7 @@ def main() -> int:
     if memory is not None:
         for _ in range(8):
             workload.call()
-        memory.look("after")
+        memory.look()
         answer["memory"] = memory.account(workload)
     print(json.dumps(answer))
     return 0
@@ -80,7 +104,7 @@ def _import_runtime(path: Path) -> None:
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.current_device()  # starts CUDA
     else:
         import onnxruntime  # noqa: F401
 
@@ -94,15 +118,14 @@ class Memory:
 
         self.gpu, self.why = open_gpu(device)
         self.shared = is_jetson()
-        self.seen: dict[str, dict[str, int | None]] = {}
+        self.seen: list[Use] = []
 
-    def look(self, name: str) -> None:
+    def look(self) -> None:
         """Record the memory in use now; the peak counts from the first call."""
         if not self.seen:
             # In a kernel without it the peak may be that of the imports.
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-        memory = status()
         used = (
             shared_memory_used()
             if self.shared
@@ -110,11 +133,11 @@ class Memory:
             if self.gpu is not None
             else None
         )
-        self.seen[name] = {"rss": memory["VmRSS"], "peak": memory["VmHWM"], "device": used}
+        self.seen.append(Use(*status(), used))
 
     def account(self, workload: Any) -> dict[str, object]:
         """Return the growth, the engine's own account, and where each figure comes from."""
-        before, after = self.seen["before"], self.seen["after"]
+        before, after = self.seen
         engine = getattr(getattr(workload, "runner", None), "loaded", None)
         weights, activations = account_of(engine.engine) if engine is not None else (None, None)
         io = int(workload.io_bytes)
@@ -124,8 +147,8 @@ class Memory:
             "io": "sum of inputs and outputs",
         }
         device = None
-        if before["device"] is not None and after["device"] is not None:
-            device = after["device"] - before["device"]
+        if before.device is not None and after.device is not None:
+            device = after.device - before.device
             sources["device"] = (
                 "growth of MemTotal less MemAvailable: GPU and CPU share this memory, the process "
                 "is in it, and so are all others"
@@ -141,13 +164,12 @@ class Memory:
                 else "n/a: this runtime keeps no account of it"
             )
             sources[name] = source
-        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None
         return {
             "weights": weights,
             "activations": activations,
             "io": io,
-            "process": after["rss"] - before["rss"],
-            "process_peak": after["peak"] - before["rss"],
+            "process": after.rss - before.rss,
+            "process_peak": after.peak - before.rss,
             "device": device,
             "sources": sources,
         }
@@ -171,19 +193,22 @@ def account_of(engine: Any) -> tuple[int | None, int | None]:
     return weights, None if activations is None else int(activations)
 
 
-def status(text: str | None = None) -> dict[str, int]:
+def status(text: str | None = None) -> tuple[int, int]:
     """Return VmRSS and VmHWM of this process, bytes."""
-    text = text if text is not None else Path("/proc/self/status").read_text()
-    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    return {name: int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")}
+    return _sizes(text or Path("/proc/self/status").read_text(), "VmRSS", "VmHWM")
 
 
 def shared_memory_used(text: str | None = None) -> int:
     """Return the memory in use on this machine, bytes (MemTotal minus MemAvailable)."""
-    text = text if text is not None else Path("/proc/meminfo").read_text()
-    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    total, free = _sizes(text or Path("/proc/meminfo").read_text(), "MemTotal", "MemAvailable")
     return total - free
+
+
+def _sizes(text: str, first: str, second: str) -> tuple[int, int]:
+    """Return two sizes of a file of Linux that has one a line, bytes."""
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    one, two = (int(lines[name].split()[0]) * 1024 for name in (first, second))
+    return one, two
 
 
 if __name__ == "__main__":

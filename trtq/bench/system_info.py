@@ -10,13 +10,16 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
+
+import msgspec
 
 from trtq.bench.meters.jetson import LINES, is_jetson
 from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu, GpuState
 from trtq.bench.record import Card
 from trtq.errors import MeterError
 from trtq.machine import cpu_name
+from trtq.typed import present
 
 # Without these a record cannot be held against another one: present, or with the reason why not in
 # "missing".
@@ -122,7 +125,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return fields
 
 
-class Reading(TypedDict):
+class Reading(NamedTuple):
     """The machine at one moment: seconds, CPU seconds of others and of all, the GPU's state.
 
     ``loaded`` tells whether the device was at work: only then do its clocks say something.
@@ -182,29 +185,29 @@ class Watch:
             moved = [f"the SM clock moved between {min(clocks)} and {max(clocks)} MHz"]
         else:
             moved = []
-        strangers = _strangers([s["processes"] for s in states if s["processes"] is not None])
+        strangers = _strangers([s.processes for s in states if s.processes is not None])
         others = [f"{strangers} other processes on the GPU"] if strangers else []
         return [*reasons, *_throttling(states), *moved, *others]
 
     def _machine_reasons(self) -> list[str]:
         first = self.states[0]
         last = self.states[-1]
-        slept = last["slept"] - first["slept"]
+        slept = last.slept - first.slept
         others = self.others()
         reasons = []
         if slept > 0.1:
             reasons.append(f"the machine slept {slept:.1f} s in the middle")
-        if others is not None and others > MAX_OTHERS and last["at"] - first["at"] > 0.5:
+        if others is not None and others > MAX_OTHERS and last.at - first.at > 0.5:
             reasons.append(f"other processes used {others:.0%} of the CPU")
         return reasons
 
     def _gpu_states(self) -> list[GpuState]:
-        return [s["gpu"] for s in self.states if s["gpu"] is not None]
+        return [s.gpu for s in self.states if s.gpu is not None]
 
     def _clocks(self) -> list[int]:
         """Return the SM clocks under load, MHz."""
-        states = [s["gpu"] for s in self.states if s["loaded"] and s["gpu"] is not None]
-        return [s["sm_clock_mhz"] for s in states if s["sm_clock_mhz"] is not None]
+        clocks = (s.gpu.sm_clock_mhz for s in self.states if s.loaded and s.gpu is not None)
+        return present(clocks)
 
     def unwatched(self) -> dict[str, str]:
         """Return the reasons why something could not be watched, by its name."""
@@ -215,8 +218,7 @@ class Watch:
 
     def others(self) -> float | None:
         """Return the share of all cores that other processes used, None when unknown."""
-        first = self.states[0]["cpu"]
-        last = self.states[-1]["cpu"]
+        first, last = self.states[0].cpu, self.states[-1].cpu
         if first is None or last is None or last[1] <= first[1]:
             return None
         return max(0.0, (last[0] - first[0]) / (last[1] - first[1]))
@@ -229,23 +231,22 @@ class Watch:
             return {"other_processes_cpu": share}
         return {
             "other_processes_cpu": share,
-            "before": self.states[0]["gpu"],
-            "after": self.states[-1]["gpu"],
+            "before": msgspec.to_builtins(self.states[0].gpu),
+            "after": msgspec.to_builtins(self.states[-1].gpu),
             "sm_clocks_under_load_mhz": sorted(set(self._clocks())),
         }
 
 
 def _throttling(states: Sequence[GpuState]) -> list[str]:
     """Return why the GPU was slowed down: by its counters, and by the reasons of a moment."""
-    before = states[0]["throttled_ns"]
-    after = states[-1]["throttled_ns"]
+    before, after = states[0].throttled_ns, states[-1].throttled_ns
     grown = {name: after[name] - before[name] for name in before if name in after}
     counted = [
         f"the GPU was slowed down for {grown[name] / 1e9:.2f} s: {name}"
         for name in THROTTLE_FIELDS.values()
         if grown.get(name, 0) > 0
     ]
-    named = dict.fromkeys(text for s in states for text in s["throttle_reasons"] or ())
+    named = dict.fromkeys(text for s in states for text in s.throttle_reasons or ())
     return counted + [
         f"the GPU is being slowed down: {text}"
         for text in named

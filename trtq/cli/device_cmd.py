@@ -137,9 +137,11 @@ def _require_accepted(name: str, shown: list[str], accept_key: str) -> None:
 
 def _key(agent: Agent, start: str) -> str:
     """Return the only job whose key starts with these letters."""
+    from trtq.deploy.answers import Listing
     from trtq.errors import UsageError
 
-    fitting: list[str] = [j["key"] for j in agent.ask("list")["jobs"] if j["key"].startswith(start)]
+    jobs = agent.ask("list", Listing).jobs
+    fitting = [j.key for j in jobs if j.key.startswith(start)]
     if len(fitting) != 1:
         name = agent.device.name
         raise UsageError(
@@ -225,24 +227,26 @@ def logs(name: str, key: str | None) -> None:
 
     With KEY (or its first letters), show the output of that job.
     """
+    from trtq.deploy.answers import Listing, Logs
+
     with _reached(name) as agent:
-        found = agent.ask("list")
+        found = agent.ask("list", Listing)
         if key is None:
-            for entry in found["engines"]:
-                say(f"engine {entry['file']}: {size_words(entry['bytes'])}, {entry['model']}")
-            for job in found["jobs"]:
-                why = f" ({job['why']})" if job["why"] else ""
+            for entry in found.engines:
+                say(f"engine {entry.file}: {size_words(entry.bytes)}, {entry.model}")
+            for job in found.jobs:
+                why = f" ({job.why})" if job.why else ""
                 say(
-                    f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, "
-                    f"{job['state']}{why}, of {job['owner'] or 'nobody'}"
+                    f"job {job.key}: {job.title}, {_ago(job.age_s)}, "
+                    f"{job.state}{why}, of {job.owner or 'nobody'}"
                 )
-            if not found["engines"] and not found["jobs"]:
+            if not found.engines and not found.jobs:
                 say("nothing there yet")
             return
-        log = agent.ask("logs", key=_key(agent, key))
-        if log["left_out"]:
-            say(f"(the first {size_words(log['left_out'])} are left out)", err=True)
-        say(log["text"], lines=True, end="")
+        log = agent.ask("logs", Logs, key=_key(agent, key))
+        if log.left_out:
+            say(f"(the first {size_words(log.left_out)} are left out)", err=True)
+        say(log.text, lines=True, end="")
 
 
 @command.command("stop")
@@ -250,10 +254,12 @@ def logs(name: str, key: str | None) -> None:
 @click.argument("key")
 def stop(name: str, key: str) -> None:
     """End the job KEY (or its first letters) on a board and restore the settings it changed."""
+    from trtq.deploy.answers import JobAnswer
+
     with _reached(name) as agent:
-        found = agent.ask("stop", key=_key(agent, key))
-    why = found["result"]["why"] if "result" in found else found.get("why", "")
-    say(f"{name}: {found['state']}{f': {why}' if why else ''}")
+        job = agent.ask("stop", JobAnswer, key=_key(agent, key))
+    why = job.result.why if job.result is not None else job.why
+    say(f"{name}: {job.state}{f': {why}' if why else ''}")
 
 
 @command.command("clean")
@@ -264,11 +270,13 @@ def clean(name: str, everything: bool) -> None:
 
     Only files inside the folder that trtq made there are removed.
     """
+    from trtq.deploy.answers import Cleaned
+
     with _reached(name) as agent:
-        found = agent.ask("clean", everything=everything)
+        found = agent.ask("clean", Cleaned, everything=everything)
     kept = (
-        f"; {len(found['kept'])} jobs are still at work, so files and engines stay"
-        if found["kept"]
+        f"; {len(found.kept)} jobs are still at work, so files and engines stay"
+        if found.kept
         else ""
     )
-    say(f"{name}: {size_words(found['bytes'])} removed{kept}")
+    say(f"{name}: {size_words(found.bytes)} removed{kept}")

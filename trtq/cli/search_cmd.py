@@ -58,7 +58,7 @@ def _show(record: SearchRecord) -> None:
         say(f"  {c.name}: {c.got}; asked for {c.allowed}: {state}{needed}")
     widest = max(len(t.label) for t in record.tries)
     say(f"{'':{widest}}{'size':>9}{'energy':>9}{'accuracy':>11}{'points':>9}  widths")
-    full = record.reference["costs"]
+    full = record.reference.costs
     for t in record.tries:
         ratios = "".join(f"{t.costs[name] / full[name]:>9.4f}" for name in ("size", "energy"))
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())

@@ -31,11 +31,11 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, BitConfig]:
             "Make one: trtq allocate ...",
         )
     record = check_record(held, path, AllocateRecord, kind="allocation")
-    made_for = record.model.get("weights_sha256")
+    made_for = record.model.weights_sha256
     if made_for != weights_sha256:
         raise ArtifactError(
             f"The allocation {path} was made for another model",
-            f"its weights are {str(made_for)[:12]}, this model's are {weights_sha256[:12]}",
+            f"its weights are {made_for[:12]}, this model's are {weights_sha256[:12]}",
             "Run trtq analyze and trtq allocate on this model",
         )
     return {layer.name: BitConfig.parse(layer.option) for layer in record.layers}

@@ -11,7 +11,7 @@ from trtq.commands.loading import input_of, open_given, open_model
 from trtq.flow.analyze import analyze_model, check_analysis, draw_analysis
 from trtq.flow.data import samples_from
 from trtq.flow.run import Run
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.records.analyze import AnalyzeRecord
 from trtq.specs import AnalyzeOptions, AnalyzeSpec
 from trtq.workers import Workers
@@ -25,7 +25,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         TrtqError: any of its branches; what was done of a long metric is kept and taken up by the
             next run.
     """
-    run, options = Run(progress or Silent()), AnalyzeOptions.of(spec)
+    run, options = Run(or_silent(progress)), AnalyzeOptions.of(spec)
     out = Path(spec.out)
     work = Workspace.for_file(out, run.progress, clock=run.clock)
     data = open_given(spec, run.note, limit=max(spec.calib_images, spec.images))

@@ -15,6 +15,7 @@ from trtq.engine.manifest import read_engine
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
 from trtq.files import MANIFEST_SUFFIX
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import all_nodes
 from trtq.platform.target import Target
 from trtq.specs import AuditSpec
@@ -109,21 +110,21 @@ def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[lis
             f"it was built from a file with SHA-256 {manifest.onnx_sha256[:12]}",
             "Give that ONNX file",
         )
-    if manifest.builder["backend"] != "tensorrt-rtx":
+    if manifest.builder.backend != "tensorrt-rtx":
         raise EngineError(
             f"Cannot read the layers of {engine}",
             "only plans of TensorRT-RTX say what they compute in",
             "Give the report of trtexec --exportLayerInfo, built with "
             "--profilingVerbosity=detailed",
         )
-    layers = read_plan_layers(plan, manifest.builder["version"])
+    layers = read_plan_layers(plan, manifest.builder.version)
     if layers is None:
         raise EngineError(
             f"Cannot read the layers of {engine}",
-            f"the rows of TensorRT-RTX {manifest.builder['version']} are not those trtq knows",
+            f"the rows of TensorRT-RTX {manifest.builder.version} are not those trtq knows",
         )
     notes.append("read from the operation rows inside the plan, an undocumented format")
-    return layers, f"the plan of TensorRT-RTX {manifest.builder['version']}"
+    return layers, f"the plan of TensorRT-RTX {manifest.builder.version}"
 
 
 def _macs(model: onnx.ModelProto, path: str, notes: list[str]) -> dict[str, int]:
@@ -133,4 +134,4 @@ def _macs(model: onnx.ModelProto, path: str, notes: list[str]) -> dict[str, int]
         notes.append(f"multiply-accumulates are not counted: {exc}")
         return {}
     own = is_own(model)
-    return {n.name or n.output[0]: counted.get(op_name(n, own=own), 0) for n in all_nodes(model)}
+    return {label_of(n): counted.get(op_name(n, own=own), 0) for n in all_nodes(model)}

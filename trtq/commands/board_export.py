@@ -5,7 +5,6 @@ It is made from the encodings where trtq made the file that was given.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,13 +187,11 @@ def _record(onnx: Path) -> _Made | None:
     if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
         return None
     here = {n: sha256_file(onnx.parent / n) for n in (QDQ, ENCODINGS)}
-    for content in records_beside(onnx):
-        with contextlib.suppress(msgspec.ValidationError):
-            record = msgspec.convert(content, _Made)
-            named = {n: record.files[n].sha256 for n in here if n in record.files}
-            # The record of import-calib names no model: its file is sent unchanged.
-            if "model" in record.spec and named == here:
-                return record
+    for record in records_beside(onnx, _Made):
+        named = {n: record.files[n].sha256 for n in here if n in record.files}
+        # The record of import-calib names no model: its file is sent unchanged.
+        if "model" in record.spec and named == here:
+            return record
     return None
 
 

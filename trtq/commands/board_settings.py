@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx
 
 from trtq.commands.board_export import for_dla, profile_for
 from trtq.deploy.board import Board
+from trtq.deploy.jobs import JobPower
 from trtq.engine.job import Job, prepare
 from trtq.errors import BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
@@ -24,18 +24,18 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
     if spec.power_mode is None and not spec.lock_clocks:
         return
     _require_known(spec.power_mode, board)
-    unchanged = spec.power_mode in (None, board.power_mode["name"])
-    if board.root or (unchanged and (not spec.lock_clocks or board.clocks["pinned"])):
+    unchanged = spec.power_mode in (None, board.power_mode.name)
+    if board.root or (unchanged and (not spec.lock_clocks or board.clocks.pinned)):
         return
     raise BoardError(
         f"Cannot set the power mode or the clocks of {board.name}",
         "sudo asks for a password there, and trtq never does",
-        next((m["mend"] for m in board.missing if "sudo" in m["what"]), ""),
+        next((m.mend for m in board.missing if "sudo" in m.what), ""),
     )
 
 
 def _require_known(mode: str | None, board: Board) -> None:
-    modes = board.power_mode["modes"]
+    modes = board.power_mode.modes
     if mode is None or not modes or mode in modes:
         return
     near = next((m for m in modes if m.lower() == mode.lower()), None)
@@ -46,12 +46,9 @@ def _require_known(mode: str | None, board: Board) -> None:
     )
 
 
-def power_of(spec: DeployOptions) -> dict[str, Any]:
-    """Return what a job wants of the board.
-
-    The agent decides what must be set for it once the board is the job's own.
-    """
-    return {"mode": spec.power_mode, "pin": spec.lock_clocks}
+def power_of(spec: DeployOptions) -> JobPower:
+    """Return what a job wants of the board."""
+    return JobPower(spec.power_mode, spec.lock_clocks)
 
 
 def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Path) -> BuildSpec:

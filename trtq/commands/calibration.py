@@ -38,7 +38,7 @@ from trtq.flow.run import Run
 from trtq.methods.registry import METHODS, get_method
 from trtq.platform.releases import releases, shown
 from trtq.platform.target import Target
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 from trtq.specs import ExportCalibSpec, ImportCalibSpec
@@ -94,7 +94,7 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         UsageError: the target's TensorRT reads no caches, or names no version.
         ExportError: the file has no pairs, or the float file is not beside it.
     """
-    run, target, path = Run(progress or Silent()), Target.parse(spec.target), Path(spec.onnx)
+    run, target, path = Run(or_silent(progress)), Target.parse(spec.target), Path(spec.onnx)
     network = Path(spec.network) if spec.network else path.with_name(FP32)
     out = Path(spec.out)
     work = Workspace.for_file(
@@ -176,7 +176,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         EncodingsError: the cache is damaged, or names none of the file's tensors.
         ExportError: the ONNX file cannot be quantized.
     """
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     cache, plain = _read_cache(spec.cache), load_onnx(Path(spec.onnx))
     done = insert_qdq(plain, cache.scales)

@@ -91,13 +91,29 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     correction: Correction | None = None
 
 
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """What all layers need for one image; ``energy`` is in S1's unit: one 32-bit MAC."""
+
+    macs: float
+    parameters: float
+    bytes_moved: float
+    bitops: float
+    energy: float
+    picojoules: float
+
+
+class Relative(msgspec.Struct, frozen=True, kw_only=True):
+    """BitOps and energy over those of FP32."""
+
+    bitops: float
+    energy: float
+
+
 class CostRecord(Record, frozen=True, kw_only=True):
     """What ``trtq cost`` counted for one image.
 
     Attributes:
         rows: convs, linears, matmuls, norms and softmaxes, in graph order.
-        total: MACs, parameters, bytes moved, BitOps, energy (S1's unit: one 32-bit MAC), pJ.
-        relative: BitOps and energy over those of FP32.
         how: what the figures are.
         latency: with --device, the roofline over the kernels that the graph should become.
         engine: with --engine, the roofline over the kernels the plan has.
@@ -106,8 +122,8 @@ class CostRecord(Record, frozen=True, kw_only=True):
 
     model: str
     rows: list[CostRow]
-    total: dict[str, float]
-    relative: dict[str, float]
+    total: Totals
+    relative: Relative
     how: str
     environment: Environment
     latency: LatencyRecord | None = None
@@ -119,9 +135,9 @@ class CostRecord(Record, frozen=True, kw_only=True):
         """One line for a person."""
         t, r = self.total, self.relative
         said = (
-            f"{self.model}: {t['macs'] / 1e6:,.1f} M MACs, {t['parameters'] / 1e6:,.2f} M "
-            f"parameters, {t['bytes_moved'] / 1e6:,.2f} MB moved; of FP32: {r['bitops']:.4f} "
-            f"BitOps, {r['energy']:.4f} energy (predicted)"
+            f"{self.model}: {t.macs / 1e6:,.1f} M MACs, {t.parameters / 1e6:,.2f} M "
+            f"parameters, {t.bytes_moved / 1e6:,.2f} MB moved; of FP32: {r.bitops:.4f} "
+            f"BitOps, {r.energy:.4f} energy (predicted)"
         )
         if self.latency is not None:
             said += (
@@ -212,25 +228,25 @@ def _require_consistent(spec: CostSpec) -> None:
         )
 
 
-def _total(rows: Sequence[CostRow], parameters: int) -> dict[str, float]:
-    return {
-        "macs": float(sum(r.layer.macs for r in rows)),
-        "parameters": float(parameters),
-        "bytes_moved": sum(r.bytes_moved for r in rows),
-        "bitops": sum(r.bitops for r in rows),
-        "energy": sum(r.energy for r in rows),
-        "picojoules": sum(r.picojoules for r in rows),
-    }
+def _total(rows: Sequence[CostRow], parameters: int) -> Totals:
+    return Totals(
+        macs=float(sum(r.layer.macs for r in rows)),
+        parameters=float(parameters),
+        bytes_moved=sum(r.bytes_moved for r in rows),
+        bitops=sum(r.bitops for r in rows),
+        energy=sum(r.energy for r in rows),
+        picojoules=sum(r.picojoules for r in rows),
+    )
 
 
-def _relative(rows: Sequence[CostRow]) -> dict[str, float]:
+def _relative(rows: Sequence[CostRow]) -> Relative:
     """Return BitOps and energy over those of FP32."""
     bitops = sum(layer_bitops(r.layer, 32, 32) for r in rows)
     energy = sum(layer_energy(r.layer, 32, 32) for r in rows)
-    return {
-        "bitops": sum(r.bitops for r in rows) / max(bitops, 1.0),
-        "energy": sum(r.energy for r in rows) / max(energy, 1.0),
-    }
+    return Relative(
+        bitops=sum(r.bitops for r in rows) / max(bitops, 1.0),
+        energy=sum(r.energy for r in rows) / max(energy, 1.0),
+    )
 
 
 def _row(layer: LayerCost, widths: BitConfig) -> CostRow:
@@ -381,13 +397,13 @@ def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
     manifest, plan = read_engine(path)
     builder = manifest.builder
     found: list[PlanKernel] | None = None
-    if builder["backend"] == "tensorrt-rtx":
-        found = read_plan_kernels(plan, str(builder["version"]), batch)
+    if builder.backend == "tensorrt-rtx":
+        found = read_plan_kernels(plan, builder.version, batch)
     if found is None:
         raise ArtifactError(
             f"Cannot read the kernels of {path}",
             "only plans of TensorRT-RTX 1.7 say what they hold, this one is of "
-            f"{builder['backend']} {builder['version']}",
+            f"{manifest.built_with}",
             "Leave --engine out",
         )
     unknown = sum(k.unknown for k in found)

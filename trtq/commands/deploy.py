@@ -27,6 +27,7 @@ from trtq.artifact import (
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.commands.board_settings import Order, order_build, power_of, require_mode
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import Done, EngineAnswer
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
 from trtq.deploy.devices import find_device, slug
@@ -38,7 +39,7 @@ from trtq.engine.verify import yardstick
 from trtq.errors import ArtifactError, BoardError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata
 from trtq.files import BENCH_JSON, DEPLOY_JSON
-from trtq.progress import Clock, Progress, Silent
+from trtq.progress import Clock, Progress, or_silent
 from trtq.specs import DeployOptions, DeploySpec, changed_words
 from trtq.workspace import Workspace
 
@@ -82,7 +83,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         DeviceError: the board cannot be reached, or refuses.
         EngineError: the builder there refuses, or the engine computes nothing in INT8.
     """
-    progress, clock = progress or Silent(), Clock()
+    progress, clock = or_silent(progress), Clock()
     device, source = find_device(spec.device), Path(spec.model)
     if not source.is_file():
         why = "it is a folder" if source.is_dir() else "there is no such file"
@@ -139,7 +140,7 @@ class _Deployment:
         if self.job.fallback:
             self.told.note(self.job.fallback)
         self.power = power_of(spec)
-        self.mode = spec.power_mode or board.power_mode["name"]
+        self.mode = spec.power_mode or board.power_mode.name
         self.key = self._key()
         self.engine = f"engines/{self.key[:32]}.engine"
         self.altered = False  # whether what lies there must not be taken
@@ -164,7 +165,7 @@ class _Deployment:
                 "capability": board.capability,
                 "mode": self.mode,
                 "memory": round((board.memory.get("MemTotal") or 0) / 2**28),
-                "pinned": self.spec.lock_clocks or board.clocks["pinned"],
+                "pinned": self.spec.lock_clocks or board.clocks.pinned,
             }
         )
 
@@ -176,7 +177,7 @@ class _Deployment:
         bench = self._bench(manifest, path, seen)
         images_key = self._images_key(manifest)
         accuracy = self._known_accuracy(manifest, path, seen, images_key)
-        asked_for_mode = self.power["mode"] is not None or self.power["pin"]
+        asked_for_mode = self.power.mode is not None or self.power.pin
         keys = {"bench_key": bench.key, "images_key": images_key}
         first = header("deploy", self.spec)
         first["spec"] |= keys
@@ -185,7 +186,7 @@ class _Deployment:
             key=self.key,
             device=self.agent.device.name,
             address=self.agent.device.address,
-            board=msgspec.to_builtins(self.board),
+            board=self.board,
             onnx=self.job.spec.onnx,
             engine=path,
             fetched=self._fetch(manifest),
@@ -199,7 +200,7 @@ class _Deployment:
             sent=self.agent.sent,
             received=self.agent.received,
             seconds=self.work.clock.total,
-            restored=self.board.power_mode["name"]
+            restored=self.board.power_mode.name
             if (built or bench.new) and asked_for_mode
             else None,
             environment=environment(),
@@ -263,10 +264,12 @@ class _Deployment:
         self.note(*job.unkept(settings))
         outcome = build_and_look(builder, job, settings, told)
         manifest = describe(job, builder, settings, outcome)
-        self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
+        self.agent.ask(
+            "manifest", Done, name=f"{self.engine}.json", value=msgspec.to_builtins(manifest)
+        )
         self._remember_engine(manifest)
         if not self.spec.keep:
-            self.agent.ask("remove", names=builder.uploads)
+            self.agent.ask("remove", Done, names=builder.uploads)
         return manifest, True
 
     def _there(self) -> EngineManifest | None:
@@ -274,13 +277,13 @@ class _Deployment:
 
         Where it is not the engine that this workstation knows, return None and add a note.
         """
-        answer, device = self.agent.ask("engine", name=self.engine), self.agent.device
-        if answer["manifest"] is None:
-            if answer["changed"]:
+        answer, device = self.agent.ask("engine", EngineAnswer, name=self.engine), self.agent.device
+        if answer.manifest is None:
+            if answer.changed:
                 self._rebuild("the engine on the board was changed since it was built")
             return None
         try:
-            manifest = board_manifest(answer["manifest"], device.name)
+            manifest = board_manifest(answer.manifest, device.name)
         except BoardError:
             self._rebuild("the manifest on the board is of another version of trtq, or damaged")
             return None

@@ -36,7 +36,7 @@ from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.gallery import Gallery
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Notes, Progress, or_silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
 from trtq.specs.inputs import PICTURE
@@ -52,7 +52,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     Raises:
         TrtqError: the file, the images or their sizes do not fit.
     """
-    progress = progress or Silent()
+    progress = or_silent(progress)
     note = Notes(progress.note)
     path = Path(spec.onnx)
     runner, metadata, made, path = _open(spec, path, progress)

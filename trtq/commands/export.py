@@ -17,7 +17,7 @@ from trtq.flow.inputs import origin_of
 from trtq.flow.profiles import ProfileRow, ProfileWriter, require_formats
 from trtq.flow.run import Run
 from trtq.platform.target import Target
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.quant.encodings import Encodings
 from trtq.specs import ExportSpec
 from trtq.workspace import Workspace, file_records
@@ -65,7 +65,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         UsageError: a target is unknown, or lacks INT8 or FP8 and no fallback is allowed.
         EncodingsError: the encodings are of another model.
     """
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     targets = _targets(spec)
     encodings = Encodings.load(Path(spec.encodings))
     for target in targets:

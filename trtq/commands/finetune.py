@@ -19,11 +19,11 @@ from trtq.flow.data import samples_from
 from trtq.flow.finetune import Start, Training
 from trtq.flow.finetune_checks import check_samples
 from trtq.flow.finetune_save import FILES, save_finetuned
-from trtq.flow.opset import check_files
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device
 from trtq.known_records import known
-from trtq.progress import Progress, Silent
+from trtq.platform.target import check_files
+from trtq.progress import Progress, Silent, or_silent
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.finetune import FinetuneRecord
@@ -50,7 +50,7 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
         KeyboardInterrupt: the process was told to stop; the checkpoint was written.
     """
     workers = Workers.from_environment()
-    first, listener = workers.rank == 0, progress or Silent()
+    first, listener = workers.rank == 0, or_silent(progress)
     run = Run(listener if first else Silent())
     device = choose_device(spec.device, workers)
     work = Workspace(Path(spec.out), FINETUNE_JSON, run.progress, run.clock)

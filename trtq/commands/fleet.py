@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from trtq.artifact import ensure_writable_dir, environment, header
 from trtq.commands.board_settings import power_of, require_mode
 from trtq.commands.deploy import deploy, name_of
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import EngineAnswer, EngineEntry, Listing
 from trtq.deploy.board import Board, probe
 from trtq.deploy.devices import Device, find_device, known_devices
 from trtq.deploy.ledger import board_manifest, is_known_engine
@@ -22,7 +23,7 @@ from trtq.deploy.record import FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
 from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.report.fleet import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
 from trtq.workspace import Workspace
@@ -60,7 +61,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     Raises:
         UsageError: no device, or an unknown one.
     """
-    told, lock = progress or Silent(), threading.Lock()
+    told, lock = or_silent(progress), threading.Lock()
     devices, names = _devices(spec.devices), _model_names(spec.model)
     work = Workspace(Path(spec.out), FLEET_JSON, told)
     with work.locked():
@@ -152,7 +153,7 @@ def _measure_engines(
     try:
         board = probe(agent)
         require_mode(spec, board)
-        for entry in agent.ask("list")["engines"]:
+        for entry in agent.ask("list", Listing).engines:
             rows += _measure_engine(agent, board, entry, spec, folder, told)
         if not rows:
             why = "no engine there yet: trtq deploy"
@@ -168,7 +169,7 @@ def _measure_engines(
 def _measure_engine(
     agent: Agent,
     board: Board,
-    entry: Mapping[str, str],
+    entry: EngineEntry,
     spec: FleetSpec,
     folder: Path,
     told: Progress,
@@ -176,8 +177,8 @@ def _measure_engine(
     """Measure one engine; an error becomes a row that says it."""
     from trtq.deploy.measure import measure
 
-    file = entry["file"]  # in the form of an engine's name: the reader sees to it
-    name = f"{Path(entry['model']).stem} ({file[:8]})"  # of one model there may be several
+    file = entry.file  # in the form of an engine's name: the reader sees to it
+    name = f"{Path(entry.model).stem} ({file[:8]})"  # of one model there may be several
     path, device = f"{board.home}/engines/{file}", agent.device.name
     try:
         manifest = _manifest(agent, file, told)
@@ -194,12 +195,12 @@ def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
     Raises:
         BoardError: there is none, or it is not the one that was kept here.
     """
-    answer, device = agent.ask("engine", name=f"engines/{file}"), agent.device
+    answer, device = agent.ask("engine", EngineAnswer, name=f"engines/{file}"), agent.device
     cannot = f"Cannot measure {file[:12]} on {device.name}"
-    if answer["manifest"] is None:
-        why = "it was changed since it was built" if answer["changed"] else "it has no manifest"
+    if answer.manifest is None:
+        why = "it was changed since it was built" if answer.changed else "it has no manifest"
         raise BoardError(cannot, why, "Deploy its model again")
-    manifest = board_manifest(answer["manifest"], device.name)
+    manifest = board_manifest(answer.manifest, device.name)
     known = is_known_engine(device, f"engines/{file}", manifest)
     if known is False:
         raise BoardError(

@@ -36,7 +36,7 @@ from trtq.flow.run import Run
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant
 from trtq.models.load import LoadedModel
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
@@ -92,7 +92,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         TrtqError: the file has no ranges, they are of another model, or the exported file does not
             compute what was simulated.
     """
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.

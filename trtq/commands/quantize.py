@@ -16,7 +16,7 @@ from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.run import Run
 from trtq.flow.save import write_quantized
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
 from trtq.workspace import Workspace
@@ -33,7 +33,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
         TrtqError: any of its branches; nothing half-written stays behind.
     """
     options = _options(spec)
-    run = Run(progress or Silent())
+    run = Run(or_silent(progress))
     work = Workspace(Path(spec.out), QUANTIZE_JSON, run.progress, run.clock)
     data = open_given(spec, run.note, limit=spec.calib_images)
     loaded = open_model(spec)

@@ -10,10 +10,9 @@ import msgspec
 from trtq.artifact import environment, header, write_json
 from trtq.bench.record import BenchRecord
 from trtq.commands.deploy import deploy
-from trtq.deploy.board import Board
 from trtq.errors import BoardError, UsageError
 from trtq.files import BENCH_JSON
-from trtq.progress import Clock, Progress, Silent
+from trtq.progress import Clock, Progress, or_silent
 from trtq.specs import BenchSpec, DeploySpec, changed_words, option_name
 
 # What a deployment can be asked for, what it measures anyway, and what asks for nothing there; the
@@ -44,7 +43,7 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
         UsageError: a file that is no ONNX file, or a figure that boards do not give.
         DeviceError: the board cannot be reached, or refuses.
     """
-    progress, clock = progress or Silent(), Clock()
+    progress, clock = or_silent(progress), Clock()
     _require_measurable(spec)
     records = [deploy(_deployment(spec, file), progress) for file in spec.file]
     rows = [r for record in records for r in record.rows]
@@ -58,7 +57,7 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
         command=shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")]),
         rows=rows,
         verdicts=[],
-        card=msgspec.convert(last.board, Board).card(rows[-1].settings),
+        card=last.board.card(rows[-1].settings),
         valid=all(r.valid for r in records),
         notes=[n for r in records for n in r.notes],
         seconds=clock.total,

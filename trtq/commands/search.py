@@ -20,7 +20,7 @@ from trtq.flow.search import search_models
 from trtq.flow.search_checks import check_search, require_labels, require_left
 from trtq.flow.search_save import save_search
 from trtq.paths import expand_home
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.quant.formats import read_options
 from trtq.records.search import SearchRecord
 from trtq.specs import SearchOptions, SearchSpec
@@ -37,7 +37,7 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
         TrtqError: a stage failed.
     """
-    run, options = Run(progress or Silent()), SearchOptions.of(spec)
+    run, options = Run(or_silent(progress)), SearchOptions.of(spec)
     _check_models(spec)
     check_search(options, read_options(options.bits))
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)

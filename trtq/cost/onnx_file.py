@@ -12,6 +12,7 @@ from trtq import ops as operators
 from trtq.cost.onnx_shapes import FIXED, dims_of, with_shapes
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError
+from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import RANDOM, Scope, branches, scopes
 
 BITS: dict[int, int] = {
@@ -145,7 +146,7 @@ def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
 
 def _batch(model: onnx.ModelProto) -> int:
     """Return the fixed batch size of a file, by which its counts are divided."""
-    held = {i.name for i in model.graph.initializer}
+    held = names_of(model.graph.initializer)
     given = next((i for i in model.graph.input if i.name not in held), None)
     dims = dims_of(given) if given is not None else []
     return max(1, dims[0]) if len(dims) > 1 else 1
@@ -191,7 +192,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
         weights=reader.values(weight) if weight else 0,
         reads={n: reader.values(n) // batch for n in activations},
         writes={n: reader.values(n) // batch for n in node.output if n},
-        depthwise=kind == "conv" and _integer(node, "group", 1) > 1 and shape[1:2] == [1],
+        depthwise=kind == "conv" and integer(node, "group", 1) > 1 and shape[1:2] == [1],
         weight_bits=reader.bits(weight) if weight else None,
         input_bits=min((reader.bits(n) for n in activations), default=None),
         fp8=any(n in reader.fp8 for n in activations),
@@ -223,13 +224,8 @@ def _per_value(reader: _Reader, node: onnx.NodeProto, kind: str, weight: list[in
         return math.prod(weight[1:])
     if kind in ("linear", "matmul"):
         # The axis both operands share: the left one's last, its first when Gemm turns it.
-        return reader.shapes[node.input[0]][0 if _integer(node, "transA", 0) else -1]
+        return reader.shapes[node.input[0]][0 if integer(node, "transA", 0) else -1]
     return 0
-
-
-def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    """Return an attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def is_own(model: onnx.ModelProto) -> bool:

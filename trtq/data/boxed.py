@@ -18,6 +18,7 @@ from trtq.data.preprocess import Preprocess
 from trtq.data.samples import ImageSamples, Samples
 from trtq.data.source import Source
 from trtq.errors import DataError, listed
+from trtq.typed import present
 
 SHOWN = 3
 LEAST_INSIDE = 0.5  # share of a box that is inside its image, if it is of this image
@@ -44,7 +45,7 @@ def image_places(source: Source, names: Sequence[str], annotations: str) -> list
             f"{len(missing)} of {len(names)} in {annotations}: {listed(missing, SHOWN)}",
             "Add the images, or remove their entries from the annotations",
         )
-    return [place for place in found if place is not None]
+    return present(found)
 
 
 def tell_ignored(request: Request, source: Source, used: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from trtq.data.samples import Samples
 from trtq.data.tensor_samples import TensorSamples
 from trtq.errors import DataError, MissingExtraError, UsageError, reason, said_by
 from trtq.paths import expand_home
+from trtq.typed import present
 
 IDS, MASK, TYPES, POSITIONS = "input_ids", "attention_mask", "token_type_ids", "position_ids"
 PARTS = {"mask": MASK, "type": TYPES, "segment": TYPES, "position": POSITIONS}  # in input names
@@ -135,7 +136,7 @@ class TextRows:
         self.tokenizer.no_padding()
         own = (self.tokenizer.truncation or {}).get("max_length")
         longest = None if self.range is None else self.range.most
-        limits = [v for v in (own, self.length, longest) if v is not None]
+        limits = present((own, self.length, longest))
         if limits:
             self.tokenizer.enable_truncation(max_length=min(limits))
 

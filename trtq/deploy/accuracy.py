@@ -15,9 +15,9 @@ from trtq.agent import encode
 from trtq.artifact import digest_of, sha256_file
 from trtq.data.metrics import Array
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import Output, outputs_of
+from trtq.deploy.answers import Done, Output, outputs_of
 from trtq.deploy.board import Board
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import BoardJob, JobStep, do
 from trtq.errors import BoardError
 
 BATCH = 8
@@ -77,24 +77,21 @@ class BoardRunner:
                 "batch": self.batch,
                 "dla": self.dla,
             }
-            step = {
-                "name": "images",
-                "argv": [self.board.python_path, "-I", self.board.agent, "infer", encode(request)],
-            }
+            argv = [self.board.python_path, "-I", self.board.agent, "infer", encode(request)]
+            step = JobStep(name="images", argv=argv)
+            job = BoardJob(title=f"{len(batch)} images", steps=[step], again=True)
             key = digest_of({"engine": self.sha256, "images": digest, "batch": self.batch})[:32]
             self.agent.upload(local, name, digest)
             self.agent.told.begin(f"Running {len(batch)} images on {self.agent.device.name}", 0)
-            result, lines = do(
-                self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True}
-            )
-            if not result["ok"]:
+            result, lines = do(self.agent, key, job)
+            if not result.ok:
                 output = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
                 raise BoardError(
                     f"Cannot run images on {self.agent.device.name}",
-                    (output[-1] if output else result["why"])[:400],
+                    (output[-1] if output else result.why)[:400],
                 )
             outputs = outputs_of(lines, self.agent.device.name)
-            size = 4 * len(batch) * sum(math.prod(o["shape"]) for o in outputs)
+            size = 4 * len(batch) * sum(math.prod(o.shape) for o in outputs)
             answers = self.agent.download(
                 f"files/{digest}.out", Path(folder) / "answers.bin", most=min(size, MOST_ANSWERS)
             )
@@ -106,7 +103,7 @@ class BoardRunner:
                     "Run the same command again",
                 )
             data = np.fromfile(answers, dtype=np.float32)
-            self.agent.ask("remove", names=[name, f"files/{digest}.out"])
+            self.agent.ask("remove", Done, names=[name, f"files/{digest}.out"])
         return _split(data, outputs, len(batch), self.batch)
 
 
@@ -115,12 +112,12 @@ def _split(data: Array, outputs: list[Output], count: int, size: int) -> dict[st
 
     The data is batch by batch, and in each batch one output after another.
     """
-    parts: dict[str, list[Array]] = {o["name"]: [] for o in outputs}
+    parts: dict[str, list[Array]] = {o.name: [] for o in outputs}
     place = 0
     for start in range(0, count, size):
         n = min(size, count - start)
         for o in outputs:
-            length = n * int(np.prod(o["shape"], dtype=np.int64))
-            parts[o["name"]].append(data[place : place + length].reshape(n, *o["shape"]))
+            length = n * int(np.prod(o.shape, dtype=np.int64))
+            parts[o.name].append(data[place : place + length].reshape(n, *o.shape))
             place += length
     return {k: np.concatenate(v) for k, v in parts.items()}

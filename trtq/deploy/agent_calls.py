@@ -8,9 +8,9 @@ import secrets
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from tenacity import (
     RetryCallState,
@@ -23,7 +23,17 @@ from tenacity import (
 from trtq import agent as source
 from trtq.agent import encode
 from trtq.artifact import sha256_bytes
-from trtq.deploy.answers import Answer, decode, hint_words
+from trtq.deploy.answers import (
+    Answer,
+    Beat,
+    Broken,
+    Hello,
+    Installed,
+    Refusal,
+    Stale,
+    decode,
+    hint_words,
+)
 from trtq.deploy.bootstrap import command
 from trtq.deploy.devices import Device
 from trtq.deploy.ssh import Link
@@ -40,6 +50,8 @@ GOOD_ENDS = (0, 1, source.STALE)
 NO_PROGRAM = (126, 127)
 SIGNALS = range(128, 192)  # exit statuses of a shell whose program was killed
 T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
+Question = Mapping[str, object]  # JSON that the agent reads
 
 
 class AgentCalls:
@@ -65,14 +77,14 @@ class AgentCalls:
         self.sent, self.received = 0, 0
         self._reached = False
 
-    def ask(self, verb: str, **question: Any) -> Answer:
-        """Return the agent's last answer.
+    def ask(self, verb: str, kind: type[A], **question: object) -> A:
+        """Return the agent's last answer, which is of one kind.
 
         Raises:
-            BoardError: the board refuses, with its reason.
+            BoardError: the board refuses, with its reason, or gives another answer.
             LinkError: the device stayed away.
         """
-        return self._patiently(lambda: self._once(verb, question))
+        return self._patiently(lambda: self._once(verb, kind, question))
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Repeat an action until the link holds.
@@ -97,22 +109,34 @@ class AgentCalls:
     def _once(
         self,
         verb: str,
-        question: Answer,
+        kind: type[A],
+        question: Question,
         *,
         stdin: IO[bytes] | None = None,
         limits: Limits | None = None,
-    ) -> Answer:
+    ) -> A:
         answers = list(self._answers(verb, question, stdin, limits))
         if not answers:
             raise SshError(
                 f"{self.device.name} did not answer {verb}", "the agent ended without a word"
             )
-        return answers[-1]
+        return self._of_kind(answers[-1], kind, verb)
+
+    def _of_kind(self, answer: Answer, kind: type[A], verb: str) -> A:
+        """Return an answer of one kind; raise where the board gives another."""
+        if isinstance(answer, kind):
+            return answer
+        name = self.device.name
+        raise BoardError(
+            f"Cannot read the answer of {name}",
+            f"it answers {verb} with {type(answer).__name__}, expected {kind.__name__}",
+            f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}",
+        )
 
     def _answers(
         self,
         verb: str,
-        question: Answer,
+        question: Question,
         stdin: IO[bytes] | None = None,
         limits: Limits | None = None,
     ) -> Iterator[Answer]:
@@ -129,7 +153,7 @@ class AgentCalls:
                 stale = self._is_stale(verb, answer)
                 if stale:
                     break
-                if answer["event"] != "hello":
+                if not isinstance(answer, Hello):
                     yield answer
             if not stale:
                 return
@@ -145,18 +169,18 @@ class AgentCalls:
                 )
             self.install()
 
-    def _known(self, question: Answer) -> Answer:
+    def _known(self, question: Question) -> Question:
         """Return a question with what every question says."""
         return {**question, "agent": self.digest, "home": self.device.workdir}
 
     def _is_stale(self, verb: str, answer: Answer) -> bool:
         """Return whether the agent must be put there; raise what the board refuses."""
         name = self.device.name
-        if answer["event"] in ("stale", "missing"):
+        if isinstance(answer, Stale):
             return True
-        if answer["event"] == "broken":
-            texts = (bytes.fromhex(answer[k]).decode("utf-8", "replace") for k in ("why", "python"))
-            why, python = (text[:900] for text in texts)
+        if isinstance(answer, Broken):
+            texts = (bytes.fromhex(t) for t in (answer.why, answer.python))
+            why, python = (text.decode("utf-8", "replace")[:900] for text in texts)
             raise BoardError(
                 f"The agent does not start on {name}",
                 f"{why} ({python})",
@@ -164,14 +188,12 @@ class AgentCalls:
                 "or let another one come first in the PATH of a login without a terminal",
             )
         self._reached = True
-        if answer["event"] == "refused":
-            raise BoardError(
-                f"{name} refuses to {verb}", answer["why"], hint_words(answer["mend"], name)
-            )
+        if isinstance(answer, Refusal):
+            raise BoardError(f"{name} refuses to {verb}", answer.why, hint_words(answer.mend, name))
         return False
 
     def _lines(
-        self, verb: str, question: Answer, stdin: IO[bytes] | None, limits: Limits | None
+        self, verb: str, question: Question, stdin: IO[bytes] | None, limits: Limits | None
     ) -> Iterator[Answer]:
         """Run the agent and yield its answers; what login scripts print has no mark."""
         text = encode(question)
@@ -190,7 +212,7 @@ class AgentCalls:
             heard = False
             for answer in self._marked(stream):
                 heard = True
-                if answer["event"] != "beat":
+                if not isinstance(answer, Beat):
                     yield answer
             self._require_end(stream, heard)
 
@@ -252,18 +274,18 @@ class AgentCalls:
         with tempfile.TemporaryFile() as handle:
             handle.write(self.code)
 
-            def put() -> Answer:
+            def put() -> None:
                 handle.seek(0)
                 answers = [
                     a
                     for a in self._lines("install", self._known({}), handle, None)
                     if not self._is_stale("take the agent", a)
                 ]
-                if not answers or not answers[-1].get("whole"):
+                last = answers[-1] if answers else None
+                if not isinstance(last, Installed) or not last.whole:
                     raise LinkError(
                         f"Cannot put the agent on {self.device.name}", "it does not arrive whole"
                     )
-                return answers[-1]
 
             self._patiently(put)
         self.sent += len(self.code)

@@ -11,7 +11,7 @@ from pathlib import Path
 from trtq.agent import encode
 from trtq.artifact import explain_os_error, sha256_file, write_atomic
 from trtq.deploy.agent_calls import AgentCalls
-from trtq.deploy.answers import Answer
+from trtq.deploy.answers import Answer, File, JobAnswer, Log, Upload
 from trtq.deploy.bootstrap import command
 from trtq.deploy.ssh_errors import FAILED
 from trtq.deploy.stream import CALL_S, MIB, Limits, Stream, transfer_limits
@@ -53,27 +53,28 @@ class Agent(AgentCalls):
         furthest = 0
         tries = {"damaged": 0, "busy": 0, "cut": 0}
         while True:
-            stored = self.ask("have", name=name, size=size, sha256=digest)
-            if stored["state"] == "stored":
+            stored = self.ask("have", Upload, name=name, size=size, sha256=digest)
+            if stored.state == "stored":
                 return _path_of(stored, self.device.name)
-            offset = min(int(stored["have"]), size)
+            offset = min(stored.have, size)
             if offset > furthest:
                 furthest = offset
                 tries["cut"] = 0
             why = "nothing further arrives"
             try:
                 answer = self._send(path, name, digest, size, offset)
+                state = answer.state
             except LinkError as exc:
                 self.told.note(
                     f"{self.device.name}: {exc.reason}; the upload goes on where it stopped"
                 )
                 self.link.close(stale=True)
                 time.sleep(0.3)
-                answer = {"state": "cut"}
+                state = "cut"
                 why = exc.reason
-            if answer["state"] == "stored":
+            if state == "stored":
                 return _path_of(answer, self.device.name)
-            self._count_try(path, answer["state"], tries, why)
+            self._count_try(path, state, tries, why)
 
     def _count_try(self, path: Path, state: str, tries: dict[str, int], why: str) -> None:
         """Give up an upload that was tried often enough."""
@@ -101,7 +102,7 @@ class Agent(AgentCalls):
                 "Look at the link, or at its disk",
             )
 
-    def _send(self, path: Path, name: str, digest: str, size: int, offset: int) -> Answer:
+    def _send(self, path: Path, name: str, digest: str, size: int, offset: int) -> Upload:
         """Let ssh read the file itself: nothing of ours is between it and the link."""
         self.told.begin(f"Sending {path.name} to {self.device.name}, kB", (size - offset) // 1000)
         over = threading.Event()
@@ -122,6 +123,7 @@ class Agent(AgentCalls):
                 file = {"name": name, "size": size, "sha256": digest, "offset": offset}
                 return self._once(
                     "put",
+                    Upload,
                     {**file, "token": self.token},
                     stdin=handle,
                     limits=transfer_limits(size - offset),
@@ -182,10 +184,10 @@ class Agent(AgentCalls):
             if head is None:
                 self._require_end(stream, heard=False)
                 raise LinkError(stopped, "the connection ended")
-            if head["event"] == "file":
-                size = self._take(stream, part, offset, head["size"], name, most)
-                if size == head["size"]:
-                    return str(head["sha256"])
+            if isinstance(head, File):
+                size = self._take(stream, part, offset, head.size, name, most)
+                if size == head.size:
+                    return head.sha256
                 output = last_line(stream.errors)
                 if stream.end() == FAILED and stream.own:
                     raise self.link.explain(stream.own, stream.errors)
@@ -196,7 +198,7 @@ class Agent(AgentCalls):
     def _head_of(self, stream: Stream, name: str) -> Answer | None:
         """Return the answer before a file's content, or that the agent must be installed."""
         for answer in self._marked(stream):
-            if self._is_stale(f"give {name}", answer) or answer["event"] == "file":
+            if self._is_stale(f"give {name}", answer) or isinstance(answer, File):
                 return answer
         return None
 
@@ -219,8 +221,10 @@ class Agent(AgentCalls):
                 offset += len(block)
         return offset
 
-    def follow(self, key: str, line: Callable[[str], None] = lambda _: None) -> Answer:
-        """Wait for a job to end and pass on its output; return its status and ``lines``.
+    def follow(
+        self, key: str, line: Callable[[str], None] = lambda _: None
+    ) -> tuple[JobAnswer, list[str]]:
+        """Wait for a job to end and pass on its output; return its status and its lines.
 
         The status is ``done``, ``lost`` or ``none``.
 
@@ -236,8 +240,8 @@ class Agent(AgentCalls):
         while True:
             asked_at = time.monotonic()
             status = self._patiently(lambda: self._watch(key, log))
-            if status["state"] in ("done", "lost", "none"):
-                return {**status, "lines": log.all_lines}
+            if status.state in ("done", "lost", "none"):
+                return status, log.all_lines
             early = early + 1 if time.monotonic() - asked_at < WATCH_S / 2 else 0
             if early == IDLE_TRIES or time.monotonic() - began > JOB_S:
                 why = (
@@ -250,30 +254,30 @@ class Agent(AgentCalls):
                     f"Cannot follow the job {key[:8]} on {self.device.name}", why, stop
                 )
 
-    def _watch(self, key: str, log: _JobLog) -> Answer:
+    def _watch(self, key: str, log: _JobLog) -> JobAnswer:
         """Ask for a job's status once, for a while."""
         question = {"key": key, "offset": log.offset, "seconds": WATCH_S, "run": log.run}
         last: Answer | None = None
         for answer in self._answers("wait", question, limits=Limits(call_s=WATCH_S + CALL_S / 2)):
-            if answer["event"] == "log":
+            if isinstance(answer, Log):
                 log.take(answer)
             else:
                 last = answer
         if last is None:
             raise LinkError(f"{self.device.name} stopped answering", "the connection ended")
-        return last
+        return self._of_kind(last, JobAnswer, "wait")
 
 
 def _move(part: Path, beside: Path) -> None:
     part.replace(beside)
 
 
-def _path_of(answer: Answer, name: str) -> str:
-    if "path" not in answer:
+def _path_of(answer: Upload, name: str) -> str:
+    if answer.path is None:
         raise BoardError(
             f"Cannot read the answer of {name}", "it does not say where the upload lies"
         )
-    return str(answer["path"])
+    return answer.path
 
 
 class _JobLog:
@@ -295,20 +299,20 @@ class _JobLog:
         """The lines, with a last one that has no end."""
         return [*self.lines, self._rest] if self._rest else self.lines
 
-    def take(self, answer: Answer) -> None:
+    def take(self, answer: Log) -> None:
         """Keep a piece of the log and pass its whole lines on."""
-        if answer["run"] != self.run:
-            self.run = answer["run"]
+        if answer.run != self.run:
+            self.run = answer.run
             self._rest = ""
             self.size = 0
             self.lines.clear()
-        self.offset = answer["offset"]
-        self.size += len(answer["text"])
+        self.offset = answer.offset
+        self.size += len(answer.text)
         if self.size > MOST_LOG:
             raise BoardError(
                 f"{self.name} sends too much", f"a job's log of more than {MOST_LOG // MIB} MiB"
             )
-        *whole, self._rest = (self._rest + answer["text"]).split("\n")
+        *whole, self._rest = (self._rest + answer.text).split("\n")
         if len(self.lines) + len(whole) > MOST_LINES or len(self._rest) > MOST_LINE:
             raise BoardError(
                 f"{self.name} sends too much",
@@ -317,7 +321,7 @@ class _JobLog:
         for text in whole:
             self.lines.append(text)
             self.line(text)
-        step = str(answer["step"] or "")[:200]
+        step = (answer.step or "")[:200]
         if step.startswith("waiting") and step != self._waits:
             self.told.note(f"{self.name}: {step}")
         self._waits = step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypedDict
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -25,10 +25,11 @@ Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 50), le=1 << 50)]
 Numbers: TypeAlias = Annotated[dict[Short, Number], Meta(max_length=4096)]
 
 
-Answer = dict[str, Any]  # JSON of the protocol between trtq and its agent
+class Answer(msgspec.Struct, frozen=True):
+    """One answer; the ``event`` of a line says which, see ``ANSWERS``."""
 
 
-class HintDict(TypedDict):
+class Hint(msgspec.Struct, frozen=True):
     """Advice: a name of ``HINTS``, and what the board puts into it."""
 
     name: Annotated[str, Meta(max_length=40)]
@@ -37,14 +38,14 @@ class HintDict(TypedDict):
     ]
 
 
-class Hello(TypedDict):
+class Hello(Answer, frozen=True):
     """The first line."""
 
     protocol: int
     agent: Short
 
 
-class Broken(TypedDict):
+class Broken(Answer, frozen=True):
     """The agent could not start.
 
     Texts are in hexadecimal: nothing could be imported to encode them otherwise.
@@ -54,58 +55,61 @@ class Broken(TypedDict):
     python: Annotated[str, Meta(pattern=r"\A[0-9a-f]*\Z", max_length=8000)]
 
 
-class Refusal(TypedDict):
+class Refusal(Answer, frozen=True):
     """The board cannot, or must not."""
 
     why: Text
-    mend: HintDict
+    mend: Hint
 
 
-class Nothing(TypedDict):
-    """An answer without content."""
+class Beat(Answer, frozen=True):
+    """The agent is at work."""
 
 
-class Installed(TypedDict):
+class Stale(Answer, frozen=True):
+    """Another agent is there, or none."""
+
+
+class Done(Answer, frozen=True):
+    """What was asked for is done."""
+
+
+class Installed(Answer, frozen=True):
     """Of ``install``."""
 
     whole: bool
 
 
-class Upload(TypedDict):
-    """Of ``have`` and ``put``: how much of a file is there."""
+class Upload(Answer, frozen=True):
+    """Of ``have`` and ``put``: how much of a file is there, and its path once it is whole."""
 
     state: Literal["stored", "part", "cut", "busy", "damaged"]
     have: Count
+    path: Folder | None = None
 
 
-class UploadPath(Upload, total=False):
-    """An upload with the path of the file, once it is whole."""
-
-    path: Folder
-
-
-class File(TypedDict):
+class File(Answer, frozen=True):
     """Before the bytes of a file."""
 
     size: Count
     sha256: Digest
 
 
-class EngineAnswer(TypedDict):
+class EngineAnswer(Answer, frozen=True):
     """Of ``engine``: the manifest, where it is that of this very file."""
 
-    manifest: Answer | None
+    manifest: dict[str, object] | None
     changed: bool
 
 
-class Written(TypedDict):
+class Written(msgspec.Struct, frozen=True):
     """A file that a step made."""
 
     sha256: Digest
     bytes: Count
 
 
-class Step(TypedDict):
+class Step(msgspec.Struct, frozen=True):
     """One program of a job."""
 
     name: Short
@@ -117,25 +121,25 @@ class Step(TypedDict):
     end: Number
 
 
-class Gpu(TypedDict, total=False):
+class Gpu(msgspec.Struct, frozen=True, omit_defaults=True):
     """The GPU's clocks, Hz."""
 
-    name: Short
-    min_freq: Whole | None
-    max_freq: Whole | None
-    cur_freq: Whole | None
+    name: Short = ""
+    min_freq: Whole | None = None
+    max_freq: Whole | None = None
+    cur_freq: Whole | None = None
 
 
-class Cpu(TypedDict, total=False):
+class Cpu(msgspec.Struct, frozen=True, omit_defaults=True):
     """The CPU's clocks, kHz."""
 
-    governor: Short
-    scaling_min_freq: Whole | None
-    scaling_max_freq: Whole | None
-    scaling_cur_freq: Whole | None
+    governor: Short = ""
+    scaling_min_freq: Whole | None = None
+    scaling_max_freq: Whole | None = None
+    scaling_cur_freq: Whole | None = None
 
 
-class ClocksDict(TypedDict):
+class Clocks(msgspec.Struct, frozen=True):
     """Clocks, and whether they are pinned."""
 
     gpu: Gpu
@@ -143,11 +147,11 @@ class ClocksDict(TypedDict):
     pinned: bool
 
 
-class Card(TypedDict):
+class Card(msgspec.Struct, frozen=True):
     """The state of a board at one moment."""
 
     power_mode: Short | None
-    clocks: ClocksDict
+    clocks: Clocks
     temperatures: Numbers
     memory_available: Whole | None
     swap_free: Whole | None
@@ -156,7 +160,7 @@ class Card(TypedDict):
     uptime: Number
 
 
-class Watched(TypedDict):
+class Watched(msgspec.Struct, frozen=True):
     """What was seen beside a job."""
 
     columns: Annotated[list[Short], Meta(max_length=64)]
@@ -170,42 +174,32 @@ class Watched(TypedDict):
     samples: Count
 
 
-class ResultBase(TypedDict):
-    """What a job gave."""
+class Result(msgspec.Struct, frozen=True):
+    """What a job gave, and the state of the board around it; a job that never began has none."""
 
     ok: bool
     steps: Annotated[list[Step], Meta(max_length=256)]
     why: Text
-    mend: HintDict
+    mend: Hint
+    before: Card | None = None
+    after: Card | None = None
+    watch: Watched | None = None
+    restored: Short | None = None
 
 
-class Result(ResultBase, total=False):
-    """A result with the state of the board around the job; a job that never began has none."""
-
-    before: Card
-    after: Card
-    watch: Watched
-    restored: Short | None
-
-
-class JobBase(TypedDict):
-    """A job's status."""
+class JobAnswer(Answer, frozen=True):
+    """A job's status, and what is known of it in that state."""
 
     state: Literal["none", "waiting", "running", "done", "lost"]
     key: Key
+    run: Short | None = None
+    step: Text | None = None
+    why: Text = ""
+    offset: Count = 0
+    result: Result | None = None
 
 
-class JobAnswer(JobBase, total=False):
-    """What is known of it in that state."""
-
-    run: Short | None
-    step: Text | None
-    why: Text
-    offset: Count
-    result: Result
-
-
-class Log(TypedDict):
+class Log(Answer, frozen=True):
     """A piece of a job's log."""
 
     text: Annotated[str, Meta(max_length=1 << 18)]
@@ -214,7 +208,7 @@ class Log(TypedDict):
     run: Short | None
 
 
-class EngineEntry(TypedDict):
+class EngineEntry(msgspec.Struct, frozen=True):
     """An engine in a listing."""
 
     file: EngineName
@@ -222,7 +216,7 @@ class EngineEntry(TypedDict):
     model: Text
 
 
-class JobEntry(TypedDict):
+class JobEntry(msgspec.Struct, frozen=True):
     """A job in a listing."""
 
     key: Key
@@ -233,35 +227,35 @@ class JobEntry(TypedDict):
     why: Text
 
 
-class Listing(TypedDict):
+class Listing(Answer, frozen=True):
     """Of ``list``."""
 
     engines: Annotated[list[EngineEntry], Meta(max_length=100_000)]
     jobs: Annotated[list[JobEntry], Meta(max_length=100_000)]
 
 
-class Logs(TypedDict):
+class Logs(Answer, frozen=True):
     """Of ``logs``: the end of a log."""
 
     text: Annotated[str, Meta(max_length=1 << 21)]
     left_out: Count
 
 
-class Cleaned(TypedDict):
+class Cleaned(Answer, frozen=True):
     """Of ``clean``."""
 
     bytes: Count
     kept: list[Key]
 
 
-class Missing(TypedDict):
+class Missing(msgspec.Struct, frozen=True):
     """What a board lacks."""
 
     what: Text
-    mend: HintDict
+    mend: Hint
 
 
-class Trtexec(TypedDict):
+class Trtexec(msgspec.Struct, frozen=True):
     """The board's trtexec; its number is None where it does not start."""
 
     path: Folder
@@ -269,14 +263,14 @@ class Trtexec(TypedDict):
     said: Text
 
 
-class Disk(TypedDict):
+class Disk(msgspec.Struct, frozen=True):
     """Of the work folder."""
 
     free: Count
     inodes: Count
 
 
-class PowerMode(TypedDict):
+class PowerMode(msgspec.Struct, frozen=True):
     """The power mode, and those that there are."""
 
     id: Whole | None
@@ -284,7 +278,7 @@ class PowerMode(TypedDict):
     modes: Annotated[dict[Short, Whole], Meta(max_length=256)]
 
 
-class Power(TypedDict):
+class Power(msgspec.Struct, frozen=True):
     """The total at that moment, mW."""
 
     mw: Whole | None
@@ -292,15 +286,26 @@ class Power(TypedDict):
     source: Short
 
 
-class Meanwhile(TypedDict):
+class Meanwhile(msgspec.Struct, frozen=True):
     """What a job holds now."""
 
     mode: Short | None
     pinned: bool
 
 
-class BoardAnswer(TypedDict):
-    """Of ``probe``."""
+class BoardFacts(Answer, frozen=True, kw_only=True):
+    """What a board is; what could not be told is None.
+
+    Attributes:
+        board: name of the target, such as ``orin-nano``.
+        tensorrt: version of the library that is installed; ``tensorrt_python``: whether the
+            system's Python has its module.
+        memory: bytes.
+        root: whether sudo works without a password.
+        time: of the board's clock, which may say 1970.
+        meanwhile: mode and pinning that a job holds now; ``power_mode`` and ``clocks`` are what the
+            board returns to.
+    """
 
     model: Short | None
     board: Short | None
@@ -320,7 +325,7 @@ class BoardAnswer(TypedDict):
     memory: dict[Short, Count | None]
     disk: Disk
     power_mode: PowerMode
-    clocks: ClocksDict
+    clocks: Clocks
     power: Power
     temperatures: Numbers
     throttling: dict[Short, Whole]
@@ -332,22 +337,27 @@ class BoardAnswer(TypedDict):
     desktop: bool
     container: bool
     tools: dict[Short, Folder | None]
+    compatible: Annotated[list[Short], Meta(max_length=64)] = []
+    meanwhile: Meanwhile | None = None
+
+
+class BoardAnswer(BoardFacts, frozen=True, kw_only=True):
+    """Of ``probe``; ``missing`` is what is not as it should be."""
+
     missing: Annotated[list[Missing], Meta(max_length=64)]
-    compatible: Annotated[list[Short], Meta(max_length=64)]
-    meanwhile: Meanwhile | None
 
 
-ANSWERS: Mapping[str, Any] = {
+ANSWERS: Mapping[str, type[Answer]] = {
     "hello": Hello,
-    "stale": Nothing,
-    "missing": Nothing,
+    "stale": Stale,
+    "missing": Stale,
     "broken": Broken,
-    "beat": Nothing,
+    "beat": Beat,
     "refused": Refusal,
     "installed": Installed,
     "board": BoardAnswer,
-    "have": UploadPath,
-    "put": UploadPath,
+    "have": Upload,
+    "put": Upload,
     "file": File,
     "engine": EngineAnswer,
     "job": JobAnswer,
@@ -355,8 +365,8 @@ ANSWERS: Mapping[str, Any] = {
     "cleaned": Cleaned,
     "listing": Listing,
     "logs": Logs,
-    "written": Nothing,
-    "removed": Nothing,
+    "written": Done,
+    "removed": Done,
 }
 
 
@@ -369,7 +379,7 @@ _DECODERS = {event: msgspec.json.Decoder(kind) for event, kind in ANSWERS.items(
 
 
 def decode(raw: bytes, name: str) -> Answer:
-    """Return one answer: its content as in ``ANSWERS``, and its ``event``.
+    """Return one answer, in the form of ``ANSWERS``.
 
     Args:
         raw: a line, behind its mark.
@@ -382,11 +392,10 @@ def decode(raw: bytes, name: str) -> Answer:
         event = _HEAD.decode(raw).event
         if event not in _DECODERS:
             raise msgspec.ValidationError(f"no answer is called {event[:40]!r}")
-        content: Answer = _DECODERS[event].decode(raw)
+        return _DECODERS[event].decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         hint = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
         raise BoardError(f"Cannot read the answer of {name}", reason(exc), hint) from exc
-    return {**content, "event": event}
 
 
 def outputs_of(lines: list[str], name: str) -> list[Output]:
@@ -402,30 +411,30 @@ def outputs_of(lines: list[str], name: str) -> list[Output]:
             "the program that ran the images does not say what it wrote",
         )
     try:
-        return decode_json(line[len(MARK) :], _Outputs)["outputs"]
+        return decode_json(line[len(MARK) :], _Outputs).outputs
     except msgspec.MsgspecError as exc:
         raise BoardError(f"Cannot read the answers of {name}", reason(exc)) from exc
 
 
-class Output(TypedDict):
+class Output(msgspec.Struct, frozen=True):
     """One output of an engine; ``shape`` is without the batch."""
 
     name: Short
     shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 31)]], Meta(max_length=16)]
 
 
-class _Outputs(TypedDict):
+class _Outputs(msgspec.Struct):
     outputs: Annotated[list[Output], Meta(min_length=1, max_length=1024)]
 
 
-def hint_words(hint: HintDict, device: str) -> str:
+def hint_words(hint: Hint, device: str) -> str:
     """Return advice as words: the board chooses which, and what it puts in is quoted for a shell.
 
-    >>> hint_words({"name": "install", "arguments": {"package": "x; reboot"}}, "nano")
+    >>> hint_words(Hint("install", {"package": "x; reboot"}), "nano")
     "on the board: sudo apt-get install 'x; reboot'"
     """
-    words = HINTS.get(hint["name"], "")
-    quoted = {k: shlex.quote(" ".join(v.split())) for k, v in hint["arguments"].items()}
+    words = HINTS.get(hint.name, "")
+    quoted = {k: shlex.quote(" ".join(v.split())) for k, v in hint.arguments.items()}
     try:
         return words.format_map({**quoted, "device": shlex.quote(device)})
     except (KeyError, ValueError, IndexError):

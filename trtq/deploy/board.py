@@ -8,65 +8,29 @@ from typing import Any
 import msgspec
 
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import ClocksDict, Disk, Meanwhile, Power, PowerMode, Trtexec, hint_words
+from trtq.deploy.answers import BoardAnswer, BoardFacts, hint_words
 from trtq.errors import BoardError
 from trtq.export.calibration_cache import version_of
 from trtq.platform.catalogue import board_row
 from trtq.platform.releases import Version, releases, shown
 from trtq.platform.target import Target
-from trtq.typed import convert
 
 
-class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """A probed board; what could not be told is None.
+class Lack(msgspec.Struct, frozen=True):
+    """What is not as it should be on a board, and the command that fixes it."""
+
+    what: str
+    mend: str
+
+
+class Board(BoardFacts, frozen=True, kw_only=True):
+    """A probed board.
 
     Attributes:
-        board: name of the target, such as ``orin-nano``.
-        trtexec: path, number (8201) and, where it did not start, what it said.
-        tensorrt: version of the library that is installed; ``tensorrt_python``: whether the
-            system's Python has its module.
-        memory, disk: bytes.
-        power: the total in mW at that moment, what the figure is, where it was read.
-        root: whether sudo works without a password.
-        missing: what is not as it should be, each with the command that fixes it.
-        time: of the board's clock, which may say 1970.
-        meanwhile: mode and pinning that a job holds now; ``power_mode`` and ``clocks`` are what the
-            board returns to.
+        missing: what is not as it should be.
     """
 
-    model: str | None
-    board: str | None
-    soc: str | None
-    capability: str | None
-    l4t: str | None
-    jetpack: str | None
-    kernel: str
-    machine: str
-    python: str
-    python_path: str
-    agent: str
-    tensorrt: str | None
-    trtexec: Trtexec | None
-    tensorrt_python: bool
-    home: str
-    memory: dict[str, int | None]
-    disk: Disk
-    power_mode: PowerMode
-    clocks: ClocksDict
-    power: Power
-    temperatures: dict[str, float]
-    throttling: dict[str, int]
-    root: bool
-    user: str
-    groups: list[str]
-    boot_id: str
-    time: float
-    desktop: bool
-    container: bool
-    tools: dict[str, str | None]
-    missing: list[dict[str, str]]
-    compatible: list[str] = []
-    meanwhile: Meanwhile | None = None
+    missing: list[Lack]
 
     @property
     def name(self) -> str:
@@ -76,7 +40,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_trtexec(self) -> bool:
         """Whether there is a trtexec that starts."""
-        return self.trtexec is not None and self.trtexec["number"] is not None
+        return self.trtexec is not None and self.trtexec.number is not None
 
     @property
     def number(self) -> int | None:
@@ -84,8 +48,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
 
         Where there is no trtexec it is that of the library.
         """
-        if self.trtexec is not None and self.trtexec["number"] is not None:
-            return self.trtexec["number"]
+        if self.trtexec is not None and self.trtexec.number is not None:
+            return self.trtexec.number
         if self.tensorrt is None:
             return None
         major, minor, patch = map(int, self.tensorrt.split("."))
@@ -144,7 +108,6 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
 
         ``held`` has the power mode and the clocks during the measurement.
         """
-        clocks = self.clocks.get("gpu") or {}
         jetson = {
             "model": self.model,
             "soc": self.soc,
@@ -152,7 +115,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
             "jetpack": self.jetpack,
             "power_mode": held["power_mode"],
             "clocks": held["clocks"],
-            "gpu_max_hz": clocks.get("max_freq"),
+            "gpu_max_hz": self.clocks.gpu.max_freq,
         }
         missing = dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board")
         return {
@@ -178,7 +141,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _identity(self) -> list[str]:
         """Hardware, software, memory and disk."""
-        trtexec = self.trtexec["path"] if self.trtexec else "not there"
+        trtexec = self.trtexec.path if self.trtexec else "not there"
         module = "there" if self.tensorrt_python else "not there"
         free, total = self.memory.get("MemAvailable"), self.memory.get("MemTotal")
         swap = self.memory.get("SwapTotal")
@@ -189,27 +152,27 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.kernel}, Python {self.python}",
             f"TensorRT {self.tensorrt or 'unknown'}; trtexec {trtexec}; Python module {module}",
             f"memory {_gb(free)} free of {_gb(total)}, swap {_gb(swap) if swap else 'none'}; "
-            f"disk {_gb(self.disk['free'])} free at {self.home}",
+            f"disk {_gb(self.disk.free)} free at {self.home}",
         ]
 
     @property
     def _state(self) -> list[str]:
         """Power mode, clocks, power and temperature, and who holds them."""
         mode, watts = self.power_mode, self.power
-        modes = f" of {', '.join(mode['modes'])}" if mode["modes"] else ""
-        pinned = "pinned" if self.clocks["pinned"] else "not pinned"
+        modes = f" of {', '.join(mode.modes)}" if mode.modes else ""
+        pinned = "pinned" if self.clocks.pinned else "not pinned"
         sudo = "without password" if self.root else "needs a password"
-        power = f"n/a: {watts['what']}"
-        if watts["mw"] is not None:
-            power = f"now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})"
+        power = f"n/a: {watts.what}"
+        if watts.mw is not None:
+            power = f"now {watts.mw / 1e3:.2f} W ({watts.what}, {watts.source})"
         state = [
-            f"power mode {mode['name'] or 'unknown'}{modes}; clocks {pinned}; sudo {sudo}",
+            f"power mode {mode.name or 'unknown'}{modes}; clocks {pinned}; sudo {sudo}",
             f"power {power}",
         ]
         if self.meanwhile is not None:
-            clocks = ", clocks pinned" if self.meanwhile["pinned"] else ""
+            clocks = ", clocks pinned" if self.meanwhile.pinned else ""
             state.append(
-                f"a job holds the power mode {self.meanwhile['mode'] or 'unknown'}{clocks} now; "
+                f"a job holds the power mode {self.meanwhile.mode or 'unknown'}{clocks} now; "
                 "the above is what it goes back to"
             )
         if self.temperatures:
@@ -222,7 +185,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         """Notes about this kind of board, and what is missing on this one."""
         row = board_row(self.board)
         notes = row.notes if row is not None else ()
-        missing = (f"{m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing)
+        missing = (f"{m.what}{'; ' + m.mend if m.mend else ''}" for m in self.missing)
         return [*(f"note: {note}" for note in notes), *(f"missing: {text}" for text in missing)]
 
 
@@ -236,9 +199,7 @@ def probe(agent: Agent) -> Board:
     Raises:
         DeviceError: it cannot be reached, or its answer cannot be read.
     """
-    answer = agent.ask("probe")
-    missing = [
-        {"what": m["what"], "mend": hint_words(m["mend"], agent.device.name)}
-        for m in answer["missing"]
-    ]
-    return convert({**{k: v for k, v in answer.items() if k != "event"}, "missing": missing}, Board)
+    answer = agent.ask("probe", BoardAnswer)
+    missing = [Lack(m.what, hint_words(m.mend, agent.device.name)) for m in answer.missing]
+    facts = {name: getattr(answer, name) for name in BoardFacts.__struct_fields__}
+    return Board(**facts, missing=missing)

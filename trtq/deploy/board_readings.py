@@ -12,7 +12,7 @@ from trtq.agent import Watch
 from trtq.artifact import decode_json
 from trtq.bench.record import Energy, Load, Memory, Phase, Timing
 from trtq.bench.statistics import Values
-from trtq.deploy.answers import ClocksDict, Number, Result, Step
+from trtq.deploy.answers import Card, Clocks, Number, Step, Watched
 from trtq.deploy.board import Board
 from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.trtexec_log import TrtexecLog, read_times
@@ -38,13 +38,17 @@ class Run:
     """What one job on the board gave.
 
     Attributes:
-        result: of the agent.
+        steps: what the agent says of each program.
+        watch: what it saw beside them; ``before``, ``after``: the state of the board.
         log: what trtexec printed in the timed run, ``loads`` in the loads before it.
         ms: GPU time of each request.
         seen: the agent's readings by column.
     """
 
-    result: Result
+    steps: list[Step]
+    watch: Watched
+    before: Card
+    after: Card
     log: TrtexecLog
     loads: list[TrtexecLog]
     ms: Values
@@ -53,12 +57,12 @@ class Run:
     @property
     def timed(self) -> Step:
         """The step that was measured."""
-        return self.result["steps"][-1]
+        return self.steps[-1]
 
     @property
     def starts(self) -> list[Step]:
         """The steps that only loaded the engine."""
-        return self.result["steps"][:-1]
+        return self.steps[:-1]
 
 
 def read_milliseconds(path: Path, board: Board) -> Values:
@@ -110,9 +114,7 @@ def load_of(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Loa
     A load lasts from the start of the process until it begins to infer. Deserializing is separate
     where trtexec reports it.
     """
-    whole = [
-        1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]
-    ]
+    whole = [1e3 * (s.marks["inference"] - s.begin) for s in starts if "inference" in s.marks]
     if not whole:
         return []
     apart = [1e3 * log.numbers["deserialized_s"] for log in logs if "deserialized_s" in log.numbers]
@@ -142,17 +144,17 @@ def _phase(name: str, values: list[float]) -> Phase:
     return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
 
 
-def slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> float | None:
+def slowest_pinned(seen: dict[str, Values], timed: Step, clocks: Clocks) -> float | None:
     """Return the share by which the pinned GPU clock fell under load.
 
     The result is None where it did not fall or is not pinned.
     """
-    top = clocks["gpu"].get("max_freq")
+    top = clocks.gpu.max_freq
     inside = seen["gpu_hz"][
-        (seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])
+        (seen["t"] >= timed.marks.get("inference", timed.begin)) & (seen["t"] <= timed.end)
     ]
     inside = inside[~np.isnan(inside)]
-    if not clocks["pinned"] or not top or not len(inside):
+    if not clocks.pinned or not top or not len(inside):
         return None
     share = float(np.median(inside)) / top
     return share if share < STILL_PINNED else None
@@ -166,8 +168,8 @@ def memory_of(
     The reference is the memory in use just before the first load.
     """
     t, ram = seen["t"], seen["ram_bytes"]
-    before = ram[(t < starts[0]["begin"]) & ~np.isnan(ram)]
-    during = ram[(t >= timed["begin"]) & (t <= timed["end"]) & ~np.isnan(ram)]
+    before = ram[(t < starts[0].begin) & ~np.isnan(ram)]
+    during = ram[(t >= timed.begin) & (t <= timed.end) & ~np.isnan(ram)]
     if not len(before) or not len(during):
         return None, "the board's memory could not be read beside the run"
     growth = int(during.max() - np.median(before))
@@ -208,14 +210,14 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
     It is the mean power over the timed run without its edges, divided by the images served per
     second.
     """
-    timed, watch, t, mw = run.timed, run.result["watch"], run.seen["t"], run.seen["mw"]
+    timed, watch, t, mw = run.timed, run.watch, run.seen["t"], run.seen["mw"]
     rate = run.log.numbers.get("throughput_qps")
-    if watch["failed"]:
-        return None, watch["failed"]
+    if watch.failed:
+        return None, watch.failed
     there = ~np.isnan(mw)
     if not there.any():
-        return None, watch["scope"] or "the board has no power rails that can be read"
-    if rate is None or not 0 < rate < 1e9 or "inference" not in timed["marks"]:
+        return None, watch.scope or "the board has no power rails that can be read"
+    if rate is None or not 0 < rate < 1e9 or "inference" not in timed.marks:
         return None, "trtexec did not say when inference began, or how many requests it served"
     inside, idle = (there & part for part in _windows(timed, t))
     if inside.sum() < 2 or idle.sum() < 2:
@@ -228,10 +230,10 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
     rest = float(np.mean(mw[idle])) / 1e3
     short = readings < MIN_READINGS or window < 0.8 * ENERGY_WINDOW_S
     reasons = [f"too short to measure: {readings} readings in {window:.1f} s"] * short
-    summed = watch["scope"].startswith("sum")
+    summed = watch.scope.startswith("sum")
     return Energy(
-        meter=watch["source"],
-        scope=watch["scope"],
+        meter=watch.source,
+        scope=watch.scope,
         method="power integrated",
         load="trtexec, requests one after another",
         gross_j=power / images,
@@ -252,7 +254,7 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
 
 def _windows(timed: Step, t: Values) -> tuple[np.ndarray, np.ndarray]:
     """Return which readings are of the timed run without its edges, and which of the idle board."""
-    begin = timed["marks"]["inference"] + SETTLE_S
-    end = timed["marks"].get("end", timed["end"]) - EDGE_S
-    before = (t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - EDGE_S)
-    return (t >= begin) & (t <= end), before | (t > timed["end"] + SETTLE_S)
+    begin = timed.marks["inference"] + SETTLE_S
+    end = timed.marks.get("end", timed.end) - EDGE_S
+    before = (t > timed.begin - ENERGY_WINDOW_S + SETTLE_S) & (t < timed.begin - EDGE_S)
+    return (t >= begin) & (t <= end), before | (t > timed.end + SETTLE_S)

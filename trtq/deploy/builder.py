@@ -15,7 +15,7 @@ from trtq.artifact import decode_json, digest_of, sha256_file
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import Result, Written
 from trtq.deploy.board import Board
-from trtq.deploy.jobs import advice, do
+from trtq.deploy.jobs import BoardJob, JobPower, JobStep, advice, do
 from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.failures import explain
 from trtq.engine.python_api import PythonBuilder
@@ -66,7 +66,7 @@ class BoardBuilder:
         board: Board,
         engine: str,
         told: Progress,
-        power: dict[str, Any],
+        power: JobPower,
         *,
         again: bool = False,
     ) -> None:
@@ -80,14 +80,14 @@ class BoardBuilder:
         self.version = board.release
         there = board.has_trtexec
         if not there and not board.tensorrt_python:
-            mend = next((m["mend"] for m in board.missing if "trtexec" in m["what"]), "")
+            mend = next((m.mend for m in board.missing if "trtexec" in m.what), "")
             raise BoardError(
                 f"Cannot build on {agent.device.name}",
                 "it has neither trtexec nor TensorRT's Python module",
                 mend,
             )
         self.name = "trtexec" if there else "tensorrt"
-        self.executable = board.trtexec["path"] if there and board.trtexec is not None else ""
+        self.executable = board.trtexec.path if there and board.trtexec is not None else ""
         self.spelled = TrtexecBuilder(self.executable, self.version, told)
         self.workspace = board.workspace or self.spelled.workspace
         self.again = again
@@ -111,36 +111,36 @@ class BoardBuilder:
             calibration = f"files/{sha256_file(settings.calibration)}.cache"
             files[calibration] = settings.calibration
         step = self._step(model, calibration, settings)
-        job = {
-            "title": f"the build of {self.engine.rpartition('/')[2][:12]}",
-            "steps": [step],
-            **self.power,
-            "needs_bytes": 2 * source.stat().st_size + MARGIN_BYTES,
-            "again": self.again,
-        }
+        job = BoardJob(
+            title=f"the build of {self.engine.rpartition('/')[2][:12]}",
+            steps=[step],
+            power=self.power,
+            needs_bytes=2 * source.stat().st_size + MARGIN_BYTES,
+            again=self.again,
+        )
         for name, path in files.items():
             self.agent.upload(path, name, digest_in(name))
             self.uploads.append(name)
         self.told.begin(f"Building on {self.agent.device.name}", 0)
         key = digest_of(
             {
-                "argv": step["argv"],
+                "argv": step.argv,
                 "model": digest_in(model),
                 "engine": self.engine,
-                **self.power,
+                **msgspec.to_builtins(self.power),
             }
         )[:32]
         result, lines = do(self.agent, key, job, line=self._pass_on)
         self.again = False
         return self._built(result, lines, settings)
 
-    def _step(self, model: str, calibration: str | None, settings: Settings) -> dict[str, Any]:
+    def _step(self, model: str, calibration: str | None, settings: Settings) -> JobStep:
         """Return the one step of the job: the command, and the files that it makes."""
         home, report = self.board.home, f"{self.target_path}.layers"
         # Times of other clocks mislead.
         clocks = {
-            **self.power,
-            "mode": self.board.power_mode["name"],
+            **msgspec.to_builtins(self.power),
+            "mode": self.board.power_mode.name,
             "dla": settings.options.dla,
         }
         cache = f"{home}/timing.{self.board.number}.{digest_of(clocks)[:8]}.cache"
@@ -156,17 +156,17 @@ class BoardBuilder:
             there,
             Path(f"{report}.new") if has_report else None,
         )
-        return {
-            "name": "build",
-            "argv": argv,
-            "fresh": [f"{self.target_path}.new", f"{report}.new", f"{cache}.new"],
-            "copies": [[cache, f"{cache}.new"]],
-            "makes": [
-                [f"{self.target_path}.new", self.target_path],
-                [f"{report}.new", f"{report}.gz"],
-                [f"{cache}.new", cache],
+        return JobStep(
+            name="build",
+            argv=argv,
+            fresh=[f"{self.target_path}.new", f"{report}.new", f"{cache}.new"],
+            copies=[(cache, f"{cache}.new")],
+            makes=[
+                (f"{self.target_path}.new", self.target_path),
+                (f"{report}.new", f"{report}.gz"),
+                (f"{cache}.new", cache),
             ],
-        }
+        )
 
     def _pass_on(self, text: str) -> None:
         """Show a line of the builder as its status."""
@@ -183,9 +183,9 @@ class BoardBuilder:
         log = read_log("\n".join(lines))
         who = f"{'trtexec' if self.executable else 'TensorRT'} on {self.agent.device.name}"
         where = f"{who} cannot build the engine for {settings.target.device}"
-        if not result["ok"]:
+        if not result.ok:
             raise self._failure(where, result, lines, log.errors)
-        files = result["steps"][0]["files"]
+        files = result.steps[0].files
         engine = files.get(self.target_path)
         if engine is None:
             raise EngineError(where, "it ended well and wrote no engine")
@@ -199,17 +199,17 @@ class BoardBuilder:
             layers=self._layers(
                 files.get(f"{self.target_path}.layers.gz"), f"{self.engine}.layers.gz"
             ),
-            away=(engine["sha256"], engine["bytes"]),
+            away=(engine.sha256, engine.bytes),
         )
 
     def _failure(
         self, where: str, result: Result, lines: list[str], errors: list[str]
     ) -> EngineError:
-        code = result["steps"][0]["rc"]  # a result that failed has at least one step
+        code = result.steps[0].rc  # a result that failed has at least one step
         if not code:
-            return EngineError(where, result["why"], advice(result, self.agent))
+            return EngineError(where, result.why, advice(result, self.agent))
         unknown = [ln for ln in lines if ln.startswith("Unknown option")]
-        last = lines[-1] if lines else result["why"]
+        last = lines[-1] if lines else result.why
         return self._advised(explain(where, [*errors, *unknown], code, last=last), result)
 
     def _argv(self, source: Path, out: Path, settings: Settings, report: Path | None) -> list[str]:
@@ -237,7 +237,7 @@ class BoardBuilder:
             return None
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
             packed = self.agent.download(
-                name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS
+                name, Path(folder) / "layers.gz", digest=made.sha256, most=MOST_LAYERS
             )
             report = gunzip(packed, self.agent.device.name)
         try:
@@ -254,10 +254,10 @@ class BoardBuilder:
         """Say what the board had, where memory or the disk was the reason."""
         mend = advice(result, self.agent)
         if mend:
-            return EngineError(error.message, f"{error.reason.rstrip('.')}; {result['why']}", mend)
+            return EngineError(error.message, f"{error.reason.rstrip('.')}; {result.why}", mend)
         if not isinstance(error, BuilderMemoryError):
             return error
-        least = result["watch"]["least_free"] if "watch" in result else None
+        least = result.watch.least_free if result.watch is not None else None
         swap = self.board.memory.get("SwapTotal") or 0
         had = f"; {least / 1e6:.0f} MB were free at the least" if least is not None else ""
         mends = [

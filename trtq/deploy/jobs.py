@@ -5,16 +5,73 @@ from __future__ import annotations
 import getpass
 import shlex
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+
+import msgspec
 
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import Result, hint_words
+from trtq.deploy.answers import JobAnswer, Result, hint_words
 from trtq.deploy.devices import called
 from trtq.errors import BoardError
 
 MOST_RESTARTS = 2
-BoardJob = Mapping[str, Any]  # title, steps, power mode, pinning: JSON that the agent reads
+
+
+class JobPower(msgspec.Struct, frozen=True):
+    """What a job wants of the board: a power mode (None for the present one), pinned clocks.
+
+    The agent decides what must be set for it once the board is the job's own.
+    """
+
+    mode: str | None
+    pin: bool
+
+
+class JobStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One program of a job.
+
+    Attributes:
+        fresh: files that are removed first; ``copies``: pairs of files that are copied first.
+        makes: pairs of a file that it writes and the file that becomes of it.
+        marks: texts in its output whose times are kept, by name.
+        idle_s: how long the board rests before it, s.
+        limit_s: when it is stopped, s.
+    """
+
+    name: str
+    argv: list[str]
+    fresh: list[str] = []
+    copies: list[tuple[str, str]] = []
+    makes: list[tuple[str, str]] = []
+    marks: dict[str, str] = {}
+    idle_s: float = 0.0
+    limit_s: float | None = None
+
+
+class BoardJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent is given to do.
+
+    Attributes:
+        again: do it even where it was done before.
+        needs_bytes: room on the disk that it takes.
+        rest_s: how long the board rests after the last step, s.
+        sample_s: time between two readings of the sensors, s.
+    """
+
+    title: str
+    steps: list[JobStep]
+    power: JobPower | None = None
+    again: bool = False
+    needs_bytes: int = 0
+    rest_s: float = 0.0
+    sample_s: float | None = None
+
+    def question(self, *, again: bool) -> dict[str, object]:
+        """Return the job in the form of the agent."""
+        plain: dict[str, object] = msgspec.to_builtins(self)
+        power = msgspec.to_builtins(self.power) if self.power is not None else {}
+        plain.pop("power", None)
+        return {**plain, **power, "owner": owner(), "again": again}
 
 
 def owner() -> str:
@@ -37,7 +94,7 @@ def do(
     Args:
         agent: on the board.
         key: of the job: the same work has the same key.
-        job: title, steps, power mode, pinning; see the agent.
+        job: what to do.
         line: receives every line that its programs write.
 
     Raises:
@@ -45,25 +102,23 @@ def do(
     """
     for attempt in range(MOST_RESTARTS + 1):
         try:
-            again = bool(job.get("again")) and attempt == 0
-            agent.ask("start", key=key, job={**job, "owner": owner(), "again": again})
-            status = agent.follow(key, line)
+            question = job.question(again=job.again and attempt == 0)
+            agent.ask("start", JobAnswer, key=key, job=question)
+            status, lines = agent.follow(key, line)
         except KeyboardInterrupt:
             stop = shlex.join(["trtq", "device", "stop", called(agent.device), key[:8]])
             agent.told.note(
-                f"{agent.device.name}: {job['title']} goes on there, and the same command finds "
+                f"{agent.device.name}: {job.title} goes on there, and the same command finds "
                 f"it again; to end it: {stop}"
             )
             raise
-        if status["state"] == "done":
-            return _checked(status.get("result"), agent, job), status["lines"]
-        why = status.get("why", "somebody removed it")
+        if status.state == "done":
+            return _checked(status.result, agent, job), lines
+        why = status.why or "somebody removed it"
         if attempt < MOST_RESTARTS:
-            agent.told.note(
-                f"{agent.device.name}: {job['title']} was lost: {why}; starting it again"
-            )
+            agent.told.note(f"{agent.device.name}: {job.title} was lost: {why}; starting it again")
     raise BoardError(
-        f"{agent.device.name} lost {job['title']} {MOST_RESTARTS + 1} times",
+        f"{agent.device.name} lost {job.title} {MOST_RESTARTS + 1} times",
         why,
         f"Look at its power supply and memory: trtq device probe {shlex.quote(agent.device.name)}",
     )
@@ -71,7 +126,7 @@ def do(
 
 def advice(result: Result, agent: Agent) -> str:
     """Return what a person can do about a job that failed."""
-    return hint_words(result["mend"], agent.device.name)
+    return hint_words(result.mend, agent.device.name)
 
 
 def _checked(result: Result | None, agent: Agent, job: BoardJob) -> Result:
@@ -79,15 +134,15 @@ def _checked(result: Result | None, agent: Agent, job: BoardJob) -> Result:
     if result is None:
         raise BoardError(
             f"Cannot read the answer of {agent.device.name}",
-            f"{job['title']} is done without a result",
+            f"{job.title} is done without a result",
         )
-    if not result["ok"] and not result["steps"]:
+    if not result.ok and not result.steps:
         raise BoardError(
-            f"{agent.device.name} cannot do {job['title']}", result["why"], advice(result, agent)
+            f"{agent.device.name} cannot do {job.title}", result.why, advice(result, agent)
         )
-    if result["ok"] and [s["name"] for s in result["steps"]] != [s["name"] for s in job["steps"]]:
+    if result.ok and [s.name for s in result.steps] != [s.name for s in job.steps]:
         raise BoardError(
             f"Cannot read the answer of {agent.device.name}",
-            f"{job['title']} has other steps than were asked for",
+            f"{job.title} has other steps than were asked for",
         )
     return result

@@ -26,16 +26,6 @@ class _Tensor(TypedDict):
     shape: Annotated[list[Annotated[int, Meta(ge=-1, le=1 << 31)]], Meta(max_length=16)]
 
 
-class _Target(TypedDict):
-    device: str
-    capability: str
-
-
-class _Builder(TypedDict):
-    backend: str
-    version: str
-
-
 class _Used(msgspec.Struct):
     """What trtq reads of a manifest from a board that the manifest itself leaves open."""
 
@@ -43,9 +33,6 @@ class _Used(msgspec.Struct):
     engine_bytes: Annotated[int, Meta(ge=1, le=1 << 40)]
     batch: tuple[Annotated[int, Meta(ge=1, le=1 << 20)], int, int]
     tensors: Annotated[list[_Tensor], Meta(max_length=4096)]
-    target: _Target
-    builder: _Builder
-    spec: dict[str, Any]
 
 
 def board_manifest(answer: Any, name: str) -> EngineManifest:

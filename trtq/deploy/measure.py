@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from trtq.artifact import digest_of, sha256_file
 from trtq.bench.latency import doubts, summarize
 from trtq.bench.record import BenchRow
 from trtq.bench.sampling import Samples, Warmup
+from trtq.bench.statistics import Values
 from trtq.bench.trtexec_bench import Duration, Fed, command
 from trtq.deploy import board_readings
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import Result
+from trtq.deploy.answers import Done, Result, Written
 from trtq.deploy.board import Board
 from trtq.deploy.board_readings import (
     WARMUP_MS,
@@ -34,7 +35,7 @@ from trtq.deploy.board_readings import (
     read_readings,
     slowest_pinned,
 )
-from trtq.deploy.jobs import advice, do
+from trtq.deploy.jobs import BoardJob, JobPower, JobStep, advice, do
 from trtq.deploy.stream import MIB
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.random_inputs import random_feed
@@ -57,7 +58,7 @@ def measure(
     manifest: EngineManifest,
     path: str,
     options: DeployOptions,
-    power: dict[str, Any],
+    power: JobPower,
     folder: Path,
     nonce: str,
 ) -> list[BenchRow]:
@@ -81,7 +82,7 @@ def measure(
     bench = BoardBench(agent, board, manifest, path, options, power)
     rows = [bench.run(batch, folder, nonce) for batch in options.bench_batch]
     if bench.sent:
-        agent.ask("remove", names=sorted(bench.sent))
+        agent.ask("remove", Done, names=sorted(bench.sent))
     return rows
 
 
@@ -108,7 +109,7 @@ class BoardBench:
         manifest: EngineManifest,
         path: str,
         options: DeployOptions,
-        power: dict[str, Any],
+        power: JobPower,
     ) -> None:
         if not board.has_trtexec:
             raise BoardError(
@@ -143,48 +144,56 @@ class BoardBench:
         steps = self._steps(sizes)
         key = digest_of(
             {
-                "steps": steps,
+                "steps": msgspec.to_builtins(steps),
                 "engine": self.manifest.engine_sha256,
                 "trtexec": self.board.number,
                 "nonce": nonce,
-                **self.power,
+                **msgspec.to_builtins(self.power),
             }
         )[:32]
-        for step in steps:
-            step["limit_s"] = 3 * self.seconds + SLOWEST_S
-        job = {
-            "title": f"the measurement at batch {batch}",
-            "steps": steps,
-            "rest_s": board_readings.ENERGY_WINDOW_S + board_readings.SETTLE_S
-            if self.options.energy
-            else 0.0,
-            "sample_s": SAMPLE_S,
-            **self.power,
-        }
+        limit_s = 3 * self.seconds + SLOWEST_S
+        job = BoardJob(
+            title=f"the measurement at batch {batch}",
+            steps=[msgspec.structs.replace(s, limit_s=limit_s) for s in steps],
+            rest_s=self._rest_s,
+            sample_s=SAMPLE_S,
+            power=self.power,
+        )
         self.agent.told.begin(f"Measuring on {self.agent.device.name}, batch {batch}", 0)
         result, lines = do(self.agent, key, job)
         logs = [read_log(t) for t in _by_step("\n".join(lines))]
-        self._require_complete(result, logs, len(steps))
-        times, readings = self._fetch(key, result, batch, folder)
-        return self._row(
-            sizes,
-            Run(
-                result=result,
-                log=logs[-1],
-                loads=logs[:-1],
-                ms=read_milliseconds(times, self.board),
-                seen=read_readings(readings, self.board.name),
-            ),
-            batch,
+        self._require_done(result, logs)
+        times = result.steps[-1].files.get(f"{TIMES}.gz")
+        watch, before, after = result.watch, result.before, result.after
+        times = times if len(logs) == len(steps) else None
+        if times is None or watch is None or before is None or after is None:
+            raise BoardError(
+                f"Cannot read the measurement of {self.agent.device.name}",
+                "its times, its log or its readings are missing",
+            )
+        ms, seen = self._fetch(key, times, batch, folder)
+        run = Run(
+            steps=result.steps,
+            watch=watch,
+            before=before,
+            after=after,
+            log=logs[-1],
+            loads=logs[:-1],
+            ms=ms,
+            seen=seen,
         )
+        return self._row(sizes, run, batch)
 
     @property
     def seconds(self) -> float:
         """Least duration of the timed run."""
-        least = (
-            board_readings.ENERGY_WINDOW_S + board_readings.SETTLE_S if self.options.energy else 0.0
-        )
-        return max(self.options.duration, least)
+        return max(self.options.duration, self._rest_s)
+
+    @property
+    def _rest_s(self) -> float:
+        """Return how long the board is watched at rest, s."""
+        window = board_readings.ENERGY_WINDOW_S + board_readings.SETTLE_S
+        return window if self.options.energy else 0.0
 
     def _fed(self, sizes: Sizes) -> Fed:
         """Return shapes and files for trtexec; integer inputs are sent, which it draws wrongly."""
@@ -206,9 +215,9 @@ class BoardBench:
         self.sent.add(name)
         return f"{self.board.home}/{name}"
 
-    def _steps(self, sizes: Sizes) -> list[dict[str, Any]]:
+    def _steps(self, sizes: Sizes) -> list[JobStep]:
         """Return the steps of the job: loads of the engine, then the timed run."""
-        trtexec = self.board.trtexec["path"] if self.board.trtexec is not None else ""
+        trtexec = self.board.trtexec.path if self.board.trtexec is not None else ""
         spell = partial(
             command,
             trtexec,
@@ -227,60 +236,56 @@ class BoardBench:
         )
         return [
             *(
-                {
-                    "name": f"load {i + 1} of {LOADS}",
-                    "argv": load,
-                    "marks": MARKS,
-                    "idle_s": IDLE_S if i == 0 else 0.0,
-                }
+                JobStep(
+                    name=f"load {i + 1} of {LOADS}",
+                    argv=load,
+                    marks=MARKS,
+                    idle_s=IDLE_S if i == 0 else 0.0,
+                )
                 for i in range(LOADS)
             ),
-            {
-                "name": "latency",
-                "argv": timed,
-                "marks": MARKS,
-                "idle_s": board_readings.ENERGY_WINDOW_S if self.options.energy else IDLE_S,
-                "makes": [[TIMES, f"{TIMES}.gz"]],
-            },
+            JobStep(
+                name="latency",
+                argv=timed,
+                marks=MARKS,
+                idle_s=board_readings.ENERGY_WINDOW_S if self.options.energy else IDLE_S,
+                makes=[(TIMES, f"{TIMES}.gz")],
+            ),
         ]
 
-    def _require_complete(self, result: Result, logs: list[TrtexecLog], steps: int) -> None:
-        """Refuse a job that failed or whose answer lacks a part.
+    def _require_done(self, result: Result, logs: list[TrtexecLog]) -> None:
+        """Refuse a job that failed.
 
         Raises:
             BoardError: names what trtexec said.
         """
-        if not result["ok"]:
+        if not result.ok:
             errors = logs[-1].errors if logs else []
             raise BoardError(
                 f"{self.agent.device.name} cannot run the engine",
-                (errors[0] if errors else result["why"])[:400],
+                (errors[0] if errors else result.why)[:400],
                 advice(result, self.agent),
             )
-        whole = {"watch", "before", "after"} <= result.keys()
-        if not whole or len(logs) != steps or f"{TIMES}.gz" not in result["steps"][-1]["files"]:
-            raise BoardError(
-                f"Cannot read the measurement of {self.agent.device.name}",
-                "its times, its log or its readings are missing",
-            )
 
-    def _fetch(self, key: str, result: Result, batch: int, folder: Path) -> tuple[Path, Path]:
-        """Copy the file of times and the file of readings here."""
+    def _fetch(
+        self, key: str, written: Written, batch: int, folder: Path
+    ) -> tuple[Values, dict[str, Values]]:
+        """Copy the file of times and the file of readings here, and read them."""
         times = self.agent.download(
             f"jobs/{key}/{TIMES}.gz",
             folder / f"times.b{batch}.json.gz",
-            digest=result["steps"][-1]["files"][f"{TIMES}.gz"]["sha256"],
+            digest=written.sha256,
             most=MOST_PACKED,
         )
         readings = self.agent.download(
             f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz", most=MOST_PACKED
         )
-        return times, readings
+        return read_milliseconds(times, self.board), read_readings(readings, self.board.name)
 
     def _row(self, sizes: Sizes, run: Run, batch: int) -> BenchRow:
         """Return the row of a record."""
-        result, log, shapes = run.result, run.log, sizes.usual
-        before, pinned = result["before"], result["before"]["clocks"]["pinned"]
+        log, shapes = run.log, sizes.usual
+        before, pinned = run.before, run.before.clocks.pinned
         ns = np.asarray(run.ms * 1e6, dtype=np.int64)
         samples = Samples(ns, list(range(0, len(ns), BLOCK)), "trtexec's duration and iterations")
         gpu = summarize("gpu", samples)
@@ -321,7 +326,7 @@ class BoardBench:
             energy=energy,
             unavailable=missing,
             settings={
-                "power_mode": before["power_mode"],
+                "power_mode": before.power_mode,
                 "clocks": "pinned" if pinned else "not pinned",
                 "graph": "captured" if log.cuda_graph else "not used",
                 "transfers": log.transfers,
@@ -329,10 +334,10 @@ class BoardBench:
             },
             state={
                 "latency_ms": log.rows["latency"].median if "latency" in log.rows else None,
-                "before": before,
-                "after": result["after"],
-                "hottest_c": result["watch"]["hottest_c"],
-                "least_free_bytes": result["watch"]["least_free"],
+                "before": msgspec.to_builtins(before),
+                "after": msgspec.to_builtins(run.after),
+                "hottest_c": run.watch.hottest_c,
+                "least_free_bytes": run.watch.least_free,
             },
             valid=not reasons,
             reasons=reasons,
@@ -346,18 +351,18 @@ class BoardBench:
 
     def _doubts(self, run: Run) -> list[str]:
         """Return what the board did during the run that makes its times doubtful."""
-        watch, before = run.result["watch"], run.result["before"]
-        hottest, name = watch["hottest_c"] or 0.0, self.board.board or ""
-        mode = self.power["mode"] or self.board.power_mode["name"]
-        slow = slowest_pinned(run.seen, run.timed, before["clocks"])
+        watch, before = run.watch, run.before
+        hottest, name = watch.hottest_c or 0.0, self.board.board or ""
+        mode = self.power.mode or self.board.power_mode.name
+        slow = slowest_pinned(run.seen, run.timed, before.clocks)
         reasons = []
-        if watch["throttled"]:
-            counted = ", ".join(f"{k} {v}" for k, v in watch["throttled"].items())
+        if watch.throttled:
+            counted = ", ".join(f"{k} {v}" for k, v in watch.throttled.items())
             reasons.append(f"the board throttled meanwhile ({counted}; hottest {hottest:.0f} C)")
-        if watch["swapped"] > 2**20:
-            reasons.append(f"{watch['swapped'] / 1e6:.0f} MB went to swap meanwhile")
-        if mode is not None and before["power_mode"] != mode:
-            reasons.append(f"the board was in power mode {before['power_mode']}, not {mode}")
+        if watch.swapped > 2**20:
+            reasons.append(f"{watch.swapped / 1e6:.0f} MB went to swap meanwhile")
+        if mode is not None and before.power_mode != mode:
+            reasons.append(f"the board was in power mode {before.power_mode}, not {mode}")
         if slow is not None:
             reasons.append(f"the GPU's pinned clock fell to {slow:.0%} meanwhile: it throttled")
         row = board_row(name)
@@ -366,7 +371,7 @@ class BoardBench:
             reasons.append(
                 f"it was {hottest:.0f} C hot: {title} throttles from {row.throttles_c:g} C on"
             )
-        if before["boot"] != run.result["after"]["boot"]:
+        if before.boot != run.after.boot:
             reasons.append("the board was started again meanwhile")
         return reasons
 

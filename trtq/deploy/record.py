@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from trtq.artifact import Environment, Record
 from trtq.bench.record import BenchRow
+from trtq.deploy.board import Board
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.manifest import EngineManifest
 from trtq.terminal import stack
@@ -49,7 +48,7 @@ class DeployRecord(Record, frozen=True, kw_only=True):
     key: str
     device: str
     address: str
-    board: dict[str, Any]
+    board: Board
     onnx: str
     engine: str
     fetched: str
@@ -80,7 +79,7 @@ class DeployRecord(Record, frozen=True, kw_only=True):
         """Return the rows of a table of devices, with ``model`` as the model's name."""
         return fleet_rows(
             self.device,
-            str(self.board["model"]),
+            str(self.board.model),
             model,
             self.manifest,
             self.rows,

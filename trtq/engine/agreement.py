@@ -29,6 +29,7 @@ from trtq.export.fp16 import elem_types, has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq, get_metadata
 from trtq.export.strip import strip_qdq
+from trtq.onnx_node import label_of, names_of
 
 FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file itself is
 # FP16 between two quantizers moves a value near the end of the range by 3 % of a code: as many
@@ -303,9 +304,7 @@ def _taps(model: onnx.ModelProto, source: onnx.ModelProto) -> dict[str, str]:
         return node.op_type in AUDITED
 
     return {
-        n.output[0]: n.name or n.output[0]
-        for n in model.graph.node
-        if n.output[0] in there and is_tap(n)
+        n.output[0]: label_of(n) for n in model.graph.node if n.output[0] in there and is_tap(n)
     }
 
 
@@ -313,7 +312,7 @@ def _tapped(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     types = elem_types(model)
-    known = {o.name for o in model.graph.output}
+    known = names_of(model.graph.output)
     result.graph.output.extend(
         helper.make_tensor_value_info(t, types.get(t, TensorProto.FLOAT), None)
         for t in tensors

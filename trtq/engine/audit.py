@@ -22,6 +22,7 @@ from trtq.artifact import decode_json
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
 from trtq.export.lint_view import COMPUTE
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import Scope, all_nodes, scopes
 
 AUDITED = (*COMPUTE, *ops.onnx_types("conv_transpose"))
@@ -196,7 +197,7 @@ def requests(model: onnx.ModelProto) -> dict[str, str]:
             if node.op_type in AUDITED:
                 pairs = [scope.pair(name) for name in node.input[:2]]
                 asked = [_codes(scope, p.dq) for p in pairs if p is not None]
-                found[node.name or node.output[0]] = (
+                found[label_of(node)] = (
                     "float" if len(asked) < 2 else "fp8" if "fp8" in asked else "int8"
                 )
     return found
@@ -223,7 +224,7 @@ def match(
         macs: by node name.
         reasons: by node name, what probably keeps it in float.
     """
-    order = {n.name or n.output[0]: i for i, n in enumerate(all_nodes(model))}
+    order = {label_of(n): i for i, n in enumerate(all_nodes(model))}
     spans = [(layer, _spans(layer.text, order)) for layer in layers if not layer.moves]
     rows = []
     for node, requested in requests(model).items():

@@ -28,7 +28,7 @@ from trtq.engine.coverage import Coverage, cover, require_codes
 from trtq.engine.gate_samples import samples_for
 from trtq.engine.job import Job, prepare
 from trtq.engine.lint_target import reader_for, refuse_errors
-from trtq.engine.manifest import EngineManifest, InputRow, manifest_path
+from trtq.engine.manifest import BuiltBy, BuiltFor, EngineManifest, InputRow, manifest_path
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.python_api import MODULES
 from trtq.engine.random_inputs import table_sizes
@@ -42,7 +42,7 @@ from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, made_with, 
 from trtq.export.strip import strip_at
 from trtq.onnx_walk import is_fixed
 from trtq.platform.releases import Runtime
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.specs import BuildSpec
 
 
@@ -54,7 +54,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
             refuses (their words, with node names), or what was built is not what was asked for.
         MissingExtraError: the backend is not installed.
     """
-    told, out = progress or Silent(), Path(spec.out)
+    told, out = or_silent(progress), Path(spec.out)
     _require_output(spec, out)
     job = prepare(spec)
     for line in job.notes:
@@ -153,10 +153,11 @@ def describe(
     built, metadata = found.built, get_metadata(job.model)
     last = replace(settings, workspace=found.workspace)
     by_command = builder.name == "trtexec"
-    said = (
-        {"command": builder.show(path, Path(spec.out), last)}
-        if by_command
-        else {"module": MODULES[builder.name]}
+    by = BuiltBy(
+        backend=builder.name,
+        version=built.version,
+        module="" if by_command else MODULES[builder.name],
+        command=builder.show(path, Path(spec.out), last) if by_command else "",
     )
     without = (
         [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"]
@@ -167,12 +168,8 @@ def describe(
         **header("build", spec),
         engine_sha256=built.sha256,
         engine_bytes=built.size,
-        builder={"backend": builder.name, "version": built.version, **said},
-        target={
-            "name": job.target.name,
-            "device": job.target.device,
-            "capability": job.target.capability,
-        },
+        builder=by,
+        target=BuiltFor(job.target.name, job.target.device, job.target.capability),
         precision=_precision(found.source, spec),
         quantized_tensors=count_qdq(found.source),
         codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
@@ -259,7 +256,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
         EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
         UsageError: trtexec's version is not known.
     """
-    told, job = progress or Silent(), prepare(spec)
+    told, job = or_silent(progress), prepare(spec)
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings, said = job.settings(builder), [job.fallback] if job.fallback else []

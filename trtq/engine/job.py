@@ -20,6 +20,7 @@ from trtq.export.fp16 import convert_to_half, has_half
 from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import TARGET, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
+from trtq.onnx_node import names_of
 from trtq.platform.releases import Version, offers, shown
 from trtq.platform.target import Target
 from trtq.specs import BuildOptions, BuildSpec
@@ -125,7 +126,7 @@ class Job:
         except (OSError, UnicodeDecodeError) as exc:
             raise EngineError(where, reason(exc)) from exc
         self._require_read(cache, where, version, number)
-        names = {i.name for i in self.model.graph.input}
+        names = names_of(self.model.graph.input)
         if not cache.scales.keys() & names.union(*(n.output for n in self.model.graph.node)):
             first = ", ".join(list(cache.scales)[:3])
             why = f"the cache names no tensor of the model (it has {first})"
@@ -209,7 +210,7 @@ def prepare(spec: BuildSpec) -> Job:
             "the other builders take the scales of Q/DQ pairs",
             "Build the Q/DQ file",
         )
-    asked = Target.parse(spec.target) if spec.target is not None else None
+    asked = Target.given(spec.target)
     model, stamp, digest = read_onnx(Path(spec.onnx))
     notes: list[str] = []
     target, fallback = _target(asked, model, spec.onnx, notes), ""
@@ -266,7 +267,7 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         notes.append("FP16: the file has types of its own, they stay")
         return {}
     stored = get_metadata(model).get(FLOAT_NODES)
-    there = {n.name for n in model.graph.node}
+    there = names_of(model.graph.node)
     found = (
         {k: v for k, v in stored.items() if k in there}
         if stored is not None

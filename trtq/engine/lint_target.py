@@ -11,6 +11,7 @@ from trtq.engine.settings import Builder, runtime_of
 from trtq.errors import EngineError
 from trtq.export.lint import lint
 from trtq.export.lint_view import COMPUTE, Reader
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import Scope, scopes
 from trtq.platform.releases import Runtime
 from trtq.platform.target import Target
@@ -68,7 +69,7 @@ def why_float(model: onnx.ModelProto, target: Target) -> dict[str, str]:
         if finding.severity == "float":
             found.setdefault(finding.where, f"{finding.rule}: {finding.why}")
     reasons = {
-        node.name or node.output[0]: found[where]
+        label_of(node): found[where]
         for scope in scopes(model)
         for node in scope.graph.node
         for where in _first(found, [node.name, *_pair_names(scope, node)])

@@ -30,11 +30,22 @@ from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, reason
 from trtq.export.feeds import InputSlot
 
-NAMED = {
-    "builder": ("backend", "version"),
-    "target": ("name", "device", "capability"),
-    "spec": ("onnx",),
-}  # what every reader takes
+
+class BuiltBy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What built an engine, by which module of Python or which command."""
+
+    backend: str
+    version: str
+    module: str = ""
+    command: str = ""
+
+
+class BuiltFor(msgspec.Struct, frozen=True):
+    """What an engine was built for; ``capability`` is that of the device."""
+
+    name: str
+    device: str
+    capability: str
 
 
 class InputRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +86,6 @@ class EngineManifest(Record, frozen=True, kw_only=True):
 
     Attributes:
         engine_sha256, engine_bytes: of the plan itself.
-        builder: backend, module and version.
-        target: device name and compute capability.
         precision: of what is not quantized.
         quantized_tensors: Q/DQ pairs in the ONNX file; 0 for a float model.
         codes: what they round to, such as ``INT8``, ``FP8`` or ``INT4, INT8``; "" for a float
@@ -104,8 +113,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
 
     engine_sha256: str
     engine_bytes: int
-    builder: dict[str, str]
-    target: dict[str, str]
+    builder: BuiltBy
+    target: BuiltFor
     precision: str
     quantized_tensors: int
     codes: str = "INT8"
@@ -135,10 +144,13 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     environment: Environment
 
     def __post_init__(self) -> None:
-        for field, names in NAMED.items():
-            missing = [n for n in names if n not in getattr(self, field)]
-            if missing:
-                raise ValueError(f"{field} lacks {', '.join(missing)}")
+        if "onnx" not in self.spec:
+            raise ValueError("spec lacks onnx")
+
+    @property
+    def source(self) -> Path:
+        """The ONNX file that it was built from."""
+        return Path(str(self.spec.get("onnx")))
 
     @property
     def input_rows(self) -> list[InputRow]:
@@ -198,12 +210,12 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     @property
     def device(self) -> str:
         """Name of the device it was built for."""
-        return self.target["device"]
+        return self.target.device
 
     @property
     def built_with(self) -> str:
         """Backend and version of the builder."""
-        return f"{self.builder['backend']} {self.builder['version']}"
+        return f"{self.builder.backend} {self.builder.version}"
 
     @property
     def summary(self) -> str:
@@ -219,8 +231,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
         )
         where = (
             self.device
-            if self.target["capability"] in self.device
-            else f"{self.device} (compute capability {self.target['capability']})"
+            if self.target.capability in self.device
+            else f"{self.device} (compute capability {self.target.capability})"
         )
         return (
             f"{size_words(self.engine_bytes)} for {where}, {kind}, {self.built_with}"

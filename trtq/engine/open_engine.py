@@ -64,7 +64,7 @@ def open_plan(
         UsageError: there is no GPU, or no TensorRT.
     """
     module = (
-        MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
+        MODULES.get(manifest.builder.backend, "tensorrt") if manifest is not None else "tensorrt"
     )
     where = f"Cannot run the engine {path.name} here"
     trt = require_runtime(where, module, device)
@@ -83,7 +83,7 @@ def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> P
         EngineError: the ONNX file it was built from is gone, or another one by now.
     """
     manifest = read_manifest(path)
-    source, capability = Path(manifest.spec["onnx"]), _capability(device)
+    source, capability = manifest.source, _capability(device)
     if not source.is_file() or digest_onnx(source) != manifest.onnx_sha256:
         state = "another file by now" if source.is_file() else "not there"
         raise EngineError(
@@ -92,8 +92,8 @@ def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> P
             "Build from the file you have: trtq build",
         )
     target = (
-        manifest.target["name"]
-        if capability in (None, manifest.target["capability"])
+        manifest.target.name
+        if capability in (None, manifest.target.capability)
         else f"sm{capability.replace('.', '')}"
     )
     out = path.with_name(f"{path.stem}.{target.partition('@')[0]}.rebuilt{path.suffix}")
@@ -110,7 +110,7 @@ def require_same(
     Raises:
         EngineError: what it was built with, what is here, and the command that builds it here.
     """
-    built, mine = manifest.builder["version"], manifest.target["capability"]
+    built, mine = manifest.builder.version, manifest.target.capability
     spec = manifest.spec
     here, there = _numbers(version), _numbers(built)
     loose = bool(spec.get("version_compatible")) and here[:1] == there[:1] and here >= there
@@ -119,7 +119,7 @@ def require_same(
         raise EngineError(
             f"The engine {path.name} is not for the TensorRT here",
             f"it was built with {built}, here is {version}, plans do not travel",
-            f"Build it again: {_again(path, spec, manifest.target['name'])}, or add --rebuild",
+            f"Build it again: {_again(path, spec, manifest.target.name)}, or add --rebuild",
         )
     wide = (
         spec.get("hardware_compatible") == "ampere+"
@@ -129,7 +129,7 @@ def require_same(
     if capability is not None and capability != mine and not wide:
         raise EngineError(
             f"The engine {path.name} is not for the GPU here",
-            f"it was built for {manifest.target['device']} (compute capability {mine}), here is "
+            f"it was built for {manifest.target.device} (compute capability {mine}), here is "
             f"{capability}",
             f"Build it again: {_again(path, spec, 'sm' + capability.replace('.', ''))}, or add "
             "--rebuild",

@@ -12,6 +12,7 @@ import onnx
 
 from trtq import ops
 from trtq.export.feeds import AnyArray, InputSlot
+from trtq.onnx_node import integer
 from trtq.onnx_walk import QDQ
 
 SEED = 0
@@ -50,7 +51,7 @@ class _Tables:
                 return None
             name = maker.input[0]
         shape = self.shapes[name]
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        axis = integer(node, "axis", 0)
         return int(shape[axis]) if shape else None
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import onnx
 
 from trtq.errors import EngineError, UsageError
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import axis_name, is_fixed
 
 FORM = "NAME=MIN:OPT:MAX, such as images=1x3x320x320:1x3x640x640:8x3x1280x1280"
@@ -54,7 +55,7 @@ def inputs_of(model: onnx.ModelProto) -> list[Input]:
     Raises:
         EngineError: an input is no tensor, or has no shape.
     """
-    held = {i.name for i in model.graph.initializer}
+    held = names_of(model.graph.initializer)
     return [_input(i) for i in model.graph.input if i.name not in held]
 
 

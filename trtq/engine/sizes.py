@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from trtq.engine.settings import Shapes
 from trtq.engine.shapes import Axis, Input, Span, colons, parse_shapes, shapes_text
 from trtq.errors import EngineError, UsageError, suggest
+from trtq.typed import present
 
 DEFAULT_BATCH = (1, 8, 32)
 # What a hint proposes for an axis whose size only the user knows.
@@ -166,7 +167,7 @@ class _Solver:
         missing = {n: [k for k, s in enumerate(v) if s is None] for n, v in found.items()}
         if any(missing.values()):
             raise self._unknown(missing)
-        spans = {n: tuple(s for s in v if s is not None) for n, v in found.items()}
+        spans = {n: tuple(present(v)) for n, v in found.items()}
         for name, built in self.request.built.items():
             self._require_built(name, spans.get(name, ()), built)
         return Sizes(self.inputs, spans, self.notes)
@@ -195,7 +196,7 @@ class _Solver:
             return list(self.given[one.name])
         spans = [self._span(one, k, axis) for k, axis in enumerate(one.axes)]
         if one.is_open and self.symbols.keys() & {a.symbol for a in one.axes}:
-            sure = [s for s in spans if s is not None]
+            sure = present(spans)
             self.notes.append(
                 f"{one.name} takes {shapes_text(sure)}: --shapes gives axes of the same names"
             )

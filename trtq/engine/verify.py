@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from trtq.engine.agreement import AgreementRecord, check_agreement
 from trtq.engine.gate_samples import GateSamples
 from trtq.engine.job import Job
@@ -76,14 +78,25 @@ def _why_not(job: Job, builder: Builder, module: str) -> str:
     return f"the Python module is of TensorRT {shown(here)}" if here != builder.version else ""
 
 
+class _File(msgspec.Struct):
+    sha256: str
+
+
+class _Parity(msgspec.Struct):
+    images: int
+
+
+class _Simulated(msgspec.Struct):
+    """What is read of a record: the files that it vouches for, and its comparison with torch."""
+
+    files: dict[str, _File]
+    parity: _Parity
+
+
 def _torch_said(job: Job) -> str:
     """Return what the record beside the file says of torch's simulation."""
-    for record in records_beside(Path(job.spec.onnx)):
-        try:
-            known = any(f.get("sha256") == job.onnx_sha256 for f in record["files"].values())
-            images = record["parity"]["images"]
-        except (KeyError, TypeError, AttributeError):
-            continue
-        if known:
+    for record in records_beside(Path(job.spec.onnx), _Simulated):
+        if any(f.sha256 == job.onnx_sha256 for f in record.files.values()):
+            images = record.parity.images
             return f"torch's simulation agreed with the file on {images} images when it was written"
     return "torch's simulation is not compared: no record beside the file speaks of it"

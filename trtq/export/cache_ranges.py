@@ -7,6 +7,7 @@ import onnx
 
 from trtq.errors import ExportError
 from trtq.export.lint_view import View
+from trtq.onnx_node import names_of
 
 PLACES = (
     "Conv",
@@ -50,7 +51,7 @@ def ranges_for(quantized: onnx.ModelProto, plain: onnx.ModelProto, name: str) ->
         ExportError: there are no pairs, or a scale is not one that a cache can hold.
     """
     view = View(quantized)
-    known = {i.name for i in plain.graph.input}
+    known = names_of(plain.graph.input)
     known |= {n for node in plain.graph.node for n in node.output}
     scales: dict[str, float] = {}
     unused, notes = list[str](), list[str]()

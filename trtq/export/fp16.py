@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq.errors import ExportError
 from trtq.export.onnx_file import opset_of
-from trtq.onnx_walk import QDQ, constant_of, element_types
+from trtq.onnx_node import names_of
+from trtq.onnx_walk import QDQ, constant_of, element_types, has_branches
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"
@@ -84,7 +85,7 @@ class _Retyping:
             opset_of(model),
         )
         for node in self.graph.node:
-            if any(a.HasField("g") or a.graphs for a in node.attribute):
+            if has_branches(node):
                 raise ExportError(
                     f"Cannot write FP16 types into {node.name or node.op_type}",
                     "it has branches of its own",
@@ -106,7 +107,7 @@ class _Retyping:
 
     def run(self) -> None:
         """Rewrite the nodes, then the inputs and outputs."""
-        outputs = {o.name for o in self.graph.output}
+        outputs = names_of(self.graph.output)
         for node in self.graph.node:
             in_float = node.name in self.keep or self._is_opaque(node) or self._is_float_pair(node)
             reads, gives = operand_types(node, self.opset)

@@ -25,7 +25,9 @@ from trtq.export.feeds import Given, feed_for
 from trtq.export.fp16 import HALF_MAX, elem_types, operand_types
 from trtq.export.onnx_file import opset_of, set_metadata_
 from trtq.export.ort import input_slots, open_session
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import QDQ, constant_of
+from trtq.typed import present
 
 MIN_SQNR_DB = 30.0
 HEADROOM = 4.0  # images that were not seen reach further
@@ -100,7 +102,7 @@ def constants_beyond_half(
 def _floats(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the float32 constants of a model with their names."""
     made = (constant_of(n) for n in model.graph.node if n.op_type == "Constant")
-    for tensor in (*model.graph.initializer, *(t for t in made if t is not None)):
+    for tensor in (*model.graph.initializer, *present(made)):
         if tensor.data_type == TensorProto.FLOAT:
             yield tensor.name, numpy_helper.to_array(tensor)
 
@@ -208,7 +210,7 @@ class _Shadow:
         self.model.CopyFrom(model)
         self.types = elem_types(model)
         self.producer = {o: n for n in model.graph.node for o in n.output}
-        self.constants = {i.name for i in model.graph.initializer} | {
+        self.constants = names_of(model.graph.initializer) | {
             n.output[0] for n in model.graph.node if n.op_type == "Constant"
         }
         self.extra: list[onnx.NodeProto] = []

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from trtq.errors import ExportError
 from trtq.export.lint_view import COMPUTE, drop_unread_, weight_axis
 from trtq.export.onnx_file import opset_of
+from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, REORDER, Scope, all_nodes, branches, scopes
 
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
@@ -101,7 +102,7 @@ class _Work:
 
     def layer(self, node: onnx.NodeProto) -> None:
         """Quantize input and weight of one layer, or say why not."""
-        name, data, weight = node.name or node.output[0], node.input[0], node.input[1]
+        name, data, weight = label_of(node), node.input[0], node.input[1]
         if self.scope.is_constant(data):
             self.done.missing[name] = "its input is a constant"
             return
@@ -145,7 +146,7 @@ class _Work:
         """List the layers inside a branch: they stay in float."""
         for node in graph.node:
             if node.op_type in COMPUTE:
-                self.done.missing[node.name or node.output[0]] = (
+                self.done.missing[label_of(node)] = (
                     f"it is inside a branch of {owner}, where nothing is quantized"
                 )
             for inner in branches(node):
@@ -266,7 +267,7 @@ class _Work:
 
     def _ordered(self) -> Iterator[onnx.NodeProto]:
         """Yield the nodes, each pair behind the node that makes what it reads."""
-        given = {i.name for i in (*self.graph.input, *self.graph.initializer)}
+        given = names_of((*self.graph.input, *self.graph.initializer))
         for name, pair in self.pairs.items():
             if name in given:
                 yield from pair

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from trtq.export.lint_ops import BYTES, OWN, QUANTIZED, SIZES, is_plugin, span_of, span_of_type
 from trtq.export.lint_view import Finding, View, named
 from trtq.export.onnx_file import opset_of
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import cast_type, is_fixed
 from trtq.platform.releases import Span, releases, shown
 
@@ -110,7 +111,7 @@ def functions(view: View) -> Iterator[Finding]:
     """L28: local functions, which parsers before 9.0 do not read."""
     form = "local functions"
     if view.main and view.model.functions and not view.reader.runtime.parses(form):
-        names = ", ".join(sorted({f.name for f in view.model.functions})[:3])
+        names = ", ".join(sorted(names_of(view.model.functions))[:3])
         why = f"{form} ({names}), which TensorRT reads {releases().forms[form].words}"
         mend = "trtq build and --fix write their bodies into the graph"
         yield Finding(rule="L28", severity="note", where="the file", why=why, mend=mend)
@@ -180,7 +181,7 @@ def _bytes(view: View, name: str) -> Iterator[Finding]:
 
 
 def _results(view: View, node: onnx.NodeProto) -> Iterator[Finding]:
-    outputs = {o.name for o in view.graph.output} if view.main else set()
+    outputs = names_of(view.graph.output) if view.main else set()
     for name in node.output:
         cast = node.op_type == "Cast"
         code = cast_type(node) if cast else view.types.get(name, TensorProto.UNDEFINED)
@@ -241,7 +242,7 @@ def shapes(view: View) -> Iterator[Finding]:
     """
     if not view.main:
         return
-    held = {i.name for i in view.graph.initializer}
+    held = names_of(view.graph.initializer)
     for value in view.graph.input:
         kind = value.type.tensor_type
         if value.name in held or value.type.WhichOneof("value") != "tensor_type":

@@ -16,6 +16,7 @@ from trtq.export.lint_view import (
     in_blocks,
     named,
 )
+from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import QDQ, axis_of
 from trtq.platform.releases import releases, shown
 
@@ -63,7 +64,7 @@ def _shifts(view: View, node: onnx.NodeProto) -> bool:
     if codes in view.constants:
         return view.constants[codes].data_type == TensorProto.UINT8
     maker = view.producer.get(codes)
-    is_output = codes in {o.name for o in view.graph.output}
+    is_output = codes in names_of(view.graph.output)
     if maker is None or maker.op_type != "QuantizeLinear" or is_output:
         return False
     return all(_around_128(view, n) for n in (maker, *view.readers.get(codes, [])))
@@ -242,7 +243,7 @@ def no_zero_point(view: View) -> Iterator[Finding]:
 
 def _no_zero_in_front(node: onnx.NodeProto) -> Iterator[Finding]:
     """A QuantizeLinear without a zero point: ONNX and TensorRT may mean different codes."""
-    kind = next((a.i for a in node.attribute if a.name == "output_dtype"), TensorProto.UNDEFINED)
+    kind = integer(node, "output_dtype", TensorProto.UNDEFINED)
     if kind in (TensorProto.UNDEFINED, TensorProto.UINT8):
         yield Finding(
             rule="L08",

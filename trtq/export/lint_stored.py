@@ -17,6 +17,7 @@ from trtq.export.lint_view import (
     named,
     replace_node_,
 )
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import axis_of
 from trtq.platform.releases import releases
 
@@ -96,7 +97,7 @@ def fix_stored_weights(view: View) -> int:
             "QuantizeLinear",
             [name, *node.input[1:]],
             [f"{node.output[0]}/codes"],
-            name=f"{node.name or node.output[0]}/Q",
+            name=f"{label_of(node)}/Q",
         )
         axis = axis_of(node)
         if axis is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from trtq.export.lint_view import COMPUTE, Finding, View
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import QDQ, all_nodes, all_tensors
 from trtq.platform.target import capabilities_with
 
@@ -43,7 +44,7 @@ def names(view: View) -> Iterator[Finding]:
 
 def fix_names(view: View) -> int:
     """Repair L18 and return at how many places."""
-    seen, taken = set[str](), {n.name for n in view.nodes()}
+    seen, taken = set[str](), names_of(view.nodes())
     done = 0
     for node in view.nodes():
         wanted = clean = node.name.replace('"', "_").replace("\\", "_")
@@ -58,7 +59,7 @@ def fix_names(view: View) -> int:
 
 def _read_floats(view: View) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the float constants that something reads."""
-    outputs = {o.name for o in view.graph.output}
+    outputs = names_of(view.graph.output)
     for name, held in view.constants.items():
         read = name in view.readers or name in outputs
         if read and held.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):

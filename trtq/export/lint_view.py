@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from trtq import ops
 from trtq.errors import ExportError
+from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
 from trtq.platform.releases import Runtime
 
@@ -130,7 +131,7 @@ def named(node: onnx.NodeProto) -> str:
 
 def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
     """Return the axis of a layer's weight that its output channels lie along."""
-    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    transposed = bool(integer(node, "transB", 0))
     return 0 if node.op_type == "Conv" or transposed else ndim - 1
 
 
@@ -184,7 +185,7 @@ def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
 
 def in_blocks(node: onnx.NodeProto) -> bool:
     """Whether a pair has a scale for each block of its values."""
-    return any(a.name == "block_size" and a.i for a in node.attribute)
+    return bool(integer(node, "block_size", 0))
 
 
 def replace_node_(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
@@ -206,7 +207,7 @@ def drop_unread_(model: onnx.ModelProto) -> None:
 
 
 def _drop_unread_(graph: onnx.GraphProto) -> None:
-    outputs = {o.name for o in graph.output}
+    outputs = names_of(graph.output)
     while True:
         read = {n for node in graph.node for n in read_by(node)} | outputs
         dead = [n for n in graph.node if not any(o in read for o in n.output)]

@@ -5,10 +5,11 @@ Nothing here needs torch: commands that only read files start fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import onnx
@@ -17,7 +18,7 @@ import onnx.inliner
 from trtq.artifact import (
     Stamp,
     decode_json,
-    read_json,
+    read_record,
     sha256_bytes,
     sha256_file,
     stamp_of,
@@ -29,8 +30,11 @@ from trtq.export.sound import require_sound
 from trtq.export.tail import with_tail
 from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
+from trtq.platform.target import Target
 
+T = TypeVar("T")
 METADATA_PREFIX = "trtq."
 TARGET = "target"  # the metadata that says which device a file is for
 PLUGIN_DOMAIN = "trt.plugins"
@@ -67,6 +71,11 @@ def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_PREFIX + key, msgspec.json.encode(value).decode()
+
+
+def target_metadata(target: Target | None) -> dict[str, str]:
+    """Return what a file for a target says of it: builds then need no ``--target``."""
+    return {TARGET: target.text} if target is not None else {}
 
 
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
@@ -381,7 +390,7 @@ def _tidy_(model: onnx.ModelProto) -> bool:
     Local functions are inlined, constants are removed from the inputs, and every node gets a name.
     """
     changed = _inline_(model)
-    constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in all_nodes(model)}
+    constants, taken = names_of(model.graph.initializer), names_of(all_nodes(model))
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) < len(model.graph.input):  # files of IR 3 list them
         del model.graph.input[:]
@@ -444,18 +453,14 @@ def count_qdq(model: onnx.ModelProto) -> int:
     return sum(n.op_type == "QuantizeLinear" for n in all_nodes(model))
 
 
-def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records beside an ONNX file, of the verbs that write such files.
+def records_beside(onnx_file: Path, kind: type[T]) -> Iterator[T]:
+    """Yield what ``kind`` reads of the records beside an ONNX file, of the verbs that write them.
 
-    Damaged records are left out.
+    Damaged records, and those that lack a part of it, are left out.
     """
     for name in (QUANTIZE_JSON, FINETUNE_JSON, IMPORT_JSON):
-        try:
-            record = read_json(onnx_file.parent / name)
-        except ArtifactError:
-            continue
-        if isinstance(record.get("files"), dict):
-            yield record
+        with contextlib.suppress(ArtifactError):
+            yield read_record(onnx_file.parent / name, kind)
 
 
 def codes_of(model: onnx.ModelProto) -> str:

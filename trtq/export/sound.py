@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from trtq.errors import ExportError
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import BITS, branches, bytes_of
 
 
@@ -41,7 +42,7 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
 def _graph_faults(
     graph: onnx.GraphProto, versions: dict[str, int], outer: Set[str]
 ) -> Iterator[str]:
-    given = {i.name for i in (*graph.input, *graph.initializer)}
+    given = names_of((*graph.input, *graph.initializer))
     given |= {s.values.name for s in graph.sparse_initializer}
     known = outer | given | {o for n in graph.node for o in n.output}
     for tensor in graph.initializer:

@@ -12,6 +12,7 @@ import onnx
 from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
+from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, all_nodes, rename_, scopes
 
 # What may lie between the halves of a pair: it moves codes as it moves values.
@@ -56,7 +57,7 @@ def _strip_graph_(view: View) -> None:
                 "something stands between its two halves",
                 "Give the float file instead",
             )
-    outputs = {o.name for o in graph.output}
+    outputs = names_of(graph.output)
     for node in view.nodes("QuantizeLinear"):
         if node.output[0] in outputs:
             where, why = (
@@ -114,7 +115,7 @@ def _unpaired(view: View, name: str) -> str:
         return name  # a pair outside of the branch stays
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    copy.name = f"{node.name or node.output[0]}/float"
+    copy.name = f"{label_of(node)}/float"
     for i, given in enumerate(node.input if node.op_type == "Concat" else node.input[:1]):
         copy.input[i] = _unpaired(view, given)
     copy.output[:] = [source if o == name else "" for o in node.output]

@@ -7,6 +7,7 @@ import base64
 import onnx
 
 from trtq.errors import ExportError
+from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import branches
 
 TAIL = "trtq.tail"  # metadata of a model in memory; a file has the nodes themselves
@@ -53,7 +54,7 @@ def _require_same_forms(tail: onnx.ModelProto, model: onnx.ModelProto) -> None:
     for node in tail.graph.node:
         if node.domain in OWN and _since(node, own) != _since(node, written):
             raise ExportError(
-                f"Cannot write {node.name or node.output[0]} ({node.op_type}) in opset {written}",
+                f"Cannot write {label_of(node)} ({node.op_type}) in opset {written}",
                 f"it is behind a node that only TensorRT runs, and has another form than in {own}",
                 f"Give --opset {own}",
             )
@@ -68,9 +69,9 @@ def _since(node: onnx.NodeProto, opset: int) -> int:
 
 def _rename_(tail: onnx.ModelProto) -> None:
     """Give the tensors inside a tail names that the graph in front of it cannot have."""
-    outputs = {o.name for o in tail.graph.output}
+    outputs = names_of(tail.graph.output)
     made = {o for n in tail.graph.node for o in n.output if o and o not in outputs}
-    names = {n: f"tail/{n}" for n in made | {i.name for i in tail.graph.initializer}}
+    names = {n: f"tail/{n}" for n in made | names_of(tail.graph.initializer)}
     for held in tail.graph.initializer:
         held.name = names[held.name]
     for node in tail.graph.node:

@@ -14,6 +14,7 @@ from trtq.export.borrowed import Borrower
 from trtq.export.lowering import lower, lower_into
 from trtq.graph.naming import node_name
 from trtq.graph.onnx_origin import onnx_node_of, origin_of
+from trtq.onnx_node import names_of
 from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _restore_(model: onnx.ModelProto, graph: fx.GraphModule) -> None:
         found = onnx_node_of(call)
         if found is not None:
             names[f"{node_name(call)}/{found[1]}"] = found[0]
-    taken = {n.name for n in model.graph.node}
+    taken = names_of(model.graph.node)
     for node in reversed(model.graph.node):
         name = names.get(re.sub(r"_\d+$", "", node.name), names.get(node.name))
         if name is not None and name not in taken:

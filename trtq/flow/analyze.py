@@ -23,7 +23,7 @@ from trtq.graph.nodes import operands
 from trtq.graph.signature import results
 from trtq.quant.digest import structure_digest
 from trtq.quant.formats import BitConfig, read_options
-from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
+from trtq.records.analyze import AnalyzedLayer, AnalyzedModel, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext
@@ -86,11 +86,9 @@ def analyze_model(
         schema=SCHEMA,
         verb="analyze",
         spec={"model": model.name, "data": samples.name, **options.without()},
-        model={
-            "name": model.name,
-            "weights": model.weights,
-            "weights_sha256": model.weights_sha256,
-        },
+        model=AnalyzedModel(
+            name=model.name, weights=model.weights, weights_sha256=model.weights_sha256
+        ),
         data=samples.describe(),
         preprocess=model.preprocess or samples.preprocess,
         metric=options.metric,

@@ -31,19 +31,20 @@ from trtq.flow.finetune_checks import (
 )
 from trtq.flow.inputs import Inputs
 from trtq.flow.model import Model
-from trtq.flow.opset import check_files, opset_of
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device, to_device_
+from trtq.platform.target import check_files, opset_of
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
-from trtq.records.finetune import FinetuneRecord, TrainingConditions
+from trtq.records.finetune import FinetuneRecord, Trained, TrainingConditions
 from trtq.specs import FinetuneOptions, QuantizeOptions
 from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
 from trtq.train.training_graph import TrainingGraph
+from trtq.typed import present
 from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
@@ -221,7 +222,7 @@ class Training:
     def _key(self, weights: str) -> object:
         """Return everything that the result depends on."""
         options, analysis = self.options, self.start.analysis
-        sets = [s for s in (self.train_samples, self.val) if s is not None]
+        sets = present((self.train_samples, self.val))
         return [
             options.without(*NOT_IN_KEY),
             weights,
@@ -277,12 +278,12 @@ class Training:
             measure=self.trainer.measure,
             history=at.history,
             best_epoch=at.best_epoch,
-            trained={
-                "weights": len(graph.weights),
-                "ranges": len(graph.ranges),
-                "norms": len(graph.norms),
-                "codebooks": len(graph.codebooks),
-            },
+            trained=Trained(
+                weights=len(graph.weights),
+                ranges=len(graph.ranges),
+                norms=len(graph.norms),
+                codebooks=len(graph.codebooks),
+            ),
             training=TrainingConditions(
                 device=str(self.device),
                 processes=self.workers.world,

@@ -207,7 +207,7 @@ def require_analysis_of(analysis: AnalyzeRecord, weights: str, name: str) -> Non
     Raises:
         ArtifactError: its model has other weights.
     """
-    if analysis.model["weights_sha256"] != weights:
+    if analysis.model.weights_sha256 != weights:
         raise ArtifactError(
             f"Cannot rank layers by {name}",
             "it is of another model",

@@ -11,13 +11,13 @@ from torch import fx
 
 from trtq.data.answers import ANSWER, TASK, Kind
 from trtq.data.samples import Samples
-from trtq.export.onnx_file import set_metadata_
+from trtq.export.onnx_file import set_metadata_, target_metadata
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
-from trtq.flow.opset import opset_of, target_metadata, target_of
 from trtq.flow.run import Run
 from trtq.graph.feed import Feed
 from trtq.graph.signature import SIGNATURE
+from trtq.platform.target import Target, opset_of
 from trtq.quant.encodings import Encodings
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
@@ -73,7 +73,7 @@ class Inputs:
             int4=options.weight_storage == "int4",
             note=self.run.note,
         )
-        target = target_metadata(target_of(options))
+        target = target_metadata(Target.given(options.target))
         origin = {**origin_of(self.model, self.answer), **self.origin}
         if self.task is not None:
             origin[TASK] = self.task.label

@@ -21,6 +21,7 @@ from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
 from trtq.quant.imported_ranges import Foreign
+from trtq.typed import present
 
 
 def is_random(weights: str) -> bool:
@@ -127,7 +128,7 @@ class Model:
         signature = self.graph.signature
         first = {str(t.shape[0]) for t in signature.inputs if t.shape}
         limits = [signature.ranges[n].most for n in first if n in signature.ranges]
-        return min((m for m in limits if m is not None), default=None)
+        return min(present(limits), default=None)
 
     @property
     def without_image(self) -> Model:

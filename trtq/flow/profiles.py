@@ -27,15 +27,14 @@ from trtq.export.fp16 import convert_to_half
 from trtq.export.fp16_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import copy_model, count_qdq, save_onnx, set_metadata_
+from trtq.export.onnx_file import copy_model, count_qdq, save_onnx, set_metadata_, target_metadata
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
-from trtq.flow.opset import INT4_OPSET, target_metadata
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import output_names
-from trtq.platform.target import Target
+from trtq.platform.target import INT4_OPSET, Target
 from trtq.progress import Notes
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of

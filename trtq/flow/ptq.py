@@ -23,13 +23,13 @@ from trtq.export.probe import QuantizerStats
 from trtq.flow.compare import compare_simulation
 from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
-from trtq.flow.opset import check_files, target_of
 from trtq.graph.device import CPU, choose_device
 from trtq.graph.feed import outputs_of
 from trtq.machine import package_version
 from trtq.methods.base import Method, MethodContext, Value
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
+from trtq.platform.target import Target, check_files
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
 from trtq.quant.calibrators import calibrator_key
@@ -176,7 +176,7 @@ def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
     placement = place(
         graph,
-        rules=rules_for(target_of(options)),
+        rules=rules_for(Target.given(options.target)),
         high_precision=options.high_precision,
         bits=BitConfig.parse(options.bits),
         attention=options.attention,

@@ -21,7 +21,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
-from trtq.records.quantize import FloatRecord, QuantizeRecord, QuantizerRecord
+from trtq.records.quantize import Calibrated, FloatRecord, QuantizeRecord, QuantizerRecord
 
 INT4_BITS = 4
 
@@ -65,12 +65,12 @@ def record_of(
             "calibration_sha256": samples.contents(),
         },
         preprocess=model.preprocess,
-        calibration={
-            "calibrator": done.encodings.origin.get("calibrator", "none"),
-            "images": len(samples),
-            "cache": done.cache_note,
-            "weights": _weight_words(done),
-        },
+        calibration=Calibrated(
+            calibrator=str(done.encodings.origin.get("calibrator", "none")),
+            images=len(samples),
+            cache=done.cache_note,
+            weights=_weight_words(done),
+        ),
         preset=quantized.preset,
         methods=done.methods,
         quantizers=_quantizer_records(done, int4=quantized.asked.weight_storage == "int4"),

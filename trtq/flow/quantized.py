@@ -111,7 +111,7 @@ class Quantized:
             ExportError: this opset cannot hold an op of the model, or torch and ONNX Runtime do not
                 compute the same from the file.
         """
-        from trtq.flow.opset import check_files
+        from trtq.platform.target import check_files
 
         options = self.done.options
         if target is not None:

@@ -33,8 +33,15 @@ from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.search import Reference, SearchRecord, Try
-from trtq.search.budgets import latency_devices, over, read_budgets, within
-from trtq.search.loop import AS_ASKED, NONE, smallest
+from trtq.search.budgets import (
+    AS_ASKED,
+    NONE,
+    latency_devices,
+    over,
+    read_budgets,
+    smallest,
+    within,
+)
 from trtq.specs import AnalyzeOptions, SearchOptions
 
 NO_SCORES = "its output is not known to be scores of classes"
@@ -297,7 +304,7 @@ class _Search:
         accuracy, agreement, own = _accuracy(candidate, scored)
         measure = "agreement" if scored.top1 is None else "top-1"
         reference = self._refer(candidate, own, measure)
-        floor, change = self.options.min_accuracy, accuracy - reference["accuracy"]
+        floor, change = self.options.min_accuracy, accuracy - reference.accuracy
         figures = Try(
             label=label,
             model=candidate.name,
@@ -315,7 +322,7 @@ class _Search:
             onnx_bytes=tried.onnx_bytes,
         )
         self.run.tell(
-            f"{label}: {reference['measure']} {accuracy:.2f} % ({change:+.2f} points), "
+            f"{label}: {reference.measure} {accuracy:.2f} % ({change:+.2f} points), "
             f"agreement {percent_words(agreement, 2)}, "
             f"{'within' if figures.within else 'over'} the budgets"
         )

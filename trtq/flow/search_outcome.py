@@ -15,6 +15,7 @@ from trtq.records.search import (
     Constraint,
     Frontier,
     FrontierPoint,
+    LossAt,
     Predicted,
     Reference,
     SearchRecord,
@@ -121,7 +122,7 @@ class Outcome:
             for i, t in enumerate(tries)
         ]
         return Frontier(
-            measure=self.reference["measure"],
+            measure=self.reference.measure,
             units={a: self._unit(a)[1] for a in axes},
             limits={a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets},
             chosen=chosen.judged.label,
@@ -150,15 +151,12 @@ class Outcome:
         widest = {"size": pricing.span(self.widths)[1]["size"]}
         front = decide(asked, analysis, pricing, widest).front
         losses = {v.name: v.loss for v in analysis.layers}
-        at = {
-            "cost": chosen.judged.costs["size"] / 1e6,
-            "loss": sum(losses[v.name].get(v.option, 0.0) for v in chosen.allocated.layers),
-        }
+        loss = sum(losses[v.name].get(v.option, 0.0) for v in chosen.allocated.layers)
         return Predicted(
             axis="size",
             metric=analysis.metric,
-            at=at,
-            front=[{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
+            at=LossAt(chosen.judged.costs["size"] / 1e6, loss),
+            front=[LossAt(p.cost / 1e6, p.loss) for p in front],
         )
 
     def _constraints(self, chosen: Try, candidate: Candidate) -> list[Constraint]:
@@ -181,7 +179,7 @@ class Outcome:
                 Constraint(
                     name="accuracy",
                     allowed=allowed,
-                    got=f"{self.reference['measure']} {chosen.accuracy:.2f} % "
+                    got=f"{self.reference.measure} {chosen.accuracy:.2f} % "
                     f"({chosen.change:+.2f} points), ONNX Runtime on CPU",
                     met=chosen.accurate,
                     needed=None if chosen.accurate else more,

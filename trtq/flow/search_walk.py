@@ -14,7 +14,7 @@ from trtq.quant.formats import BitConfig
 from trtq.records.allocate import AllocatedLayer, AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.search import Try
-from trtq.search.loop import AS_ASKED, NONE, budgets_at
+from trtq.search.budgets import AS_ASKED, NONE, budgets_at
 from trtq.specs import AllocateOptions, SearchOptions
 
 WIDE = BitConfig(weight=8, input=8)

@@ -105,14 +105,14 @@ def like(new: fx.Node, old: fx.Node) -> fx.Node:
 
 
 def insert_call(
-    graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object
+    graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: Any
 ) -> fx.Node:
     """Insert a call in front of ``origin``.
 
     It has the module path of ``origin`` and its own example value.
     """
     with graph.graph.inserting_before(origin):
-        node = graph.graph.call_function(target, args)  # type: ignore[arg-type]
+        node = graph.graph.call_function(target, args)
     if "nn_module_stack" in origin.meta:
         node.meta["nn_module_stack"] = origin.meta["nn_module_stack"]
     if not any(isinstance(a, fx.Node) and a.meta.get("val") is None for a in args):

@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper
 
 from trtq.errors import ModelError, first_line
+from trtq.onnx_node import label_of
 
 TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT,
@@ -100,7 +101,7 @@ def name_of(text: str) -> str:
     """Return the node of a call as a person reads it: its name and op type."""
     node = unpacked(text).graph.node[0]
     kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    return f"{node.name or node.output[0]} ({kind})"
+    return f"{label_of(node)} ({kind})"
 
 
 @torch.library.custom_op("trtq::onnx_node", mutates_args=())

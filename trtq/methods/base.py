@@ -150,13 +150,16 @@ class Method:
         return values
 
 
-def needs_batches(context: MethodContext) -> str | None:
-    """Return why a method that runs many images at once does not fit, None when it does."""
-    return (
-        None
-        if context.dynamic_batch
-        else "the model takes one image at a time, and it needs batches"
-    )
+Need = tuple[Callable[[MethodContext], object], str]  # what must hold, and why it does not fit
+BATCHES: Need = (
+    lambda context: context.dynamic_batch,
+    "the model takes one image at a time, and it needs batches",
+)  # of methods that run many images at once
+
+
+def needs(*conditions: Need) -> Callable[[MethodContext], str | None]:
+    """Return a method's ``not_applicable_reason``: that of the first condition that fails."""
+    return lambda context: next((why for holds, why in conditions if not holds(context)), None)
 
 
 def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:

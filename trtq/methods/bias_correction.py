@@ -12,11 +12,12 @@ from trtq import ops
 from trtq.graph.feed import Feed, channels_last, joined, outputs_of
 from trtq.graph.naming import node_name
 from trtq.methods.base import (
+    BATCHES,
     Method,
     MethodContext,
     Report,
     channel_axis,
-    needs_batches,
+    needs,
     weight_and_bias,
 )
 from trtq.quant.fake_quantize import along_axis
@@ -155,12 +156,13 @@ METHOD = Method(
     source="Nagel et al. 2019, Data-Free Quantization, section 4.2 (empirical form)",
     arguments={"images": 32},
     run=run,
-    not_applicable_reason=lambda context: (
-        needs_batches(context)
-        or (
-            None
-            if any(weight_and_bias(context.graph, n)[1] is not None for n, _ in context.layers())
-            else "none of its quantized layers has a bias to correct"
-        )
+    not_applicable_reason=needs(
+        BATCHES,
+        (
+            lambda context: any(
+                weight_and_bias(context.graph, n)[1] is not None for n, _ in context.layers()
+            ),
+            "none of its quantized layers has a bias to correct",
+        ),
     ),
 )

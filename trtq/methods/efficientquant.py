@@ -11,7 +11,7 @@ from torch import fx
 from trtq import ops
 from trtq.errors import UsageError
 from trtq.graph.naming import is_softmax, node_name
-from trtq.methods.base import Method, MethodContext, Report
+from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.quant.formats import Format
 from trtq.quant.placement import Quantizer
 
@@ -110,13 +110,9 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     }
 
 
-def _unfit(context: MethodContext) -> str | None:
+def _has_layers(context: MethodContext) -> bool:
     convolutions = any(ops.kind(n) == "conv" for n in context.graph.graph.nodes)
-    return (
-        None
-        if convolutions or attention_probabilities(context.graph)
-        else "it has no convolution and no attention"
-    )
+    return convolutions or bool(attention_probabilities(context.graph))
 
 
 METHOD = Method(
@@ -128,7 +124,7 @@ METHOD = Method(
     source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
     arguments={"granularity": "layer"},
     run=run,
-    not_applicable_reason=_unfit,
+    not_applicable_reason=needs((_has_layers, "it has no convolution and no attention")),
     excludes=(
         "smooth",
         "qads",

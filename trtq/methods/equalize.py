@@ -15,7 +15,7 @@ import torch
 from trtq import ops
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
-from trtq.methods.base import Method, MethodContext, Report
+from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
@@ -84,9 +84,7 @@ METHOD = Method(
     arguments={"rounds": 10},
     run=run,
     exact=True,
-    not_applicable_reason=lambda context: (
-        None
-        if _between_weights(context)
-        else "no two convs or linears have only ReLU or pooling between them"
+    not_applicable_reason=needs(
+        (_between_weights, "no two convs or linears have only ReLU or pooling between them")
     ),
 )

@@ -17,7 +17,7 @@ from torch import fx
 from trtq.errors import UsageError
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import insert_call, operands
-from trtq.methods.base import Method, MethodContext, Report
+from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.methods.efficientquant import attention_softmaxes
 
 aten = torch.ops.aten
@@ -148,10 +148,11 @@ METHOD = Method(
     "fitted by least squares",
     arguments={"segments": 8, "images": 32},
     run=run,
-    not_applicable_reason=lambda context: (
-        None
-        if attention_softmaxes(context.graph)
-        else "it has no attention; it is for transformers"
+    not_applicable_reason=needs(
+        (
+            lambda context: attention_softmaxes(context.graph),
+            "it has no attention; it is for transformers",
+        )
     ),
     excludes=("repq",),
 )

@@ -14,7 +14,7 @@ from torch import fx
 
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import add_constant, get_constant, insert_call, operands
-from trtq.methods.base import Method, MethodContext, Report, channel_axis, needs_batches
+from trtq.methods.base import BATCHES, Method, MethodContext, Report, channel_axis, needs
 from trtq.methods.pairs import LARGEST_FACTOR, find_pairs, fold_factors, input_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 from trtq.methods.smooth import best_strength
@@ -60,7 +60,7 @@ def search_factors(
         if value < best_error:
             best, best_error = log.detach().exp().clone(), value
         optimizer.zero_grad()
-        (error / plain).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(error / plain)
         optimizer.step()
     return best.clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR), best_error, plain
 
@@ -168,8 +168,7 @@ METHOD = Method(
     run=run,
     exact=True,
     excludes=("smooth",),
-    not_applicable_reason=lambda context: (
-        needs_batches(context)
-        or (None if context.layers() else "it has no quantized conv or linear")
+    not_applicable_reason=needs(
+        BATCHES, (lambda context: context.layers(), "it has no quantized conv or linear")
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from trtq import ops
 from trtq.errors import UsageError
 from trtq.graph.naming import is_softmax
-from trtq.methods.base import Method, MethodContext, Report
+from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.quant.calibrate import summarize
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, Quantizer, attention_of
@@ -91,10 +91,11 @@ ATTENTION_PERCENTILE = Method(
     source="S2 eq. 1",
     arguments={"percentile": 99.9, "images": 256},
     run=clamp,
-    not_applicable_reason=lambda context: (
-        None
-        if _attention_tensors(context)
-        else "it has no attention with quantized operands; it is for transformers"
+    not_applicable_reason=needs(
+        (
+            _attention_tensors,
+            "it has no attention with quantized operands; it is for transformers",
+        )
     ),
     excludes=("ranking",),
 )
@@ -107,9 +108,7 @@ LAYERNORM_EMA = Method(
     "image's largest magnitude",
     arguments={"images": 128},
     run=ema,
-    not_applicable_reason=lambda context: (
-        None
-        if _layer_norm_outputs(context)
-        else "no LayerNorm feeds a quantized layer; it is for transformers"
+    not_applicable_reason=needs(
+        (_layer_norm_outputs, "no LayerNorm feeds a quantized layer; it is for transformers")
     ),
 )

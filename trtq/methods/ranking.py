@@ -13,7 +13,7 @@ from torch import fx
 
 from trtq.graph.feed import joined
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, MethodContext, Report, needs_batches
+from trtq.methods.base import BATCHES, Method, MethodContext, Report, needs
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.placement import Quantizer
 
@@ -177,12 +177,11 @@ METHOD = Method(
     "eq. 5-8",
     arguments={"gamma": 0.1, "theta": 0.0, "pairs": 256, "images": 8, "rounds": 2},
     run=run,
-    not_applicable_reason=lambda context: (
-        needs_batches(context)
-        or (
-            None
-            if _attentions(context)
-            else "it has no attention with quantized queries and keys; it is for transformers"
-        )
+    not_applicable_reason=needs(
+        BATCHES,
+        (
+            _attentions,
+            "it has no attention with quantized queries and keys; it is for transformers",
+        ),
     ),
 )

@@ -18,7 +18,7 @@ from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
 from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
 from trtq.graph.nodes import operands
-from trtq.methods.base import Method, MethodContext, Report, needs_batches
+from trtq.methods.base import BATCHES, Method, MethodContext, Report, needs
 from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
@@ -238,7 +238,7 @@ def _learn(
             for name in taps:
                 loss = loss + _relative(learner.taps[name], target.taps[name]) / len(taps)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             losses = [losses[0] if losses else float(loss.detach()), float(loss.detach())]
             if not math.isfinite(losses[1]):
@@ -286,12 +286,11 @@ METHOD = Method(
         "flip": 0.5,
     },
     run=run,
-    not_applicable_reason=lambda context: (
-        needs_batches(context)
-        or (
-            None
-            if any(q.format.bits < 8 for q in context.placement.active)
-            else "every quantizer has 8 bits; it is for fewer, such as --bits w4a8"
-        )
+    not_applicable_reason=needs(
+        BATCHES,
+        (
+            lambda context: any(q.format.bits < 8 for q in context.placement.active),
+            "every quantizer has 8 bits; it is for fewer, such as --bits w4a8",
+        ),
     ),
 )

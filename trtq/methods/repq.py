@@ -11,7 +11,7 @@ from torch import fx
 from trtq import ops
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import get_constant, operands
-from trtq.methods.base import Method, MethodContext, Report, needs_batches, weight_and_bias
+from trtq.methods.base import BATCHES, Method, MethodContext, Report, needs, weight_and_bias
 from trtq.methods.efficientquant import attention_probabilities, log2_outputs_
 from trtq.methods.pairs import Pair, find_pairs, fold_factors
 from trtq.quant.fake_quantize import LOG_EPSILON
@@ -130,13 +130,12 @@ METHOD = Method(
     run=run,
     exact=True,
     finish=finish,
-    not_applicable_reason=lambda context: (
-        needs_batches(context)
-        or (
-            None
-            if _pairs(context) or attention_probabilities(context.graph)
-            else "it has no LayerNorm in front of a linear; it is for transformers"
-        )
+    not_applicable_reason=needs(
+        BATCHES,
+        (
+            lambda context: _pairs(context) or attention_probabilities(context.graph),
+            "it has no LayerNorm in front of a linear; it is for transformers",
+        ),
     ),
     excludes=("smooth", "qads", "integer-softmax"),
 )

@@ -9,7 +9,7 @@ import torch
 
 from trtq.data.metrics import ratio_db
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, MethodContext, Report, channel_axis
+from trtq.methods.base import Method, MethodContext, Report, channel_axis, needs
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 
@@ -119,9 +119,10 @@ METHOD = Method(
     run=run,
     exact=True,
     excludes=("qads",),
-    not_applicable_reason=lambda context: (
-        None
-        if find_pairs(context)[0]
-        else "no norm, conv or linear hands its channels on through exact ops only"
+    not_applicable_reason=needs(
+        (
+            lambda context: find_pairs(context)[0],
+            "no norm, conv or linear hands its channels on through exact ops only",
+        )
     ),
 )

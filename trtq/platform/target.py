@@ -1,4 +1,7 @@
-"""A device and the TensorRT that it has: parsed once, and asked what the two can do."""
+"""A device and the TensorRT that it has: parsed once, and asked what the two can do.
+
+It includes what files for it can hold, which is known before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from trtq.platform.releases import (
     releases,
     shown,
 )
-from trtq.specs import OPSET
+from trtq.specs import OPSET, FinetuneOptions, QuantizeOptions, QuantizeSpec
+
+INT4_OPSET = 21  # the first with INT4
+ForFiles = QuantizeOptions | QuantizeSpec | FinetuneOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,15 @@ class Target:
         if version is not None:
             _require_kernels(target, version)
         return target
+
+    @classmethod
+    def given(cls, text: str | None) -> Target | None:
+        """Return the target that ``text`` names, None where there is no text.
+
+        Raises:
+            UsageError: as :meth:`parse`.
+        """
+        return cls.parse(text) if text is not None else None
 
     @property
     def text(self) -> str:
@@ -258,3 +273,43 @@ def _version(text: str, whole: str) -> Version:
             "Install a newer TensorRT",
         )
     return version
+
+
+def opset_of(spec: ForFiles) -> int:
+    """Return the opset of the files: what was asked for, else what the target's TensorRT reads.
+
+    Raises:
+        UsageError: the target's TensorRT does not read what was asked for.
+    """
+    target = Target.given(spec.target)
+    if target is None:
+        return spec.opset or OPSET
+    newest = target.opset
+    runtime = Runtime(target.release)
+    if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
+        newest = INT4_OPSET
+    if spec.opset is not None and target.release is not None and spec.opset > newest:
+        why = f"{runtime.title} has every op that trtq writes up to opset {newest}"
+        raise UsageError(
+            f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out"
+        )
+    return spec.opset or newest
+
+
+def check_files(spec: ForFiles) -> None:
+    """Refuse files that their target cannot compute, or that cannot hold what was asked for.
+
+    Raises:
+        UsageError: names what contradicts what.
+    """
+    target = Target.given(spec.target)
+    if target is not None:
+        target.require(
+            "INT8",
+            doing="quantize to",
+            hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "
+            "--fallback: FP16 of the same model",
+        )
+    if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:
+        why = f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset_of(spec)}"
+        raise UsageError("Cannot store weights as INT4", why, f"Give --opset {INT4_OPSET}")

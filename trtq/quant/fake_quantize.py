@@ -112,20 +112,20 @@ def _(
     return torch.empty_like(x)
 
 
-def _setup(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[object, ...], output: torch.Tensor) -> None:
     x, scale, zero_point, axis, qmin, qmax, _, kind = inputs
-    ctx.save_for_backward(x, scale, zero_point)  # type: ignore[attr-defined]
-    ctx.axis, ctx.qmin, ctx.qmax, ctx.kind = axis, qmin, qmax, kind  # type: ignore[attr-defined]
+    ctx.save_for_backward(x, scale, zero_point)
+    ctx.axis, ctx.qmin, ctx.qmax, ctx.kind = axis, qmin, qmax, kind
 
 
-def _backward(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """Straight-through gradient inside the range, zero where the value was clamped.
 
     This is the clipped form of Bengio et al. 2013.
     """
-    x, scale, zero_point = ctx.saved_tensors  # type: ignore[attr-defined]
-    codes = positions(x, scale, zero_point, ctx.axis, ctx.kind).round()  # type: ignore[attr-defined]
-    inside = (codes >= ctx.qmin) & (codes <= ctx.qmax)  # type: ignore[attr-defined]
+    x, scale, zero_point = ctx.saved_tensors
+    codes = positions(x, scale, zero_point, ctx.axis, ctx.kind).round()
+    inside = (codes >= ctx.qmin) & (codes <= ctx.qmax)
     return grad * inside, None, None, None, None, None, None, None
 
 
@@ -155,7 +155,8 @@ class FakeQuantizeCall(NamedTuple):
     def of(cls, node: object) -> FakeQuantizeCall | None:
         """Return the arguments of a node that is such a call, None for any other."""
         if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE:
-            return cls(*node.args)  # type: ignore[arg-type]
+            arguments: tuple[Any, ...] = node.args
+            return cls(*arguments)
         return None
 
     @property

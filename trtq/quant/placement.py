@@ -22,6 +22,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import EIGHT, INT8, BitConfig, Format
 from trtq.quant.module_places import MODULE_ROLES, is_float, module_places
 from trtq.quant.residual import path_lengths, shortcut_of
+from trtq.typed import present
 
 # facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and
 # its add fuse into it); of a residual add only the shortcut; biases stay float. Which operands of
@@ -138,7 +139,7 @@ def place(
             placement.quantizers.append(_float_only(graph, node, row.float_reason))
         elif row.name in rules:
             places = (_quantizer(graph, node, operand, lengths) for operand in row.operands)
-            placement.quantizers += [q for q in places if q is not None]
+            placement.quantizers += present(places)
     _set_bits_(placement, bits)
     _set_layer_bits_(placement, layer_bits or {})
     if attention == "float":

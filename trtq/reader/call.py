@@ -11,6 +11,7 @@ import torch
 from onnx import helper
 
 from trtq import ops
+from trtq.onnx_node import names_of
 from trtq.onnx_walk import branches
 from trtq.reader.values import UnreadError, Value
 
@@ -114,8 +115,8 @@ def reads_of(node: onnx.NodeProto) -> Iterator[str]:
     """Yield what a node reads of its graph, also inside its branches."""
     yield from node.input
     for branch in branches(node):
-        own = {o for n in branch.node for o in n.output} | {v.name for v in branch.input}
-        own |= {i.name for i in branch.initializer}
+        own = {o for n in branch.node for o in n.output} | names_of(branch.input)
+        own |= names_of(branch.initializer)
         for inner in branch.node:
             yield from (r for r in reads_of(inner) if r not in own)
         yield from (o.name for o in branch.output if o.name not in own)

@@ -12,6 +12,7 @@ import torch
 
 from trtq.reader.call import Call
 from trtq.reader.values import LARGEST_HOST, TORCH_TYPES, Array, UnreadError, Value
+from trtq.typed import present
 
 Compute = Callable[[Call], "Value | list[Value]"]
 
@@ -19,7 +20,7 @@ Compute = Callable[[Call], "Value | list[Value]"]
 def on_numbers(call: Call) -> Value | list[Value] | None:
     """Return the result of a node whose operands are all numbers, None where it needs tensors."""
     compute = HOST.get(call.node.op_type)
-    given = [v for v in call.given if v is not None]
+    given = present(call.given)
     if compute is None or not given or any(v.host is None for v in given):
         return None
     return compute(call)

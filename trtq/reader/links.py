@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from trtq.onnx_node import names_of
 from trtq.reader.call import OWN, attributes_of, reads_of
 from trtq.reader.formula import ONE, Polynomial, Power
 from trtq.reader.values import Array
+from trtq.typed import present
 
 DEEPEST = 8  # arithmetic nodes between a gate and what it belongs to
 EXACT, HALF = 2e-6, 2e-3  # relative: of constants in float32 and in FP16
@@ -65,7 +67,7 @@ class Links:
         self.taken: set[str] = set()
         self.made: dict[str, onnx.NodeProto] = {}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
-        self.outputs = {o.name for o in graph.output}
+        self.outputs = names_of(graph.output)
         for node in graph.node:
             self.made.update((name, node) for name in node.output if name)
             for name in dict.fromkeys(reads_of(node)):
@@ -167,7 +169,7 @@ class Links:
         if node is None or not depth:
             return None
         operands = [self.polynomial(i, atoms, used, depth - 1) for i in node.input]
-        known = [o for o in operands if o is not None]
+        known = present(operands)
         result = ARITHMETIC[node.op_type](*known) if len(known) == len(operands) else None
         if result is not None:
             used.add(name)

@@ -20,6 +20,7 @@ from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_on
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
 from trtq.export.tail import TAIL, pack_tail
+from trtq.onnx_node import integer, label_of, names_of
 from trtq.onnx_walk import (
     QDQ,
     RANDOM,
@@ -158,7 +159,7 @@ def _refusals(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 
 
 def _node_refusals(node: onnx.NodeProto, opset: int) -> Iterator[tuple[str, str]]:
-    where = f"{node.name or node.output[0]} ({node.op_type})"
+    where = f"{label_of(node)} ({node.op_type})"
     if node.op_type == "DynamicQuantizeLinear" or node.op_type.startswith("DynamicQuantize"):
         yield (
             f"it is dynamically quantized: {where} chooses its range in each run",
@@ -232,7 +233,7 @@ def _sort_(prepared: Prepared) -> None:
             node = nodes[waiting[0]]
             raise ModelError(
                 f"Cannot read the ONNX file {prepared.name}",
-                f"its nodes form a cycle through {node.name or node.output[0]} ({node.op_type})",
+                f"its nodes form a cycle through {label_of(node)} ({node.op_type})",
                 "Export it again",
             )
         order += ready
@@ -297,8 +298,8 @@ def _inlined(
     prepared: Prepared, node: onnx.NodeProto, branch: onnx.GraphProto
 ) -> list[onnx.NodeProto]:
     """Return the nodes of a branch in place of its If, under names that nothing else has."""
-    prefix = f"{node.name or node.output[0]}/"
-    own = {o for n in branch.node for o in n.output if o} | {i.name for i in branch.initializer}
+    prefix = f"{label_of(node)}/"
+    own = {o for n in branch.node for o in n.output if o} | names_of(branch.initializer)
     names = {name: prefix + name for name in own}
     for held in branch.initializer:
         copy = onnx.TensorProto()
@@ -322,7 +323,7 @@ def _rename_(node: onnx.NodeProto, names: dict[str, str]) -> None:
     node.input[:] = [names.get(n, n) for n in node.input]
     node.output[:] = [names.get(n, n) for n in node.output]
     for branch in branches(node):
-        hidden = {o for n in branch.node for o in n.output} | {v.name for v in branch.input}
+        hidden = {o for n in branch.node for o in n.output} | names_of(branch.input)
         inner = {k: v for k, v in names.items() if k not in hidden}
         for child in branch.node:
             _rename_(child, inner)
@@ -366,7 +367,7 @@ def _is_float_matrix(prepared: Prepared, node: onnx.NodeProto) -> bool:
 
 
 def _turn_gemm_(prepared: Prepared, node: onnx.NodeProto) -> None:
-    if any(a.name == "transB" and a.i for a in node.attribute):
+    if integer(node, "transB", 0):
         return
     _transpose_(prepared, node)
     kept = [a for a in node.attribute if a.name != "transB"]
@@ -391,7 +392,7 @@ def _bias_of(prepared: Prepared, node: onnx.NodeProto, add: onnx.NodeProto) -> s
 
 def _drop_unread_(prepared: Prepared) -> None:
     """Remove nodes and constants that no output needs."""
-    needed = {o.name for o in prepared.graph.output}
+    needed = names_of(prepared.graph.output)
     kept: list[onnx.NodeProto] = []
     for node in reversed(prepared.graph.node):
         if needed & set(node.output):

@@ -6,6 +6,7 @@ import msgspec
 
 from trtq.artifact import Environment, Record
 from trtq.quant.formats import BitConfig
+from trtq.records.analyze import AnalyzedModel
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ class AllocateRecord(Record, frozen=True, kw_only=True):
         loss: sum of the layers'.
     """
 
-    model: dict[str, str]
+    model: AnalyzedModel
     metric: str
     budgets: dict[str, float]
     costs: dict[str, float]

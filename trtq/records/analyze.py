@@ -48,6 +48,14 @@ class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
     cost: LayerCost
 
 
+class AnalyzedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The model of an analysis, and where its weights are from."""
+
+    name: str
+    weights: str
+    weights_sha256: str
+
+
 class AnalyzeRecord(Record, frozen=True, kw_only=True):
     """What ``trtq analyze`` found.
 
@@ -60,7 +68,7 @@ class AnalyzeRecord(Record, frozen=True, kw_only=True):
         said: what the metric reports of itself.
     """
 
-    model: dict[str, str]
+    model: AnalyzedModel
     data: dict[str, Any]
     preprocess: Preprocess | None
     metric: str

@@ -10,6 +10,7 @@ from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 from trtq.records.evaluate import EvaluateRecord
+from trtq.train.epoch import Epoch
 
 
 class TrainingConditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,16 +31,23 @@ class TrainingConditions(msgspec.Struct, frozen=True, kw_only=True):
     compile: bool
 
 
+class Trained(msgspec.Struct, frozen=True, kw_only=True):
+    """How many weights and biases, ranges, kept BatchNorms and codebooks learned."""
+
+    weights: int
+    ranges: int
+    norms: int = 0
+    codebooks: int = 0
+
+
 class FinetuneRecord(Record, frozen=True, kw_only=True):
     """What ``trtq finetune`` did; written as finetune.json.
 
     Attributes:
         encodings_sha256: of the file that training started from.
-        trained: how many weights and biases, ranges, kept BatchNorms and codebooks learned.
         measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch
             with the codes in place.
-        history: by epoch: loss, learning rate, score, images per second on the device named in
-            ``training``.
+        history: one row an epoch, on the device named in ``training``.
         best_epoch: the one that was written, counted from 0.
         training: device, processes, arithmetic.
         codebooks: values by quantizer, relative to its range; simulated.
@@ -51,9 +59,9 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
     data: dict[str, Any]
     preprocess: Preprocess | None
     encodings_sha256: str
-    trained: dict[str, int]
+    trained: Trained
     measure: str
-    history: list[dict[str, float]]
+    history: list[Epoch]
     best_epoch: int
     training: TrainingConditions
     codebooks: dict[str, list[float]]
@@ -68,10 +76,10 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line for a person."""
         losses = (
-            f"loss {self.history[0]['loss']:.4f} to {self.history[-1]['loss']:.4f} in "
+            f"loss {self.history[0].loss:.4f} to {self.history[-1].loss:.4f} in "
             f"{len(self.history)} epochs"
         )
-        trained = f"{self.trained['weights']} weights and biases, {self.trained['ranges']} ranges"
+        trained = f"{self.trained.weights} weights and biases, {self.trained.ranges} ranges"
         books = (
             f"; {len(self.codebooks)} weights on codebooks (simulated: engines compute them in "
             "float)"

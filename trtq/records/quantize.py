@@ -90,6 +90,45 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     attention: str
 
 
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of ``model`` in quantize.json.
+
+    Attributes:
+        bits: ``w8a8``, another width, or ``mixed``.
+        weight_values: number of values of each layer's weight.
+    """
+
+    name: str
+    bits: str
+    weights: str
+    weights_sha256: str
+    weight_values: dict[str, int] = {}
+
+
+class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of ``data`` in quantize.json: the samples of the calibration, and digests."""
+
+    source: str
+    ids_digest: str | None = None
+    calibration_sha256: list[str] | str | None = None
+    random: object = None
+
+
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """How ranges were found.
+
+    Attributes:
+        images: how many.
+        cache: what the calibration cache had, for a person.
+        weights: how weights got theirs.
+    """
+
+    calibrator: str
+    images: int
+    cache: str
+    weights: str
+
+
 class QuantizeRecord(Record, frozen=True, kw_only=True):
     """What ``trtq quantize`` did; written as quantize.json.
 
@@ -101,7 +140,7 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     model: dict[str, Any]
     data: dict[str, Any]
     preprocess: Preprocess | None
-    calibration: dict[str, Any]
+    calibration: Calibrated
     preset: PresetRecord | None
     methods: list[MethodRecord]
     quantizers: list[QuantizerRecord]
@@ -114,11 +153,26 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     seconds: dict[str, float]
     environment: Environment
 
+    def __post_init__(self) -> None:
+        msgspec.convert(self.model, ModelFacts)
+        msgspec.convert(self.data, DataFacts)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The model."""
+        return msgspec.convert(self.model, ModelFacts)
+
+    @property
+    def samples(self) -> DataFacts:
+        """The samples of the calibration."""
+        return msgspec.convert(self.data, DataFacts)
+
     @property
     def summary(self) -> str:
         """One line: what was quantized, what was not, and whether torch and ONNX Runtime agree."""
         p = self.parity
-        width = WIDTHS.get(self.model["bits"], f"{self.model['bits'].upper()}, INT8 containers")
+        bits = self.facts.bits
+        width = WIDTHS.get(bits, f"{bits.upper()}, INT8 containers")
         if self.quantizers and all(q.format == "fp8" for q in self.quantizers):
             width = "FP8"
         elif not any(q.computes_in.startswith(("INT8", "FP8")) for q in self.quantizers):
@@ -137,8 +191,8 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     @property
     def images_words(self) -> str:
         """What the ranges come from, as a person reads it."""
-        random = bool(self.data.get("random"))
-        return "random inputs (NOT CALIBRATED)" if random else "calibration images"
+        random = "random inputs (NOT CALIBRATED)"
+        return random if self.samples.random else "calibration images"
 
     def _tried(self) -> str:
         more = self.preset.tried[1:] if self.preset is not None else []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import msgspec
 
 from trtq.artifact import Environment, Record
@@ -61,10 +59,12 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     needed: str | None
 
 
-class Reference(TypedDict):
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """The float model that shares and accuracy refer to.
 
-    It has a name, an accuracy in percent, what that accuracy is, and its costs.
+    Attributes:
+        accuracy: percent, and ``measure``: what it is.
+        costs: by budget name.
     """
 
     model: str
@@ -114,7 +114,7 @@ class SearchRecord(Record, frozen=True, kw_only=True):
         state = "every constraint holds" if self.met else "NOT every constraint holds"
         widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
         return (
-            f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % "
+            f"{state}: {self.chosen} ({widths}), {self.reference.measure} {got.accuracy:.2f} % "
             f"({got.change:+.2f} points) on {self.images} images; {len(self.tries)} files measured"
         )
 
@@ -137,6 +137,13 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     dominated: dict[str, bool]
 
 
+class LossAt(msgspec.Struct, frozen=True):
+    """The loss of an allocation beside its cost."""
+
+    cost: float
+    loss: float | None
+
+
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """Loss against one cost, as the metric predicts it.
 
@@ -147,8 +154,8 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
 
     axis: str
     metric: str
-    at: dict[str, float]
-    front: list[dict[str, float | None]]
+    at: LossAt
+    front: list[LossAt]
 
 
 class Frontier(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from trtq.artifact import Environment, FileRecord, check_record, read_json, read_record
+from trtq.artifact import FileRecord, check_record, read_json, read_record
 from trtq.bench.record import BenchRecord
 from trtq.engine.manifest import EngineManifest
 from trtq.files import (
@@ -30,81 +30,14 @@ from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
-from trtq.records.quantize import QuantizeRecord
+from trtq.records.quantize import DataFacts, ModelFacts, QuantizeRecord
 from trtq.records.search import Frontier, SearchRecord
 
 T = TypeVar("T")
 
 
-class Model(msgspec.Struct):
-    """Of quantize.json: the model.
-
-    Attributes:
-        bits: ``w8a8``, another width, or ``mixed``.
-        weight_values: number of values of each layer's weight.
-    """
-
-    name: str
-    bits: str
-    weights: str
-    weights_sha256: str
-    weight_values: dict[str, int] = {}
-
-
-class Images(msgspec.Struct):
-    """Of quantize.json: the images of the calibration, and digests of them."""
-
-    source: str
-    ids_digest: str | None = None
-    calibration_sha256: list[str] | str | None = None
-
-
-class _Calibration(msgspec.Struct):
-    calibrator: str
-    images: int
-
-
-class _QuantizeParts(msgspec.Struct):
-    model: Model
-    calibration: _Calibration
-    data: Images
-    environment: Environment
-
-
-class _Trained(msgspec.Struct):
-    weights: int
-    ranges: int
-
-
-class _Training(msgspec.Struct):
-    device: str
-    processes: int
-
-
-class _Epoch(msgspec.Struct):
-    loss: float
-    score: float | None = None
-
-
-class _FinetuneParts(msgspec.Struct):
-    trained: _Trained
-    training: _Training
-    history: list[_Epoch]
-
-
 class _Machine(msgspec.Struct):
     cpu: str
-
-
-class _BenchParts(msgspec.Struct):
-    card: _Machine
-
-
-PARTS: dict[str, type[msgspec.Struct]] = {
-    "quantize": _QuantizeParts,
-    "finetune": _FinetuneParts,
-    "bench": _BenchParts,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +55,7 @@ class RunRecords:
     """The records of one folder.
 
     Attributes:
-        model, images: the open parts of quantize.json.
+        model, images: what is read of the open parts of quantize.json.
         evaluate: None when the recipe has no evaluation.
         engines: manifests, in name order.
         bench: by ``fp32`` and ``qdq``.
@@ -132,8 +65,8 @@ class RunRecords:
     """
 
     quantize: QuantizeRecord
-    model: Model
-    images: Images
+    model: ModelFacts
+    images: DataFacts
     evaluate: EvaluateRecord | None
     engines: list[EngineManifest]
     bench: dict[str, BenchRecord]
@@ -153,8 +86,8 @@ def read_run(folder: Path) -> RunRecords:
     bench = {k: _read(p, "bench", BenchRecord) for k, p in measured.items() if p.is_file()}
     run = RunRecords(
         quantize=quantize,
-        model=msgspec.convert(quantize.model, Model),
-        images=msgspec.convert(quantize.data, Images),
+        model=quantize.facts,
+        images=quantize.samples,
         evaluate=_read(evaluation, "evaluate", EvaluateRecord) if evaluation.is_file() else None,
         engines=[
             _read(p, "build", EngineManifest) for p in sorted(folder.glob(f"*{MANIFEST_SUFFIX}"))
@@ -181,12 +114,12 @@ def _read(path: Path, verb: str, kind: type[T]) -> T:
     content = read_json(path, kind=f"{verb} record")
     record = known(content, path, verb, kind=f"{verb} record")
     assert isinstance(record, kind)
-    if verb in PARTS:
-        check_record(content, path, PARTS[verb], kind=f"{verb} record")
+    if isinstance(record, BenchRecord):
+        check_record(record.card, path, _Machine, kind="bench record (card)")
     if isinstance(record, (QuantizeRecord, FinetuneRecord)):
         for name in (QDQ, ENCODINGS):  # files that it must vouch for
             check_record(
-                content["files"].get(name), path, FileRecord, kind=f"{verb} record (files: {name})"
+                record.files.get(name), path, FileRecord, kind=f"{verb} record (files: {name})"
             )
     return record
 

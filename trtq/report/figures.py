@@ -17,6 +17,7 @@ from trtq.records.analyze import AnalyzedLayer
 from trtq.records.quantize import QuantizerRecord
 from trtq.records.search import Predicted
 from trtq.terminal import visible
+from trtq.train.epoch import Epoch
 
 INK = "#7a8290"  # readable on white and on near-black
 INPUT, WEIGHT, WARN = "#2f7ed8", "#d9822b", "#d64545"
@@ -195,9 +196,9 @@ def predicted_figure(predicted: Predicted, *, unit: str) -> str:
     """Return the predicted frontier, loss against one cost, with the chosen allocation on it."""
     front, at = predicted.front, predicted.at
     with _drawing(7.5, 3.2) as axes:
-        costs, losses = [p["cost"] for p in front], [p["loss"] or math.nan for p in front]
+        costs, losses = [p.cost for p in front], [p.loss or math.nan for p in front]
         axes.plot(costs, losses, "-", color=INPUT, lw=1.2)
-        axes.plot(at["cost"], at["loss"] or math.nan, "o", ms=9, mfc="none", color=WEIGHT, mew=1.5)
+        axes.plot(at.cost, at.loss or math.nan, "o", ms=9, mfc="none", color=WEIGHT, mew=1.5)
         axes.set_yscale("log")
         axes.set_xlabel(f"{predicted.axis}, {unit}, predicted")
         axes.set_ylabel(f"loss by {predicted.metric}, predicted")
@@ -221,7 +222,7 @@ def histogram_figure(quantizer: QuantizerRecord) -> str:
     return _svg(axes.figure, f"Histogram of {quantizer.name}")
 
 
-def training_figure(history: Sequence[dict[str, float]], measure: str) -> str:
+def training_figure(history: Sequence[Epoch], measure: str) -> str:
     """Return loss and score of every epoch.
 
     The loss is on the left axis, the score (percent) on the right one.
@@ -230,16 +231,17 @@ def training_figure(history: Sequence[dict[str, float]], measure: str) -> str:
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(7.5, 3))
         axes = figure.subplots()
-        axes.plot(epochs, [h["loss"] for h in history], "o-", ms=4, lw=1.2, color=WEIGHT)
+        axes.plot(epochs, [h.loss for h in history], "o-", ms=4, lw=1.2, color=WEIGHT)
         axes.set_xlabel("epoch")
         axes.set_ylabel("training loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=INK, alpha=0.25)
         _ink(axes)
         axes.yaxis.label.set_color(WEIGHT)
-        if all("score" in h for h in history):
+        scores = [h.score for h in history if h.score is not None]
+        if len(scores) == len(history):
             right = axes.twinx()
-            right.plot(epochs, [h["score"] for h in history], "o-", ms=4, lw=1.2, color=INPUT)
+            right.plot(epochs, scores, "o-", ms=4, lw=1.2, color=INPUT)
             right.set_ylabel(f"{measure}, %, codes in place")
             _ink(right)
             right.spines["right"].set_visible(True)

@@ -10,6 +10,7 @@ import msgspec
 from trtq.records.quantize import QuantizerRecord
 from trtq.report.contents import SearchFolder
 from trtq.report.summary import RunSummary, bits_of
+from trtq.typed import present
 
 WIDTH, TRACK, GAP, LEFT = 1000.0, 34.0, 16.0, 2.0
 SHORT = {"int8": "INT8", "fp8": "FP8", "float": "float"}
@@ -192,7 +193,7 @@ def _bars(values: Sequence[float | None], step: float, kind: str) -> str:
 
     Values are shares of the track, or logarithms that are spread over it.
     """
-    known = [v for v in values if v is not None]
+    known = present(values)
     if not known:
         return ""
     low = min(known) if kind == "loss" else 0.0

@@ -33,6 +33,7 @@ from trtq.report.render import command_of, render
 from trtq.report.run_comparison import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.specs import option_words
+from trtq.typed import present
 from trtq.version import __version__
 
 LABELS = {
@@ -126,7 +127,7 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
 def _records(run: RunSummary) -> list[Stage]:
     """The records of a run in the order of the chain."""
     stages = (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
-    return [r for r in stages if r is not None]
+    return present(stages)
 
 
 def _skipped(run: RunSummary) -> list[tuple[str, str]]:
@@ -235,7 +236,7 @@ class _Search(NamedTuple):
 
 def _search(search: SearchFolder) -> _Search:
     frontier, analysis = search.frontier, search.analysis
-    full = search.record.reference["costs"]["energy"]
+    full = search.record.reference.costs["energy"]
     figures = [
         frontier_figure(
             frontier.points,

@@ -204,7 +204,7 @@ def _engine_row(device: str, engines: dict[str, EngineManifest]) -> Row:
     base, coded = engines.get("fp32") or engines.get("fp16"), engines.get("int8")
     suffix = "" if "fp32" in engines else " (FP16)"
     first = next(iter(engines.values()))
-    ahead = first.builder["backend"] == "tensorrt-rtx"
+    ahead = first.builder.backend == "tensorrt-rtx"
     place = "built without the GPU" if ahead else "built on that GPU"
     return Row(
         f"Engine for {device}",

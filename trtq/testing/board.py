@@ -424,10 +424,9 @@ class StandInBoard:
         """Change the host key, as flashing does."""
         for name in ("host_key", "host_key.pub"):
             (self.folder / name).unlink()
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")],  # noqa: S607
-            check=True,
-        )
+        file = str(self.folder / "host_key")
+        make_key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file]
+        subprocess.run(make_key, check=True)
         self._give_away()
 
     def add_tensorrt(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -384,14 +385,13 @@ def _shared_statistics(x: torch.Tensor, counts: bool) -> tuple[torch.Tensor, tor
 
     The third value is the number of values behind each of them.
     """
-    from torch.distributed.nn.functional import all_reduce  # the one that gradients pass through
+    from torch.distributed.nn import functional  # the one that gradients pass through
 
+    all_reduce: Callable[[torch.Tensor], torch.Tensor] = functional.all_reduce
     dims, weight = [d for d in range(x.ndim) if d != 1], float(counts)
     values = x.float()
     count = values.new_full((1,), weight * x.numel() / x.shape[1])
-    total: torch.Tensor = all_reduce(torch.cat([values.sum(dims) * weight, count]))  # type: ignore[no-untyped-call]
+    total = all_reduce(torch.cat([values.sum(dims) * weight, count]))
     mean = total[:-1] / total[-1]
-    squares: torch.Tensor = all_reduce(
-        (values - along_axis(mean, x.ndim, 1)).square().sum(dims) * weight
-    )  # type: ignore[no-untyped-call]
+    squares = all_reduce((values - along_axis(mean, x.ndim, 1)).square().sum(dims) * weight)
     return mean, squares / total[-1], float(total[-1])

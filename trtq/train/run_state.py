@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from trtq.artifact import decode_json, digest_of, write_bytes
 from trtq.errors import ArtifactError
+from trtq.train.epoch import Epoch
 from trtq.version import __version__
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
@@ -69,7 +70,7 @@ class Position(msgspec.Struct, kw_only=True):
     count: int = 0
     scale: float = 1.0
     growth: int = 0
-    history: list[dict[str, float]] = []
+    history: list[Epoch] = []
 
 
 def rate(schedule: str, done: float) -> float:

@@ -22,6 +22,7 @@ from trtq.graph.device import device_of
 from trtq.graph.feed import IMAGE_AXES, Feed, first_output, outputs_of
 from trtq.progress import Progress
 from trtq.specs import FinetuneOptions
+from trtq.train.epoch import Epoch
 from trtq.train.examples import TrainingSetup, walk
 from trtq.train.learned import LeanMemory
 from trtq.train.objective import Part
@@ -96,13 +97,13 @@ class Trainer:
         self._require_same_start()
         self.run = self._runner()
 
-    def _runner(self) -> nn.Module:
+    def _runner(self) -> Any:
         """Return what a step calls: the graph, over all processes, compiled where requested."""
         run: nn.Module = self.graph.module
         if self.workers.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             run = nn.parallel.DistributedDataParallel(run, device_ids=ids, broadcast_buffers=False)
-        return torch.compile(run) if self.spec.compile else run  # type: ignore[return-value]
+        return torch.compile(run) if self.spec.compile else run
 
     def _require_same_start(self) -> None:
         """Refuse processes that found different checkpoints.
@@ -231,12 +232,10 @@ class Trainer:
         spec = self.spec
         at = self.position
         score = self._score()
-        row = {
-            "loss": at.total / max(at.count, 1),
-            "lr": spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs),
-        }
-        row |= {} if score is None else {"score": score}
-        at.history.append(row | {"images_per_s": round(speed, 2)})
+        loss = at.total / max(at.count, 1)
+        lr = spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs)
+        row = Epoch(loss=loss, lr=lr, score=score, images_per_s=round(speed, 2))
+        at.history.append(row)
         self._remember(score)
         remaining_s = (spec.epochs - at.epoch - 1) * at.count / max(speed, 1e-9)
         at.epoch += 1
@@ -250,9 +249,8 @@ class Trainer:
         if score is not None:
             shown = f", {self.measure} {score:.2f} % on --val (torch, codes in place)"
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
-        self.progress.note(
-            f"epoch {at.epoch}: loss {row['loss']:.4f}{shown}; {speed:.0f} images/s{rest}"
-        )
+        said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
+        self.progress.note(f"epoch {at.epoch}: {said}")
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
@@ -350,7 +348,7 @@ class Trainer:
         """Average the gradients over the processes, or leave that to a later step."""
         if shared or self.workers.world == 1:
             return nullcontext()
-        waits: AbstractContextManager[Any] = self.run.no_sync()  # type: ignore[operator]
+        waits: AbstractContextManager[Any] = self.run.no_sync()
         return waits
 
     def _gather(

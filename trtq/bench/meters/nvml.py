@@ -6,7 +6,9 @@ Each figure can fail on its own; the reason is recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any
+
+import msgspec
 
 from trtq.errors import MeterError, first_line
 
@@ -43,7 +45,7 @@ MEANING = {
 }
 
 
-class GpuState(TypedDict):
+class GpuState(msgspec.Struct, frozen=True, kw_only=True):
     """What varies on a GPU; None where it reports none.
 
     ``throttle_reasons`` are those of the moment, ``throttled_ns`` the times since the driver was
@@ -164,22 +166,22 @@ class Gpu:
             [text for bit, text in THROTTLES.items() if bits & bit] if bits is not None else None
         )
         times = {text: self.field(field, text) for field, text in THROTTLE_FIELDS.items()}
-        return {
-            "sm_clock_mhz": ask("SM clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
-            "memory_clock_mhz": ask(
+        return GpuState(
+            sm_clock_mhz=ask("SM clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
+            memory_clock_mhz=ask(
                 "memory clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM)
             ),
-            "temperature_c": ask(
+            temperature_c=ask(
                 "temperature", lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)
             ),
-            "power_w": _thousandth(ask("power", lambda: n.nvmlDeviceGetPowerUsage(h))),
-            "throttle_reasons": reasons,
-            "throttled_ns": {text: ns for text, ns in times.items() if ns is not None},
-            "processes": ask(
+            power_w=_thousandth(ask("power", lambda: n.nvmlDeviceGetPowerUsage(h))),
+            throttle_reasons=reasons,
+            throttled_ns={text: ns for text, ns in times.items() if ns is not None},
+            processes=ask(
                 "processes",
                 lambda: sorted(p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(h)),
             ),
-        }
+        )
 
     def field(self, number: int, name: str, *, scope: int = BOARD) -> int | None:
         """Return a field value after checking its own return code."""

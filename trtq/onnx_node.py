@@ -1,0 +1,34 @@
+"""What one ONNX node says: its label, operands and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import onnx
+
+
+class Named(Protocol):
+    """A value, tensor, node or function of ONNX."""
+
+    name: str
+
+
+def names_of(values: Iterable[Named]) -> set[str]:
+    """Return the names of values, tensors or nodes."""
+    return {v.name for v in values}
+
+
+def label_of(node: onnx.NodeProto) -> str:
+    """Return the name of a node, that of its first output where it has none."""
+    return str(node.name or node.output[0])
+
+
+def operand(node: onnx.NodeProto, place: int) -> str:
+    """Return the name of an operand, "" where the node leaves it out."""
+    return node.input[place] if place < len(node.input) else ""
+
+
+def integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Return an attribute of a node."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
