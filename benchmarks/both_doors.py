@@ -187,6 +187,7 @@ def row_of(name: str, found: dict[str, Any]) -> str:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the page."""
     equal = sum(bool(r.get("equal")) for r in rows.values())
+    missing = [n for n in MODELS if n not in rows]
     lines = [
         "# The same network through both doors",
         "",
@@ -197,7 +198,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "fractions of its largest value: a weight on the edge between two codes decides for "
         f"another fraction now and then. Those channels are counted, at most {TIES:.0%} may.",
         "",
-        f"{equal} of {len(rows)} equal.",
+        f"{equal} of {len(rows)} equal." + (f" Not run: {', '.join(missing)}." if missing else ""),
         "",
         "| model | result | quantizers: torch | ONNX | worst | other fraction | image size | s |",
         "|---|---|---|---|---|---|---|---|",
