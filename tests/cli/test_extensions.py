@@ -174,9 +174,9 @@ def test_values_of_patterns_and_choices_are_listed(field, value, words):
 
 def test_every_pattern_has_examples():
     """A person is never shown a regex."""
-    for spec in (s for s in vars(specs).values() if isinstance(s, type) and issubclass(s, Spec)):
-        for name, hint in get_type_hints(spec, include_extras=True).items():
-            assert _patterns_are_explained(hint), f"{spec.__name__}.{name}"
+    for kind in (s for s in vars(specs).values() if isinstance(s, type) and issubclass(s, Spec)):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            assert _patterns_are_explained(hint), f"{kind.__name__}.{name}"
 
 
 def _patterns_are_explained(hint):
