@@ -7,14 +7,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from msgspec import Meta
 
 from tests.conftest import run_cli, spec
-from trtq import extensions, quantize
+from trtq import extensions, quantize, specs
 from trtq.errors import CalibrationError, UsageError
 from trtq.methods.registry import choose, get_method
 from trtq.specs import QuantizeSpec
+from trtq.specs.base import Spec
 
 DOCS = Path(__file__).parents[2] / "docs/extending.md"
 METHOD, CALIBRATOR = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)[:2]
@@ -124,7 +127,7 @@ def test_two_packages_with_one_name(package: Path):
 
 
 def test_an_unknown_calibrator_is_refused_before_any_work(images, package: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match=r"--calibrator 'hal': Invalid enum value 'hal'"):
+    with pytest.raises(UsageError, match=r"--calibrator 'hal': found 'hal', expected one of"):
         spec(images, tmp_path, calibrator="hal")
     known = QuantizeSpec.make({"model": "m", "data": "d", "out": "o", "calibrator": "half"})
     assert known.calibrator == "half"
@@ -152,3 +155,31 @@ def test_nothing_is_imported_before_it_is_named(package: Path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert set(extensions.installed("methods")) == {"widen", "broken", "missing", "function"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("device", "gpu", "found 'gpu', expected a value such as auto, cpu, cuda, cuda:1"),
+        ("bits", "int8", "found 'int8', expected a value such as w8a8, w6a6, w4a8"),
+        ("fit", "stretch", "found 'stretch', expected one of crop, letterbox"),
+    ],
+)
+def test_values_of_patterns_and_choices_are_listed(field, value, words):
+    given = {"model": "m", "data": "d", "out": "o", field: value}
+    for make in (lambda: QuantizeSpec(**given), lambda: QuantizeSpec.make(given)):
+        with pytest.raises(UsageError, match=f"Cannot use --{field} '{value}': {words}"):
+            make()
+
+
+def test_every_pattern_has_examples():
+    """A person is never shown a regex."""
+    for kind in (s for s in vars(specs).values() if isinstance(s, type) and issubclass(s, Spec)):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            assert _patterns_are_explained(hint), f"{kind.__name__}.{name}"
+
+
+def _patterns_are_explained(hint):
+    metas = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Meta)]
+    own = all(m.examples for m in metas if m.pattern)
+    return own and all(_patterns_are_explained(part) for part in get_args(hint))

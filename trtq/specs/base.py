@@ -6,7 +6,7 @@ A spec is checked when it is made, and made from the texts of a command line or 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -73,7 +73,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)
             if not _is_offered(kind, value):
-                raise UsageError(f"Cannot use {option_name(name)} {value!r}", _not_offered(value))
+                what = f"Cannot use {option_name(name)} {value!r}"
+                raise UsageError(what, *_refused(kind, value, f"Invalid enum value {value!r}"))
             if isinstance(value, Spec) or (
                 isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)
             ):
@@ -81,9 +82,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             try:
                 msgspec.convert(msgspec.to_builtins(value), kind, strict=True)
             except msgspec.ValidationError as exc:
-                raise UsageError(
-                    f"Cannot use {option_name(name)} {_show(value)}", str(exc)
-                ) from exc
+                what = f"Cannot use {option_name(name)} {_show(value)}"
+                raise UsageError(what, *_refused(kind, value, str(exc))) from exc
 
     @classmethod
     def make(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -110,8 +110,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
         wrong = next((k for k, v in parsed.items() if not _is_offered(hints[k], v)), None)
         if wrong is not None:
-            what = _setting(wrong, parsed[wrong], where)
-            raise UsageError(f"Cannot use {what}", _not_offered(parsed[wrong]))
+            what, given = _setting(wrong, parsed[wrong], where), parsed[wrong]
+            why = f"Invalid enum value {given!r}"
+            raise UsageError(f"Cannot use {what}", *_refused(hints[wrong], given, why))
         try:
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
@@ -123,9 +124,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 ) from exc
             form = _form(name, hints[name])
             what = _setting(name, values[name], where)
-            raise UsageError(
-                f"Cannot use {what}", why, f"Write it like {form}" if form else ""
-            ) from exc
+            why, hint = _refused(hints[name], values[name], why)
+            hint = f"Write it like {form}" if form else hint
+            raise UsageError(f"Cannot use {what}", why, hint) from exc
 
 
 def _is_offered(kind: Any, value: Any) -> bool:
@@ -136,8 +137,37 @@ def _is_offered(kind: Any, value: Any) -> bool:
     return value in choice[1] or extensions.is_known(choice[0], value)
 
 
-def _not_offered(value: str) -> str:
-    return f"Invalid enum value {value!r}"
+def _refused(kind: Any, value: object, why: str) -> tuple[str, str]:
+    """Return why a value is refused, with the values that are allowed, and the nearest of them.
+
+    Args:
+        kind: of the field.
+        value: that was given.
+        why: in msgspec's words.
+    """
+    if "regex" not in why and "enum value" not in why:
+        return why, ""
+    allowed = list(dict.fromkeys(_allowed(kind)))
+    if not allowed:
+        return why, ""
+    given, listed = str(value), ", ".join(allowed)
+    if "regex" in why:
+        return f"found {given!r}, expected a value such as {listed}", ""
+    return f"found {given!r}, expected one of {listed}", suggest(given, allowed)
+
+
+def _allowed(kind: Any) -> Iterator[str]:
+    """Yield the values of a field's choice, or examples of its pattern."""
+    choice = choice_of(kind)
+    if choice is not None:
+        yield from choice[1]
+    elif get_origin(kind) is Literal:
+        yield from map(str, get_args(kind))
+    else:
+        metas = (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, Meta))
+        yield from (str(e) for m in metas for e in m.examples or ())
+        for part in get_args(kind):
+            yield from _allowed(part)
 
 
 def _setting(name: str, value: object, where: str) -> str:

@@ -20,7 +20,7 @@ ImagesPerPass = Annotated[
 ]
 Bits = Annotated[
     str,
-    Meta(pattern=r"^w[2-8]a[2-8]$"),
+    Meta(pattern=r"^w[2-8]a[2-8]$", examples=["w8a8", "w6a6", "w4a8"]),
     Doc(
         description="Width of weights and activations, w8a8 to w2a2; the first and the last layer "
         "and residual shortcuts keep 8."
@@ -108,7 +108,9 @@ HighPrecision = Annotated[
         "@head (the layers that no other one follows, as a detector's); repeatable."
     ),
 ]
-DeviceName = Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+DeviceName = Annotated[
+    str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", examples=["auto", "cpu", "cuda", "cuda:1"])
+]
 CalibrationDevice = Annotated[
     DeviceName,
     Doc(

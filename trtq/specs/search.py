@@ -329,7 +329,11 @@ class CostSpec(Spec, frozen=True, kw_only=True):
         str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")
     ] = None
     bits: Annotated[
-        Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$")] | None,
+        Annotated[
+            str,
+            Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$", examples=["w8a8", "w4a8", "fp16", "fp32"]),
+        ]
+        | None,
         Doc(description="Widths of every layer without an allocation; default: fp32."),
     ] = None
     device: Annotated[
