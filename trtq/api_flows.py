@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from torch import nn
 
-from trtq.api import Form, listener_of, open_both, quantize, samples
+from trtq.api import Form, asked_task, listener_of, open_both, quantize, samples
 from trtq.data.preprocess import Preprocess
 from trtq.data.tensor_samples import TensorSamples
 from trtq.errors import UsageError
@@ -155,7 +155,8 @@ def search(
         preprocess: how images become inputs.
         progress: receives progress.
         options: fields of :class:`SearchOptions`: ``budget``, such as ``{"size": 0.2}`` or
-            ``["latency@orin=3ms"]``, ``min_accuracy``, ``bits`` ...
+            ``["latency@orin=3ms"]``, ``min_accuracy``, ``task``, ``min_score``, such as
+            ``{"mAP": -1.0}``, ``bits`` ...
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
@@ -168,14 +169,16 @@ def search(
         return run_command(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
-    asked, run = SearchOptions.make(_texts(options)), Run(progress or Silent())
+    name, known = asked_task(options.pop("task", None))
+    asked = SearchOptions.make({**_texts(options), "task": name})
+    run = Run(progress or Silent())
     check_search(asked, read_options(asked.bits))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     models = _models(model)
     with _workspace(out, SEARCH_JSON, run) as work:
         folder = None if work is None else work.folder
         candidates = list(_candidates(models, (data, val), form, run, folder))
-        searched = search_models(candidates, asked, run, folder=folder)
+        searched = search_models(candidates, asked, run, folder=folder, task=known)
         if work is not None:
             save_search(searched, searched.record, work)
     return searched

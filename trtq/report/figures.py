@@ -153,7 +153,7 @@ def frontier_figure(
     Args:
         points: all with a cost on the axis.
         axis: name of the cost.
-        measure: what accuracy is.
+        measure: what accuracy is, with its unit.
         unit: of the axis.
         chosen: label of the chosen point, "" for none.
         limit: the budget, None without one.
@@ -168,7 +168,7 @@ def frontier_figure(
             axes.axvline(limit, color=WARN, lw=1, ls="--")
         axes.margins(x=0.22, y=0.15)
         axes.set_xlabel(f"{axis}, {unit}")
-        axes.set_ylabel(f"{measure}, %, measured")
+        axes.set_ylabel(f"{measure}, measured")
         axes.grid(color=INK, alpha=0.2)
     return _svg(axes.figure, f"Accuracy against {axis}")
 

@@ -240,7 +240,7 @@ def _search(search: SearchFolder) -> _Search:
         frontier_figure(
             frontier.points,
             axis,
-            measure=frontier.measure,
+            measure=frontier.score,
             unit=unit,
             chosen=frontier.chosen,
             limit=frontier.limits.get(axis),

@@ -77,7 +77,7 @@ def compare_runs(folders: Sequence[Path], runs: Sequence[RunSummary]) -> Compari
         for r in rows
     ]
     figures = [
-        frontier_figure(shown, axis, measure=measure, unit=unit)
+        frontier_figure(shown, axis, measure=f"{measure}, %", unit=unit)
         for axis, unit in axes.items()
         if len(shown := [r for r in rows if axis in r.costs and r.accuracy is not None]) > 1
     ]
