@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, sha256_bytes
+from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.samples import ImageSamples, Samples
 from trtq.data.source import spread
 from trtq.data.tensor_samples import TensorSamples
@@ -24,6 +25,7 @@ from trtq.flow.finetune_checks import (
     require_analysis_of,
     require_fit,
     require_pictures,
+    require_task_options,
     require_trainable,
     worst_layers,
 )
@@ -32,12 +34,14 @@ from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.flow.task import bind_task
 from trtq.graph.device import choose_device, to_device_
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord, TrainingConditions
 from trtq.specs import FinetuneOptions, QuantizeOptions
+from trtq.tasks import Task, find_task
 from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
@@ -99,6 +103,7 @@ class Training:
         folder: of the checkpoint; a run that was stopped continues from it.
         run: the listener, the notes and the clock.
         workers: the processes that share every step.
+        task: what the outputs mean; default: that of the options, else what is known of the model.
 
     Raises:
         TrtqError: the encodings are of another model, there are no targets, or they do not fit.
@@ -113,6 +118,7 @@ class Training:
         *,
         run: Run | None = None,
         workers: Workers | None = None,
+        task: Task | None = None,
     ) -> None:
         self.start, self.options, self.run = start, options, run or Run()
         self.workers = workers or Workers()
@@ -123,14 +129,15 @@ class Training:
         if options.worst is not None and start.analysis is None:
             raise UsageError("--worst needs --sensitivity")
         own = import_named(options.loss, "loss") if options.loss is not None else None
-        check_samples(*samples, options)
+        check_samples(*samples, options, task)
         require_pictures(start.model, options.augment)
         if self.val is not None:
             note_shared(self.val, self.train_samples, self.note)
+        self.task = self._task(task)
         classes = self._classes()
         self.answer = start.model.answer_kind(
             self.train_samples.classes,
-            scored=self.train_samples.has_targets and options.loss is None,
+            scored=self.train_samples.has_targets and options.loss is None and self.task is None,
         )
         self._require_exportable()
         weights = require_own(start.encodings, start.model.graph.module, start.name, "train from")
@@ -150,6 +157,30 @@ class Training:
             self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
 
+    def _task(self, task: Task | None) -> Task | None:
+        """Return the task whose answers are learned; None for scores of classes."""
+        options, model, train = self.options, self.start.model, self.train_samples
+        bound = bind_task(task or options.task, model, train, self.run)
+        if bound is None and self._are_numbers():
+            bound = find_task("tensors")
+            self.note(
+                "the output is not known to be scores of classes: every output learns the float "
+                "model's numbers (--task)"
+            )
+        if bound is None or bound.kind in HAVE_PREDICTIONS:
+            return None
+        require_task_options(options, bound)
+        if train.has_targets:
+            self.note(f"{bound.label}: the model learns from the float model's answers, not labels")
+        return bound
+
+    def _are_numbers(self) -> bool:
+        """Whether nothing says that the first output is scores of classes."""
+        train = self.train_samples
+        if train.has_targets or self.options.loss is not None:
+            return False
+        return self.start.model.answer_kind(train.classes) not in HAVE_PREDICTIONS
+
     def _classes(self) -> int:
         """Return the number of classes, once output, targets and their sizes fit."""
         if not self.start.model.graph.dynamic_batch:
@@ -157,6 +188,8 @@ class Training:
                 "the graph has a fixed batch: every step is one image, not "
                 f"{self.options.batch_size} (--accumulate adds steps)"
             )
+        if self.task is not None:
+            return 0
         sets = [self.train_samples, *([self.val] if self.val is not None else [])]
         return require_fit(self.start.model, sets)
 
@@ -189,6 +222,8 @@ class Training:
         captured, val = self.start.model.graph, self.val
         return TrainingSetup(
             objective=objective,
+            task=self.task,
+            outputs=[t.name for t in captured.signature.outputs],
             teacher=to_device_(captured.module, self.device),
             train=self.train_samples,
             val=None if val is None else val.select(spread(len(val), self.options.val_limit)),
@@ -223,6 +258,7 @@ class Training:
             [_identity(s) for s in sets],
             None if analysis is None else [[v.name, v.loss] for v in analysis.layers],
             source_digest(options.loss, "loss") if options.loss else None,
+            None if self.task is None else self.task.label,
         ]
 
     def train(self) -> None:
@@ -249,6 +285,7 @@ class Training:
             samples=train.take(options.parity_images, options.seed),
             answer=self.answer,
             run=self.run,
+            task=self.task,
             origin=_class_names(train),
         )
         asked = QuantizeOptions.of(options, bits="w8a8", batch_size=PARITY_BATCH)
@@ -304,15 +341,21 @@ class Training:
             runner,
             reference,
             known=self.answer,
-            task=None,
+            task=self.task,
             names=(name, f"the float {name}"),
             note=note,
+            metadata=self.start.model.metadata,
         )
         seen = evaluator.run(setup.val, PARITY_BATCH, self.run.progress)
         self.clock.lap("evaluate")
         ours, theirs = (sha256_bytes(m.SerializeToString()) for m in models)
         measured = Measured(
-            spec={"onnx": name, "data": setup.val.name, "limit": self.options.val_limit},
+            spec={
+                "onnx": name,
+                "data": setup.val.name,
+                "limit": self.options.val_limit,
+                **({} if self.task is None else {"task": self.task.label}),
+            },
             onnx_sha256=ours,
             reference_sha256=theirs,
             calibration_images=None,
@@ -328,9 +371,11 @@ def finetune_model(
     options: FinetuneOptions,
     folder: Path,
     run: Run | None = None,
+    *,
+    task: Task | None = None,
 ) -> Finetuned:
     """Train a quantized model in this process; :class:`Training` has the arguments."""
-    training = Training(start, samples, options, folder, run=run)
+    training = Training(start, samples, options, folder, run=run, task=task)
     training.train()
     return training.finish()
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from trtq.data.metrics import Array
-from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.base import Figure, Score, Task, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 BEST = 5
 
@@ -57,6 +62,12 @@ class Classification(Task):
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         return TopScore(ignore)
+
+    def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return the Jensen-Shannon divergence of the classes, nats [N]."""
+        from trtq.tasks.distances import class_divergence
+
+        return class_divergence(next(iter(outputs.values())), next(iter(reference.values())))
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         if targets.dtype.kind not in "iu":

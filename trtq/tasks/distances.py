@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import binary_cross_entropy
+from torch.nn.functional import binary_cross_entropy, smooth_l1_loss
 
 TINY = 1e-12
 LEAST = 1e-6  # of a probability, whose logarithm is taken
+NEAR = 0.05  # of a side: nearer boxes differ by the square of their distance
 Named = Mapping[str, torch.Tensor]
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -32,8 +33,7 @@ def relative_error(outputs: Named, reference: Named) -> torch.Tensor:
     Integers, which have no slope, do not count.
     """
     terms = [
-        _each(outputs[n] - wanted).square().mean(1)
-        / _each(wanted).square().mean(1).clamp_min(TINY)
+        _each(outputs[n] - wanted).square().mean(1) / _each(wanted).square().mean(1).clamp_min(TINY)
         for n, wanted in reference.items()
         if wanted.is_floating_point() and wanted.numel()
     ]
@@ -105,7 +105,8 @@ def head_distance(outputs: Raw, reference: Raw, measure: Measure) -> torch.Tenso
     weights = reference.scores.amax(dim=2).detach()
     objects = weights.sum(1).clamp_min(1.0)
     sides = reference.boxes[..., 2:].clamp_min(1.0)
-    moved = (outputs.boxes - reference.boxes).abs() / torch.cat([sides, sides], dim=2)
+    moved = (outputs.boxes - reference.boxes) / torch.cat([sides, sides], dim=2)
+    moved = smooth_l1_loss(moved, torch.zeros_like(moved), reduction="none", beta=NEAR)
     apart = measure(outputs.scores, reference.scores).sum((1, 2))
     return (apart + (moved.sum(2) * weights).sum(1)) / objects
 

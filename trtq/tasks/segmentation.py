@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from trtq.data.metrics import Array, confusion, hit_rate, mean_overlap, overlap, predictions
-from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.base import Figure, Score, Task, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PixelScore:
@@ -60,6 +64,12 @@ class Segmentation(Task):
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         return PixelScore(ignore)
+
+    def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return the Jensen-Shannon divergence of the classes, summed over pixels, nats [N]."""
+        from trtq.tasks.distances import class_divergence
+
+        return class_divergence(next(iter(outputs.values())), next(iter(reference.values())))
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         if targets.dtype.kind not in "iu":

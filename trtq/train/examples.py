@@ -12,12 +12,19 @@ from trtq.data.ahead import ahead
 from trtq.data.samples import Samples
 from trtq.errors import DataError
 from trtq.graph.feed import Feed
-from trtq.train.objective import Objective
+from trtq.tasks import Task
+from trtq.train.objective import Objective, Part
 
 Pair = tuple[Feed, torch.Tensor | None]
 
 
-def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str]) -> Iterator[Pair]:
+def walk(
+    samples: Samples,
+    parts: Sequence[Sequence[int]],
+    names: Sequence[str],
+    *,
+    targets: bool = True,
+) -> Iterator[Pair]:
     """Yield inputs and targets, one part after the other.
 
     The next part is read in the background.
@@ -26,6 +33,10 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str])
         samples: what is read.
         parts: positions of the samples of each step, as many in each but for the last.
         names: of the model's inputs, in order.
+        targets: whether targets are read.
+
+    Raises:
+        DataError: targets are boxes.
     """
     if not parts:
         return
@@ -34,13 +45,13 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str])
 
     def read(_part: Sequence[int]) -> Pair:
         batch = next(batches)
-        targets = batch.targets()
-        if targets is None or isinstance(targets, torch.Tensor):
-            return batch.feed(names), targets
+        wanted = batch.targets() if targets else None
+        if wanted is None or isinstance(wanted, torch.Tensor):
+            return batch.feed(names), wanted
         raise DataError(
             f"Cannot train on the targets of {samples.name}",
             "they are boxes, expected classes of samples or of pixels",
-            "Give class folders or --masks, or --distill 1 without boxes",
+            "Say what the outputs mean: --task detection learns from the float model's answers",
         )
 
     yield from ahead(parts, read)
@@ -51,7 +62,10 @@ class TrainingSetup:
     """What is learned.
 
     Attributes:
-        objective: the loss.
+        objective: the loss of scores of classes.
+        task: learns from all outputs of the teacher, in place of the objective; None for scores of
+            classes.
+        outputs: names of the outputs, in order.
         teacher: the float model, on the device of the graph.
         train: samples to learn from.
         val: samples that every epoch is measured on; None without.
@@ -61,6 +75,8 @@ class TrainingSetup:
     """
 
     objective: Objective
+    task: Task | None
+    outputs: Sequence[str]
     teacher: fx.GraphModule
     train: Samples
     val: Samples | None
@@ -69,6 +85,34 @@ class TrainingSetup:
     names: Sequence[str]
 
     @property
+    def teaches(self) -> bool:
+        """Whether the teacher is asked."""
+        return self.task is not None or self.objective.distill > 0.0
+
+    def parts(self, answers: Feed, wanted: torch.Tensor | None, taught: Feed | None) -> list[Part]:
+        """Return the terms of the loss of a batch.
+
+        Args:
+            answers: every output.
+            wanted: classes; None where only the teacher is asked.
+            taught: every output of the teacher; None where it is not asked.
+        """
+        if self.task is None:
+            first = None if taught is None else taught[0]
+            return self.objective.parts(answers[0], wanted, first)
+        assert taught is not None
+        loss = self.task.loss(self.named(answers), self.named(taught))
+        count = loss.new_tensor(float(max(len(t) for t in answers if t.ndim)))
+        return [Part(1.0, loss.reshape(()) * count, count)]
+
+    def named(self, answers: Feed) -> dict[str, torch.Tensor]:
+        """Return outputs by name, floats in float32."""
+        floats = (a.float() if a.is_floating_point() else a for a in answers)
+        return dict(zip(self.outputs, floats, strict=True))
+
+    @property
     def measure(self) -> str:
         """What an epoch's score is."""
+        if self.task is not None:
+            return self.task.label
         return "mIoU" if self.val is not None and self.val.dense else "top-1"
