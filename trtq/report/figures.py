@@ -6,7 +6,7 @@ import contextlib
 import html
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import matplotlib as mpl
@@ -189,6 +189,25 @@ def _draw_point(axes: Any, point: Point, axis: str, *, ringed: bool, above: bool
         color=color,
         parse_math=False,  # a label may hold a dollar
     )
+
+
+def precision_figure(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Return precision against recall of one or several models.
+
+    Args:
+        curves: recall and precision, 0 to 1, by the name of the model; the reference first.
+    """
+    with _drawing(5.0, 3.6) as axes:
+        for (name, points), color in zip(curves.items(), (INK, INPUT), strict=False):
+            recall, precision = zip(*points, strict=True)
+            axes.plot(recall, precision, "-", color=color, lw=1.5, label=name)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision, overlap 0.5")
+        axes.grid(color=INK, alpha=0.2)
+        axes.legend(frameon=False, labelcolor=INK)
+    return _svg(axes.figure, "Precision against recall")
 
 
 def predicted_figure(predicted: Predicted, *, unit: str) -> str:

@@ -19,6 +19,7 @@ from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
 from trtq.records.quantize import QuantizeRecord, QuantizerRecord
 from trtq.records.search import SearchRecord
+from trtq.report.answers import answers_of
 from trtq.report.contents import SearchFolder
 from trtq.report.figures import (
     frontier_figure,
@@ -84,6 +85,7 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         search=_search(run.search) if run.search else None,
         training=_training(run.training) if run.training else None,
         boards=_boards(folder),
+        answers=answers_of(run.evaluate, folder, run.width),
         layers=layers,
         strip_data=[
             [r.name, f"{r.precision}, computes in {r.runs}", r.sqnr_db, r.loss, r.share]
