@@ -261,7 +261,11 @@ class _Search:
         bits = tuple(o.label for o in self.widths)
         run.note.lines += candidate.model.notes
         analysis = analyze_model(
-            candidate.model, candidate.data, AnalyzeOptions.of(asked, bits=bits), run
+            candidate.model,
+            candidate.data,
+            AnalyzeOptions.of(asked, bits=bits),
+            run,
+            task=candidate.task,
         )
         candidate.analysis = analysis
         if candidate.folder is not None:

@@ -76,6 +76,7 @@ class AnalyzeOptions(Options, frozen=True, kw_only=True):
     """How layers are analysed, without which model and which data."""
 
     metric: AnalyzeMetric = "jsd"
+    task: TaskName = None
     bits: AnalyzedBits = (
         "2",
         "4",
@@ -102,6 +103,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
         str, PathDoc(description="The JSON file; the plot is written beside it as .svg.")
     ]
     metric: AnalyzeMetric = "jsd"
+    task: TaskName = None
     bits: AnalyzedBits = (
         "2",
         "4",
