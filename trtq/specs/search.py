@@ -292,6 +292,7 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
 
     target: Target = None
     budget: Budgets = ()
+    task: TaskName = None
     min_accuracy: Annotated[
         float | None,
         Doc(description="Points of top-1 against the float model that may go, such as -1.0."),
