@@ -22,6 +22,7 @@ from trtq.data.samples import Samples
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.flow.layer_costs import outline, weights_of
+from trtq.flow.model import require_float
 from trtq.flow.pricing import Pricing, uniform
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture_inputs
@@ -184,6 +185,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     # such a task is learned from the float model's answers
     unlabelled = spec.task is not None and find_task(spec.task).kind not in HAVE_PREDICTIONS
     loaded = open_model(spec)
+    require_float(loaded.module, loaded.name, "Give the float file that it was made from")
     preprocess, said = open_preprocess(spec, loaded)
     notes += said
     captured = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size))

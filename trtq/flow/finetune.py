@@ -21,6 +21,7 @@ from trtq.flow.evaluate import Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.finetune_checks import (
     check_samples,
+    note_outputs,
     note_shared,
     require_analysis_of,
     require_fit,
@@ -41,7 +42,7 @@ from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord, TrainingConditions
 from trtq.specs import FinetuneOptions, QuantizeOptions
-from trtq.tasks import Task, find_task
+from trtq.tasks import Task
 from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
@@ -134,6 +135,8 @@ class Training:
         if self.val is not None:
             note_shared(self.val, self.train_samples, self.note)
         self.task = self._task(task)
+        if self.task is None:
+            note_outputs(start.model, options, self.note)
         classes = self._classes()
         self.answer = start.model.answer_kind(
             self.train_samples.classes,
@@ -161,25 +164,12 @@ class Training:
         """Return the task whose answers are learned; None for scores of classes."""
         options, model, train = self.options, self.start.model, self.train_samples
         bound = bind_task(task or options.task, model, train, self.run)
-        if bound is None and self._are_numbers():
-            bound = find_task("tensors")
-            self.note(
-                "the output is not known to be scores of classes: every output learns the float "
-                "model's numbers (--task)"
-            )
         if bound is None or bound.kind in HAVE_PREDICTIONS:
             return None
         require_task_options(options, bound)
         if train.has_targets:
             self.note(f"{bound.label}: the model learns from the float model's answers, not labels")
         return bound
-
-    def _are_numbers(self) -> bool:
-        """Whether nothing says that the first output is scores of classes."""
-        train = self.train_samples
-        if train.has_targets or self.options.loss is not None:
-            return False
-        return self.start.model.answer_kind(train.classes) not in HAVE_PREDICTIONS
 
     def _classes(self) -> int:
         """Return the number of classes, once output, targets and their sizes fit."""
@@ -190,8 +180,9 @@ class Training:
             )
         if self.task is not None:
             return 0
-        sets = [self.train_samples, *([self.val] if self.val is not None else [])]
-        return require_fit(self.start.model, sets)
+        counted = [self.train_samples] if self.options.distill < 1.0 else []
+        counted += [self.val] if self.val is not None else []
+        return require_fit(self.start.model, counted)
 
     def _require_exportable(self) -> None:
         """Find a graph that cannot be written before it is trained."""
@@ -230,6 +221,7 @@ class Training:
             batch=self.options.batch_size if captured.dynamic_batch else 1,
             classes=classes,
             names=self.start.model.input_names,
+            labelled=self.task is None and self.options.distill < 1.0,
         )
 
     def _objective(self, classes: int, own: object) -> Objective:
@@ -245,6 +237,7 @@ class Training:
             weights=weights.to(self.device) if weights is not None else None,
             ignore=train.ignore,
             own=own if callable(own) else None,
+            scores=self.answer in HAVE_PREDICTIONS,
         )
 
     def _key(self, weights: str) -> object:

@@ -23,7 +23,7 @@ def walk(
     parts: Sequence[Sequence[int]],
     names: Sequence[str],
     *,
-    targets: bool = True,
+    labelled: bool = True,
 ) -> Iterator[Pair]:
     """Yield inputs and targets, one part after the other.
 
@@ -33,7 +33,7 @@ def walk(
         samples: what is read.
         parts: positions of the samples of each step, as many in each but for the last.
         names: of the model's inputs, in order.
-        targets: whether targets are read.
+        labelled: targets are read.
 
     Raises:
         DataError: targets are boxes.
@@ -45,9 +45,9 @@ def walk(
 
     def read(_part: Sequence[int]) -> Pair:
         batch = next(batches)
-        wanted = batch.targets() if targets else None
-        if wanted is None or isinstance(wanted, torch.Tensor):
-            return batch.feed(names), wanted
+        targets = batch.targets() if labelled else None
+        if targets is None or isinstance(targets, torch.Tensor):
+            return batch.feed(names), targets
         raise DataError(
             f"Cannot train on the targets of {samples.name}",
             "they are boxes, expected classes of samples or of pixels",
@@ -62,9 +62,9 @@ class TrainingSetup:
     """What is learned.
 
     Attributes:
-        objective: the loss of scores of classes.
+        objective: the loss without a task.
         task: learns from all outputs of the teacher, in place of the objective; None for scores of
-            classes.
+            classes, and where no task is known.
         outputs: names of the outputs, in order.
         teacher: the float model, on the device of the graph.
         train: samples to learn from.
@@ -72,6 +72,7 @@ class TrainingSetup:
         batch: samples a step, over all processes.
         classes: outputs of the model.
         names: of its inputs, in order.
+        labelled: targets of the samples to learn from count.
     """
 
     objective: Objective
@@ -83,6 +84,7 @@ class TrainingSetup:
     batch: int
     classes: int
     names: Sequence[str]
+    labelled: bool = True
 
     @property
     def teaches(self) -> bool:
@@ -98,8 +100,7 @@ class TrainingSetup:
             taught: every output of the teacher; None where it is not asked.
         """
         if self.task is None:
-            first = None if taught is None else taught[0]
-            return self.objective.parts(answers[0], wanted, first)
+            return self.objective.parts(answers, wanted, taught)
         assert taught is not None
         loss = self.task.loss(self.named(answers), self.named(taught))
         count = loss.new_tensor(float(max(len(t) for t in answers if t.ndim)))

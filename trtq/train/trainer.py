@@ -207,13 +207,8 @@ class Trainer:
         # A process that gets no image of the last, short batch computes one that counts for
         # nothing.
         shares = [self.workers.share(part) or part[:1] for part in parts]
-        lessons = walk(
-            self.setup.train,
-            shares[at.step :],
-            self.setup.names,
-            targets=self.setup.task is None,
-        )
-        for feed, wanted in lessons:
+        setup, left = self.setup, shares[at.step :]
+        for feed, wanted in walk(setup.train, left, setup.names, labelled=setup.labelled):
             part = parts[at.step]
             with self._enough_memory():
                 loss, stops_here = self._step(feed, wanted, part, len(parts), bool(stopped))
@@ -301,12 +296,12 @@ class Trainer:
             norm.counts = bool(mine)
         feed, wanted = self._varied(feed, wanted, len(part), mine or [0])
         moves = (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps
-        teacher = self._teach(feed)
+        teachers = self._teach(feed)
         first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
         with self._gradients(shared=moves):
             with self._cast(), nullcontext() if spec.compile else LeanMemory():
                 answers = outputs_of(self.run(*feed))
-            parts = self.setup.parts(answers, wanted, teacher)
+            parts = self.setup.parts(answers, wanted, teachers)
             loss, value, any_stopped = self._gather(parts, bool(mine), stopped)
             if not math.isfinite(value):
                 raise CalibrationError(
