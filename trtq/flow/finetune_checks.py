@@ -68,8 +68,8 @@ def _require_labels(train: Samples, val: Samples | None, options: FinetuneOption
         raise DataError(
             f"Cannot train on {train.name}",
             "it has no labels",
-            "Give a folder of class folders or --masks, or learn from the float model: "
-            "--distill 1, or --task for outputs that are no classes",
+            "Give a folder of class folders, --masks, or --distill 1 to learn from the float "
+            "model; --task for outputs that are no classes",
         )
     if val is not None and not val.has_targets:
         raise DataError(
