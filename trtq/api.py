@@ -25,7 +25,7 @@ from trtq.graph.signature import SizeRange
 from trtq.progress import Progress, or_silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
-from trtq.tasks import Task, find_task
+from trtq.tasks import TASKS, Task, find_task
 
 __all__ = ["load", "quantize", "samples"]
 
@@ -148,15 +148,28 @@ def quantize(
             "options": options or None,
         }
         return run_command(model, listener_of(model, data, progress, given))
-    name = task if isinstance(task, str) or task is None else task.name
+    name, known = asked_task(task)
     asked = QuantizeOptions.make({**options, "task": name})
-    known = None if task is None else find_task(task)
     check_options(asked)
     run = Run(or_silent(progress))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
     samples = choose_samples(everything, asked, run)
     return quantize_model(captured, samples, asked, run, task=known)
+
+
+def asked_task(task: str | Task | None) -> tuple[str | None, Task | None]:
+    """Return a task as options name it, None for a program's own, and the task itself.
+
+    Raises:
+        UsageError: unknown.
+    """
+    if task is None:
+        return None, None
+    known = find_task(task)
+    if isinstance(task, str):
+        return task, known
+    return (known.name if known.name in TASKS else None), known
 
 
 @dataclass(frozen=True, kw_only=True)

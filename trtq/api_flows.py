@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from torch import nn
 
-from trtq.api import Form, listener_of, open_both, quantize, samples
+from trtq.api import Form, asked_task, listener_of, open_both, quantize, samples
 from trtq.data.preprocess import Preprocess
 from trtq.data.tensor_samples import TensorSamples
 from trtq.errors import UsageError
@@ -81,7 +81,7 @@ def analyze(
             quantized model, whose float model is meant. An :class:`AnalyzeSpec` runs the command
             ``trtq analyze``.
         data: samples, as for ``trtq.quantize``; the metrics ``gradient``, ``hessian`` and
-            ``combined`` need targets.
+            ``combined`` need targets, unless ``task`` compares all outputs with the model's own.
         out: a JSON file to write; default: none.
         input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
         preprocess: how images become inputs.
@@ -99,12 +99,14 @@ def analyze(
         return run_command(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
-    asked, run = AnalyzeOptions.make(_texts(options)), Run(or_silent(progress))
+    name, known = asked_task(options.pop("task", None))
+    asked = AnalyzeOptions.make({**_texts(options), "task": name})
+    run = Run(or_silent(progress))
     path = None if out is None else Path(out)
     work = None if path is None else Workspace.for_file(path, run.progress)
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(_float(model), data, form, run)
-    record = analyze_model(captured, everything, asked, run)
+    record = analyze_model(captured, everything, asked, run, task=known)
     if work is not None and path is not None:
         work.save(record)
         draw_analysis(record, path)
@@ -155,7 +157,8 @@ def search(
         preprocess: how images become inputs.
         progress: receives progress.
         options: fields of :class:`SearchOptions`: ``budget``, such as ``{"size": 0.2}`` or
-            ``["latency@orin=3ms"]``, ``min_accuracy``, ``bits`` ...
+            ``["latency@orin=3ms"]``, ``min_accuracy``, ``task``, ``min_score``, such as
+            ``{"mAP": -1.0}``, ``bits`` ...
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
@@ -168,14 +171,16 @@ def search(
         return run_command(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
-    asked, run = SearchOptions.make(_texts(options)), Run(or_silent(progress))
+    name, known = asked_task(options.pop("task", None))
+    asked = SearchOptions.make({**_texts(options), "task": name})
+    run = Run(or_silent(progress))
     check_search(asked, read_options(asked.bits))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     models = _models(model)
     with _workspace(out, SEARCH_JSON, run) as work:
         folder = None if work is None else work.folder
         candidates = list(_candidates(models, (data, val), form, run, folder))
-        searched = search_models(candidates, asked, run, folder=folder)
+        searched = search_models(candidates, asked, run, folder=folder, task=known)
         if work is not None:
             save_search(searched, searched.record, work)
     return searched
@@ -261,15 +266,16 @@ def finetune(
         model: a quantized model; or a float one, as for :func:`analyze`, which starts from
             ``encodings``, or else is quantized with the defaults first. A :class:`FinetuneSpec`
             runs the command ``trtq finetune`` and returns its record.
-        data: samples to learn from, with targets unless ``distill`` is 1. A program's own may vary
-            from pass to pass, and are not augmented unless ``augment`` says so.
+        data: samples to learn from, with targets unless ``distill`` is 1 or ``task`` is one whose
+            answers are no scores of classes. A program's own may vary from pass to pass, and are
+            not augmented unless ``augment`` says so.
         val: samples that every epoch and the result are measured on.
         encodings: where training starts.
         analysis: ranks the layers; the worst of them train (``worst``, default: a quarter).
         out: a folder for the files of ``trtq finetune``, from which a stopped run continues;
             default: no files.
         progress: receives progress.
-        options: fields of :class:`FinetuneOptions`: ``epochs``, ``lr``, ``batch_size`` ...
+        options: fields of :class:`FinetuneOptions`: ``epochs``, ``lr``, ``task`` ...
 
     Raises:
         TrtqError: the encodings are of another model, there are no targets, memory ran out, or the
@@ -288,7 +294,8 @@ def finetune(
     if isinstance(train, TensorSamples) and "augment" not in options:
         options = {**options, "augment": "none"}
         run.note('a program\'s own samples are not augmented: augment="flip" mirrors them')
-    asked = FinetuneOptions.make(options)
+    name, known = asked_task(options.pop("task", None))
+    asked = FinetuneOptions.make({**options, "task": name})
     start = _start(model, train, encodings, run)
     start = replace(start, analysis=analysis)
     sets = (
@@ -296,7 +303,7 @@ def finetune(
         None if val is None else samples(val, start.model, note=run.note),
     )
     with _workspace(out, FINETUNE_JSON, run) as work, _checkpoints(work) as folder:
-        finetuned = finetune_model(start, sets, asked, folder, run)
+        finetuned = finetune_model(start, sets, asked, folder, run, task=known)
         if work is not None:
             work.remove_leftovers(FILES)
             record = save_finetuned(finetuned, finetuned.record, work)

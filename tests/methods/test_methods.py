@@ -158,30 +158,68 @@ def test_a_method_that_moves_the_function_is_stopped(images, tmp_path, monkeypat
         )
 
 
-def test_a_model_of_one_image_at_a_time_is_refused_where_batches_are_needed(images, tmp_path):
-    (tmp_path / "one.py").write_text(
-        "import torch\nclass M(torch.nn.Module):\n    def __init__(self):\n        "
-        "super().__init__()\n"
-        "        self.a, self.b, self.c = (torch.nn.Conv2d(i, o, 3, 2) for i, o in ((3, 8), (8, "
-        "8), (8, 8)))\n"
-        "    def forward(self, x):\n        y = self.c(self.b(self.a(x)))\n"
-        "        return torch.stack([y[i].mean((1, 2)) for i in range(int(x.shape[0]))])\n"
-        "def make():\n    torch.manual_seed(0)\n    return M()\n"
-    )
-    for method in ("bias-correction", "reconstruct"):
-        with pytest.raises(
-            UsageError,
-            match=f"{method} does not fit this model: the model takes one image at a time",
-        ):
-            quantize(
-                spec(
-                    images,
-                    tmp_path / method,
-                    model=f"{tmp_path}/one.py:make",
-                    bits="w4a4",
-                    method=[method],
-                )
-            )
+ONE_AT_A_TIME = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, loops):
+        super().__init__()
+        torch.manual_seed(0)
+        self.loops = loops
+        sizes = (3, 8), (8, 8), (8, 8)
+        self.a, self.b, self.c = (torch.nn.Conv2d(i, o, 3, 2) for i, o in sizes)
+
+    def forward(self, x):
+        y = self.c(self.b(self.a(x)).relu())
+        if self.loops:  # which ties the batch
+            return torch.stack([y[i].mean((1, 2)) for i in range(int(x.shape[0]))])
+        return y.mean((2, 3))
+
+
+def one():
+    return Net(True)
+
+
+def many():
+    return Net(False)
+"""
+
+
+@pytest.fixture
+def one_at_a_time(images, tmp_path):
+    (tmp_path / "one.py").write_text(ONE_AT_A_TIME)
+
+    def run(factory, method, **given):
+        out, model = tmp_path / f"{factory}-{method}", f"{tmp_path}/one.py:{factory}"
+        return quantize(spec(images, out, model=model, bits="w4a4", method=[method], **given))
+
+    return run
+
+
+def test_a_model_of_one_image_at_a_time_is_refused_where_batches_are_needed(one_at_a_time):
+    with pytest.raises(
+        UsageError, match="ranking does not fit this model: the model takes one image at a time"
+    ):
+        one_at_a_time("one", "ranking")
+
+
+def test_biases_are_corrected_one_image_at_a_time_as_in_a_batch(one_at_a_time, tmp_path):
+    reports = [one_at_a_time(m, "bias-correction").methods[0] for m in ("one", "many")]
+    folders = (tmp_path / f"{m}-bias-correction" for m in ("one", "many"))
+    one, many = (Encodings.load(f / "encodings.safetensors") for f in folders)
+    assert reports[0].did["images"] == reports[1].did["images"]
+    assert one.constants.keys() == many.constants.keys() and one.constants
+    for name, value in many.constants.items():
+        assert torch.allclose(one.constants[name], value, atol=1e-5)
+
+
+def test_rounding_is_learned_one_image_at_a_time(one_at_a_time, tmp_path):
+    few = {"method_arg": {"reconstruct.steps": 4, "reconstruct.batch": 4}}
+    reports = [one_at_a_time(m, "reconstruct", **few) for m in ("one", "many")]
+    assert any("takes one sample at a time; a step is 4 samples" in n for n in reports[0].notes)
+    first = [r.methods[0].did["loss"][0] for r in reports]
+    assert first[0] == pytest.approx(first[1], rel=0.1)  # the mean over the same four images
 
 
 # ---- asking wrongly ----------------------------------------------------------------------------

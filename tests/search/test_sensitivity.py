@@ -20,8 +20,8 @@ from trtq.quant.formats import BitConfig, read_options
 from trtq.quant.placement import place
 from trtq.search.gradients import hutchinson, omega
 from trtq.search.layers import groups, prepare_layers
-from trtq.search.outputs import jensen_shannon
 from trtq.search.work_cache import WorkCache
+from trtq.tasks.distances import jensen_shannon
 from trtq.testing.models import tiny_cnn
 
 # ---- estimators --------------------------------------------------------------------------------

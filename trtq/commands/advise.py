@@ -12,10 +12,14 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import Environment, Record, environment, header
-from trtq.commands.loading import inputs_of, open_model, open_preprocess
+from trtq.commands.loading import inputs_of, open_given, open_model, open_preprocess
 from trtq.cost.devices import Device, find_device
-from trtq.data.source import open_source
-from trtq.errors import ArtifactError
+from trtq.data.adapters import open_data
+from trtq.data.answers import HAVE_PREDICTIONS
+from trtq.data.opened import Data, Request
+from trtq.data.preprocess import resolve_preprocess
+from trtq.data.samples import Samples
+from trtq.errors import ArtifactError, UsageError
 from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.flow.layer_costs import outline, weights_of
 from trtq.flow.model import require_float
@@ -27,6 +31,7 @@ from trtq.quant.formats import HALF, BitConfig
 from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
 from trtq.specs import AdviseSpec, ModelInputSpec, option_words
+from trtq.tasks import find_task
 
 FEW, MANY = 128, 5_000  # images: "limited" and "full set" of the table, which gives no numbers
 SMALL_LOSS = 0.5  # points: S2 prefers PTQ where INT8 loses less (section III.C)
@@ -174,8 +179,11 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     device = find_device(spec.target) if spec.target else None
     parse_budgets(spec.budget)
     notes: list[str] = []
-    source = open_source(spec.data, spec.class_index, notes.append)
-    train = open_source(spec.train, None, notes.append) if spec.train else source
+    source = _images(open_given(spec, notes.append))
+    given = Request(text=spec.train or "", note=notes.append)
+    train = _images(open_data(given)) if spec.train else source
+    # such a task is learned from the float model's answers
+    unlabelled = spec.task is not None and find_task(spec.task).kind not in HAVE_PREDICTIONS
     loaded = open_model(spec)
     require_float(loaded.module, loaded.name, "Give the float file that it was made from")
     preprocess, said = open_preprocess(spec, loaded)
@@ -187,8 +195,8 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
         family=family,
         counted=counted,
         images=len(source),
-        labels=source.labels is not None,
-        training=len(train) if train.labels is not None else 0,
+        labels=source.has_targets,
+        training=len(train) if train.has_targets or unlabelled else 0,
         target=device.title if device else None,
         int8="int8" in device.peaks if device else None,
         bits=_bits(spec, counts),
@@ -209,6 +217,19 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
         notes=notes,
         environment=environment(),
     )
+
+
+def _images(given: Data) -> Samples:
+    """Return images with their labels or boxes.
+
+    Raises:
+        UsageError: the samples are no images.
+    """
+    if given.source is None:
+        raise UsageError(
+            f"Cannot advise on {given.name}", "its samples are no images", "Give --data IMAGES"
+        )
+    return given.make(None, resolve_preprocess()[0])
 
 
 def _row(line: tuple[str, str, str, str, Callable[[Facts], str | None]], facts: Facts) -> Row:
@@ -251,7 +272,8 @@ def _measured(result: str | None) -> float | None:
         read_known(Path(result) / EVALUATE_JSON, "evaluate"),
     )
     bits = made.model.get("bits")
-    if bits != "w8a8" or scored.top1 is None or scored.reference_top1 is None:
+    judged = scored.judged
+    if judged is None or judged[1] is None or judged[1].value is None or bits != "w8a8":
         why = (
             f"it is of {bits}" if bits != "w8a8" else "its evaluation has no labels or no reference"
         )
@@ -260,7 +282,8 @@ def _measured(result: str | None) -> float | None:
             why,
             "Give the folder of trtq run at w8a8 with [evaluate]",
         )
-    return float(scored.top1) - float(scored.reference_top1)
+    own, reference = judged[0], judged[1].value
+    return float(own.gain(reference))
 
 
 def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
@@ -307,8 +330,9 @@ def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
     search = _line("search", *model, *_search_words(spec, facts), "--out", "out")
     if not strategy.startswith("QAT"):
         return [search]
-    data = ("--data", spec.train) if spec.train else ()
+    data = ["--data", spec.train] if spec.train else []
     start = ("--encodings", f"out/{ENCODINGS}", "--out", "qat")
+    data += ["--task", spec.task] if spec.task else []
     return [search, _line("finetune", *model, *data, *start)]
 
 
@@ -327,6 +351,7 @@ def _model_words(spec: AdviseSpec) -> list[str]:
 def _search_words(spec: AdviseSpec, facts: Facts) -> list[str]:
     """Return the budgets, the accuracy and the widths of a search."""
     words = [w for budget in spec.budget for w in ("--budget", budget)]
+    words += ["--task", spec.task] if spec.task else []
     accuracy = spec.min_accuracy if spec.min_accuracy is not None else -1.0
     words += ["--min-accuracy", f"{accuracy:g}"]
     if not spec.budget:

@@ -12,13 +12,16 @@ import onnx
 
 from trtq.data.answers import kind_in, kind_of_array
 from trtq.data.metrics import Array, predictions
-from trtq.data.preprocess import Preprocess, batches
-from trtq.data.source import Source
+from trtq.data.opened import Data
+from trtq.data.preprocess import Preprocess
+from trtq.data.samples import Batch, Samples, target_array
 from trtq.deploy.record import Accuracy
 from trtq.engine.agreement import answers, check_agreement
+from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner
-from trtq.errors import BoardError
+from trtq.errors import BoardError, UsageError
 from trtq.export.feeds import AnyArray, Given, InputSlot, count_of
+from trtq.tasks import Figure, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,7 @@ class Compared:
 
 def compare_on_images(
     compared: Compared,
-    source: Source,
+    given: Data,
     indices: Sequence[int],
     size: int,
     run: Callable[[Array], dict[str, Array]],
@@ -53,7 +56,7 @@ def compare_on_images(
 
     Args:
         compared: the models.
-        source: the images.
+        given: the images, with their labels or boxes.
         indices: of those that are used.
         size: images in a batch.
         run: returns the engine's outputs by name for float32 [N, C, H, W].
@@ -67,8 +70,9 @@ def compare_on_images(
             f"Cannot run the images of {compared.data}",
             f"{compared.name} does not say how images become its input",
         )
-    preprocess = msgspec.convert(stored, Preprocess)
-    images = [b.numpy() for b in batches(source, list(indices), preprocess, size)]
+    samples = given.make(None, msgspec.convert(stored, Preprocess)).select(indices)
+    shown = list(samples.batches(size))
+    images = [b.input.numpy() for b in shown]
     outputs = run(np.concatenate(images))
     agreement = check_agreement(
         compared.judged,
@@ -81,18 +85,51 @@ def compare_on_images(
     )
     top1, reference_top1, scores = None, None, next(iter(outputs.values()))
     is_classes = kind_of_array(scores, kind_in(compared.metadata)) == "classes"
-    if source.labels is not None and is_classes:
-        labels = np.asarray([source.labels[i] for i in indices])
-        here = answers(OnnxRunner(compared.judged), images)
-        top1 = _hits(scores.astype(np.float64), labels)
-        reference_top1 = _hits(here[next(iter(here))], labels)
+    labels = given.source.labels if given.source is not None else None
+    meaning = meaning_of(compared.judged, images[0], outputs, None)
+    scored = meaning is not None and meaning.task.takes_targets and samples.has_targets
+    here = answers(OnnxRunner(compared.judged), images) if scored or labels is not None else {}
+    if labels is not None and is_classes:
+        wanted = np.asarray([labels[i] for i in indices])
+        top1 = _hits(scores.astype(np.float64), wanted)
+        reference_top1 = _hits(here[next(iter(here))], wanted)
+    figures = dict[str, list[Figure]]()
+    if meaning is not None and scored and not is_classes:
+        sides = {"figures": outputs, "reference_figures": here}
+        figures = {k: _scores(meaning.task, side, shown, samples) for k, side in sides.items()}
     return Accuracy(
         images=len(indices),
         data=compared.data,
         top1=top1,
         reference_top1=reference_top1,
         agreement=agreement,
+        task=msgspec.UNSET if meaning is None else meaning.task.label,
+        figures=figures.get("figures", msgspec.UNSET),
+        reference_figures=figures.get("reference_figures", msgspec.UNSET),
     )
+
+
+def _scores(
+    task: Task, outputs: Mapping[str, Array], shown: Sequence[Batch], samples: Samples
+) -> list[Figure]:
+    """Return the scores of outputs over all batches against the targets.
+
+    Raises:
+        UsageError: the targets are of another kind than the task's.
+    """
+    counts, place = task.score(ignore=samples.ignore), 0
+    for batch in shown:
+        part = {n: v[place : place + len(batch)] for n, v in outputs.items()}
+        place += len(batch)
+        targets = batch.targets()
+        if targets is None:
+            continue
+        answer, values = task.decode(part, batch.places), target_array(targets)
+        mismatch = task.mismatch(answer, values)
+        if mismatch:
+            raise UsageError(f"Cannot score {task.label} on {samples.name}", mismatch)
+        counts.add(answer, values)
+    return counts.figures
 
 
 def _hits(scores: Array, labels: Array) -> float:

@@ -45,7 +45,7 @@ from trtq.workspace import Workspace
 
 if TYPE_CHECKING:
     from trtq.data.metrics import Array
-    from trtq.data.source import Source
+    from trtq.data.opened import Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         work = Workspace(folder, DEPLOY_JSON, progress, clock)
         with work.locked():
             order = order_build(spec, board, work)
-            if images is not None:
+            if images is not None and images.source is not None:
                 from trtq.commands.evaluate import require_numbers
 
-                require_numbers(images, get_metadata(order.judged), source.parent)
+                require_numbers(images.source, get_metadata(order.judged), source.parent)
             return _Deployment(spec, agent, board, order, work).run()
 
 
@@ -121,10 +121,18 @@ def name_of(model: Path) -> str:
     return slug(f"{folder}-{model.stem}" if folder else model.stem)
 
 
-def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
-    from trtq.data.source import open_source  # a deployment without images does without
+def _images(spec: DeployOptions, note: Callable[[str], None]) -> Data:
+    from trtq.data.adapters import open_data  # a deployment without images does without
+    from trtq.data.opened import Request
 
-    return open_source(spec.data or "", spec.class_index, note)
+    given = open_data(Request(text=spec.data or "", class_index=spec.class_index, note=note))
+    if given.source is None:
+        raise UsageError(
+            f"Cannot run {spec.data} on a board",
+            "its samples are no images",
+            "Give images, or coco: or yolo: data",
+        )
+    return given
 
 
 class _Deployment:
@@ -401,15 +409,16 @@ class _Deployment:
             name=job.spec.onnx,
             data=str(spec.data),
         )
-        source = _images(spec, self.told.note)
-        count = min(spec.images, len(source))
+        given = _images(spec, self.told.note)
+        assert given.source is not None
+        count = min(spec.images, len(given.source))
         count -= count % size if low == high and count > size else 0
 
         def answers(batch: Array) -> dict[str, Array]:
             engine = (path, manifest.engine_sha256)
             return BoardRunner(self.agent, self.board, engine, size, dla=spec.dla).run(batch)
 
-        return compare_on_images(compared, source, source.sample(count, 0), size, answers)
+        return compare_on_images(compared, given, given.source.sample(count, 0), size, answers)
 
     def _remember(self, record: DeployRecord) -> None:
         """Put the rows into bench.json and the history, like those measured here."""

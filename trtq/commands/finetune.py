@@ -162,6 +162,7 @@ def _evaluated(spec: FinetuneSpec, work: Workspace) -> dict[str, object]:
         class_index=spec.val_class_index or spec.class_index,
         limit=spec.val_limit,
         masks=spec.val_masks,
+        task=spec.task,
         ignore_index=spec.ignore_index,
     )
     return spec_values(asked)

@@ -24,6 +24,7 @@ from trtq.progress import Progress, or_silent
 from trtq.quant.formats import read_options
 from trtq.records.search import SearchRecord
 from trtq.specs import SearchOptions, SearchSpec
+from trtq.tasks import find_task
 from trtq.workspace import Workspace
 
 
@@ -38,6 +39,8 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
         TrtqError: a stage failed.
     """
     run, options = Run(or_silent(progress)), SearchOptions.of(spec)
+    if spec.task is not None:
+        find_task(spec.task)  # mistakes are found before the models are opened
     _check_models(spec)
     check_search(options, read_options(options.bits))
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)

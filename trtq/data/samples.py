@@ -11,9 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -353,6 +355,17 @@ class ImageSamples(Samples):
 
     def describe(self) -> dict[str, object]:  # noqa: D102
         return describe(self.source)
+
+
+def target_array(
+    targets: torch.Tensor | Sequence[Boxes] | Sequence[str],
+) -> npt.NDArray[Any]:
+    """Return targets as an array; boxes and texts are objects, one for each sample."""
+    if isinstance(targets, torch.Tensor):
+        return targets.numpy()
+    objects = np.empty(len(targets), dtype=object)
+    objects[:] = targets
+    return objects
 
 
 def preprocess_digest(samples: Samples) -> str:

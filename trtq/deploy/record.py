@@ -9,6 +9,7 @@ from trtq.bench.record import BenchRow
 from trtq.deploy.board import Board
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.manifest import EngineManifest
+from trtq.tasks import Figure
 from trtq.terminal import stack
 
 
@@ -20,6 +21,9 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
         top1: percent, None without labels; ``reference_top1``: of the ONNX file in ONNX Runtime on
             the same images.
         agreement: the engine compared with the ONNX file.
+        task: what the outputs mean; unset for classes, and where the file names no task.
+        figures, reference_figures: the scores of that task with labels, of the engine and of the
+            ONNX file.
     """
 
     images: int
@@ -27,6 +31,22 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     top1: float | None
     reference_top1: float | None
     agreement: AgreementRecord
+    task: str | msgspec.UnsetType = msgspec.UNSET
+    figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
+    reference_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def words(self) -> str:
+        """The scores with labels as a person reads them, "" without."""
+        theirs = {f.name: f for f in self.reference_figures or ()}
+        parts = [
+            f"{f.words} (the ONNX file {theirs[f.name].value:.2f})"
+            for f in self.figures or ()
+            if f.value is not None and f.name in theirs and theirs[f.name].value is not None
+        ]
+        if self.top1 is not None and self.reference_top1 is not None:
+            parts.append(f"top-1 {self.top1:.2f} % (the ONNX file {self.reference_top1:.2f} %)")
+        return "".join(f"{p}, " for p in parts)
 
 
 class DeployRecord(Record, frozen=True, kw_only=True):
@@ -105,13 +125,8 @@ class DeployRecord(Record, frozen=True, kw_only=True):
         lines += [f"{'' if self.measured else '(measured before) '}{r.summary}" for r in self.rows]
         if self.accuracy is not None:
             a = self.accuracy
-            top = (
-                f"top-1 {a.top1:.2f} % (the ONNX file {a.reference_top1:.2f} %), "
-                if a.top1 is not None and a.reference_top1 is not None
-                else ""
-            )
             wrong = f"; NOT VALID: {self.disagreement}" if self.disagreement else ""
-            lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}{wrong}")
+            lines.append(f"on {a.images} images of {a.data}: {a.words}{a.agreement.summary}{wrong}")
         lines += [f"{what} n/a: {why}" for what, why in self.unavailable.items()]
         return stack(lines)
 

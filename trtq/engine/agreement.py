@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from trtq.data.answers import Kind, OutputComparison, compare_answers, kind_in, percent_words
 from trtq.data.metrics import Array, ratio_db, sqnr_words
 from trtq.engine.audit import AUDITED
+from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
 from trtq.export.feeds import Given, count_of
@@ -30,6 +31,7 @@ from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq, get_metadata
 from trtq.export.strip import strip_qdq
 from trtq.onnx_node import label_of, names_of
+from trtq.tasks import Figure
 
 FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file itself is
 # FP16 between two quantizers moves a value near the end of the range by 3 % of a code: as many
@@ -55,6 +57,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         finite: every output is there and finite.
         margin_db: how far the difference lies below the file's own quantization error; None for a
             float file.
+        alike: what the task of the file says of the answers against the file's; unset without one,
+            and for inputs that are no real data.
         parts_at: the first tensor that differs, "" when it agrees.
         passed: within the margin.
     """
@@ -65,12 +69,17 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[OutputComparison] = []
     finite: bool
     margin_db: float | None
+    alike: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     parts_at: str
     passed: bool
 
     @property
     def words(self) -> str:
         """The figures as a person reads them."""
+        return ", ".join([*(f.words for f in self.alike or ()), self._numbers])
+
+    @property
+    def _numbers(self) -> str:
         if len(self.outputs) == 1 and self.finite:
             return self.outputs[0].words
         first = "" if self.agreement is None else f"agreement {percent_words(self.agreement, 2)}, "
@@ -111,6 +120,7 @@ def check_agreement(
     rebuild: Opener,
     missing: Sequence[str],
     yardstick: str,
+    real: bool = True,
 ) -> AgreementRecord:
     """Compare on the same images.
 
@@ -123,9 +133,12 @@ def check_agreement(
             engine parts.
         missing: why something is not compared, for the record.
         yardstick: what ``model`` is, for the record.
+        real: the images are no random numbers, so that answers mean something.
     """
     wanted, known = answers(OnnxRunner(model), images), kind_in(get_metadata(model))
-    error = quantization_error(model, images, wanted)
+    plain = answers(OnnxRunner(strip_qdq(model)), images) if count_qdq(model) else None
+    error = None if plain is None else worst_sqnr(plain, wanted)
+    meaning = meaning_of(model, images[0], wanted, plain) if real else None
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
         said = "what was built, in ONNX Runtime" + (
@@ -136,7 +149,12 @@ def check_agreement(
         runners.append(("engine", engine, rebuild))
     comparisons = []
     for name, runner, opener in runners:
-        found = compare(name, wanted, answers(runner, images), error, known)
+        got = answers(runner, images)
+        found = compare(name, wanted, got, error, known)
+        if meaning is not None and found.finite:
+            alike = meaning.alike(got)
+            passed = found.passed and meaning.holds(alike)
+            found = msgspec.structs.replace(found, alike=alike, passed=passed)
         if not found.passed:
             found = msgspec.structs.replace(
                 found, parts_at=_located(opener, model, source, images[0])
@@ -166,6 +184,7 @@ def require_agreement(record: AgreementRecord) -> None:
             far = "an output is missing, NaN or infinite"
             if c.sqnr_db is not None:
                 far = f"the difference is {-c.sqnr_db:.1f} dB of the signal"
+                far = ", ".join([*(f.words for f in c.alike or ()), far])
             elif c.finite:
                 far = c.words
             own = (
@@ -190,20 +209,6 @@ def answers(runner: Runner, images: Sequence[Given]) -> Outputs:
 def as_float64(values: Array) -> Array:
     """Return floats in double precision, integers as they are."""
     return values if values.dtype.kind in "iub" else values.astype(np.float64)
-
-
-def quantization_error(
-    model: onnx.ModelProto, images: Sequence[Given], wanted: Outputs
-) -> float | None:
-    """Return the SQNR of the file against itself without pairs, for its worst output.
-
-    The SQNR is in dB; it is None for a float file.
-    """
-    return (
-        worst_sqnr(answers(OnnxRunner(strip_qdq(model)), images), wanted)
-        if count_qdq(model)
-        else None
-    )
 
 
 def worst_sqnr(wanted: Outputs, got: Outputs) -> float:

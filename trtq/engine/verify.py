@@ -58,6 +58,7 @@ def verify(
         missing=missing + ["inputs were drawn at random"] * samples.random,
         rebuild=lambda m: opened(build_model(builder, m, settings).plan),
         yardstick=yardstick(job),
+        real=not samples.random,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from trtq.flow.layer_costs import outline
 from trtq.flow.model import Model, require_float
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
+from trtq.flow.task import bind_task
 from trtq.graph.device import device_of
-from trtq.graph.feed import Feed, first_output
+from trtq.graph.feed import Feed, first_output, outputs_of
 from trtq.graph.nodes import operands
 from trtq.graph.signature import results
 from trtq.quant.digest import structure_digest
@@ -29,10 +31,13 @@ from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext
 from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeOptions
+from trtq.tasks import Task, find_task
+from trtq.tasks.base import Tensors
 from trtq.version import __version__
 from trtq.workers import Workers
 
-Batches = list[tuple[Feed, torch.Tensor]]
+Batches = list[tuple[Feed, Feed]]
+BY_OUTPUTS = ("jsd", *sorted(NEEDS_TARGETS))  # metrics of what the outputs mean
 ARGUMENTS = ("probes", "trials", "epsilon", "seed")
 
 
@@ -43,6 +48,7 @@ def analyze_model(
     run: Run | None = None,
     *,
     workers: Workers | None = None,
+    task: Task | None = None,
 ) -> AnalyzeRecord:
     """Measure the sensitivity of every layer.
 
@@ -54,30 +60,39 @@ def analyze_model(
         options: how to analyse.
         run: the listener, the notes and the clock.
         workers: the processes that share the work.
+        task: what the outputs mean; default: that of the options, else what is known of the model.
 
     Raises:
         UsageError: no width to analyse, a metric that does not fit the model, no layer.
         DataError: the metric needs targets, and there are none, or they do not fit the model.
     """
     run, workers = run or Run(), workers or Workers()
-    widths = check_analysis(samples, options)
+    widths = check_analysis(samples, options, task)
     require_float(model.module, model.name, "Give the float file that it was made from")
+    learned = _task(model, samples, options, task, run)
     model = model.judged_by(samples)
-    _require_scores(model, samples, options)
+    if learned is None:
+        _require_scores(model, samples, options)
     drawn = samples.take(max(options.calib_images, options.images), options.seed)
     layers = _layers(model, drawn, widths, options, run)
-    _require_reached(model, layers, options)
+    if learned is None:
+        _require_reached(model, layers, options)
     run.clock.lap("calibrate")
-    batches = _batches(model, drawn, options)
+    batches = _batches(model, drawn, options, learned)
     context = SensitivityContext(
         graph=model.graph.module,
         layers=layers,
         batches=lambda: batches,
-        units=_cache(model, drawn, batches, options, workers),
+        units=_cache(model, drawn, batches, options, workers, learned),
         begin=run.progress.begin,
         advance=run.progress.advance,
         arguments={name: getattr(options, name) for name in ARGUMENTS},
+        one_by_one=not model.graph.dynamic_batch,
     )
+    if learned is not None:
+        outputs = tuple(t.name for t in model.graph.signature.outputs)
+        context.loss = partial(_by_task, learned.loss, outputs)
+        context.divergence = partial(_by_task, learned.divergence, outputs)
     found, said = _measure(context, options.metric, workers, run)
     run.clock.lap(options.metric)
     weights = {layer.name: str(operands(layer.node)[1].target) for layer in layers}
@@ -104,7 +119,33 @@ def analyze_model(
     )
 
 
-def check_analysis(samples: Samples, options: AnalyzeOptions) -> list[BitConfig]:
+def _by_task(
+    measure: Callable[[Tensors, Tensors], torch.Tensor],
+    names: Sequence[str],
+    answers: Feed,
+    wanted: Feed,
+) -> torch.Tensor:
+    """Return what a task says of outputs, given in order."""
+    return measure(dict(zip(names, answers, strict=True)), dict(zip(names, wanted, strict=True)))
+
+
+def _task(
+    model: Model, samples: Samples, options: AnalyzeOptions, task: Task | None, run: Run
+) -> Task | None:
+    """Return the task that compares all outputs; None for scores of classes, and where unneeded."""
+    if options.metric not in BY_OUTPUTS:
+        return None
+    bound = bind_task(task or options.task, model, samples, run)
+    if bound is None or bound.kind in HAVE_PREDICTIONS:
+        return None
+    if options.metric in NEEDS_TARGETS:
+        run.note(f"{bound.label}: the loss is against the float model's own answers")
+    return bound
+
+
+def check_analysis(
+    samples: Samples, options: AnalyzeOptions, task: Task | None = None
+) -> list[BitConfig]:
     """Return the widths on offer, once they and the targets are known to serve.
 
     Raises:
@@ -118,7 +159,9 @@ def check_analysis(samples: Samples, options: AnalyzeOptions) -> list[BitConfig]
             f"asked for {', '.join(o.label for o in widths)}",
             "Give --bits 4 --bits 8",
         )
-    if options.metric in NEEDS_TARGETS and options.targets == "labels":
+    task = task or (find_task(options.task) if options.task else None)
+    by_labels = not samples.boxed if task is None else task.kind in HAVE_PREDICTIONS
+    if options.metric in NEEDS_TARGETS and options.targets == "labels" and by_labels:
         if not samples.has_targets:
             raise DataError(
                 f"The metric {options.metric} needs labels, {samples.name} has none",
@@ -136,13 +179,14 @@ def _require_scores(model: Model, samples: Samples, options: AnalyzeOptions) -> 
     Raises:
         UsageError: names the metric.
     """
-    asks = options.metric in ("jsd", *NEEDS_TARGETS)
-    if asks and model.answer_kind(samples.classes) not in HAVE_PREDICTIONS:
+    scores = options.task is not None
+    known = model.answer_kind(samples.classes, scored=scores) in HAVE_PREDICTIONS
+    if options.metric in BY_OUTPUTS and not known:
         raise UsageError(
             f"The metric {options.metric} needs scores of classes",
             "the model's output is not known to be that",
-            "Use --metric l2, or give labels: class folders, as many as the model has classes, or "
-            "pairs of inputs and a class index",
+            "Use --metric l2, say what it is (--task), or give labels: class folders, as many as "
+            "the model has classes, or pairs of inputs and a class index",
         )
 
 
@@ -207,7 +251,7 @@ def _size(model: Model, options: AnalyzeOptions) -> int:
     return options.batch_size if model.graph.dynamic_batch else 1
 
 
-def _batches(model: Model, drawn: Samples, options: AnalyzeOptions) -> Batches:
+def _batches(model: Model, drawn: Samples, options: AnalyzeOptions, task: Task | None) -> Batches:
     """Return the inputs that a metric looks at, with their targets, on the device of the graph.
 
     A metric that looks at outputs reads no targets.
@@ -217,17 +261,26 @@ def _batches(model: Model, drawn: Samples, options: AnalyzeOptions) -> Batches:
     """
     device = device_of(model.graph.module)
     labelled = options.targets == "labels" and drawn.has_targets
-    if options.metric in NEEDS_TARGETS and labelled:
+    asks = options.metric in NEEDS_TARGETS
+    if asks and labelled and task is None:
         drawn.expect(int(model.reference.shape[1]), model.name)
     batches: Batches = []
     for batch in drawn.batches(_size(model, options), count=options.images):
         feed = tuple(t.to(device) for t in batch.feed(model.input_names))
-        targets = torch.empty(0)
-        if options.metric in NEEDS_TARGETS:
+        wanted: Feed = (torch.empty(0),)
+        if asks and task is not None:
+            wanted = _own_outputs(model, feed)
+        elif asks:
             own = _class_indices(drawn, batch) if labelled else None
-            targets = own.to(device) if own is not None else _own_answer(model, feed)
-        batches.append((feed, targets))
+            wanted = (own.to(device) if own is not None else _own_answer(model, feed),)
+        batches.append((feed, wanted))
     return batches
+
+
+def _own_outputs(model: Model, feed: Feed) -> Feed:
+    """Return all outputs of the model itself."""
+    with torch.no_grad():
+        return outputs_of(model.graph.module(*feed))
 
 
 def _class_indices(samples: Samples, batch: Batch) -> torch.Tensor:
@@ -253,11 +306,17 @@ def _own_answer(model: Model, feed: Feed) -> torch.Tensor:
 
 
 def _cache(
-    model: Model, drawn: Samples, batches: Batches, options: AnalyzeOptions, workers: Workers
+    model: Model,
+    drawn: Samples,
+    batches: Batches,
+    options: AnalyzeOptions,
+    workers: Workers,
+    task: Task | None,
 ) -> WorkCache:
     """Return the pieces of this analysis that are done."""
     folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
-    targets = [t.tolist() for _, t in batches]
+    # what a task compares with follows from the model
+    targets = task.label if task is not None else [t.tolist() for _, (t,) in batches]
     depends = [
         model.weights_sha256,
         structure_digest(model.graph.module),

@@ -15,6 +15,7 @@ from trtq.flow.model import Model
 from trtq.quant.digest import structure_digest
 from trtq.records.analyze import AnalyzeRecord, Outline
 from trtq.specs import SearchOptions
+from trtq.tasks import Task
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,7 @@ class Candidate:
         number: its place; candidate 0 is the reference.
         label: for figures; "" for the only one.
         folder: where its tries are kept; None keeps nothing.
+        task: what its outputs mean; None for what the model and its labels say.
         analysis: once there is one.
         needed: budgets that accuracy would need, as a person reads them.
     """
@@ -38,6 +40,7 @@ class Candidate:
     number: int = 0
     label: str = ""
     folder: Path | None = None
+    task: Task | None = None
     analysis: AnalyzeRecord | None = None
     needed: dict[str, str] = field(default_factory=dict)
 

@@ -5,19 +5,16 @@ The one place that joins answers with targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import torch
 
 from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_of_array
-from trtq.data.boxes import Boxes
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.metrics import Array
-from trtq.data.samples import Batch, ImageSamples, Samples
+from trtq.data.samples import Batch, ImageSamples, Samples, target_array
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import UsageError
 from trtq.export.onnx_file import made_with
@@ -313,7 +310,7 @@ class Evaluator:
         targets = batch.targets()
         if targets is None:
             return None
-        values = _as_array(targets)
+        values = target_array(targets)
         mismatch = task.mismatch(answer, values)
         if mismatch:
             kind = "masks" if samples.dense else "boxes" if samples.boxed else "labels"
@@ -325,17 +322,6 @@ class Evaluator:
         if text and text not in self.told:
             self.told.add(text)
             self.note(text)
-
-
-def _as_array(
-    targets: torch.Tensor | Sequence[Boxes] | Sequence[str],
-) -> npt.NDArray[Any]:
-    """Return targets as an array; boxes and texts are objects, one for each sample."""
-    if isinstance(targets, torch.Tensor):
-        return targets.numpy()
-    objects = np.empty(len(targets), dtype=object)
-    objects[:] = targets
-    return objects
 
 
 def _behind_selection(wanted: Array, answer: Array) -> bool:

@@ -26,6 +26,7 @@ from trtq.flow.finetune_checks import (
     require_analysis_of,
     require_fit,
     require_pictures,
+    require_task_options,
     require_trainable,
     worst_layers,
 )
@@ -33,6 +34,7 @@ from trtq.flow.inputs import Inputs
 from trtq.flow.model import Model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.flow.task import bind_task
 from trtq.graph.device import choose_device, to_device_
 from trtq.platform.target import check_files, opset_of
 from trtq.quant.encodings import Encodings
@@ -40,6 +42,7 @@ from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord, Trained, TrainingConditions
 from trtq.specs import FinetuneOptions, QuantizeOptions
+from trtq.tasks import Task
 from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
@@ -102,6 +105,7 @@ class Training:
         folder: of the checkpoint; a run that was stopped continues from it.
         run: the listener, the notes and the clock.
         workers: the processes that share every step.
+        task: what the outputs mean; default: that of the options, else what is known of the model.
 
     Raises:
         TrtqError: the encodings are of another model, there are no targets, or they do not fit.
@@ -116,6 +120,7 @@ class Training:
         *,
         run: Run | None = None,
         workers: Workers | None = None,
+        task: Task | None = None,
     ) -> None:
         self.start, self.options, self.run = start, options, run or Run()
         self.workers = workers or Workers()
@@ -126,15 +131,17 @@ class Training:
         if options.worst is not None and start.analysis is None:
             raise UsageError("--worst needs --sensitivity")
         own = import_named(options.loss, "loss") if options.loss is not None else None
-        check_samples(*samples, options)
+        check_samples(*samples, options, task)
         require_pictures(start.model, options.augment)
         if self.val is not None:
             note_shared(self.val, self.train_samples, self.note)
-        note_outputs(start.model, options, self.note)
+        self.task = self._task(task)
+        if self.task is None:
+            note_outputs(start.model, options, self.note)
         classes = self._classes()
         self.answer = start.model.answer_kind(
             self.train_samples.classes,
-            scored=self.train_samples.has_targets and options.loss is None,
+            scored=self.train_samples.has_targets and options.loss is None and self.task is None,
         )
         self._require_exportable()
         weights = require_own(start.encodings, start.model.graph.module, start.name, "train from")
@@ -154,6 +161,17 @@ class Training:
             self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
 
+    def _task(self, task: Task | None) -> Task | None:
+        """Return the task whose answers are learned; None for scores of classes."""
+        options, model, train = self.options, self.start.model, self.train_samples
+        bound = bind_task(task or options.task, model, train, self.run)
+        if bound is None or bound.kind in HAVE_PREDICTIONS:
+            return None
+        require_task_options(options, bound)
+        if train.has_targets:
+            self.note(f"{bound.label}: the model learns from the float model's answers, not labels")
+        return bound
+
     def _classes(self) -> int:
         """Return the number of classes, once output, targets and their sizes fit."""
         if not self.start.model.graph.dynamic_batch:
@@ -161,6 +179,8 @@ class Training:
                 "the graph has a fixed batch: every step is one image, not "
                 f"{self.options.batch_size} (--accumulate adds steps)"
             )
+        if self.task is not None:
+            return 0
         counted = [self.train_samples] if self.options.distill < 1.0 else []
         counted += [self.val] if self.val is not None else []
         return require_fit(self.start.model, counted)
@@ -194,13 +214,15 @@ class Training:
         captured, val = self.start.model.graph, self.val
         return TrainingSetup(
             objective=objective,
+            task=self.task,
+            outputs=[t.name for t in captured.signature.outputs],
             teacher=to_device_(captured.module, self.device),
             train=self.train_samples,
             val=None if val is None else val.select(spread(len(val), self.options.val_limit)),
             batch=self.options.batch_size if captured.dynamic_batch else 1,
             classes=classes,
             names=self.start.model.input_names,
-            labelled=self.options.distill < 1.0,
+            labelled=self.task is None and self.options.distill < 1.0,
         )
 
     def _objective(self, classes: int, own: object) -> Objective:
@@ -230,6 +252,7 @@ class Training:
             [_identity(s) for s in sets],
             None if analysis is None else [[v.name, v.loss] for v in analysis.layers],
             source_digest(options.loss, "loss") if options.loss else None,
+            None if self.task is None else self.task.label,
         ]
 
     def train(self) -> None:
@@ -256,6 +279,7 @@ class Training:
             samples=train.take(options.parity_images, options.seed),
             answer=self.answer,
             run=self.run,
+            task=self.task,
             origin=_class_names(train),
         )
         asked = QuantizeOptions.of(options, bits="w8a8", batch_size=PARITY_BATCH)
@@ -311,15 +335,21 @@ class Training:
             runner,
             reference,
             known=self.answer,
-            task=None,
+            task=self.task,
             names=(name, f"the float {name}"),
             note=note,
+            metadata=self.start.model.metadata,
         )
         seen = evaluator.run(setup.val, PARITY_BATCH, self.run.progress)
         self.clock.lap("evaluate")
         ours, theirs = (sha256_bytes(m.SerializeToString()) for m in models)
         measured = Measured(
-            spec={"onnx": name, "data": setup.val.name, "limit": self.options.val_limit},
+            spec={
+                "onnx": name,
+                "data": setup.val.name,
+                "limit": self.options.val_limit,
+                **({} if self.task is None else {"task": self.task.label}),
+            },
             onnx_sha256=ours,
             reference_sha256=theirs,
             calibration_images=None,
@@ -335,9 +365,11 @@ def finetune_model(
     options: FinetuneOptions,
     folder: Path,
     run: Run | None = None,
+    *,
+    task: Task | None = None,
 ) -> Finetuned:
     """Train a quantized model in this process; :class:`Training` has the arguments."""
-    training = Training(start, samples, options, folder, run=run)
+    training = Training(start, samples, options, folder, run=run, task=task)
     training.train()
     return training.finish()
 

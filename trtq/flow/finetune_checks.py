@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.classes import mirrored_pair
 from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
@@ -14,14 +15,33 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.specs import FinetuneOptions
+from trtq.tasks import Task, find_task
 from trtq.train.training_graph import TrainingGraph
 
 SEGMENTER_AXES = 4  # of an output
 WORST = 0.25
 
 
-def check_samples(train: Samples, val: Samples | None, options: FinetuneOptions) -> None:
+def learns_answers(task: Task | None, train: Samples) -> bool:
+    """Whether a model learns from the float model's answers alone, as its task says.
+
+    Args:
+        task: that was asked for.
+        train: samples with boxes are of a detector.
+    """
+    return train.boxed if task is None else task.kind not in HAVE_PREDICTIONS
+
+
+def check_samples(
+    train: Samples, val: Samples | None, options: FinetuneOptions, task: Task | None = None
+) -> None:
     """Refuse samples that do not serve, before the model is captured.
+
+    Args:
+        train: to learn from.
+        val: to measure on.
+        options: how to train.
+        task: what the outputs mean; default: that of the options.
 
     Raises:
         UsageError: a setting needs validation samples, or mirrored images would be wrong.
@@ -34,20 +54,47 @@ def check_samples(train: Samples, val: Samples | None, options: FinetuneOptions)
             "without it no epoch is better than another",
             "Give labelled images with --val",
         )
+    if task is None and options.task is not None:
+        task = find_task(options.task)
+    if not learns_answers(task, train):
+        _require_labels(train, val, options)
+    require_same_classes(train, val)
+    _require_no_mirror(train, options.augment)
+
+
+def _require_labels(train: Samples, val: Samples | None, options: FinetuneOptions) -> None:
+    """Refuse samples without the labels that training and accuracy need."""
     if not train.has_targets and options.distill < 1.0:
         raise DataError(
             f"Cannot train on {train.name}",
             "it has no labels",
-            "Give a folder of class folders, --masks, or --distill 1 to learn from the float model",
+            "Give a folder of class folders, --masks, or --distill 1 to learn from the float "
+            "model; --task for outputs that are no classes",
         )
     if val is not None and not val.has_targets:
         raise DataError(
             f"Cannot measure accuracy on {val.name}",
             "it has no labels",
-            "Give a folder of class folders, or --val-masks",
+            "Give a folder of class folders, or --val-masks, or say what the outputs mean: --task",
         )
-    require_same_classes(train, val)
-    _require_no_mirror(train, options.augment)
+
+
+def require_task_options(options: FinetuneOptions, task: Task) -> None:
+    """Refuse options of the cross-entropy for a model that learns from answers.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for given, option in (
+        (options.loss, "--loss"),
+        (options.class_weights != "none", "--class-weights"),
+    ):
+        if given:
+            raise UsageError(
+                f"Cannot use {option} with the task {task.label}",
+                "the model learns from the float model's answers, not from labels",
+                f"Leave {option} out; a task of your own may have a loss of its own",
+            )
 
 
 def _require_no_mirror(train: Samples, augment: str) -> None:

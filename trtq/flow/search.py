@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
 from trtq.artifact import ensure_writable_dir, write_json
 from trtq.cost.profile import read_factors
-from trtq.data.answers import HAVE_PREDICTIONS, percent_words
+from trtq.data.answers import percent_words
 from trtq.errors import UsageError
 from trtq.files import ANALYSIS_JSON
 from trtq.flow.allocate import shown
@@ -26,13 +28,15 @@ from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.search_checks import check_search, require_labels, require_left
 from trtq.flow.search_outcome import Outcome, best_of
+from trtq.flow.search_score import floor_of, judged_by, require_comparable, require_score
 from trtq.flow.search_tries import Tried, Tries
 from trtq.flow.search_walk import WIDE, Goals, Walk, widths_of
+from trtq.flow.task import bind_task
 from trtq.quant.formats import read_options
 from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
-from trtq.records.search import Reference, SearchRecord, Try
+from trtq.records.search import Reference, SearchRecord, Try, score_words
 from trtq.search.budgets import (
     AS_ASKED,
     NONE,
@@ -43,11 +47,8 @@ from trtq.search.budgets import (
     within,
 )
 from trtq.specs import AnalyzeOptions, SearchOptions
+from trtq.tasks import Figure, Task
 
-NO_SCORES = "its output is not known to be scores of classes"
-ONLY_CLASSIFIERS = (
-    "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate"
-)
 NARROWER = "Allow more, or offer narrower widths with --bits"
 
 
@@ -96,6 +97,7 @@ def search_models(
     run: Run | None = None,
     *,
     folder: Path | None = None,
+    task: Task | None = None,
 ) -> Searched:
     """Find the widths that meet every constraint, and measure them.
 
@@ -104,13 +106,14 @@ def search_models(
         options: the goals and how to search.
         run: the listener, the notes and the clock.
         folder: of the results, which the candidates' folders are below; None keeps no files.
+        task: what the outputs mean; default: that of the options, else what is known of the model.
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
         TrtqError: a stage failed.
     """
     started = time.monotonic()
-    search = _Search(candidates, options, run or Run(), folder)
+    search = _Search(candidates, options, run or Run(), folder, task)
     search.require_possible()
     for candidate in search.candidates:
         search.walk(candidate)
@@ -128,6 +131,7 @@ class _Search:
         options: SearchOptions,
         run: Run,
         folder: Path | None,
+        task: Task | None,
     ) -> None:
         self.options, self.run, self.note, self.folder = options, run, run.note, folder
         self.tried = list[Tried]()
@@ -135,10 +139,11 @@ class _Search:
         self.images = 0
         self.widths, self.factors = read_options(options.bits), read_factors(options.correct)
         check_search(options, self.widths)
-        if options.min_accuracy is None:
+        self.floor = floor_of(options)
+        if self.floor is None:
             self.note("no --min-accuracy: accuracy is measured, and any would do")
         self.candidates = list(candidates)
-        self._require_samples()
+        self._require_samples(task)
         self.note(*(line for c in self.candidates for line in c.notes))
         self.devices = latency_devices([*options.budget, options.minimize or ""])
         require_fp8(self.widths, self.devices)
@@ -147,8 +152,11 @@ class _Search:
         self.full = Pricing(self.candidates[0].outline, self.devices, self.factors).full()
         self.budgets = read_budgets(options.budget, self.full)
         self.tries = Tries(options=options, progress=run.progress)
+        if self.floor is not None and self.floor.name is not None:
+            for candidate in self.candidates:
+                require_score(self.floor, self.tries.float_on_one(candidate))
 
-    def _require_samples(self) -> None:
+    def _require_samples(self, task: Task | None) -> None:
         """Refuse samples and models that do not fit each other or the goals."""
         first = self.candidates[0]
         require_same_classes(first.data, first.val)
@@ -159,8 +167,9 @@ class _Search:
             model = candidate.model
             require_float(model.module, model.name, "Give the float file that it was made from")
             candidate.model = model.judged_by(candidate.scored)
-            if candidate.model.answer_kind(candidate.scored.classes) not in HAVE_PREDICTIONS:
-                raise _no_accuracy(candidate, NO_SCORES)
+            asked = task or self.options.task
+            candidate.task = bind_task(asked, candidate.model, candidate.scored, self.run)
+            require_comparable(candidate)
 
     def require_possible(self) -> None:
         """Drop candidates that no width brings within the budgets; raise when none is left."""
@@ -193,18 +202,24 @@ class _Search:
         The others are compared with it.
         """
         scored = self.tries.float_accuracy(candidate)
-        if scored.top1 is None:
-            raise UsageError(
-                f"Cannot measure the accuracy of {candidate.name}",
-                NO_SCORES,
-                "Give labelled images with --val",
-            )
-        self._refer(candidate, scored.top1, "top-1")
+        own = judged_by(candidate, scored, self._named).own
+        assert own.value is not None
+        self._refer(candidate, own, own.value)
 
-    def _refer(self, candidate: Candidate, accuracy: float, measure: str) -> Reference:
-        self.reference = self.reference or Reference(
-            model=candidate.name, accuracy=accuracy, measure=measure, costs=self.full
-        )
+    @property
+    def _named(self) -> str | None:
+        return None if self.floor is None else self.floor.name
+
+    def _refer(self, candidate: Candidate, own: Figure, value: float) -> Reference:
+        """Return the reference; the first model that is measured sets it."""
+        if self.reference is None:
+            self.reference = Reference(
+                model=candidate.name,
+                accuracy=value,
+                measure=own.name,
+                costs=self.full,
+                unit=msgspec.UNSET if own.unit == "%" else own.unit,
+            )
         return self.reference
 
     def walk(self, candidate: Candidate) -> None:
@@ -220,7 +235,7 @@ class _Search:
                 "the family's quantization methods"
             )
             first, helped = walk.at(AS_ASKED, methods=True), True
-        if first.accurate and self.minimize and options.min_accuracy is not None:
+        if first.accurate and self.minimize and self.floor is not None:
             smallest(lambda t: walk.shrunk(t, first, methods=helped).accurate, 0.0, 1.0, walk.left)
         elif not first.accurate and self.budgets:
             self._loosen(walk, candidate, helped=helped)
@@ -261,7 +276,11 @@ class _Search:
         bits = tuple(o.label for o in self.widths)
         run.note.lines += candidate.model.notes
         analysis = analyze_model(
-            candidate.model, candidate.data, AnalyzeOptions.of(asked, bits=bits), run
+            candidate.model,
+            candidate.data,
+            AnalyzeOptions.of(asked, bits=bits),
+            run,
+            task=candidate.task,
         )
         candidate.analysis = analysis
         if candidate.folder is not None:
@@ -295,16 +314,17 @@ class _Search:
 
     @property
     def _minimized(self) -> str | None:
-        return self.minimize if self.options.min_accuracy is not None else None
+        return None if self.floor is None else self.minimize
 
     def _judge(self, candidate: Candidate, tried: Tried, label: str) -> Try:
         """Return the figures of a try against the goals."""
         scored, costs = tried.scored, tried.allocated.costs
         self.images = scored.images
-        accuracy, agreement, own = _accuracy(candidate, scored)
-        measure = "agreement" if scored.top1 is None else "top-1"
-        reference = self._refer(candidate, own, measure)
-        floor, change = self.options.min_accuracy, accuracy - reference.accuracy
+        own, theirs = judged_by(candidate, scored, self._named)
+        assert own.value is not None
+        reference = self._refer(candidate, own, theirs)
+        agreement, change = _agreement(scored), own.gain(reference.accuracy)
+        holds = self.floor is None or self.floor.holds(own, reference.accuracy)
         figures = Try(
             label=label,
             model=candidate.name,
@@ -313,17 +333,17 @@ class _Search:
             widths=widths_of(tried.allocated),
             methods=tried.methods,
             costs=dict(costs),
-            accuracy=accuracy,
+            accuracy=own.value,
             change=round(change, 4),
             agreement=agreement,
             sqnr_db=scored.sqnr_db,
             within=within(costs, self.budgets),
-            accurate=_holds(accuracy, change, floor),
+            accurate=holds,
             onnx_bytes=tried.onnx_bytes,
         )
         self.run.tell(
-            f"{label}: {reference.measure} {accuracy:.2f} % ({change:+.2f} points), "
-            f"agreement {percent_words(agreement, 2)}, "
+            f"{label}: {score_words(reference, own.value, change)}, "
+            f"{'' if agreement is None else f'agreement {percent_words(agreement, 2)}, '}"
             f"{'within' if figures.within else 'over'} the budgets"
         )
         return figures
@@ -347,30 +367,10 @@ class _Search:
         )
 
 
-def _accuracy(candidate: Candidate, scored: EvaluateRecord) -> tuple[float, float, float]:
-    """Return accuracy, agreement with the float model, and the float model's own accuracy.
-
-    All are in percent. Without labels the accuracy is the agreement.
-
-    Raises:
-        UsageError: the answers are no scores of classes, or mean nothing.
-    """
-    accuracy = scored.top1 if scored.top1 is not None else scored.agreement
-    if accuracy is None or scored.agreement is None or not scored.valid:
-        raise _no_accuracy(candidate, scored.doubt or NO_SCORES)
-    own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
-    return accuracy, scored.agreement, own
-
-
-def _no_accuracy(candidate: Candidate, reason: str) -> UsageError:
-    return UsageError(f"Cannot measure the accuracy of {candidate.name}", reason, ONLY_CLASSIFIERS)
-
-
-def _holds(accuracy: float, change: float, floor: float | None) -> bool:
-    """Whether an accuracy is at least a floor: points of change up to 0, percent above."""
-    if floor is None:
-        return True
-    return change >= floor - 1e-9 if floor <= 0 else accuracy >= floor
+def _agreement(scored: EvaluateRecord) -> float | None:
+    """Return how alike the answers of a model and its float model are, percent."""
+    alike = next(iter(scored.agreement_figures or ()), None)
+    return scored.agreement if alike is None else alike.value
 
 
 def _below(folder: Path | None, out: Path | None) -> str:

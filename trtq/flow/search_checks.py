@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from trtq.cost.devices import find_device
@@ -81,24 +82,18 @@ def require_left(data: Samples, options: SearchOptions) -> None:
 
 
 def _check_goals(options: SearchOptions) -> None:
-    if not options.budget and options.min_accuracy is None:
+    _check_floor(options)
+    if not options.budget and not options.keeps_score:
         raise UsageError(
             "There is nothing to search for",
             "neither a budget nor an accuracy was given",
             "Add --budget size=0.2",
         )
-    if options.minimize and options.min_accuracy is None:
+    if options.minimize and not options.keeps_score:
         raise UsageError(
-            "--minimize needs --min-accuracy",
+            "--minimize needs --min-accuracy or --min-score",
             "the narrowest widths are always the smallest",
             "Add --min-accuracy -1.0",
-        )
-    if options.min_accuracy is not None and 0 < options.min_accuracy < LOWEST:
-        raise UsageError(
-            f"--min-accuracy {options.min_accuracy:g} would be {options.min_accuracy:g} %",
-            "above 0 it is a percentage of right answers",
-            f"Write {-options.min_accuracy:g} for points against the float model, or a percentage "
-            "such as 76",
         )
     wanted = (options.minimize or "").lower()
     if wanted and wanted not in NAMES and not wanted.startswith(f"{LATENCY}@"):
@@ -106,4 +101,30 @@ def _check_goals(options: SearchOptions) -> None:
             f"Cannot minimize {options.minimize!r}",
             f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE",
             suggest(wanted, NAMES),
+        )
+
+
+def _check_floor(options: SearchOptions) -> None:
+    """Refuse several scores to keep, and values that mean nothing."""
+    if options.min_score and options.min_accuracy is not None:
+        raise UsageError("--min-score does not go with --min-accuracy", "both name a score to keep")
+    if len(options.min_score) > 1:
+        raise UsageError(
+            f"Cannot keep the scores {' and '.join(options.min_score)}",
+            "a search keeps one score",
+            "Give one --min-score",
+        )
+    for name, value in options.min_score.items():
+        if not math.isfinite(value):
+            raise UsageError(
+                f"Cannot use --min-score {name}={value:g}",
+                "expected a number",
+                f"Write {name}=-1.0 for points against the float model",
+            )
+    if options.min_accuracy is not None and 0 < options.min_accuracy < LOWEST:
+        raise UsageError(
+            f"--min-accuracy {options.min_accuracy:g} would be {options.min_accuracy:g} %",
+            "above 0 it is a percentage of right answers",
+            f"Write {-options.min_accuracy:g} for points against the float model, or a percentage "
+            "such as 76",
         )

@@ -9,6 +9,7 @@ from trtq.artifact import SCHEMA, environment
 from trtq.flow.allocate import decide, shown
 from trtq.flow.candidate import Candidate
 from trtq.flow.pricing import Pricing
+from trtq.flow.search_score import floor_of
 from trtq.flow.search_tries import Tried
 from trtq.quant.formats import BitConfig
 from trtq.records.search import (
@@ -20,6 +21,8 @@ from trtq.records.search import (
     Reference,
     SearchRecord,
     Try,
+    score_words,
+    unit_of,
 )
 from trtq.search.budgets import LATENCY, over
 from trtq.search.frontier import dominated
@@ -65,7 +68,7 @@ class Outcome:
     @property
     def best(self) -> Tried:
         """The best try that meets every constraint, else the most accurate within the budgets."""
-        return best_of(self.tried, self.minimize if self.asked.min_accuracy is not None else None)
+        return best_of(self.tried, self.minimize if self.asked.keeps_score else None)
 
     @property
     def candidate(self) -> Candidate:
@@ -105,7 +108,7 @@ class Outcome:
         axes, tries, chosen = self.axes, self.tries, self.best
         costs = [{a: t.costs[a] / self._unit(a)[0] for a in axes} for t in tries]
         flags = {
-            a: dominated([(c[a], t.accuracy) for c, t in zip(costs, tries, strict=True)])
+            a: dominated([(c[a], t.change) for c, t in zip(costs, tries, strict=True)])
             for a in axes
         }
         points = [
@@ -123,6 +126,7 @@ class Outcome:
         ]
         return Frontier(
             measure=self.reference.measure,
+            unit=unit_of(self.reference),
             units={a: self._unit(a)[1] for a in axes},
             limits={a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets},
             chosen=chosen.judged.label,
@@ -171,16 +175,15 @@ class Outcome:
             )
             for b, limit in self.budgets.items()
         ]
-        floor = self.asked.min_accuracy
+        floor = floor_of(self.asked)
         if floor is not None:
-            allowed = f"{floor:g} points" if floor <= 0 else f"{floor:g} %"
+            words = score_words(self.reference, chosen.accuracy, chosen.change)
             more = "; ".join(f"{b} {v}" for b, v in candidate.needed.items()) or None
             found.append(
                 Constraint(
-                    name="accuracy",
-                    allowed=allowed,
-                    got=f"{self.reference.measure} {chosen.accuracy:.2f} % "
-                    f"({chosen.change:+.2f} points), ONNX Runtime on CPU",
+                    name=floor.called,
+                    allowed=floor.words(unit_of(self.reference)),
+                    got=f"{words}, ONNX Runtime on CPU",
                     met=chosen.accurate,
                     needed=None if chosen.accurate else more,
                 )
@@ -199,8 +202,9 @@ def best_of(tried: Sequence[Tried], minimize: str | None) -> Tried:
     """
     good = [t for t in tried if t.judged.within and t.judged.accurate]
     if good and minimize is not None:
-        return min(good, key=lambda t: (t.judged.costs[minimize], -t.judged.accuracy))
+        return min(good, key=lambda t: (t.judged.costs[minimize], -t.judged.change))
     inside = good or [t for t in tried if t.judged.within] or list(tried)
     return max(
-        inside, key=lambda t: (t.judged.accuracy, t.judged.agreement, -t.judged.costs["size"])
+        inside,
+        key=lambda t: (t.judged.change, t.judged.agreement or 0.0, -t.judged.costs["size"]),
     )

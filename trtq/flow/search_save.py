@@ -58,7 +58,7 @@ def _draw(frontier: Frontier, axes: list[str], folder: Path) -> list[str]:
         figure = frontier_figure(
             frontier.points,
             axis,
-            measure=frontier.measure,
+            measure=frontier.score,
             chosen=frontier.chosen,
             limit=frontier.limits.get(axis),
             unit=frontier.units[axis],

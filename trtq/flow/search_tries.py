@@ -17,7 +17,7 @@ from trtq.artifact import (
     sha256_bytes,
     write_json,
 )
-from trtq.data.samples import preprocess_digest
+from trtq.data.samples import Samples, preprocess_digest
 from trtq.engine.runner import OnnxRunner
 from trtq.export.parity import require_same_float
 from trtq.files import ALLOCATION_JSON, EVALUATE_JSON, MODEL_FILES, QDQ, QUANTIZE_JSON
@@ -158,19 +158,28 @@ class Tries:
         run = Run(self.progress)
         run.note(*candidate.model.notes)
         samples = choose_samples(candidate.data, options, run)
-        return quantize_model(candidate.model, samples, options, run)
+        return quantize_model(candidate.model, samples, options, run, task=candidate.task)
 
     def float_accuracy(self, candidate: Candidate) -> EvaluateRecord:
         """Return the accuracy of a candidate's float model.
 
         The samples that calibrate the other candidates are left out here, too.
         """
+        inputs, fp32 = self._float(candidate)
+        return self._evaluate(candidate, inputs, (fp32, None), None)
+
+    def float_on_one(self, candidate: Candidate) -> EvaluateRecord:
+        """Return what is measured of a candidate: its float model against itself, on one sample."""
+        inputs, fp32 = self._float(candidate)
+        return self._count(candidate, inputs, (fp32, fp32), candidate.scored.select([0]))
+
+    def _float(self, candidate: Candidate) -> tuple[Inputs, onnx.ModelProto]:
         model, run = candidate.model, Run(self.progress)
         answer = model.answer_kind(candidate.data.classes)
         inputs = Inputs(model=model, samples=candidate.data, answer=answer, run=run)
         fp32 = inputs.export(model.graph.module, QuantizeOptions(), precision="fp32")
         require_same_float(model.graph.module, fp32, model.graph.examples)
-        return self._evaluate(candidate, inputs, (fp32, None), None)
+        return inputs, fp32
 
     def _evaluate(
         self,
@@ -180,8 +189,20 @@ class Tries:
         folder: Path | None,
     ) -> EvaluateRecord:
         """Return the record of a model beside its reference, on the samples for accuracy."""
-        note = Run(self.progress).note
         samples, shared = candidate.measured_on(self.options)
+        return self._count(candidate, inputs, models, samples, shared=shared, folder=folder)
+
+    def _count(
+        self,
+        candidate: Candidate,
+        inputs: Inputs,
+        models: tuple[onnx.ModelProto, onnx.ModelProto | None],
+        samples: Samples,
+        *,
+        shared: int = 0,
+        folder: Path | None = None,
+    ) -> EvaluateRecord:
+        note = Run(self.progress).note
         if shared:
             note(f"{shared} of these images were used for calibration")
         model, reference = models
@@ -190,9 +211,10 @@ class Tries:
             runner,
             None if reference is None else OnnxRunner(reference),
             known=inputs.answer,
-            task=None,
+            task=candidate.task,
             names=(candidate.name, f"the float {candidate.name}"),
             note=note,
+            metadata=candidate.model.metadata,
         )
         seen = evaluator.run(samples, BATCH, self.progress)
         measured = Measured(
@@ -201,6 +223,7 @@ class Tries:
                 "data": samples.name,
                 "limit": self.options.limit,
                 "exclude": None if candidate.val is not None else candidate.data.name,
+                **({} if candidate.task is None else {"task": candidate.task.label}),
             },
             onnx_sha256=_digest(model),
             reference_sha256=None if reference is None else _digest(reference),

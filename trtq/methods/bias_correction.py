@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from trtq import ops
-from trtq.graph.feed import Feed, channels_last, joined, outputs_of
+from trtq.graph.feed import Feed, as_feed, channels_last, joined, outputs_of
 from trtq.graph.naming import node_name
 from trtq.methods.base import (
-    BATCHES,
     Method,
     MethodContext,
     Report,
@@ -52,6 +51,31 @@ class _Steps(fx.Interpreter):
     def set(self, value: torch.Tensor) -> None:
         """Replace the value that :meth:`until` returned."""
         self.env[self.last] = value
+
+
+class _Together:
+    """Runs a graph on several feeds side by side, for models that take one sample at a time."""
+
+    def __init__(self, graph: fx.GraphModule, feeds: Sequence[Feed]) -> None:
+        self.steps = [_Steps(graph, feed) for feed in feeds]
+
+    def until(self, name: str) -> torch.Tensor:
+        """Continue to a node and return its values of all feeds, one behind the other."""
+        values = [s.until(name) for s in self.steps]
+        self.sizes = [len(v) for v in values]
+        return values[0] if len(values) == 1 else torch.cat(values)
+
+    def set(self, value: torch.Tensor) -> None:
+        """Replace the values that :meth:`until` returned."""
+        for steps, part in zip(self.steps, torch.split(value, self.sizes), strict=True):
+            steps.set(part)
+
+
+def _feeds(context: MethodContext, count: int) -> list[Feed]:
+    """Return the calibration samples: as one batch, or one by one where the model asks for that."""
+    if context.dynamic_batch:
+        return [channels_last(joined(context.images(count)))]
+    return [channels_last(as_feed(feed)) for feed in context.images(count)]
 
 
 def _error(got: Feed, wanted: Feed) -> float:
@@ -117,13 +141,13 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     hurt late layers (they do in EfficientNet-Lite0). Only the first layers are therefore corrected:
     as many as bring the outputs nearest to the float model's.
     """
-    feed = channels_last(joined(context.images(int(arguments["images"]))))
+    feeds = _feeds(context, int(arguments["images"]))
     layers = {n: weight_and_bias(context.graph, n)[1] for n, _ in context.layers()}
     # A bias that two layers read cannot follow both.
     able = {n: bias for n, bias in layers.items() if bias is not None and len(bias.users) == 1}
     before, corrected = dict(context.encodings.constants), list[tuple[str, torch.Tensor]]()
     with torch.inference_mode():
-        full, simulated = _Steps(context.graph, feed), _Steps(context.simulated(), feed)
+        full, simulated = _Together(context.graph, feeds), _Together(context.simulated(), feeds)
         for node, bias in able.items():
             wanted, got = full.until(node.name), simulated.until(node.name)
             shift, value = best_shift(wanted, got, channel_axis(node), _activation(node))
@@ -131,11 +155,15 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             corrected.append(
                 (str(bias.target), context.encodings.constant(context.graph, bias) + shift)
             )
-        wanted_all = outputs_of(context.graph(*feed))
+        wanted_all = [outputs_of(context.graph(*feed)) for feed in feeds]
         errors = {}
         for count in sorted({round(len(corrected) * share) for share in PREFIXES}):
             context.encodings.constants = {**before, **dict(corrected[:count])}
-            errors[count] = _error(outputs_of(context.simulated()(*feed)), wanted_all)
+            graph = context.simulated()
+            errors[count] = sum(
+                _error(outputs_of(graph(*feed)), wanted)
+                for feed, wanted in zip(feeds, wanted_all, strict=True)
+            )
     best = min(errors, key=lambda k: errors[k])
     context.encodings.constants = {**before, **{k: v.clone() for k, v in corrected[:best]}}
     left = [node_name(n) for n in layers if n not in able]
@@ -143,7 +171,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
         "layers": best,
         "of": len(able),
         "error": [errors[0], errors[best]],
-        "images": len(feed[0]),
+        "images": sum(len(feed[0]) for feed in feeds),
         "left_alone": left,
     }
 
@@ -157,7 +185,6 @@ METHOD = Method(
     arguments={"images": 32},
     run=run,
     not_applicable_reason=needs(
-        BATCHES,
         (
             lambda context: any(
                 weight_and_bias(context.graph, n)[1] is not None for n, _ in context.layers()

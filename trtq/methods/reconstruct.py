@@ -7,7 +7,7 @@ network's block outputs and logits on the calibration images; no labels are read
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
 from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
 from trtq.graph.nodes import operands
-from trtq.methods.base import BATCHES, Method, MethodContext, Report, needs
+from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
 
+USUAL_VALUES = 3 * 224 * 224  # of a sample; steps of larger ones have fewer
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
 
@@ -155,6 +156,8 @@ def _learners(
 def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Learn, then write the rounded weights and the ranges into the encodings."""
     feed = joined(context.images(int(arguments["images"])))
+    if not context.dynamic_batch:
+        arguments = {**arguments, "batch": _few(context, feed, int(arguments["batch"]))}
     encodings, shared = context.encodings, shared_names(context.placement, context.encodings)
     weights, ranges = _learners(context, shared)
     if not weights and not ranges:
@@ -176,6 +179,21 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
         "ranges": len(ranges),
         "loss": losses,
     }
+
+
+def _few(context: MethodContext, feed: Feed, batch: int) -> int:
+    """Return how many samples a step has where they are run one by one.
+
+    As many as have the values of ``batch`` images of 3x224x224 at most.
+    """
+    each = sum(t[0].numel() for t in feed)
+    count = min(batch, max(1, batch * USUAL_VALUES // max(1, each)))
+    shown = "one sample" if count == 1 else f"{count} samples"
+    context.note(
+        f"reconstruct: the model takes one sample at a time; a step is {shown}"
+        + ("" if count == batch else f", not {batch}: they are large")
+    )
+    return count
 
 
 def _learn(
@@ -230,17 +248,11 @@ def _learn(
             part = tuple(t[rows] for t in feed)
             if float(torch.rand((), generator=generator)) < float(arguments["flip"]):
                 part = _mirrored(part)
-            with torch.no_grad():
-                wanted = outputs_of(target.run(*part))
             learner.keep = float(arguments["keep"])
-            got = outputs_of(learner.run(*part))
-            loss = sum(map(_relative, got, wanted), torch.zeros(())) / len(wanted)
-            for name in taps:
-                loss = loss + _relative(learner.taps[name], target.taps[name]) / len(taps)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            now = _gradients(learner, target, _runs(context, part))
             optimizer.step()
-            losses = [losses[0] if losses else float(loss.detach()), float(loss.detach())]
+            losses = [losses[0] if losses else now, now]
             if not math.isfinite(losses[1]):
                 raise CalibrationError(
                     "Learning the rounding failed",
@@ -250,6 +262,29 @@ def _learn(
             state.save(context.resume, i + 1, losses, last=i + 1 == steps)
             context.advance(1)
     return losses
+
+
+def _runs(context: MethodContext, feed: Feed) -> list[Feed]:
+    """Return what is run at once: the batch, or each sample where the model takes one at a time."""
+    if context.dynamic_batch:
+        return [feed]
+    return list(zip(*(torch.split(t, 1) for t in feed), strict=True))
+
+
+def _gradients(learner: _Learner, target: _Learner, runs: Sequence[Feed]) -> float:
+    """Add the gradients of one step, and return its loss: the mean over the runs."""
+    total = 0.0
+    for part in runs:
+        with torch.no_grad():
+            wanted = outputs_of(target.run(*part))
+        got = outputs_of(learner.run(*part))
+        loss = sum(map(_relative, got, wanted), torch.zeros(())) / len(wanted)
+        for name in target.taps:
+            loss = loss + _relative(learner.taps[name], target.taps[name]) / len(target.taps)
+        loss = loss / len(runs)
+        torch.autograd.backward(loss)
+        total += float(loss.detach())
+    return total
 
 
 def _mirrored(feed: Feed) -> Feed:
@@ -287,7 +322,6 @@ METHOD = Method(
     },
     run=run,
     not_applicable_reason=needs(
-        BATCHES,
         (
             lambda context: any(q.format.bits < 8 for q in context.placement.active),
             "every quantizer has 8 bits; it is for fewer, such as --bits w4a8",

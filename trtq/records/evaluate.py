@@ -109,6 +109,26 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         return Figure(name="agreement", value=self.agreement), None
 
     @property
+    def scores(self) -> dict[str, tuple[Figure, Figure | None]]:
+        """Every score by name with the reference's own.
+
+        Scores of the two models' agreement have none of the reference; a score of the same name
+        against targets takes their place.
+        """
+        fields = {"mIoU": self.miou, "pixel accuracy": self.pixel_accuracy}
+        fields |= {"top-1": self.top1, "top-5": self.top5}
+        known = [Figure(name=n, value=v) for n, v in fields.items() if v is not None]
+        own = [*(self.figures or ()), *known]
+        theirs = {f.name: f for f in self.reference_figures or ()}
+        for name, value in (("top-1", self.reference_top1), ("mIoU", self.reference_miou)):
+            theirs.setdefault(name, Figure(name=name, value=value))
+        found = {f.name: (f, theirs.get(f.name)) for f in own}
+        alike = list(self.agreement_figures or ())
+        if self.agreement is not None:
+            alike.append(Figure(name="agreement", value=self.agreement))
+        return found | {f.name: (f, None) for f in alike if f.name not in found}
+
+    @property
     def _scored(self) -> Figure | None:
         fields = {"mIoU": self.miou, "top-1": self.top1}
         known = (Figure(name=n, value=v) for n, v in fields.items() if v is not None)

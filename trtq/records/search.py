@@ -17,9 +17,9 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
         widths: layers by width.
         methods: quantization methods that were applied.
         costs: predicted, by budget name.
-        accuracy: top-1 in percent, or agreement where there are no labels.
-        change: points against the reference.
-        agreement: with the model's own float file, percent.
+        accuracy: the score, such as top-1 or mAP in percent; agreement where there are no labels.
+        change: points against the reference; below 0 it is worse.
+        agreement: with the model's own float file, percent; None where there is no such score.
         sqnr_db: of the outputs.
         within: every budget holds.
         accurate: the accuracy holds.
@@ -35,7 +35,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
     costs: dict[str, float]
     accuracy: float
     change: float
-    agreement: float
+    agreement: float | None
     sqnr_db: float | None
     within: bool
     accurate: bool
@@ -46,7 +46,7 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked, and what the chosen model has.
 
     Attributes:
-        name: of the budget, or ``accuracy``.
+        name: of the budget, ``accuracy``, or the name of the score.
         allowed, got: as a person reads them.
         met: whether it holds.
         needed: where it does not hold: what would have to be allowed, as far as that was found.
@@ -63,14 +63,21 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """The float model that shares and accuracy refer to.
 
     Attributes:
-        accuracy: percent, and ``measure``: what it is.
+        accuracy: in ``unit``, and ``measure``: what it is.
         costs: by budget name.
+        unit: unset for percent.
     """
 
     model: str
     accuracy: float
     measure: str
     costs: dict[str, float]
+    unit: str | msgspec.UnsetType = msgspec.UNSET
+
+
+def unit_of(reference: Reference) -> str:
+    """Return the unit of the accuracies of a search."""
+    return "%" if reference.unit is msgspec.UNSET else reference.unit
 
 
 class SearchRecord(Record, frozen=True, kw_only=True):
@@ -113,10 +120,16 @@ class SearchRecord(Record, frozen=True, kw_only=True):
         got = self.best
         state = "every constraint holds" if self.met else "NOT every constraint holds"
         widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
-        return (
-            f"{state}: {self.chosen} ({widths}), {self.reference.measure} {got.accuracy:.2f} % "
-            f"({got.change:+.2f} points) on {self.images} images; {len(self.tries)} files measured"
-        )
+        score = score_words(self.reference, got.accuracy, got.change)
+        measured = f"on {self.images} images; {len(self.tries)} files measured"
+        return f"{state}: {self.chosen} ({widths}), {score} {measured}"
+
+
+def score_words(reference: Reference, accuracy: float, change: float) -> str:
+    """Return a score against the reference's as a person reads it."""
+    unit = unit_of(reference)
+    value = f"{reference.measure} {accuracy:.2f}{f' {unit}' if unit else ''}"
+    return f"{value} ({change:+.2f} points)"
 
 
 class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,14 +176,21 @@ class Frontier(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         measure: what accuracy is.
+        unit: of accuracy.
         units: of each axis.
         limits: budgets by axis.
         chosen: label of the chosen point.
     """
 
     measure: str
+    unit: str = "%"
     units: dict[str, str]
     limits: dict[str, float]
     chosen: str
     points: list[FrontierPoint]
     predicted: Predicted
+
+    @property
+    def score(self) -> str:
+        """What accuracy is, with its unit."""
+        return f"{self.measure}, {self.unit}" if self.unit else self.measure

@@ -6,7 +6,7 @@ import contextlib
 import html
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import matplotlib as mpl
@@ -154,7 +154,7 @@ def frontier_figure(
     Args:
         points: all with a cost on the axis.
         axis: name of the cost.
-        measure: what accuracy is.
+        measure: what accuracy is, with its unit.
         unit: of the axis.
         chosen: label of the chosen point, "" for none.
         limit: the budget, None without one.
@@ -169,7 +169,7 @@ def frontier_figure(
             axes.axvline(limit, color=WARN, lw=1, ls="--")
         axes.margins(x=0.22, y=0.15)
         axes.set_xlabel(f"{axis}, {unit}")
-        axes.set_ylabel(f"{measure}, %, measured")
+        axes.set_ylabel(f"{measure}, measured")
         axes.grid(color=INK, alpha=0.2)
     return _svg(axes.figure, f"Accuracy against {axis}")
 
@@ -190,6 +190,25 @@ def _draw_point(axes: Any, point: Point, axis: str, *, ringed: bool, above: bool
         color=color,
         parse_math=False,  # a label may hold a dollar
     )
+
+
+def precision_figure(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Return precision against recall of one or several models.
+
+    Args:
+        curves: recall and precision, 0 to 1, by the name of the model; the reference first.
+    """
+    with _drawing(5.0, 3.6) as axes:
+        for (name, points), color in zip(curves.items(), (INK, INPUT), strict=False):
+            recall, precision = zip(*points, strict=True)
+            axes.plot(recall, precision, "-", color=color, lw=1.5, label=name)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision, overlap 0.5")
+        axes.grid(color=INK, alpha=0.2)
+        axes.legend(frameon=False, labelcolor=INK)
+    return _svg(axes.figure, "Precision against recall")
 
 
 def predicted_figure(predicted: Predicted, *, unit: str) -> str:

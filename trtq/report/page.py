@@ -19,6 +19,7 @@ from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
 from trtq.records.quantize import QuantizeRecord, QuantizerRecord
 from trtq.records.search import SearchRecord
+from trtq.report.answers import answers_of
 from trtq.report.contents import SearchFolder
 from trtq.report.figures import (
     frontier_figure,
@@ -85,6 +86,7 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         search=_search(run.search) if run.search else None,
         training=_training(run.training) if run.training else None,
         boards=_boards(folder),
+        answers=answers_of(run.evaluate, folder, run.width),
         layers=layers,
         strip_data=[
             [r.name, f"{r.precision}, computes in {r.runs}", r.sqnr_db, r.loss, r.share]
@@ -241,7 +243,7 @@ def _search(search: SearchFolder) -> _Search:
         frontier_figure(
             frontier.points,
             axis,
-            measure=frontier.measure,
+            measure=frontier.score,
             unit=unit,
             chosen=frontier.chosen,
             limit=frontier.limits.get(axis),

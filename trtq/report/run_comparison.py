@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,6 +15,7 @@ from trtq.artifact import size_words
 from trtq.report.contents import machine_of
 from trtq.report.figures import frontier_figure
 from trtq.report.summary import RunSummary, measure_of, weight_bytes
+from trtq.tasks import Figure
 
 AGREEMENT = "agreement with float"
 UNITS = {
@@ -27,7 +29,8 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """One file: what a run made, or the float model it began with.
 
     Attributes:
-        accuracy: percent, of the comparison's measure.
+        accuracy: of the comparison's measure.
+        better: whether a higher or a lower accuracy is better.
         costs: by axis; what was not measured is not there.
         dominated: by axis: another row is at least as good on both counts, and better on one.
     """
@@ -37,17 +40,42 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     width: str
     methods: str
     accuracy: float | None
+    better: str = "higher"
     agreement: float | None
     costs: dict[str, float]
     valid: bool = True
     dominated: dict[str, bool] = {}
+
+    @property
+    def goodness(self) -> float | None:
+        """The accuracy as a number that is higher where it is better."""
+        if self.accuracy is None:
+            return None
+        return self.accuracy if self.better == "higher" else -self.accuracy
+
+
+class Measure(NamedTuple):
+    """What accuracy is, its unit, and whether ``higher`` or ``lower`` is better."""
+
+    name: str
+    unit: str
+    better: str
+
+    @property
+    def title(self) -> str:
+        """The measure with its unit."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    def words(self, row: RunRow) -> str:
+        """The accuracy of a row with its unit."""
+        return f"{row.accuracy:.2f} {self.unit}".rstrip()
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Several runs.
 
     Attributes:
-        measure: what accuracy is.
+        measure: what accuracy is, with its unit.
         axes: unit of each cost, by name.
         doubts: why the rows should not be compared.
     """
@@ -67,8 +95,7 @@ def compare_runs(folders: Sequence[Path], runs: Sequence[RunSummary]) -> Compari
         folders: of the runs; what tells them apart names them.
         runs: summaries of them.
     """
-    measures = {m[0] if (m := measure_of(r)) else AGREEMENT for r in runs}
-    measure = measures.pop() if len(measures) == 1 else AGREEMENT
+    measure = _measure(runs)
     rows = [_row(label, run, measure) for label, run in zip(_labels(folders), runs, strict=True)]
     rows += _floats(runs, measure)
     axes = {axis: _unit(axis) for axis in dict.fromkeys(a for r in rows for a in r.costs)}
@@ -77,18 +104,45 @@ def compare_runs(folders: Sequence[Path], runs: Sequence[RunSummary]) -> Compari
         for r in rows
     ]
     figures = [
-        frontier_figure(shown, axis, measure=measure, unit=unit)
+        frontier_figure(shown, axis, measure=measure.title, unit=unit)
         for axis, unit in axes.items()
         if len(shown := [r for r in rows if axis in r.costs and r.accuracy is not None]) > 1
     ]
     return Comparison(
-        measure=measure,
+        measure=measure.title,
         rows=rows,
         axes=axes,
         verdict=_verdict(rows[: len(runs)], measure),
         doubts=_doubts(runs, measure),
         figures=figures,
     )
+
+
+def _measure(runs: Sequence[RunSummary]) -> Measure:
+    """Return the score that all runs have, else what each has against its float model."""
+    known = [measure_of(run) for run in runs]
+    own = {Measure(m[0].name, m[0].unit, m[0].better) for m in known if m is not None}
+    if len(own) == 1 and all(known):
+        return own.pop()
+    alike = [_alike(run) for run in runs]
+    if all(f is not None for f in alike):
+        shared = {Measure(f.name, f.unit, f.better) for f in alike if f is not None}
+        if len(shared) == 1:
+            return shared.pop()
+    return Measure(AGREEMENT, "%", "higher")
+
+
+def _alike(run: RunSummary) -> Figure | None:
+    """Return the first score of a task against the float model's answers; None for classes."""
+    figures = run.evaluate.agreement_figures if run.evaluate is not None else None
+    return next((f for f in figures or () if f.value is not None), None)
+
+
+def _agreement(run: RunSummary) -> Figure | None:
+    """Return what a run has against its float model."""
+    value = (run.evaluate or run.quantize.parity).agreement
+    known = None if value is None else Figure(name=AGREEMENT, value=value)
+    return _alike(run) or known
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
@@ -101,10 +155,10 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _row(label: str, run: RunSummary, measure: str) -> RunRow:
-    agreement = (run.evaluate or run.quantize.parity).agreement
-    score = measure_of(run)
-    accuracy = agreement if measure == AGREEMENT else score[1] if score else None
+def _row(label: str, run: RunSummary, measure: Measure) -> RunRow:
+    alike, score = _agreement(run), measure_of(run)
+    own = score[0] if score is not None and score[0].name == measure.name else alike
+    agreement = None if alike is None or alike.unit != "%" else alike.value
     methods = [m.name for m in run.quantize.methods] + (["training"] if run.training else [])
     costs, valid = _costs(run, "qdq")
     return RunRow(
@@ -112,7 +166,8 @@ def _row(label: str, run: RunSummary, measure: str) -> RunRow:
         model=run.model.name,
         width=run.width,
         methods=", ".join(methods),
-        accuracy=accuracy,
+        accuracy=None if own is None else own.value,
+        better=measure.better,
         agreement=agreement,
         costs=costs,
         valid=valid,
@@ -138,18 +193,22 @@ def _costs(run: RunSummary, key: str) -> tuple[dict[str, float], bool]:
     return costs, row.valid
 
 
-def _floats(runs: Sequence[RunSummary], measure: str) -> list[RunRow]:
+def _floats(runs: Sequence[RunSummary], measure: Measure) -> list[RunRow]:
     """The float models the runs began with, each once."""
     rows: dict[str, RunRow] = {}
     for run in runs:
         score = measure_of(run)
+        of_float = score[1] if score is not None and score[1].name == measure.name else None
+        perfect = Figure(name="", value=None, unit=measure.unit, better=measure.better).perfect
+        alike = measure.name == AGREEMENT or (score is None and _alike(run) is not None)
         costs, valid = _costs(run, "fp32")
         row = RunRow(
             label=f"float {run.model.name}",
             model=run.model.name,
             width="float",
             methods="",
-            accuracy=100.0 if measure == AGREEMENT else score[2] if score else None,
+            accuracy=perfect if alike else None if of_float is None else of_float.value,
+            better=measure.better,
             agreement=100.0,
             costs=costs,
             valid=valid,
@@ -170,25 +229,25 @@ def _unit(axis: str) -> str:
 
 
 def _beaten(row: RunRow, rows: Sequence[RunRow], axis: str) -> bool:
-    mine = row.accuracy
+    mine = row.goodness
     if mine is None:
         return False
     others = [
-        (r.accuracy, r.costs[axis])
+        (good, r.costs[axis])
         for r in rows
-        if r is not row and axis in r.costs and r.accuracy is not None
+        if r is not row and axis in r.costs and (good := r.goodness) is not None
     ]
     return any(
         a >= mine and c <= row.costs[axis] and (a > mine or c < row.costs[axis]) for a, c in others
     )
 
 
-def _verdict(rows: Sequence[RunRow], measure: str) -> str:
-    known = [r for r in rows if r.accuracy is not None]
+def _verdict(rows: Sequence[RunRow], measure: Measure) -> str:
+    known = [r for r in rows if r.goodness is not None]
     if not known:
         return f"{len(rows)} runs; none has a figure of accuracy."
-    best = max(known, key=lambda r: r.accuracy or 0.0)
-    said = f"{len(rows)} runs: {best.label} keeps most ({best.accuracy:.2f} % {measure})"
+    best = max(known, key=lambda r: r.goodness or 0.0)
+    said = f"{len(rows)} runs: {best.label} keeps most ({measure.words(best)} {measure.name})"
     sized = [r for r in known if "weights" in r.costs]
     smallest = min(sized, key=lambda r: r.costs["weights"], default=None)
     if (
@@ -197,18 +256,18 @@ def _verdict(rows: Sequence[RunRow], measure: str) -> str:
         and smallest.costs["weights"] < best.costs.get("weights", 0.0)
     ):
         weights = size_words(1e6 * smallest.costs["weights"])
-        said += f"; {smallest.label} is smallest ({weights} of weights, {smallest.accuracy:.2f} %)"
+        said += f"; {smallest.label} is smallest ({weights} of weights, {measure.words(smallest)})"
     return f"{said}."
 
 
-def _doubts(runs: Sequence[RunSummary], measure: str) -> list[str]:
+def _doubts(runs: Sequence[RunSummary], measure: Measure) -> list[str]:
     """Return why the rows should not be compared."""
     doubts = []
     if len({str(_measured_on(r)) for r in runs}) > 1:
         doubts.append(
             "The runs were measured on different images: their accuracies are not comparable."
         )
-    if len({r.model.name for r in runs}) > 1 and measure == AGREEMENT:
+    if len({r.model.name for r in runs}) > 1 and measure.name.startswith("agreement"):
         doubts.append("The models differ, and agreement is with each model's own float answers.")
     records = [b for r in runs for b in r.bench.values()]
     machines = {machine_of(b) for b in records}

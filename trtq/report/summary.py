@@ -15,12 +15,15 @@ from trtq.data.metrics import sqnr_words
 from trtq.engine.manifest import EngineManifest
 from trtq.records.evaluate import EvaluateRecord
 from trtq.report.contents import RunRecords, machine_of, read_run
+from trtq.tasks import Figure
 
 INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
 SIMULATED_SIZE = (
     "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine "
     "holds floats"
 )
+TITLES = {"mIoU": "Mean intersection over union", "top-1": "Top-1 accuracy"}
+UNSHOWN = ("top-5", "pixel accuracy", "agreement")  # top-5 and pixels: in the record
 NOT_COMPARABLE = "not comparable: shapes differ, or values are NaN or infinite"
 
 
@@ -34,12 +37,18 @@ class Row(NamedTuple):
 
 
 class Score(NamedTuple):
-    """An accuracy of the evaluated file, and of the float one; percent."""
+    """A score of the evaluated file, and of the float one where that was measured."""
 
-    name: str
     title: str
-    value: float
-    reference: float | None
+    own: Figure
+    reference: Figure | None
+
+    @property
+    def change(self) -> float | None:
+        """Points against the float file's; below 0 it is worse."""
+        if self.reference is None or self.reference.value is None:
+            return None
+        return self.own.gain(self.reference.value)
 
 
 @dataclass(slots=True)
@@ -96,9 +105,7 @@ def _accuracy_rows(run: RunSummary) -> list[Row]:
         else f"{seen or 'none'} of them used for calibration"
     )
     how = f"{e.images} images, {held}; {e.runtime}"
-    rows = [
-        Row(s.title, _percent(s.reference), _percent(s.value), how) for s in reversed(_scores(e))
-    ]
+    rows = [Row(s.title, _value(s.reference), _value(s.own), how) for s in _shown(e)]
     outputs = _outputs(e)
     for output in outputs:
         named = f" ({output.name})" if len(outputs) > 1 else ""
@@ -122,12 +129,28 @@ def _outputs(e: EvaluateRecord) -> list[OutputComparison]:
 
 
 def _scores(e: EvaluateRecord) -> list[Score]:
-    """Return the accuracies that were measured, the one that counts first."""
-    scores = (
-        ("mIoU", "Mean intersection over union", e.miou, e.reference_miou),
-        ("top-1", "Top-1 accuracy", e.top1, e.reference_top1),
-    )
-    return [Score(n, title, value, ref) for n, title, value, ref in scores if value is not None]
+    """Return the scores against targets, the one that counts first."""
+    alike = {f.name for f in e.agreement_figures or ()}
+    pairs = [
+        (own, theirs)
+        for name, (own, theirs) in e.scores.items()
+        if own.value is not None and not (theirs is None and name in alike)
+    ]
+    known = [Score(TITLES.get(own.name, own.name), own, theirs) for own, theirs in pairs]
+    return [s for s in known if s.own.name not in UNSHOWN]
+
+
+def _shown(e: EvaluateRecord) -> list[Score]:
+    """Return the scores that have a row: those against targets, then those against the float."""
+    alike = [
+        Score(f"{f.name} with FP32" if not f.name.startswith("agreement") else f.name, f, None)
+        for f in e.agreement_figures or ()
+        if f.value is not None
+    ]
+    labelled = _scores(e)
+    if not e.figures:  # of the fields: top-1 stands above mIoU
+        labelled.reverse()
+    return [*labelled, *alike]
 
 
 def _against_float(answer: OutputComparison, how: str) -> list[Row]:
@@ -144,8 +167,10 @@ def _against_float(answer: OutputComparison, how: str) -> list[Row]:
     return [sqnr, Row("Cosine of the outputs", "", f"{answer.cosine:.6f}", how)]
 
 
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f} %"
+def _value(figure: Figure | None) -> str:
+    if figure is None or figure.value is None:
+        return "not measured"
+    return f"{figure.value:.2f} {figure.unit}".rstrip()
 
 
 def bits_of(label: str) -> int:
@@ -178,14 +203,14 @@ def weight_bytes(run: RunRecords, *, packed: bool = False) -> tuple[float, float
     )
 
 
-def measure_of(run: RunRecords) -> tuple[str, float, float] | None:
-    """Return the accuracy measure, and the percent of the quantized and the float file.
+def measure_of(run: RunRecords) -> tuple[Figure, Figure] | None:
+    """Return the score that models are compared by, of the quantized and of the float file.
 
-    The measure is ``mIoU`` or ``top-1``. The result is None without labels.
+    It is ``mAP``, ``mIoU``, ``top-1`` ...; None without labels.
     """
     for score in _scores(run.evaluate) if run.evaluate is not None else ():
-        if score.reference is not None:
-            return score.name, score.value, score.reference
+        if score.change is not None and score.reference is not None:
+            return score.own, score.reference
     return None
 
 
@@ -274,13 +299,17 @@ def _kept(run: RunSummary) -> list[str]:
         return [_kept_in_calibration(run)]
     measure, where = measure_of(run), f"on {e.images} images"
     if measure is not None:
-        name, score, reference = measure
+        own, theirs = measure
+        assert theirs.value is not None
         kept = (
             f"keeps {percent_words(e.agreement)} of its predictions ("
             if e.agreement is not None
             else "has (against float "
         )
-        return [f"{kept}{score - reference:+.2f} points of {name} {where})"]
+        return [f"{kept}{own.gain(theirs.value):+.2f} points of {own.name} {where})"]
+    alike = next((f for f in e.agreement_figures or () if f.value is not None), None)
+    if alike is not None:
+        return [f"has, against float, {alike.words} {where}"]
     if e.agreement is not None:
         return [f"keeps {percent_words(e.agreement)} of its predictions {where}"]
     if e.outputs:
@@ -289,7 +318,8 @@ def _kept(run: RunSummary) -> list[str]:
     parts = [_kept_in_calibration(run)]
     for alone in _scores(e)[:1]:
         parts.append(
-            f"and has {alone.value:.2f} % {alone.name} {where} (the float model was not measured)"
+            f"and has {_value(alone.own)} {alone.own.name} {where} "
+            "(the float model was not measured)"
         )
     return parts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import fx
 
-from trtq.graph.feed import Feed, first_output, joined
+from trtq.graph.feed import Feed, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.quant.formats import BitConfig
 from trtq.search.layers import Layer
@@ -19,7 +20,6 @@ from trtq.search.sensitivity import (
     Sensitivity,
     SensitivityContext,
     WithWeights,
-    cross_entropy,
     require_finite,
 )
 
@@ -27,9 +27,20 @@ STABLE_TAU = 0.95
 FEWEST_PROBES = 10
 
 
-def _all_images(context: SensitivityContext) -> tuple[Feed, torch.Tensor]:
-    images, targets = zip(*context.batches(), strict=True)
-    return joined(images), torch.cat(targets)
+def _runs(context: SensitivityContext) -> list[tuple[Feed, Feed]]:
+    """Return what is run at once with what is wanted: everything, or one sample after another."""
+    if context.one_by_one:
+        return list(context.batches())
+    inputs, wanted = zip(*context.batches(), strict=True)
+    return [(joined(inputs), joined(wanted))]
+
+
+def _loss(
+    context: SensitivityContext, runner: fx.Interpreter, runs: Sequence[tuple[Feed, Feed]]
+) -> torch.Tensor:
+    """Return the mean loss over the runs, which have as many samples each."""
+    losses = [context.loss(outputs_of(runner.run(*feed)), wanted) for feed, wanted in runs]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 def gradient(context: SensitivityContext) -> Measured:
@@ -39,7 +50,7 @@ def gradient(context: SensitivityContext) -> Measured:
     layer is perturbed at a time. The L1 norm is a sum over its weights. The loss of a width of b
     bits is S_l / b (eq. 3.4).
     """
-    images, targets = _all_images(context)
+    runs = _runs(context)
     trials = int(context.arguments["trials"])
     epsilon = float(context.arguments["epsilon"])
     seed = int(context.arguments["seed"])
@@ -47,7 +58,7 @@ def gradient(context: SensitivityContext) -> Measured:
     def slope(layer: Layer, noise: torch.Tensor) -> list[float]:
         weight = (layer.weight + noise).requires_grad_(True)
         runner = WithWeights(context.graph, {operands(layer.node)[1]: weight})
-        loss = cross_entropy(first_output(runner.run(*images)), targets)
+        loss = _loss(context, runner, runs)
         (gradients,) = torch.autograd.grad(loss, [weight])
         total = float(gradients.abs().sum())
         require_finite(total, "gradient", layer.name)
@@ -177,9 +188,8 @@ class _Probe:
     @cached_property
     def loss(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The loss over all images, and its gradient with its graph."""
-        images, targets = _all_images(self.context)
-        answer = first_output(WithWeights(self.context.graph, self.variables).run(*images))
-        loss = cross_entropy(answer, targets)
+        runner = WithWeights(self.context.graph, self.variables)
+        loss = _loss(self.context, runner, _runs(self.context))
         return loss, list(torch.autograd.grad(loss, self.weights, create_graph=True))
 
     def traces(self, k: int) -> list[float]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from trtq.graph.feed import Feed, first_output
+from trtq.graph.feed import Feed, outputs_of
 from trtq.search.layers import Layer
 from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext, require_finite
 
@@ -64,23 +64,6 @@ def l2(context: SensitivityContext) -> Measured:
     return results, {}
 
 
-def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Return the Jensen-Shannon divergence JSD(P || Q) in nats (S2).
-
-    It is KL(P || M) / 2 + KL(Q || M) / 2 with M = (P + Q) / 2, [N] for distributions over axis 1.
-
-    >>> divergence = jensen_shannon(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
-    >>> round(float(divergence[0]), 6) == round(math.log(2), 6)
-    True
-    """
-    middle = (p + q) / 2
-
-    def divergence(a: torch.Tensor) -> torch.Tensor:
-        return torch.where(a > 0, a * (a / middle).log(), torch.zeros_like(a)).sum(dim=1)
-
-    return (divergence(p) + divergence(q)) / 2
-
-
 def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
     """Return the nodes that depend on ``start``, in graph order.
 
@@ -105,6 +88,7 @@ class _OneQuantized:
         images: one batch, a tensor an input.
         rest: by layer name, the nodes that depend on it.
         scratch: memory that layers share.
+        compare: outputs with the float model's, a number a sample.
     """
 
     def __init__(
@@ -113,18 +97,19 @@ class _OneQuantized:
         images: Feed,
         rest: Mapping[str, Sequence[fx.Node]],
         scratch: dict[torch.Size, torch.Tensor],
+        compare: Callable[[Feed, Feed], torch.Tensor],
     ) -> None:
         self.graph = graph
+        self.compare = compare
         self.images = images
         self.rest = rest
         self.scratch = scratch
 
     @cached_property
-    def float_run(self) -> tuple[torch.Tensor, dict[fx.Node, Any]]:
-        """The distribution of the float model, and the value of every node."""
+    def float_run(self) -> tuple[Feed, dict[fx.Node, Any]]:
+        """The outputs of the float model, and the value of every node."""
         runner = fx.Interpreter(self.graph, garbage_collect_values=False)
-        answer = first_output(runner.run(*self.images)).softmax(dim=1)
-        return answer, dict(runner.env)
+        return outputs_of(runner.run(*self.images)), dict(runner.env)
 
     def divergence(self, layer: Layer, label: str) -> list[float]:
         """Return the divergence with a layer at a width, summed over the batch."""
@@ -136,8 +121,7 @@ class _OneQuantized:
         answer: Any = None
         for node in self.rest[layer.name]:
             runner.env[node] = answer = runner.run_node(node)
-        logits = first_output(answer)
-        total = float(jensen_shannon(wanted, logits.softmax(dim=1)).sum())
+        total = float(self.compare(outputs_of(answer), wanted).sum())
         require_finite(total, "output divergence", layer.name)
         return [total]
 
@@ -156,7 +140,7 @@ def jsd(context: SensitivityContext) -> Measured:
     context.begin("Quantizing one layer at a time", len(batches) * len(pairs))
     with torch.inference_mode():
         for b, (images, _) in enumerate(batches):
-            batch = _OneQuantized(context.graph, images, rest, scratch)
+            batch = _OneQuantized(context.graph, images, rest, scratch, context.divergence)
             for layer, label in pairs:
                 divergence = context.units.compute(
                     f"jsd/{b}/{layer.name}/{label}", partial(batch.divergence, layer, label)

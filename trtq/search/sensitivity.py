@@ -13,6 +13,22 @@ from trtq.errors import CalibrationError
 from trtq.graph.feed import Feed
 from trtq.search.layers import Layer
 from trtq.search.work_cache import WorkCache
+from trtq.tasks.distances import class_divergence
+
+
+def class_loss(answers: Feed, wanted: Feed) -> torch.Tensor:
+    """Return the cross-entropy of a classifier [N, C] or of a segmenter [N, C, H, W].
+
+    Args:
+        answers: the first one is scores of classes.
+        wanted: class indices [N] or [N, H, W].
+    """
+    return torch.nn.functional.cross_entropy(answers[0], wanted[0])
+
+
+def first_divergence(answers: Feed, reference: Feed) -> torch.Tensor:
+    """Return the divergence of the first output, scores of classes, for each sample [N]."""
+    return class_divergence(answers[0], reference[0])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +38,10 @@ class SensitivityContext:
     Attributes:
         graph: captured, float.
         layers: with their codings.
-        batches: call it for (images, class indices) batches; the same ones each time.
+        batches: call it for (inputs, what is wanted) batches; the same ones each time.
+        loss: of all outputs against what is wanted, one number: the mean over the samples.
+        divergence: of all outputs from the float model's, a number a sample.
+        one_by_one: the graph takes one sample at a time.
         units: finished pieces of work, kept on disk.
         begin: announce (what, how many).
         advance: a number of pieces is done.
@@ -31,11 +50,14 @@ class SensitivityContext:
 
     graph: fx.GraphModule
     layers: Sequence[Layer]
-    batches: Callable[[], Iterable[tuple[Feed, torch.Tensor]]]
+    batches: Callable[[], Iterable[tuple[Feed, Feed]]]
     units: WorkCache
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]
     arguments: Mapping[str, float] = field(default_factory=dict)
+    loss: Callable[[Feed, Feed], torch.Tensor] = class_loss
+    divergence: Callable[[Feed, Feed], torch.Tensor] = first_divergence
+    one_by_one: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,14 +91,6 @@ class WithWeights(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         return self.weights[n] if n in self.weights else super().run_node(n)
-
-
-def cross_entropy(answer: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the loss of a classifier [N, C] or of a segmenter [N, C, H, W].
-
-    The targets are class indices [N] or [N, H, W].
-    """
-    return torch.nn.functional.cross_entropy(answer, targets)
 
 
 def require_finite(value: float, what: str, layer: str) -> None:

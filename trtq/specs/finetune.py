@@ -10,7 +10,7 @@ from trtq.errors import UsageError
 from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import ModelInputSpec
-from trtq.specs.options import DeviceName, Options
+from trtq.specs.options import DeviceName, Options, TaskName
 
 ValLimit = Annotated[
     Annotated[int, Meta(ge=1)] | None,
@@ -149,6 +149,7 @@ Seed = Annotated[int, Meta(ge=0), Doc(description="Orders the images and draws t
 class FinetuneOptions(Options, frozen=True, kw_only=True):
     """How a quantized model is trained, without which one and with which data."""
 
+    task: TaskName = None
     val_limit: ValLimit = None
     epochs: Epochs = 3
     limit: Limit = None
@@ -227,11 +228,15 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
             "search."
         ),
     ]
+    task: TaskName = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
     val: Annotated[
         str | None,
-        PathDoc(description="Labelled images that every epoch and the result are measured on."),
+        PathDoc(
+            description="Labelled images that every epoch and the result are measured on; with "
+            "--task also without labels, by the agreement with the float model."
+        ),
     ] = None
     val_class_index: Annotated[
         str | None, PathDoc(description="Like --class-index, for --val; default: the same.")

@@ -29,7 +29,7 @@ from trtq.specs.fields import (
     Target,
 )
 from trtq.specs.inputs import ModelInputSpec
-from trtq.specs.options import Options
+from trtq.specs.options import Options, TaskName
 
 RangesBy = Annotated[Calibrator, Doc(description="How activations get their range.")]
 AnalyzedBits = Annotated[
@@ -76,6 +76,7 @@ class AnalyzeOptions(Options, frozen=True, kw_only=True):
     """How layers are analysed, without which model and which data."""
 
     metric: AnalyzeMetric = "jsd"
+    task: TaskName = None
     bits: AnalyzedBits = (
         "2",
         "4",
@@ -102,6 +103,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
         str, PathDoc(description="The JSON file; the plot is written beside it as .svg.")
     ]
     metric: AnalyzeMetric = "jsd"
+    task: TaskName = None
     bits: AnalyzedBits = (
         "2",
         "4",
@@ -156,16 +158,22 @@ class AllocateSpec(AllocateOptions, frozen=True, kw_only=True):
 MinAccuracy = Annotated[
     Annotated[float, Meta(ge=-100, le=100)] | None,
     Doc(
-        description="Top-1 to keep: 0 or below, points against the float model (-1.0); "
-        "above 0, "
-        "percent. Without labels: agreement."
+        description="Top-1, mIoU or mAP to keep: 0 or below, points against the float model "
+        "(-1.0); above 0, percent. Without labels: agreement."
+    ),
+]
+MinScore = Annotated[
+    dict[str, float],
+    Doc(
+        description="NAME=VALUE of one score to keep in place of --min-accuracy, such as mAP=-1.0: "
+        "0 or below, points against the float model; above 0, the score itself."
     ),
 ]
 Minimize = Annotated[
     str | None,
     Doc(
         description="size, bitops, energy or latency@DEVICE: make it as small as "
-        "--min-accuracy "
+        "--min-accuracy or --min-score "
         "allows; default without a budget: size."
     ),
 ]
@@ -204,7 +212,9 @@ class SearchOptions(Options, frozen=True, kw_only=True):
     """What a search keeps to, without which model and which data."""
 
     budget: Budgets = ()
+    task: TaskName = None
     min_accuracy: MinAccuracy = None
+    min_score: MinScore = {}
     minimize: Minimize = None
     limit: Limit = None
     rounds: Rounds = 8
@@ -223,6 +233,11 @@ class SearchOptions(Options, frozen=True, kw_only=True):
     seed: Seed = 0
     calib_cache: CalibCache = None
 
+    @property
+    def keeps_score(self) -> bool:
+        """Whether a score has a limit."""
+        return self.min_accuracy is not None or bool(self.min_score)
+
 
 class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Find widths that meet every budget, and prove it on the exported model."""
@@ -239,7 +254,9 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
         ),
     ] = ()
     budget: Budgets = ()
+    task: TaskName = None
     min_accuracy: MinAccuracy = None
+    min_score: MinScore = {}
     minimize: Minimize = None
     val: Annotated[
         str | None,
@@ -275,6 +292,7 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
 
     target: Target = None
     budget: Budgets = ()
+    task: TaskName = None
     min_accuracy: Annotated[
         float | None,
         Doc(description="Points of top-1 against the float model that may go, such as -1.0."),

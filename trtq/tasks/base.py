@@ -15,9 +15,13 @@ from trtq.errors import UsageError
 from trtq.tasks.facts import Facts
 
 if TYPE_CHECKING:
+    import torch
+
     from trtq.data.preprocess import ImagePlace
 
+TIED = 1e-9  # scores that differ by less are equal
 Outputs = Mapping[str, npt.NDArray[Any]]
+Tensors: TypeAlias = "Mapping[str, torch.Tensor]"
 Places: TypeAlias = "Sequence[ImagePlace] | None"
 
 
@@ -44,6 +48,22 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if not self.unit:
             return f"{self.name} {self.value:.4g}"
         return f"{self.name} {self.value:.2f} {self.unit}"
+
+    @property
+    def perfect(self) -> float:
+        """The value that a model has against itself."""
+        if self.better == "lower":
+            return 0.0
+        return 100.0 if self.unit == "%" else 1.0
+
+    def gain(self, value: float) -> float:
+        """Return by how much the score is better than a value; below 0 it is worse."""
+        assert self.value is not None
+        return self.value - value if self.better == "higher" else value - self.value
+
+    def reaches(self, value: float) -> bool:
+        """Whether the score is as good as a value, or better."""
+        return self.gain(value) >= -TIED
 
 
 class Score(Protocol):
@@ -134,6 +154,30 @@ class Task(ABC):
         only.
         """
         return None
+
+    def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return how far the outputs of each sample are from a reference's, float [N]; 0 is equal.
+
+        By default the squared error over the square of the reference, summed over all outputs.
+
+        Args:
+            outputs: of a model by name, tensors with samples first.
+            reference: the same of another model, whose answers are right.
+        """
+        from trtq.tasks.distances import relative_error
+
+        return relative_error(outputs, reference)
+
+    def loss(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return what training without labels makes small, one number with a gradient.
+
+        By default the mean of :meth:`divergence` over the samples.
+
+        Args:
+            outputs: of the model that learns, by name, tensors with samples first.
+            reference: of the float model.
+        """
+        return self.divergence(outputs, reference).mean()
 
     def mismatch(self, answer: Any, targets: npt.NDArray[Any]) -> str:
         """Return why targets cannot be compared with answers of these shapes, "" when they can."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from trtq.data.metrics import Array
-from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.base import Figure, Score, Task, Tensors
 from trtq.tasks.equal_predictions import EqualPredictions
 from trtq.tasks.facts import Facts
 from trtq.tasks.maps import caption
+
+if TYPE_CHECKING:
+    import torch
 
 BEST = 5
 
@@ -75,6 +79,12 @@ class Classification(Task):
 
     def agreement(self) -> Score:  # noqa: D102
         return EqualPredictions()
+
+    def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return the Jensen-Shannon divergence of the classes, nats [N]."""
+        from trtq.tasks.distances import class_divergence
+
+        return class_divergence(next(iter(outputs.values())), next(iter(reference.values())))
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         return class_mismatch(answer, targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,17 @@ from PIL import Image
 
 from trtq.data.boxes import Boxes
 from trtq.errors import UsageError
-from trtq.tasks.base import Outputs, Places, Score, Task
+from trtq.tasks.base import Outputs, Places, Score, Task, Tensors
 from trtq.tasks.detections import Detections
 from trtq.tasks.drawing import SHOWN_SCORE, draw_boxes
 from trtq.tasks.facts import Facts
 from trtq.tasks.heads import Head, find_head
 from trtq.tasks.precision import AgreementPrecision, MeanPrecision
+
+if TYPE_CHECKING:
+    import torch
+
+    from trtq.tasks.distances import Measure
 
 PARTNERS = 0.5  # overlap of two boxes that are one object
 
@@ -74,6 +79,31 @@ class Detection(Task):
 
     def agreement(self) -> Score:  # noqa: D102
         return AgreementPrecision(self.classes)
+
+    def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return how far boxes and scores are from a reference's, float [N].
+
+        The divergence of the scores, and the distance of boxes weighted by the reference's scores;
+        for heads without a raw form the squared error of every output.
+        """
+        from trtq.tasks.distances import bernoulli_jensen_shannon
+
+        return self._distance(outputs, reference, bernoulli_jensen_shannon)
+
+    def loss(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return the same with the cross-entropy of the scores, which pulls harder."""
+        from trtq.tasks.distances import bernoulli_kullback_leibler
+
+        return self._distance(outputs, reference, bernoulli_kullback_leibler).mean()
+
+    def _distance(self, outputs: Tensors, reference: Tensors, measure: Measure) -> torch.Tensor:
+        from trtq.tasks.distances import head_distance
+
+        assert self.head is not None
+        ours, theirs = (self.head.raw(side, self.size) for side in (outputs, reference))
+        if ours is None or theirs is None:
+            return super().divergence(outputs, reference)
+        return head_distance(ours, theirs, measure)
 
     def mismatch(self, answer: Any, targets: npt.NDArray[Any]) -> str:  # noqa: D102
         del answer

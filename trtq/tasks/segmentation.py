@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from trtq.data.metrics import Array, confusion, hit_rate, mean_overlap, overlap, predictions
-from trtq.tasks.base import Figure, Outputs, Places, Score
+from trtq.tasks.base import Figure, Outputs, Places, Score, Tensors
 from trtq.tasks.equal_predictions import EqualPixels
 from trtq.tasks.maps import draw_classes, resized
 from trtq.tasks.one_output import OneOutput, probabilities
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PixelScore:
@@ -89,6 +92,12 @@ class Segmentation(OneOutput):
 
     def agreement(self) -> Score:  # noqa: D102
         return EqualPixels()
+
+    def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
+        """Return the Jensen-Shannon divergence of the classes, summed over pixels, nats [N]."""
+        from trtq.tasks.distances import class_divergence
+
+        return class_divergence(next(iter(outputs.values())), next(iter(reference.values())))
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         if targets.dtype.kind not in "iu":

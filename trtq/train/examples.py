@@ -12,7 +12,8 @@ from trtq.data.ahead import ahead
 from trtq.data.samples import Samples
 from trtq.errors import DataError
 from trtq.graph.feed import Feed
-from trtq.train.objective import Objective
+from trtq.tasks import Task
+from trtq.train.objective import Objective, Part
 
 Pair = tuple[Feed, torch.Tensor | None]
 
@@ -33,6 +34,9 @@ def walk(
         parts: positions of the samples of each step, as many in each but for the last.
         names: of the model's inputs, in order.
         labelled: targets are read.
+
+    Raises:
+        DataError: targets are boxes.
     """
     if not parts:
         return
@@ -47,7 +51,7 @@ def walk(
         raise DataError(
             f"Cannot train on the targets of {samples.name}",
             "they are boxes or texts, expected classes of samples or of pixels",
-            "Give class folders or --masks, or --distill 1 to learn from the float model",
+            "Say what the outputs mean: --task detection learns from the float model's answers",
         )
 
     yield from ahead(parts, read)
@@ -58,7 +62,10 @@ class TrainingSetup:
     """What is learned.
 
     Attributes:
-        objective: the loss.
+        objective: the loss without a task.
+        task: learns from all outputs of the teacher, in place of the objective; None for scores of
+            classes, and where no task is known.
+        outputs: names of the outputs, in order.
         teacher: the float model, on the device of the graph.
         train: samples to learn from.
         val: samples that every epoch is measured on; None without.
@@ -69,6 +76,8 @@ class TrainingSetup:
     """
 
     objective: Objective
+    task: Task | None
+    outputs: Sequence[str]
     teacher: fx.GraphModule
     train: Samples
     val: Samples | None
@@ -78,6 +87,33 @@ class TrainingSetup:
     labelled: bool = True
 
     @property
+    def teaches(self) -> bool:
+        """Whether the teacher is asked."""
+        return self.task is not None or self.objective.distill > 0.0
+
+    def parts(self, answers: Feed, wanted: torch.Tensor | None, taught: Feed | None) -> list[Part]:
+        """Return the terms of the loss of a batch.
+
+        Args:
+            answers: every output.
+            wanted: classes; None where only the teacher is asked.
+            taught: every output of the teacher; None where it is not asked.
+        """
+        if self.task is None:
+            return self.objective.parts(answers, wanted, taught)
+        assert taught is not None
+        loss = self.task.loss(self.named(answers), self.named(taught))
+        count = loss.new_tensor(float(max(len(t) for t in answers if t.ndim)))
+        return [Part(1.0, loss.reshape(()) * count, count)]
+
+    def named(self, answers: Feed) -> dict[str, torch.Tensor]:
+        """Return outputs by name, floats in float32."""
+        floats = (a.float() if a.is_floating_point() else a for a in answers)
+        return dict(zip(self.outputs, floats, strict=True))
+
+    @property
     def measure(self) -> str:
         """What an epoch's score is."""
+        if self.task is not None:
+            return self.task.label
         return "mIoU" if self.val is not None and self.val.dense else "top-1"

@@ -52,7 +52,7 @@ class Position(msgspec.Struct, kw_only=True):
     Attributes:
         epoch, step: finished epochs, and finished steps of the one under way.
         factor: of the learning rates, lowered by ``plateau``.
-        best: highest accuracy on the validation images so far.
+        best: best score on the validation images so far, higher is better; None before one.
         best_epoch: the one it was.
         stale: epochs since then.
         total, count: loss and images of the epoch under way.
@@ -63,7 +63,7 @@ class Position(msgspec.Struct, kw_only=True):
     epoch: int = 0
     step: int = 0
     factor: float = 1.0
-    best: float = -1.0
+    best: float | None = None
     best_epoch: int = 0
     stale: int = 0
     total: float = 0.0

@@ -6,6 +6,7 @@ Everything random is a function of the step.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,11 +18,13 @@ import torch
 from torch import nn
 
 from trtq.data.metrics import hit_rate, mean_overlap
+from trtq.data.samples import Samples
 from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.graph.device import device_of
 from trtq.graph.feed import IMAGE_AXES, Feed, first_output, outputs_of
 from trtq.progress import Progress
 from trtq.specs import FinetuneOptions
+from trtq.tasks import Figure
 from trtq.train.epoch import Epoch
 from trtq.train.examples import TrainingSetup, walk
 from trtq.train.learned import LeanMemory
@@ -35,6 +38,7 @@ from trtq.train.run_state import (
     read_state,
     stops,
 )
+from trtq.train.task_score import task_score
 from trtq.train.training_graph import TrainingGraph
 from trtq.train.updates import Updates
 from trtq.workers import Workers
@@ -234,7 +238,8 @@ class Trainer:
         score = self._score()
         loss = at.total / max(at.count, 1)
         lr = spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs)
-        row = Epoch(loss=loss, lr=lr, score=score, images_per_s=round(speed, 2))
+        value = None if score is None else score.value
+        row = Epoch(loss=loss, lr=lr, score=value, images_per_s=round(speed, 2))
         at.history.append(row)
         self._remember(score)
         remaining_s = (spec.epochs - at.epoch - 1) * at.count / max(speed, 1e-9)
@@ -247,7 +252,7 @@ class Trainer:
         self._save(None)
         shown = ""
         if score is not None:
-            shown = f", {self.measure} {score:.2f} % on --val (torch, codes in place)"
+            shown = f", {score.words} on --val (torch, codes in place)"
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
         said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
         self.progress.note(f"epoch {at.epoch}: {said}")
@@ -295,7 +300,7 @@ class Trainer:
         with self._gradients(shared=moves):
             with self._cast(), nullcontext() if spec.compile else LeanMemory():
                 answers = outputs_of(self.run(*feed))
-            parts = self.setup.objective.parts(answers, wanted, teachers)
+            parts = self.setup.parts(answers, wanted, teachers)
             loss, value, any_stopped = self._gather(parts, bool(mine), stopped)
             if not math.isfinite(value):
                 raise CalibrationError(
@@ -339,7 +344,7 @@ class Trainer:
 
     def _teach(self, feed: Feed) -> Feed | None:
         """Return the float model's answers; None without distillation."""
-        if self.spec.distill <= 0.0:
+        if not self.setup.teaches:
             return None
         with torch.no_grad(), self._cast():
             return outputs_of(self.setup.teacher(*feed))
@@ -392,14 +397,24 @@ class Trainer:
         if self.workers.rank == 0:
             self.state.save(at)
 
-    def _score(self) -> float | None:
-        """Return top-1 or mIoU on the validation images in percent.
+    def _score(self) -> Figure | None:
+        """Return the score on the validation images: top-1, mIoU, or the first of the task.
 
         It is measured with the averaged weights when there are any.
         """
         if self.setup.val is None:
             return None
-        val, classes = self.setup.val, self.setup.classes
+        if self.setup.task is None:
+            return Figure(name=self.measure, value=self._hits(self.setup.val))
+        self._mode(training=False)
+        with self._enough_memory(), self.updates.averaged(), torch.no_grad():
+            score = task_score(self.setup, self.graph.module, self._placed)
+        self.measure = score.name
+        return score
+
+    def _hits(self, val: Samples) -> float:
+        """Return top-1 or mIoU in percent."""
+        classes = self.setup.classes
         counts = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
         parts = self._parts(list(self.workers.share(range(len(val)))))
         self._mode(training=False)
@@ -415,7 +430,7 @@ class Trainer:
         total = self.workers.sum_(counts).reshape(classes, classes).cpu().numpy()
         return mean_overlap(total) if val.dense else hit_rate(total)
 
-    def _remember(self, score: float | None) -> None:
+    def _remember(self, score: Figure | None) -> None:
         """Keep the best epoch; without validation images that is the last one.
 
         An epoch at wider widths is no result.
@@ -423,8 +438,9 @@ class Trainer:
         at = self.position
         if self._width(at.epoch):
             return
-        if score is None or score > at.best:
-            at.best = score if score is not None else at.best
+        good = None if score is None else _goodness(score)
+        if good is None or at.best is None or good > at.best:
+            at.best = at.best if good is None else good
             at.best_epoch = at.epoch
             at.stale = 0
             with self.updates.averaged(), torch.no_grad():
@@ -434,3 +450,10 @@ class Trainer:
         at.stale += 1
         if self.spec.schedule == "plateau":
             at.factor /= 10.0
+
+
+def _goodness(score: Figure) -> float:
+    """Return a score as a number that is higher where it is better; NaN is the worst."""
+    value = math.nan if score.value is None else score.value
+    sign = 1.0 if score.better == "higher" else -1.0
+    return sign * value if math.isfinite(value) else -sys.float_info.max

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from trtq.data.metrics import Array
 from trtq.errors import UsageError
 from trtq.tasks.detections import Detections
 from trtq.tasks.facts import Facts
+
+if TYPE_CHECKING:
+    from trtq.tasks.base import Tensors
+    from trtq.tasks.distances import Raw
 
 CANDIDATES = 30_000  # boxes of one picture that suppression looks at, the best
 AT_FIRST = 1000
@@ -90,6 +94,16 @@ class Head(ABC):
             outputs: those that the head reads, in its own order.
             size: height and width of the input.
         """
+
+    def raw(self, outputs: Tensors, size: tuple[int, int]) -> Raw | None:
+        """Return all boxes and scores as tensors with a gradient; None where there is no such form.
+
+        Args:
+            outputs: by name, samples first.
+            size: height and width of the input.
+        """
+        del outputs, size
+        return None
 
     def decode(
         self, outputs: Mapping[str, npt.NDArray[Any]], size: tuple[int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from trtq.data.metrics import Array
 from trtq.tasks.detections import Detections
 from trtq.tasks.facts import Facts
 from trtq.tasks.heads.base import Head, best_of, corners, output_called, ranked, sigmoid, softmax
+
+if TYPE_CHECKING:
+    from trtq.tasks.base import Tensors
+    from trtq.tasks.distances import Raw
 
 BOX = 4  # centre, width and height
 ROW = 6  # box, score, class
@@ -46,6 +50,14 @@ class Queries(Head):
         return [
             self._read(logits, pixels(boxes, size)) for logits, boxes in zip(*outputs, strict=True)
         ]
+
+    def raw(self, outputs: Tensors, size: tuple[int, int]) -> Raw:  # noqa: D102
+        from trtq.tasks.distances import Raw
+
+        logits, boxes = (outputs[n] for n in self.outputs)
+        height, width = size
+        scores = logits.softmax(2)[..., : -self.nothing] if self.nothing else logits.sigmoid()
+        return Raw(boxes * boxes.new_tensor([width, height, width, height]), scores)
 
     def _read(self, logits: Array, boxes: Array) -> Detections:
         """Return the detections of one sample, boxes in pixels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from trtq.errors import UsageError
 from trtq.tasks.detections import Detections
 from trtq.tasks.facts import Facts, Shape
 from trtq.tasks.heads.base import Candidates, Head, best_of, corners, suppressed
+
+if TYPE_CHECKING:
+    from trtq.tasks.base import Tensors
+    from trtq.tasks.distances import Raw
 
 BOX = 4  # centre, width and height
 PYRAMIDS = (  # strides of the maps that heads have one anchor, or more, for each cell of
@@ -131,6 +135,18 @@ class Rows(Head):
         """Return the numbers of each sample, [channels, anchors]."""
         del size
         return [sample.T for sample in output] if self.last else list(output)
+
+    def raw(self, outputs: Tensors, size: tuple[int, int]) -> Raw | None:  # noqa: D102
+        from trtq.tasks.distances import Raw
+
+        del size
+        if type(self)._anchors is not Rows._anchors:
+            return None  # its numbers are no pixels
+        given = outputs[self.outputs[0]]
+        rows = given if self.last else given.transpose(1, 2)
+        first = BOX + self.objectness
+        scores = rows[..., first : first + (self.classes or 0)]
+        return Raw(rows[..., :BOX], scores * rows[..., BOX:first] if self.objectness else scores)
 
     def _candidates(self, anchors: Array) -> Candidates:
         first = BOX + self.objectness

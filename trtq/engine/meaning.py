@@ -1,0 +1,88 @@
+"""What the answers of a built model mean: boxes may be gone although the numbers are close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from trtq.data.answers import TASK
+from trtq.data.metrics import Array
+from trtq.errors import UsageError
+from trtq.export.feeds import Given
+from trtq.export.onnx_file import get_metadata, made_with
+from trtq.tasks import TASKS, Facts, Figure, Task, find_task
+
+SLACK = 10.0  # points below what quantization itself costs: few images, and flips make flips
+LEAST = 90.0  # percent, of a file without codes
+IMAGE_AXES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """A task that compares answers with those of the file.
+
+    Attributes:
+        task: bound to the file.
+        wanted: outputs of the file by name, over all samples.
+        least: percent that a first score must have.
+    """
+
+    task: Task
+    wanted: Mapping[str, Array]
+    least: float = field(default=LEAST)
+
+    def alike(self, got: Mapping[str, Array]) -> list[Figure]:
+        """Return what the task says of other answers to the same samples."""
+        counts = self.task.agreement()
+        if counts is None or set(got) < set(self.wanted):
+            return []
+        ours = {n: got[n] for n in self.wanted}
+        counts.add(self.task.decode(ours, None), self.task.decode(self.wanted, None))
+        return counts.figures
+
+    def holds(self, alike: list[Figure]) -> bool:
+        """Whether answers are alike enough; a score that nothing counted for says nothing."""
+        first = alike[0] if alike else None
+        if first is None or first.value is None or (first.unit, first.better) != ("%", "higher"):
+            return True
+        return first.value >= self.least
+
+
+def meaning_of(
+    model: onnx.ModelProto,
+    batch: Given,
+    wanted: Mapping[str, Array],
+    plain: Mapping[str, Array] | None,
+) -> Meaning | None:
+    """Return the meaning of a file's answers; None where the file names no task of trtq's.
+
+    Args:
+        model: the file; only names of trtq's own tasks are followed, never those of code.
+        batch: inputs, for the size of images.
+        wanted: outputs of the file by name.
+        plain: the same without its Q/DQ pairs; None for a file without pairs.
+    """
+    named = str(get_metadata(model).get(TASK, ""))
+    if named.partition(":")[0] not in TASKS:
+        return None
+    given = np.asarray(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+    is_image = given.ndim == IMAGE_AXES
+    facts = Facts(
+        outputs={n: tuple(a.shape) for n, a in wanted.items()},
+        size=(int(given.shape[2]), int(given.shape[3])) if is_image else None,
+        metadata=made_with(model),
+    )
+    try:
+        task = find_task(named).bound(facts)
+    except UsageError:
+        return None  # an engine may end before the outputs that the task reads
+    whole = Meaning(task=task, wanted=wanted)
+    if plain is None:
+        return whole
+    own = whole.alike(plain)
+    value = own[0].value if own else None
+    least = LEAST if value is None else min(LEAST, value - SLACK)
+    return Meaning(task=task, wanted=wanted, least=least)

@@ -1,0 +1,107 @@
+"""The section of a report about a task's answers: a curve, classes, and pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from trtq.files import PICTURES
+from trtq.records.evaluate import EvaluateRecord, PictureRow
+from trtq.report.figures import precision_figure
+
+PAGE_BYTES = 4_000_000  # of the pictures of one page, as files
+
+
+class Picture(NamedTuple):
+    """One picture of the contact sheet, as part of the page."""
+
+    sample: str
+    difference: float
+    data: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the page shows of the answers.
+
+    Attributes:
+        measure: the score of the classes, with its unit.
+        curve: recall and precision, as SVG; "" without them.
+        classes: name and score; None for a class that is nowhere.
+        pictures: of the samples where the two models differ most.
+        left_out: why pictures of the record are not here, "" for none.
+    """
+
+    measure: str
+    curve: str = ""
+    classes: list[tuple[str, float | None]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    left_out: str = ""
+
+
+def answers_of(e: EvaluateRecord | None, folder: Path, width: str) -> Answers | None:
+    """Return what a page shows of the answers; None where the record has nothing of them.
+
+    Args:
+        e: the evaluation of a run.
+        folder: of the record; its pictures are in a folder below it.
+        width: what to call the quantized model.
+    """
+    if e is None:
+        return None
+    own = next(iter(e.figures or ()), None)
+    measure = "score" if own is None else f"{own.name}, {own.unit}" if own.unit else own.name
+    pictures, left_out = _pictures(e.pictures or [], folder / PICTURES)
+    found = Answers(
+        measure=measure,
+        curve=precision_figure(_curves(e, width)) if e.curve else "",
+        classes=list(_classes(e)),
+        pictures=pictures,
+        left_out=left_out,
+    )
+    shown = found.curve or found.classes or found.pictures or found.left_out
+    return found if shown else None
+
+
+def _curves(e: EvaluateRecord, width: str) -> dict[str, list[tuple[float, float]]]:
+    curves = {"FP32": e.reference_curve or [], width: e.curve or []}
+    return {name: points for name, points in curves.items() if points}
+
+
+def _classes(e: EvaluateRecord) -> Iterator[tuple[str, float | None]]:
+    names = e.class_names or []
+    for i, value in enumerate(e.by_class or []):
+        yield (names[i] if i < len(names) else f"class {i}"), value
+
+
+def _pictures(rows: list[PictureRow], folder: Path) -> tuple[list[Picture], str]:
+    """Return the pictures that are there and fit the page, and why others are not here."""
+    there = [row for row in rows if _is_below(folder, row.file)]
+    pictures, total = list[Picture](), 0
+    for row in there:
+        content = (folder / row.file).read_bytes()
+        total += len(content)
+        if total > PAGE_BYTES:
+            break
+        with Image.open(folder / row.file) as image:
+            size = image.size
+        data = f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+        pictures.append(Picture(row.sample, row.difference, data, *size))
+    missing, large = len(rows) - len(there), len(there) - len(pictures)
+    reasons = [
+        f"{missing} of {len(rows)} pictures are not in {folder.name}/." if missing else "",
+        f"{large} more are in {folder.name}/: the page would be too large." if large else "",
+    ]
+    return pictures, " ".join(filter(None, reasons))
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether a record's picture is a file of its own folder."""
+    return Path(name).name == name and (folder / name).is_file()
