@@ -1,17 +1,22 @@
-"""What can go in: models of any inputs and outputs, and other people's ONNX files.
+"""What can go in: models of any inputs and outputs, samples of any form, other people's ONNX files.
 
 Usage: python benchmarks/front_door.py [--out FILE.md] [--files FOLDER] [--build] [NAME ...]
 
-Each model is quantized on random samples of its own inputs and compared with its file in ONNX
-Runtime, output by output; with --build it also becomes an engine for sm_86. Random weights say
-nothing about accuracy: the table shows what is taken, kept and equal. transformers and ultralytics
-are needed for their models (pip install transformers ultralytics); rows without them say so.
-ONNX files are read from a folder: every *.onnx below it.
+Each model is quantized on samples of its own inputs and compared with its file in ONNX Runtime,
+output by output; with --build it also becomes an engine for sm_86, whose convolutions and matrix
+products are counted. Random weights say nothing about accuracy: the table shows what is taken,
+kept and equal. transformers and ultralytics are needed for their models (pip install transformers
+ultralytics); rows without them say so. ONNX files are read from a folder: every *.onnx below it.
+
+Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues; --again repeats rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -21,7 +26,10 @@ from smoke import arguments, scratch
 from subprocess_runner import print_result, run_apart
 
 SAMPLES = 8
-SMALL = ["siamese", "audio GRU"]
+SMALL = ["siamese", "audio GRU", "samples: own Dataset"]
+FILES = "ONNX files of other people"
+SECONDS, GIGABYTES = 600.0, 12.0
+COLUMNS = "| model | result | inputs | outputs | INT8 tensors | float | SQNR dB | batch | s |"
 
 
 def run_one(name: str, *, build: bool) -> dict[str, Any]:
@@ -32,21 +40,33 @@ def run_one(name: str, *, build: bool) -> dict[str, Any]:
 
     torch.manual_seed(0)
     start = time.perf_counter()
+    data: object = f"random:{SAMPLES}"
+    options: dict[str, Any] = {}
     if name.endswith(".onnx"):
         model = trtq.load(name)
     else:
         from front_models import DOORS
 
         door = DOORS[name]
-        model = trtq.load(door.make().eval(), example=door.example(), name=name)
+        made = door.make()
+        given = {**door.load, **({"example": door.example()} if door.example else {})}
+        if isinstance(made, torch.nn.Module):
+            given["name"] = name
+            made = made.eval()
+        model = trtq.load(made, **given)
+        options = dict(door.options)
+        data = door.data(scratch()) if door.data else data
     quantized = trtq.quantize(
         model,
-        f"random:{SAMPLES}",
-        calib_images=SAMPLES,
-        parity_images=SAMPLES,
-        calibrator="max",
-        preset_quant="none",
-        calib_cache=str(scratch()),
+        data,
+        **{
+            "calib_images": SAMPLES,
+            "parity_images": SAMPLES,
+            "calibrator": "max",
+            "preset_quant": "none",
+            "calib_cache": str(scratch()),
+            **options,
+        },
     )
     parity, signature = quantized.done.parity, quantized.signature
     result: dict[str, Any] = {
@@ -60,10 +80,23 @@ def run_one(name: str, *, build: bool) -> dict[str, Any]:
         "notes": len(quantized.notes),
     }
     if build:
-        engine = trtq.build(quantized, target="sm86", shapes=_shapes(model))
-        result["mb"] = len(engine.plan) / 1e6
+        result |= _built(quantized, model)
     result["seconds"] = time.perf_counter() - start
+    result["mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return result
+
+
+def _built(quantized: Any, model: Any) -> dict[str, Any]:
+    """Build an engine for sm_86 and return what its audit says."""
+    import trtq
+
+    engine = trtq.build(quantized, target="sm86", shapes=_shapes(model))
+    manifest = engine.manifest
+    found: dict[str, Any] = {"engine_mb": len(engine.plan) / 1e6}
+    if manifest.audit is not None:
+        found["int8"] = manifest.audit.convolutions.get("int8", 0)
+        found["convolutions"] = manifest.quantized_convolutions
+    return found
 
 
 def _shapes(model: Any) -> tuple[str, ...]:
@@ -79,15 +112,61 @@ def _shapes(model: Any) -> tuple[str, ...]:
 def row_of(name: str, found: dict[str, Any]) -> str:
     """Return one row of the table."""
     if "error" in found:
-        return f"| {Path(name).name} | {found['error'][:160].replace('|', '/')} | | | | | | |"
+        return f"| {Path(name).name} | {found['error'][:240].replace('|', '/')} | | | | | | | |"
     finite = [v for v in found["sqnr"] if v is not None]
     sqnr = f"{min(finite):.1f}" if finite else "exact"
+    result = "pass" if found["passed"] else "parity FAILED"
+    if "engine_mb" in found:
+        result += f", engine {found['engine_mb']:.1f} MB"
+    if "convolutions" in found:
+        result += f", {found['int8']}/{found['convolutions']} convolutions in INT8"
     return (
-        f"| {Path(name).name} | {'pass' if found['passed'] else 'parity FAILED'} | "
-        f"{found['inputs']} | {found['outputs']} | {found['quantized']} | {found['float']} | "
-        f"{sqnr} | {found['batch']}, {found['seconds']:.0f} s"
-        + (f", {found['mb']:.1f} MB |" if "mb" in found else " |")
+        f"| {Path(name).name} | {result} | {found['inputs']} | {found['outputs']} | "
+        f"{found['quantized']} | {found['float']} | {sqnr} | {found['batch']} | "
+        f"{found['seconds']:.0f} |"
     )
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the page: one table a group."""
+    from front_models import GROUPS
+
+    passed = sum(bool(r.get("passed")) for r in rows.values())
+    lines = [
+        "# What can go in",
+        "",
+        "Command: `python benchmarks/front_door.py`. Random weights where no file is named, "
+        f"{SAMPLES} random samples unless the row is about samples, calibrator max, no preset. "
+        "SQNR: of the worst output, simulated INT8 against float in torch; ONNX Runtime agreed "
+        "with the simulation in every row that passed. Seconds are of a busy machine.",
+        "",
+        f"{passed} of {len(rows)} passed.",
+    ]
+    files = [n for n in rows if n.endswith(".onnx")]
+    for title, names in [*((t, list(g)) for t, g in GROUPS.items()), (FILES, files)]:
+        had = [n for n in names if n in rows]
+        if had:
+            rule = "|---" * (COLUMNS.count("|") - 1) + "|"
+            lines += ["", f"## {title}", "", COLUMNS, rule]
+            lines += [row_of(n, rows[n]) for n in had]
+    return "\n".join(lines) + "\n"
+
+
+def kept_rows(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Return the rows of earlier runs by name."""
+    rows: dict[str, dict[str, Any]] = {}
+    if path is not None and path.exists():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            rows[row.pop("name")] = row
+    return rows
+
+
+def keep(path: Path | None, rows: dict[str, dict[str, Any]]) -> None:
+    """Write all rows, so that a stopped run continues."""
+    if path is not None:
+        lines = (json.dumps({"name": name, **row}) for name, row in rows.items())
+        path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -97,6 +176,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--files", type=Path, default=None, help="a folder with ONNX files")
     parser.add_argument("--build", action="store_true", help="build an engine for sm_86, too")
+    parser.add_argument("--again", action="store_true", help="repeat rows that are there")
+    parser.add_argument("--failed", action="store_true", help="repeat rows that failed")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = arguments(parser, models=SMALL)
     if args.one:
@@ -108,31 +189,20 @@ def main() -> None:
     from front_models import DOORS
 
     files = sorted(map(str, args.files.rglob("*.onnx"))) if args.files else []
-    rows, passed = [], 0
-    names = [*(args.models or DOORS), *files]
-    for name in names:
-        line = [sys.executable, __file__, "--one", name, *(["--build"] if args.build else [])]
-        found = run_apart(line)
-        passed += bool(found.get("passed"))
-        rows.append(row_of(name, found))
-        print(rows[-1], flush=True)
-    head = [
-        "# What can go in",
-        "",
-        "Command: `python benchmarks/front_door.py"
-        + (" --build`." if args.build else "`.")
-        + f" Random weights where no file is named, {SAMPLES} random samples, calibrator max, no"
-        " preset. SQNR: of the worst output, simulated INT8 against float in torch; ONNX Runtime"
-        " agreed with the simulation in every row that passed.",
-        "",
-        f"{passed} of {len(names)} passed.",
-        "",
-        "| model | result | inputs | outputs | INT8 tensors | float | SQNR dB | batch, time |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    print(f"{passed} of {len(names)} passed")
+    path = args.out.with_suffix(".jsonl") if args.out else None
+    rows = kept_rows(path)
+    for name in [*(args.models or DOORS), *files]:
+        old = rows.get(name)
+        if old is None or args.again or (args.failed and not old.get("passed")):
+            line = [sys.executable, __file__, "--one", name, *(["--build"] if args.build else [])]
+            with contextlib.suppress(KeyError):
+                del rows[name]
+            rows[name] = run_apart(line, seconds=SECONDS, gigabytes=GIGABYTES)
+            keep(path, rows)
+            print(row_of(name, rows[name]), flush=True)
+    print(f"{sum(bool(r.get('passed')) for r in rows.values())} of {len(rows)} passed")
     if args.out:
-        args.out.write_text("\n".join([*head, *rows]) + "\n")
+        args.out.write_text(table(rows))
 
 
 if __name__ == "__main__":

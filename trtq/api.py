@@ -38,7 +38,7 @@ def load(
     checkpoint_key: str | None = None,
     model_arg: Mapping[str, Any] | None = None,
     input_size: tuple[int, int, int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     example: object = None,
     dynamic: Mapping[str, Sequence[int | str]] | None = None,
     ranges: Mapping[str, SizeRange] | None = None,
@@ -58,8 +58,8 @@ def load(
         checkpoint_key: where in the checkpoint the weights are.
         model_arg: keyword arguments of the factory.
         input_size: (C, H, W) of the input; default: the model's own, else 3x224x224.
-        preprocess: how images become the input; default: the authors' for a model by text, none
-            for an nn.Module.
+        preprocess: how images become the input: a Preprocess or the name of a preset, such as
+            ``yolo``; default: the authors' for a model by text, none for an nn.Module.
         example: one batch of the inputs, for a model that takes something else than one image: a
             tensor, a tuple of arguments, or a dict of named ones.
         dynamic: sizes of inputs by name; the name of an open axis is a text:
@@ -103,7 +103,7 @@ def quantize(
     /,
     *,
     input_size: tuple[int, int, int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     task: str | Task | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -116,7 +116,7 @@ def quantize(
     /,
     *,
     input_size: tuple[int, int, int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     task: str | Task | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -129,7 +129,7 @@ def quantize(
         data: calibration samples: a DataLoader, a Dataset, a list of tensors, one tensor with
             samples first, or the text of a folder of images.
         input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
-        preprocess: how images become inputs.
+        preprocess: how images become inputs: a Preprocess or the name of a preset.
         task: what the outputs mean: a :class:`Task`, ``detection``, ``file.py:NAME`` ...; the
             quick check compares answers by it. Default: what is known of the model.
         progress: receives progress.
@@ -170,7 +170,7 @@ class Form:
     """
 
     input_size: tuple[int, int, int] | None = None
-    preprocess: Preprocess | None = None
+    preprocess: Preprocess | str | None = None
     seed: int = 0
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import trtq
 from tests.data.test_boxes import targets_of, write_coco, write_yolo, yolo_preset
+from trtq.data.boxes import Boxes
 from trtq.errors import DataError, UsageError
 
 
@@ -43,6 +45,13 @@ def test_masks_and_areas_of_coco(tmp_path):
         "1 annotations of annotations.json have no polygons or run" in line for line in lines
     )
     assert targets_of(coco(tmp_path / "b", one(segmentation=[])))[0].masks is None
+
+
+def test_masks_that_are_damaged_name_their_image(tmp_path):
+    first, _ = targets_of(coco(tmp_path, one(segmentation=[[1, 2, 3, 4]])))
+    assert first.masks is not None
+    with pytest.raises(DataError, match="object in images/000.png of coco:.*: a polygon has 4 num"):
+        first.masks.packed()
 
 
 def test_keypoints_of_coco(tmp_path):
@@ -284,3 +293,39 @@ def test_voc_names_its_image_where_the_stems_differ(tmp_path):
     (folder / "Annotations/000.xml").rename(folder / "Annotations/other.xml")
     first, _ = targets_of(f"voc:{folder}")
     assert first.xyxy.tolist() == [[0, 0, 9, 9]]
+
+
+def own(*targets: object) -> list[tuple[np.ndarray, object]]:
+    return [(np.zeros((3, 8, 8), np.float32), t) for t in targets]
+
+
+def test_boxes_of_a_program():
+    torchvision = {"boxes": torch.tensor([[1.0, 2, 3, 4]]), "labels": torch.tensor([5])}
+    crowd = {**torchvision, "iscrowd": torch.tensor([1]), "image_id": 7}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    samples = trtq.samples(own(torchvision, crowd, none, Boxes.of([[1, 2, 3, 4]], [6])))
+    assert samples.boxed and samples.has_targets and not samples.dense
+    first, second, third, fourth = next(samples.batches(4)).targets()
+    assert first.xyxy.tolist() == [[1, 2, 3, 4]] and first.classes.tolist() == [5]
+    assert second.crowd.tolist() == [True] and len(third) == 0 and fourth.classes.tolist() == [6]
+    assert not trtq.samples(own(1, 2)).boxed
+    other = trtq.samples(own(torchvision, crowd, none, Boxes.of([[1, 2, 3, 4]], [7])))
+    assert other.targets_identity() != samples.targets_identity()
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (
+            {"boxes": [[1, 2, 3]], "labels": [1]},
+            r"its boxes are \[1, 3\] and its labels \[1\]",
+        ),
+        ({"boxes": [[1, 2, 3, np.nan]], "labels": [1]}, "not finite. Give trtq.data.boxes.Boxes"),
+        ({"boxes": [["a"] * 4], "labels": [1]}, "Cannot use the targets of list of the program"),
+        (3, "the first target has boxes, another is a int"),
+    ],
+)
+def test_boxes_of_a_program_that_are_none(target, text):
+    samples = trtq.samples(own(Boxes.none(), target))
+    with pytest.raises(DataError, match=text):
+        next(samples.batches(2)).targets()

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trtq.errors import UsageError
+import trtq
+from trtq.errors import DataError, UsageError
 from trtq.graph.inputs import read_inputs
 
 
@@ -48,3 +49,21 @@ def test_open_axes_with_and_without_a_range():
 def test_what_reads_otherwise_is_refused(inputs, dynamic, text):
     with pytest.raises(UsageError, match=text):
         read_inputs(inputs, dynamic)
+
+
+class Places(torch.nn.Module):
+    """Looks up the size of a box, as LayoutLM does."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(8, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, box):
+        return self.head(self.table(box[:, 1] - box[:, 0]))
+
+
+def test_an_index_that_the_model_makes_of_samples_is_beyond_its_table():
+    model = trtq.load(Places().eval(), example={"box": torch.tensor([[1, 3], [0, 2]])})
+    samples = [{"box": torch.tensor([5, 2])} for _ in range(4)]  # its end is before its start
+    with pytest.raises(DataError, match="cannot compute the samples: IndexError: index out of"):
+        trtq.quantize(model, samples)

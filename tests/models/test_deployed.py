@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +28,21 @@ class Branches(nn.Module):
         self.one.weight[:, :, 1:2, 1:2] += self.narrow.weight
         self.one.bias.copy_(self.wide.bias + self.narrow.bias)
         del self.wide, self.narrow
+
+
+class Fused(Branches):
+    """As ultralytics writes it (RepConv, RepVGGDW): whoever joins it also changes its forward."""
+
+    def forward(self, x):
+        return self.wide(x) + self.narrow(x)
+
+    def forward_fuse(self, x):
+        return self.one(x)
+
+    def fuse_convs(self):
+        Branches.switch_to_deploy(self)
+
+    switch_to_deploy = None
 
 
 class Head(nn.Module):
@@ -55,6 +72,19 @@ def test_training_branches_become_one_convolution():
         torch.testing.assert_close(model(x), wanted)
     assert said == ["training branches of 2 parts were joined: 4 convolutions became 2"]
     assert deployed_(nn.Sequential(nn.Conv2d(3, 4, 1))) == []
+
+
+def test_a_joined_part_computes_in_its_joined_form():
+    torch.manual_seed(0)
+    model = nn.Sequential(Fused(), nn.ReLU()).eval()
+    x = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        wanted = model(x)
+        assert deployed_(model) == [
+            "training branches of 1 parts were joined: 2 convolutions became 1"
+        ]
+        torch.testing.assert_close(model(x), wanted)
+        torch.testing.assert_close(copy.deepcopy(model)(x), wanted)
 
 
 def test_branches_that_cannot_be_joined_are_named():

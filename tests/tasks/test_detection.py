@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -35,7 +36,7 @@ def quantized(tmp_path_factory):
 def test_boxes_in_the_data_make_it_detection_and_the_head_stays_in_float(quantized):
     made, _ = quantized
     assert made.inputs.task.label == "detection:yolo"
-    assert any("the task is detection:yolo: the samples have boxes" in n for n in made.notes)
+    assert any("cells has boxes, and its outputs fit" in n for n in made.notes)
     assert made.done.options.high_precision == ("@head",)
     assert made.preset.family == "detector-conv"
     assert made.done.alike[0].name == "agreement mAP"
@@ -81,6 +82,7 @@ def test_the_record_has_scores_classes_curve_and_pictures(quantized):
     assert record.measure == "mAP"
     assert len(written["curve"]) == 101
     assert f"mAP {record.score:.2f} %" in record.summary
+    assert (folder / "scores/pictures/index.html").is_file() == bool(record.pictures)
     for row in record.pictures:
         with Image.open(folder / "scores/pictures" / row.file) as shown:
             assert shown.width == 2 * SIZE
@@ -96,6 +98,33 @@ def test_a_task_that_does_not_fit_is_refused_before_calibration():
         trtq.quantize(net.eval(), torch.randn(8, 3, SIZE, SIZE), task="detection:yollo")
     with pytest.raises(UsageError, match="classification takes nothing behind a colon"):
         trtq.quantize(net.eval(), torch.randn(8, 3, SIZE, SIZE), task="classification:yolo")
+
+
+def test_presets_of_images_by_name():
+    model = trtq.load(CellDetector().eval(), preprocess="yolo", input_size=(3, SIZE, SIZE))
+    assert model.preprocess == PICTURE
+    with pytest.raises(UsageError, match="There is no preset 'yollo': known are imagenet"):
+        trtq.load(CellDetector().eval(), preprocess="yollo", input_size=(3, SIZE, SIZE))
+
+
+def test_a_file_that_says_that_it_detects_needs_no_boxes(quantized, tmp_path):
+    made, folder = quantized
+    model = made.export().model
+    plain = onnx.load(folder / "out/model.fp32.onnx")
+    del plain.metadata_props[:]
+    note = plain.metadata_props.add()
+    note.key, note.value = "task", "detect"
+    onnx.save(plain, tmp_path / "cells.onnx")
+    again = trtq.quantize(
+        str(tmp_path / "cells.onnx"),
+        f"images:{folder / 'cells'}",
+        preprocess="yolo",
+        calib_images=6,
+        calib_cache=str(folder / "cache"),
+    )
+    assert again.inputs.task.label == "detection:yolo"
+    assert any("says that it detects, and its outputs fit" in n for n in again.notes)
+    assert len(model.graph.node) == len(again.export().model.graph.node)
 
 
 def test_pictures_need_a_reference(quantized):

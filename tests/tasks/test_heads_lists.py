@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trtq.errors import UsageError
-from trtq.tasks.facts import Facts, read_anchors
+from trtq.errors import DataError, UsageError
+from trtq.tasks import find_task
+from trtq.tasks.facts import Facts
 from trtq.tasks.heads import find_head
 
 SIZE = (50, 100)
@@ -149,7 +150,7 @@ def test_fcos_as_torchvision_reads_it():
         (
             anchored(4, anchors=None),
             "ssd",
-            r"ssd needs the anchors of the model.*\[A, 4\].*--anchors",
+            r"ssd needs the anchors of the model.*\[A, 4\].*--task detection:ssd:FILE.npy",
         ),
         (anchored(4, anchors=ANCHORS[:2]), "ssd", "2 anchors are given, the outputs have 3"),
         (anchored(4), "fcos", "The head fcos cannot read the outputs.*centerness"),
@@ -174,13 +175,32 @@ def test_anchors_are_counted_when_they_are_read():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        (np.zeros((3, 5)), r"anchors of a.npy: they are float64 \[3, 5\]. Give numbers \[A, 4\]"),
+        (np.zeros((3, 5)), r"anchors of .*a.npy: they are float64 \[3, 5\]. Give a .npy file"),
         (np.array([["a"] * 4]), "they are <U1"),
         (np.array([[0, 0, 5, 0]]), "a box has no area"),
         (np.array([[0, 0, np.nan, 5]]), "numbers that are not finite"),
     ],
 )
-def test_files_of_anchors(values, text):
+def test_files_of_anchors(tmp_path, values, text):
+    np.save(tmp_path / "a.npy", values)
+    known = anchored(4, anchors=None)
     with pytest.raises(UsageError, match=text):
-        read_anchors(values, "a.npy")
-    assert read_anchors(ANCHORS.astype(np.float64), "a.npy").dtype == np.float32
+        find_head(known, f"ssd:{tmp_path}/a.npy")
+
+
+def test_anchors_are_given_with_the_name_of_the_head(tmp_path):
+    known = anchored(4, anchors=None)
+    np.save(tmp_path / "a.npy", ANCHORS.astype(np.float64))
+    np.savez(tmp_path / "a.npz", a=ANCHORS)
+    head = find_head(known, f"ssd:{tmp_path}/a.npy")
+    assert head.name == "ssd" and getattr(head, "anchors", None).dtype == np.float32
+    task = find_task(f"detection:ssd:{tmp_path}/a.npy").bound(known)
+    assert task.label == f"detection:ssd:{tmp_path}/a.npy"
+    with pytest.raises(UsageError, match="a.npz: it has several arrays. Give a .npy file"):
+        find_head(known, f"ssd:{tmp_path}/a.npz")
+    with pytest.raises(DataError, match=r"Cannot read .*gone.npy"):
+        find_head(known, f"ssd:{tmp_path}/gone.npy")
+    with pytest.raises(UsageError, match="The head detr has no anchors: a.npy is given for them"):
+        find_head(known, "detr:a.npy")
+    with pytest.raises(UsageError, match="There is no head 'sd'. Did you mean ssd"):
+        find_head(known, "sd:a.npy")

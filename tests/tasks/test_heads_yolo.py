@@ -71,6 +71,11 @@ def test_what_is_not_finite_is_no_detection():
     values[0, :, 4] = [31, 20, 10, 10, 0.25, 0, 0]
     (found,) = find_head(facts((1, 7, CELLS))).decode({"output0": values}, SIZE)
     assert found.scores.tolist() == [0.25, 0.125] and found.classes.tolist() == [0, 1]
+    heads = (find_head(facts((1, 7, CELLS))), find_head(facts((1, 7, CELLS)), "yolo-objectness"))
+    for wild in (np.nan, np.inf, -np.inf):
+        for head in heads:
+            (nothing,) = head.decode({"output0": np.full_like(values, wild)}, SIZE)
+            assert len(nothing) == 0
     (nothing,) = find_head(facts((1, 7, CELLS))).decode({"output0": values * np.nan}, SIZE)
     assert len(nothing) == 0 and nothing.xyxy.shape == (0, 4)
 
@@ -171,6 +176,11 @@ def test_metadata_decide_where_the_size_is_open():
             None,
             "in another order than the model's: class 0 is 'c1' in the model and 'c0' in the "
             "labels.*Number the classes of the labels as the model does",
+        ),
+        (
+            facts((1, 7, CELLS), names=3, metadata={"names": "['other', 'C 0', 'c-2']"}),
+            None,
+            "in another order than the model's: class 0 is 'other' in the model and 'c0' in the",
         ),
         (
             facts((1, 7, CELLS), names=4, metadata={"names": "['c1', 'c0', 'c2']"}),

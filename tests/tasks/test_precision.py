@@ -27,12 +27,12 @@ def squares(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def filled(boxes: np.ndarray) -> np.ndarray:
-    """Masks of ellipses in boxes."""
-    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    dx = (x[None] - centre[:, :1, None]) / half[:, :1, None]
-    dy = (y[None] - centre[:, 1:, None]) / half[:, 1:, None]
-    return dx**2 + dy**2 <= 1
+    """Masks of the pixels in boxes without their upper left quarters."""
+    left, top, right, bottom = (boxes[:, i, None] for i in range(4))
+    at = np.arange(SIDE)[None]
+    x, y = (at >= left) & (at < right), (at >= top) & (at < bottom)
+    quarter = (at < (left + right) / 2)[:, None, :] & (at < (top + bottom) / 2)[:, :, None]
+    return x[:, None, :] & y[:, :, None] & ~quarter
 
 
 def points_in(random: np.random.Generator, boxes: np.ndarray, count: int = 17) -> np.ndarray:

@@ -22,12 +22,12 @@ from trtq.data.classes import (
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.model_inputs import InputNeeds
 from trtq.data.opened import Data
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
 from trtq.data.source import Source, spread
 from trtq.engine.manifest import manifest_path, read_manifest
+from trtq.engine.needs import needs_of
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
@@ -36,7 +36,6 @@ from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.gallery import Gallery
-from trtq.graph.signature import SIGNATURE, Signature, TensorSpec
 from trtq.progress import Notes, Progress, Silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
@@ -176,25 +175,7 @@ def _samples(
         note(*notes)
         return data.make(None, preprocess)
     require_no_picture(spec, data)
-    return data.make(inputs_of(runner, metadata, spec.onnx), None)
-
-
-def inputs_of(runner: Runner, metadata: Mapping[str, Any], name: str) -> InputNeeds:
-    """Return what a file or an engine takes, with the ranges that it was written for."""
-    stored = metadata.get(SIGNATURE)
-    known = None if stored is None else msgspec.convert(stored, Signature)
-    inputs = tuple(
-        TensorSpec(
-            name=slot.name,
-            dtype=slot.dtype,
-            shape=tuple(f"axis{i}" if v is None else v for i, v in enumerate(slot.shape)),
-        )
-        for slot in runner.inputs
-    )
-    if known is not None and [t.name for t in known.inputs] == [t.name for t in inputs]:
-        inputs = known.inputs
-    signature = known or Signature(inputs=inputs, outputs=())
-    return InputNeeds(model=name, inputs=inputs, ranges=signature.ranges, signature=signature)
+    return data.make(needs_of(runner.inputs, metadata, spec.onnx), None)
 
 
 def _open(

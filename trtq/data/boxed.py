@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -146,7 +145,7 @@ class CheckedBoxes:
             DataError: the annotations were made for an image of another size, or a box is more
                 outside its image than inside.
         """
-        boxes, size = self.boxes[index], self._size(index)
+        boxes, size = self._named(index), self._size(index)
         if self.sizes is None:
             return scaled(boxes, *size)
         known = self._known_size(index)
@@ -169,17 +168,19 @@ class CheckedBoxes:
             boxes = replace(boxes, masks=replace(boxes.masks, size=size[::-1]))
         return boxes
 
+    def _named(self, index: int) -> Boxes:
+        """Return boxes whose masks know which image they are of."""
+        boxes = self.boxes[index]
+        if boxes.masks is None:
+            return boxes
+        owner = f"{self.source.ids[index]} of {self.source.name}"
+        return replace(boxes, masks=replace(boxes.masks, owner=owner))
+
     def identity(self) -> str:
         """Return what tells two sets of boxes apart."""
         total = hashlib.sha256()
         for index in sorted(self.boxes):
-            boxes = self.boxes[index]
-            arrays = (boxes.xyxy, boxes.classes, boxes.crowd, boxes.difficult)
-            total.update(f"{self.source.ids[index]}\0{len(boxes)}\0".encode())
-            for values in (*arrays, boxes.areas, boxes.keypoints):
-                total.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-            if boxes.masks is not None:
-                total.update(msgspec.msgpack.encode(boxes.masks.of))
+            total.update(f"{self.source.ids[index]}\0".encode() + self.boxes[index].content())
         return total.hexdigest()
 
     def _known_size(self, index: int) -> tuple[int, int] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -36,6 +38,15 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.classes)
 
+    def content(self) -> bytes:
+        """Return bytes that differ where any number does."""
+        flags = (self.xyxy, self.classes, self.crowd, self.difficult)
+        parts = [np.ascontiguousarray(v).tobytes() for v in flags]
+        for values in (self.areas, self.keypoints):
+            parts.append(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+        parts.append(b"-" if self.masks is None else msgspec.msgpack.encode(self.masks.of))
+        return msgspec.msgpack.encode(parts)
+
     @classmethod
     def none(cls) -> Boxes:
         """Return the boxes of an image without objects."""
@@ -57,6 +68,37 @@ class Boxes:
             crowd=_flags(crowd, len(indices)),
             difficult=_flags(difficult, len(indices)),
         )
+
+
+def is_boxed(target: object) -> bool:
+    """Whether the target of a program's own sample is boxes."""
+    mapped = isinstance(target, Mapping) and set(target) >= {"boxes", "labels"}
+    return mapped or isinstance(target, Boxes)
+
+
+def boxes_of(target: object) -> Boxes | None:
+    """Return the target of a program's own sample as boxes; None for another kind of target.
+
+    Args:
+        target: :class:`Boxes`, or a mapping with ``boxes`` [N, 4] and ``labels`` [N], and perhaps
+            ``iscrowd`` [N], as torchvision's detectors take it.
+
+    Raises:
+        ValueError: a person reads why the boxes are none.
+    """
+    if isinstance(target, Boxes):
+        return target
+    if not isinstance(target, Mapping) or not is_boxed(target):
+        return None
+    boxes, labels = (np.asarray(target[key]) for key in ("boxes", "labels"))
+    if labels.ndim != 1 or boxes.size != 4 * len(labels):
+        raise ValueError(
+            f"its boxes are {list(boxes.shape)} and its labels {list(labels.shape)}, expected "
+            "[N, 4] and [N]"
+        )
+    if not np.isfinite(boxes).all():
+        raise ValueError("its boxes are not finite")
+    return Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
 
 
 def _flags(values: npt.ArrayLike | None, count: int) -> npt.NDArray[np.bool_]:

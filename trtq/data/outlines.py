@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trtq.errors import DataError, reason
+from trtq.errors import DataError
 
 POINTS = 6  # numbers of the smallest polygon: x and y of three points
 
@@ -51,10 +51,12 @@ class Outlines:
         of: for each object polygons (x and y in turn, in pixels) that cover it together, or its
             run lengths.
         size: height and width of the upright original image; None where it is not yet known.
+        owner: the image, for errors.
     """
 
     of: tuple[Outline, ...]
     size: tuple[int, int] | None = None
+    owner: str = "an image"
 
     def __len__(self) -> int:
         return len(self.of)
@@ -65,7 +67,14 @@ class Outlines:
         Raises:
             DataError: an outline is damaged, or is for an image of another size.
         """
-        return [self._packed(outline) for outline in self.of]
+        try:
+            return [self._packed(outline) for outline in self.of]
+        except ValueError as exc:
+            raise DataError(
+                f"Cannot use the mask of an object in {self.owner}",
+                str(exc),
+                "Export the annotations again",
+            ) from exc
 
     def scaled(self, width: int, height: int) -> Outlines:
         """Return polygons of shares of an image as polygons in pixels."""
@@ -76,7 +85,7 @@ class Outlines:
             else [[v * sides[i % 2] for i, v in enumerate(polygon)] for polygon in outline]
             for outline in self.of
         )
-        return Outlines(of=of, size=(height, width))
+        return replace(self, of=of, size=(height, width))
 
     def decoded(self) -> npt.NDArray[np.bool_]:
         """Return the pixels of each object, bool [N, H, W].
@@ -101,9 +110,9 @@ class Outlines:
             return _packed_runs(outline, (height, width))
         if any(len(p) < POINTS or len(p) % 2 for p in outline):
             wrong = next(len(p) for p in outline if len(p) < POINTS or len(p) % 2)
-            raise _unusable(f"a polygon has {wrong} numbers, expected x and y of three points")
+            raise ValueError(f"a polygon has {wrong} numbers, expected x and y of three points")
         if any(not _is_near(p, width, height) for p in outline):
-            raise _unusable(f"a polygon is far outside the image of {width}x{height} pixels")
+            raise ValueError(f"a polygon is far outside the image of {width}x{height} pixels")
         if not outline:
             return packed(np.zeros((1, height, width), dtype=np.bool_))[0]
         whole: Packed = mask.merge(mask.frPyObjects(outline, height, width))
@@ -123,8 +132,7 @@ def packed(masks: npt.NDArray[np.bool_]) -> list[Packed]:
     """Return the run lengths of masks [N, H, W]."""
     from pycocotools import mask
 
-    runs: list[Packed] = mask.encode(np.asfortranarray(np.moveaxis(masks, 0, -1), dtype=np.uint8))
-    return runs
+    return [mask.encode(np.asfortranarray(own, dtype=np.uint8)) for own in masks]
 
 
 def areas(runs: Sequence[Packed]) -> npt.NDArray[np.float64]:
@@ -164,34 +172,22 @@ def _packed_runs(runs: RunLengths, size: tuple[int, int]) -> Packed:
     """Return run lengths in their compressed form.
 
     Raises:
-        DataError: they are for an image of another size, or do not cover it.
+        ValueError: they are for an image of another size, or do not cover it.
     """
     from pycocotools import mask
 
     height, width = size
     if tuple(runs.size) != size:
-        raise _unusable(
+        raise ValueError(
             f"it is for {runs.size[1]}x{runs.size[0]} pixels, the image has {width}x{height}"
         )
-    lengths = _lengths(runs.counts)
+    counts = runs.counts
+    lengths = lengths_of(counts.encode()) if isinstance(counts, str) else counts
     if sum(lengths) != height * width or min(lengths) < 0:
-        raise _unusable(
+        raise ValueError(
             f"its run lengths are {sum(lengths)} pixels, the image has {height * width}"
         )
-    if isinstance(runs.counts, str):
-        return {"size": [height, width], "counts": runs.counts.encode()}
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts.encode()}
     whole: Packed = mask.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
     return whole
-
-
-def _lengths(counts: list[int] | str) -> list[int]:
-    if not isinstance(counts, str):
-        return counts
-    try:
-        return lengths_of(counts.encode())
-    except ValueError as exc:
-        raise _unusable(reason(exc)) from exc
-
-
-def _unusable(why: str) -> DataError:
-    return DataError("Cannot use the mask of an object", why, "Export the annotations again")

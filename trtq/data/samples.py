@@ -124,6 +124,11 @@ class Samples(ABC):
         return False
 
     @property
+    def class_targets(self) -> bool:
+        """Whether a program or masks say that each target is a class index."""
+        return self.dense
+
+    @property
     def boxed(self) -> bool:
         """Whether targets are boxes."""
         return False
@@ -185,11 +190,21 @@ class Samples(ABC):
         del sample
         return None
 
+    def _objects(self) -> Iterator[Boxes | str]:
+        """Yield the targets that are boxes or texts."""
+        for batch in self.batches(TARGETS_AT_ONCE):
+            targets = batch.targets()
+            if targets is not None and not isinstance(targets, torch.Tensor):
+                yield from targets
+
     def targets_identity(self) -> object:
         """Return what tells two sets of targets apart; None without targets."""
         if not self.has_targets:
             return None
         total = hashlib.sha256()
+        for target in self._objects():
+            own = target.encode() + b"\0" if isinstance(target, str) else target.content()
+            total.update(own)
         for targets in self.targets():
             total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
             total.update(targets.contiguous().numpy().tobytes())

@@ -11,6 +11,7 @@ from trtq.data.opened import Data, Request
 from trtq.data.source import FileSource, open_source
 from trtq.data.voc_xml import VocFile, read_voc
 from trtq.errors import DataError, UsageError, listed
+from trtq.paths import expand_home
 
 SHOWN = 3
 SPLITS = "ImageSets/Main"
@@ -49,10 +50,9 @@ def open_voc(request: Request) -> Data:
 
 def _root_and_split(request: Request) -> tuple[str, str | None]:
     """Return where the data are, and the split behind them if there is one."""
-    place = Path(request.place)
-    whole = place.expanduser()
-    if whole.exists() or whole.suffix or not place.parent.expanduser().exists():
-        return request.place, None
+    place = Path(expand_home(request.place, "--data"))
+    if place.exists() or place.suffix or not place.parent.exists():
+        return str(place), None
     return str(place.parent), place.name
 
 

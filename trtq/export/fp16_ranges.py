@@ -150,7 +150,7 @@ def _measure(
     Values of -inf in ``infinite`` nodes do not count.
     """
     shadow = _Shadow(model, keep, infinite)
-    session = open_session(shadow.build())
+    session = open_session(shadow.build(), optimize=False)
     slots, seen = input_slots(session), dict[str, _Seen]()
     for batch in samples:
         feed = feed_for(slots, batch, "model")

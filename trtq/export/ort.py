@@ -22,6 +22,18 @@ NUMPY_NAMES = (
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
+# Optimizers that change what a file computes, and that "session.disable_quant_qdq" does not reach.
+CHANGE_VALUES = (
+    # They drop a Relu before an FP8 pair, and refuse a Clip before one.
+    *("ReluQuantRewrite", "ClipQuantRewrite"),
+    # They move a Transpose behind the pair that follows it: an output of the model in front of the
+    # Transpose then gets the quantized values.
+    *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"),
+    # It makes zeros that a Pad puts in front of a MaxPool the pool's own border, which counts as
+    # minus infinity.
+    "Pad_Fusion",
+)
+
 
 def open_session(
     model: Path | onnx.ModelProto,
@@ -30,6 +42,7 @@ def open_session(
     provider: str = "CPU",
     device_id: int = 0,
     taking_turns: bool = False,
+    optimize: bool = True,
 ) -> Any:
     """Return an ``onnxruntime.InferenceSession``.
 
@@ -44,6 +57,8 @@ def open_session(
         taking_turns: other sessions run between its requests: its threads then stop spinning when a
             request ends. Without that the threads of idle sessions take the cores from the one at
             work (resnet18 at 64x64 on two cores: 7.6 ms instead of 2.9 ms).
+        optimize: False for a large model that runs a few times: planning the reuse of its memory
+            takes time that grows with the square of its nodes.
 
     Raises:
         ExportError: ONNX Runtime refuses the model or does not offer the provider.
@@ -54,13 +69,11 @@ def open_session(
     options.log_severity_level = 3
     if taking_turns:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_mem_reuse = False
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # Two rewrites that the entry above does not reach: they drop a Relu before an FP8 pair, and
-        # refuse a Clip before one.
-        rewrites = ["ReluQuantRewrite", "ClipQuantRewrite"]
-    else:
-        rewrites = []
     name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
     if name not in ort.get_available_providers():
         raise ExportError(
@@ -74,7 +87,10 @@ def open_session(
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
         session = ort.InferenceSession(
-            source, options, providers=[(name, settings)], disabled_optimizers=rewrites
+            source,
+            options,
+            providers=[(name, settings)],
+            disabled_optimizers=CHANGE_VALUES if as_written else (),
         )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"

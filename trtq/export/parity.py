@@ -36,7 +36,7 @@ from trtq.export.divergence import first_divergence, same_answer
 from trtq.export.feeds import concatenated
 from trtq.export.ort import open_session, run_batch
 from trtq.export.probe import Probe, QuantizerStats
-from trtq.graph.feed import Feed, as_feed, channels_last, outputs_of
+from trtq.graph.feed import Feed, as_feed, channels_last, computed, outputs_of
 
 MIN_EQUAL = 99.5
 USUAL_MARGIN_DB = 8.0
@@ -200,10 +200,10 @@ def require_same_float(
 
     Raises:
         ExportError: says how far apart the two are.
+        DataError: the model cannot compute the samples.
     """
     feed, session = as_feed(batch), open_session(exported)
-    with torch.inference_mode():
-        answer = _arrays(graph(*feed))
+    answer = _arrays(computed(graph, feed))
     runtime = run_batch(session, [t.numpy() for t in feed])
     selects = _selects(graph)
     for output, wanted, got in zip(session.get_outputs(), answer, runtime, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -19,6 +20,11 @@ from trtq.tasks import Task
 MOST = 8
 WIDTH = 640  # pixels of one side at most
 CAPTION = 18  # height of the line above a picture
+PAGE = (
+    '<!doctype html><meta charset="utf-8"><title>Where two models differ most</title>'
+    "<style>body{font:16px sans-serif;margin:2em}img{max-width:100%}</style>"
+    "<h1>Where two models differ most</h1>\n"
+)
 
 
 class View(NamedTuple):
@@ -81,6 +87,9 @@ class Gallery:
             rows.append(
                 PictureRow(file=name, sample=shown.sample, difference=round(shown.difference, 4))
             )
+        if rows:
+            page = "".join(_figure(row) for row in rows)
+            write_bytes(folder / "index.html", f"{PAGE}{page}".encode())
         return rows
 
 
@@ -98,6 +107,11 @@ def visible(image: Image.Image, view: View) -> Image.Image:
     return image.convert("RGB").transform(
         view.size, Image.Transform.AFFINE, back, resample=Image.Resampling.BILINEAR
     )
+
+
+def _figure(row: PictureRow) -> str:
+    caption = f"{html.escape(row.sample)}: difference {row.difference:g}"
+    return f'<figure><img src="{row.file}"><figcaption>{caption}</figcaption></figure>\n'
 
 
 def _sides(task: Task, image: Image.Image, shown: Shown) -> list[tuple[str, Image.Image]]:

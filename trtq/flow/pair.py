@@ -14,7 +14,7 @@ from trtq.flow.inputs import Inputs
 from trtq.quant.encodings import Encodings
 from trtq.specs import QuantizeOptions
 
-FEWEST = 4  # samples whose ranges of FP16 are looked at
+FEWEST = 2  # samples whose ranges of FP16 are looked at, however large they are
 
 
 def mark_fp16_ranges_(

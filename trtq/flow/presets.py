@@ -29,7 +29,7 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     likely, counted = family_of(inputs.model.graph.module, detects=detects)
     family: Family = likely if options.preset_quant == "auto" else options.preset_quant
     reason = counted if options.preset_quant == "auto" else "asked for"
-    current = fitting(inputs, start(options, family), options.method)
+    current = fitting(inputs, start(options, family), options.method, inputs.run.note)
     names = ", ".join(current.method)
     kept = PRESETS[family].high_precision
     floats = f"; in float: {', '.join(kept)}" if kept else ""

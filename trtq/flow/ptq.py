@@ -6,7 +6,7 @@ Its stages: place, calibrate, apply the methods, simulate, export, compare the t
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,20 +143,30 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     )
 
 
-def fitting(inputs: Inputs, options: QuantizeOptions, asked: Sequence[str]) -> QuantizeOptions:
+def fitting(
+    inputs: Inputs,
+    options: QuantizeOptions,
+    asked: Sequence[str],
+    note: Callable[[str], None] | None = None,
+) -> QuantizeOptions:
     """Return ``options`` without the methods that have nothing to do on this model.
 
-    Methods in ``asked`` stay, and raise later.
+    Methods in ``asked`` stay, and raise later. ``note`` receives a line about each that does not.
     """
     if set(options.method) <= set(asked):
         return options
     context = _context(inputs, options)
-    kept = [
-        m.name
+    unfit = {
+        m.name: reason
         for m, _ in choose(options.method, options.method_arg)
-        if m.name in asked or m.not_applicable_reason(context) is None
-    ]
-    return msgspec.structs.replace(options, method=tuple(m for m in options.method if m in kept))
+        if m.name not in asked and (reason := m.not_applicable_reason(context)) is not None
+    }
+    for name, reason in unfit.items():
+        if note is not None:
+            note(f"the preset's method {name} is left out: {reason}")
+    return msgspec.structs.replace(
+        options, method=tuple(m for m in options.method if m not in unfit)
+    )
 
 
 def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:

@@ -16,14 +16,13 @@ from trtq.export.parity import (
     require_varying,
 )
 from trtq.flow.inputs import Inputs
-from trtq.flow.model import Model
+from trtq.flow.model import Model, require_float, stored_ranges
 from trtq.flow.pair import mark_fp16_ranges_
 from trtq.flow.presets import attempt_preset
 from trtq.flow.ptq import check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
-from trtq.quant.imported_ranges import Foreign
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
 
@@ -80,20 +79,14 @@ def _require_float(model: Model, options: QuantizeOptions, run: Run) -> None:
     Raises:
         UsageError: it has ranges of its own.
     """
-    ranges = getattr(model.module, "ranges", None)
-    if not isinstance(ranges, Foreign):
-        if options.requantize:
-            run.note(f"{model.name} has no Q/DQ pairs: requantize changes nothing")
+    if not options.requantize:
+        require_float(model.module, model.name, "Replace them: --requantize")
         return
-    if options.requantize:
-        run.note(f"the {len(ranges.amax)} ranges of {model.name} are replaced")
-        return
-    raise UsageError(
-        f"{model.name} is quantized already",
-        f"its Q/DQ pairs have {len(ranges.amax)} ranges",
-        "Replace them: --requantize. Take them over: trtq import-checkpoint "
-        f"{model.name} --ranges {model.name} --data IMAGES --out OUT",
-    )
+    count = stored_ranges(model.module)
+    if count:
+        run.note(f"the {count} ranges of {model.name} are replaced")
+    else:
+        run.note(f"{model.name} has no Q/DQ pairs: requantize changes nothing")
 
 
 def _with_preprocess(model: Model, samples: Samples) -> Model:

@@ -11,13 +11,15 @@ from trtq.flow.run import Run
 from trtq.tasks import Facts, Task, find_task
 from trtq.tasks.base import Outputs
 
+DETECTS = "detect"  # metadata that ultralytics writes
 IMAGE_AXES = 4  # samples, channels, height, width
 
 
 def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run) -> Task | None:
     """Return what the outputs of a model mean; None where nothing was asked and nothing is known.
 
-    Samples with boxes make it detection where exactly one decoder fits the outputs, which is said.
+    Samples with boxes, or a file whose maker says that it detects, make it detection where exactly
+    one head fits the outputs, which is said.
 
     Raises:
         UsageError: an unknown task, or the model lacks the outputs that it reads.
@@ -25,16 +27,18 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
     facts = facts_of_model(model, samples)
     if asked is not None:
         return find_task(asked).bound(facts)
-    if not samples.boxed:
+    if samples.boxed:
+        why = f"{samples.name} has boxes"
+    elif facts.task == DETECTS:
+        why = f"{model.name} says that it detects"
+    else:
         return None
     try:
         task = find_task("detection").bound(facts)
     except UsageError as exc:
-        run.note(
-            f"the boxes of {samples.name} are not looked at: {exc.message}: {exc.reason} (--task)"
-        )
+        run.note(f"{why}, which are not looked at: {exc.message}: {exc.reason} (--task)")
         return None
-    run.note(f"the task is {task.label}: the samples have boxes, and the outputs fit (--task)")
+    run.note(f"the task is {task.label}: {why}, and its outputs fit (--task)")
     return task
 
 

@@ -17,13 +17,12 @@ from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
-from trtq.graph.functional import make_functional_
+from trtq.graph.functional import drop_writes_, make_functional_
 from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
 from trtq.graph.onnx_origin import FromOnnx, mark_
 from trtq.graph.signature import (
-    OUTPUT,
     Axes,
     Signature,
     SizeRange,
@@ -104,6 +103,7 @@ def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
         # everything again (3x the time).
         graph = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
+        drop_writes_(graph)
         return graph
 
 
@@ -163,7 +163,7 @@ def capture(
         if axes is not None
         else open_batch(call)
     )
-    flat = model if call.plain and answer.names == (OUTPUT,) else Flat(model, call)
+    flat = model if call.plain and answer.plain else Flat(model, call)
     graph, feed, kept, note = _trace_best(flat, call.feed, opened)
     kept, narrowed = narrowest(graph, kept)
     names = _choose_(graph, answer.names, outputs)
@@ -308,7 +308,7 @@ def _parameter(graph: fx.GraphModule, name: str) -> object:
 def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key.
     with quiet(), torch.no_grad():
-        args, named = call.arguments(feed)
+        args, named = call.arguments([t.clone() for t in feed])  # forward() may write to them
         answer: object = model(*args, **named)
     return answer
 

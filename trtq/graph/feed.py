@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import fx
+
+from trtq.errors import DataError, first_line
 
 Feed = tuple[torch.Tensor, ...]
 IMAGE_AXES = 4
@@ -19,6 +22,24 @@ def outputs_of(answer: object) -> Feed:
     """Return what a captured graph gave as a tuple: it gives one tensor bare."""
     assert isinstance(answer, (torch.Tensor, tuple, list))
     return as_feed(answer)
+
+
+def computed(graph: fx.GraphModule, feed: Feed) -> Feed:
+    """Return the outputs of a captured graph for the first samples.
+
+    Raises:
+        DataError: the model cannot compute them: an index that it makes of their values is beyond
+            its table, or their sizes do not fit each other.
+    """
+    try:
+        with torch.inference_mode():
+            return outputs_of(graph(*feed))
+    except (IndexError, RuntimeError) as exc:
+        raise DataError(
+            "The model cannot compute the samples",
+            f"{type(exc).__name__}: {first_line(exc)}",
+            "Give samples with values that the model is used with",
+        ) from exc
 
 
 def first_output(answer: object) -> torch.Tensor:

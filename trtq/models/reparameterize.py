@@ -61,7 +61,12 @@ def _join_(module: nn.Module, where: str, part: nn.Module) -> bool:
         parent, _, child = where.rpartition(".")
         setattr(module.get_submodule(parent), child, made)
         return True
-    return structure_of(part) != before
+    if structure_of(part) == before:
+        return False
+    joined = getattr(part, "forward_fuse", None)
+    if callable(joined) and "forward" not in vars(part):  # ultralytics leaves that to its model
+        vars(part)["forward"] = joined
+    return True
 
 
 def structure_of(part: nn.Module) -> list[str]:

@@ -198,18 +198,31 @@ def wanted_entries(wanted: Boxes, kind: Kind) -> list[Entry]:
         }
         for i in range(len(wanted))
     ]
-    if kind == "segm" and entries:
-        if wanted.masks is None:
-            raise _lacking("masks", "labels")
-        for entry, runs in zip(entries, wanted.masks.packed(), strict=True):
-            entry["segmentation"] = runs
+    if kind == "segm":
+        _add_outlines(entries, wanted)
     elif kind == "keypoints":
-        for entry, points in zip(
-            entries, _given(wanted.keypoints, entries, "keypoints", "labels"), strict=True
-        ):
-            entry["keypoints"] = points.ravel().astype(np.float64).tolist()
-            entry["ignore"] = bool(entry["ignore"]) or not (points[:, 2] > 0).any()
+        _add_labelled(entries, wanted)
     return entries
+
+
+def _add_outlines(entries: Sequence[Entry], wanted: Boxes) -> None:
+    """Add masks to the objects, and their areas where the labels do not have them."""
+    if not entries:
+        return
+    if wanted.masks is None:
+        raise _lacking("masks", "labels")
+    runs = wanted.masks.packed()
+    sizes = areas(runs) if wanted.areas is None else wanted.areas
+    for entry, one, area in zip(entries, runs, sizes, strict=True):
+        entry.update(segmentation=one, area=float(area))
+
+
+def _add_labelled(entries: Sequence[Entry], wanted: Boxes) -> None:
+    """Add keypoints to the objects; those without a labelled one need not be found."""
+    points = _given(wanted.keypoints, entries, "keypoints", "labels")
+    for entry, one in zip(entries, points, strict=True):
+        entry["keypoints"] = one.ravel().astype(np.float64).tolist()
+        entry["ignore"] = bool(entry["ignore"]) or not (one[:, 2] > 0).any()
 
 
 def _given(

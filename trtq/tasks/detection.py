@@ -41,7 +41,7 @@ class Detection(Task):
 
     @property
     def label(self) -> str:  # noqa: D102
-        return self.name if self.head is None else f"{self.name}:{self.head.name}"
+        return self.name if self.head is None else f"{self.name}:{self.asked or self.head.name}"
 
     def with_argument(self, argument: str) -> Detection:
         """Return the task that decodes with the head of a name."""

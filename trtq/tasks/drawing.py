@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from trtq.tasks.detections import Detections
 
@@ -34,13 +34,28 @@ def draw_boxes(image: Image.Image, found: Detections, classes: Sequence[str]) ->
         name = classes[number] if number < len(classes) else str(number)
         left, top, right, bottom = (float(v) for v in box)
         pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=width)
-        pen.text((left + width, top + width), f"{name} {shown.scores[i]:.2f}", fill=color)
+        _label(pen, (left, top), f"{name} {shown.scores[i]:.2f}", color, 6 * width)
     if shown.keypoints is not None:
         for points in shown.keypoints:
             for x, y, seen in points:
                 if seen >= SHOWN_SCORE:
                     pen.ellipse((x - width, y - width, x + width, y + width), fill=(255, 255, 0))
     return picture
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    color: tuple[int, int, int],
+    size: int,
+) -> None:
+    """Write a line on a patch of a colour, above a place where the picture has room."""
+    font = ImageFont.load_default(max(10, size))
+    _, _, width, height = pen.textbbox((0, 0), text, font=font)
+    left, top = place[0], place[1] - height if place[1] >= height else place[1]
+    pen.rectangle((left, top, left + width, top + height), fill=color)
+    pen.text((left, top), text, fill="white", font=font)
 
 
 def tint(image: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:

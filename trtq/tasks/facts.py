@@ -7,17 +7,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from trtq.data.arrays import read_array_file
 from trtq.data.metrics import Array
 from trtq.errors import UsageError, listed
+from trtq.paths import expand_home
 
 Shape = tuple[int | str | None, ...]
 LONGEST = 2**20  # characters of metadata that are read as a Python value
 SHOWN = 3
+SIDES = ("left", "top", "right", "bottom")
 LITERALS = ("names", "kpt_shape")  # metadata keys that have Python values
 UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
@@ -95,7 +98,7 @@ class Facts:
     def require_one_class_list(self) -> None:
         """Refuse labels whose classes are not those of the model's metadata.
 
-        Other names for as many classes are accepted, another order of the same names is not.
+        Names that only one of them has are accepted, a name with two numbers is not.
 
         Raises:
             UsageError: names both.
@@ -109,14 +112,14 @@ class Facts:
                 f"model: {listed(model, SHOWN)}; labels: {listed(labels, SHOWN)}",
                 "Give labels of the model's classes",
             )
-        ours, theirs = ([_plain(n) for n in names] for names in (model, labels))
-        if ours != theirs and sorted(ours) == sorted(theirs):
-            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-            raise UsageError(
-                "The classes of the labels are in another order than the model's",
-                f"class {at} is {model[at]!r} in the model and {labels[at]!r} in the labels",
-                "Number the classes of the labels as the model does",
-            )
+        known = set(map(_plain, model))
+        for at, (ours, theirs) in enumerate(zip(model, labels, strict=True)):
+            if _plain(ours) != _plain(theirs) and _plain(theirs) in known:
+                raise UsageError(
+                    "The classes of the labels are in another order than the model's",
+                    f"class {at} is {ours!r} in the model and {theirs!r} in the labels",
+                    "Number the classes of the labels as the model does",
+                )
 
     def _literal(self, key: str) -> Any:
         """Return a Python value of the metadata; None where it is missing or cannot be read."""
@@ -158,21 +161,24 @@ def shape_words(shape: Shape) -> str:
     return f"[{', '.join('?' if s is None else str(s) for s in shape)}]"
 
 
-def read_anchors(values: npt.NDArray[Any], source: str) -> Array:
-    """Return anchors of a file, float32 [A, 4].
+def read_anchors(file: str) -> Array:
+    """Return the anchors of a ``.npy`` file, float32 [A, 4].
 
     Raises:
-        UsageError: they are no boxes.
+        DataError: the file cannot be read.
+        UsageError: it has no boxes.
     """
-    sound = values.ndim == 2 and values.shape[1:] == (4,) and values.dtype.kind in "fiu"
-    if not sound:
+    values = read_array_file(Path(expand_home(file, "--task")), file)
+    if not isinstance(values, np.ndarray):
+        why = "it has several arrays"
+    elif values.ndim != 2 or values.shape[1] != len(SIDES) or values.dtype.kind not in "fiu":
         why = f"they are {values.dtype} {list(values.shape)}"
     elif not np.isfinite(values).all() or (values[:, 2:] <= values[:, :2]).any():
         why = "a box has no area, or numbers that are not finite"
     else:
         return np.asarray(values, dtype=np.float32)
     raise UsageError(
-        f"Cannot use the anchors of {source}",
+        f"Cannot use the anchors of {file}",
         why,
-        "Give numbers [A, 4]: left, top, right and bottom of each in pixels of the input",
+        f"Give a .npy file of numbers [A, 4]: {', '.join(SIDES)} of each in pixels of the input",
     )

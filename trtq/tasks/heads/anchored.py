@@ -60,8 +60,8 @@ class Anchored(Head):
             raise UsageError(
                 f"The head {cls.name} needs the anchors of the model",
                 "its outputs are distances from them",
-                "Give a .npy file of [A, 4]: left, top, right and bottom in pixels of the input: "
-                "--anchors FILE.npy",
+                "Write them to a file [A, 4], left, top, right and bottom in pixels of the input, "
+                f"and give --task detection:{cls.name}:FILE.npy",
             )
         if isinstance(wanted, int) and len(facts.anchors) != wanted:
             raise UsageError(
@@ -104,7 +104,8 @@ class RetinaNet(Anchored):
 
     name: ClassVar[str] = "retinanet"
     summary: ClassVar[str] = (
-        "logits [N, A, classes] for a sigmoid, distances [N, A, 4], and --anchors (RetinaNet)"
+        "logits [N, A, classes] for a sigmoid, distances [N, A, 4], and a file of anchors "
+        "(RetinaNet)"
     )
     weights: ClassVar[tuple[float, float]] = (1.0, 1.0)  # of centres and of sizes
     overlap: float = 0.5
@@ -127,7 +128,7 @@ class Ssd(RetinaNet):
     name: ClassVar[str] = "ssd"
     summary: ClassVar[str] = (
         "logits [N, A, 1 + classes] for a softmax with the background first, distances [N, A, 4], "
-        "and --anchors (SSD)"
+        "and a file of anchors (SSD)"
     )
     background: ClassVar[int] = 1
     weights: ClassVar[tuple[float, float]] = (10.0, 5.0)
@@ -145,7 +146,7 @@ class Fcos(Anchored):
     name: ClassVar[str] = "fcos"
     summary: ClassVar[str] = (
         "logits [N, A, classes] for a sigmoid, distances [N, A, 4], centerness [N, A, 1], and "
-        "--anchors (FCOS)"
+        "a file of anchors (FCOS)"
     )
     parts: ClassVar[tuple[str, ...]] = ("scores", "boxes", "centerness")
     overlap: float = 0.6

@@ -113,7 +113,8 @@ class Head(ABC):
                 "Keep all outputs of the model (leave --outputs out)",
             )
         arrays = [np.asarray(outputs[n], dtype=np.float32) for n in self.outputs]
-        return self.decode_arrays(arrays, size)
+        with np.errstate(all="ignore"):  # what is not finite is left out
+            return self.decode_arrays(arrays, size)
 
 
 def output_called(facts: Facts, words: Sequence[str], *, rank: int) -> str | None:
@@ -212,6 +213,5 @@ def sigmoid(values: Array) -> Array:
 
 def softmax(values: Array) -> Array:
     """Return the softmax over the last axis."""
-    with np.errstate(invalid="ignore"):  # NaN and infinity stay what they are
-        powers = np.exp(values - values.max(axis=-1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
+    powers = np.exp(values - values.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)

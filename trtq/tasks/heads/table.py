@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from trtq.errors import UsageError, suggest
-from trtq.tasks.facts import Facts
+from trtq.tasks.facts import Facts, read_anchors
 from trtq.tasks.heads.anchored import Fcos, RetinaNet, Ssd
 from trtq.tasks.heads.base import Head
 from trtq.tasks.heads.detr import Detr, RtDetr, RtDetrRows
@@ -40,15 +41,15 @@ def find_head(facts: Facts, asked: str | None = None) -> Head:
 
     Args:
         facts: what is known about the model.
-        asked: name of the head; None to find it from the outputs and the metadata.
+        asked: name of the head, a colon and the file of its anchors if it needs them; None to find
+            it from the outputs and the metadata.
 
     Raises:
         UsageError: none fits, or several, it is unknown, or it has another number of classes.
+        DataError: the file of anchors cannot be read.
     """
     facts.require_one_class_list()
-    if asked is not None and asked not in HEADS:
-        raise UsageError(f"There is no head {asked!r}", hint=suggest(asked, HEADS))
-    fitting = _fitting(facts) if asked is None else HEADS[asked].fitting(facts, asked=True)
+    fitting = _fitting(facts) if asked is None else _of_name(facts, asked)
     if not fitting:
         raise _none_fits(facts, asked)
     heads = [h for h in fitting if facts.count in (None, h.classes) or h.classes is None]
@@ -66,11 +67,27 @@ def _fitting(facts: Facts) -> list[Head]:
     return [h for h in heads if h.by_names] or heads
 
 
+def _of_name(facts: Facts, asked: str) -> Sequence[Head]:
+    """Return the ways in which a head that was asked for reads the outputs."""
+    name, _, file = asked.partition(":")
+    if name not in HEADS:
+        raise UsageError(f"There is no head {name!r}", hint=suggest(name, HEADS))
+    if file and not HEADS[name].only_asked:
+        raise UsageError(
+            f"The head {name} has no anchors",
+            f"{file} is given for them",
+            f"Write --task detection:{name}",
+        )
+    known = replace(facts, anchors=read_anchors(file)) if file else facts
+    return HEADS[name].fitting(known, asked=True)
+
+
 def _none_fits(facts: Facts, asked: str | None) -> UsageError:
     if asked is not None:
+        name = asked.partition(":")[0]
         return UsageError(
-            f"The head {asked} cannot read the outputs of the model",
-            f"it reads {HEADS[asked].summary}; known: {facts.words}",
+            f"The head {name} cannot read the outputs of the model",
+            f"it reads {HEADS[name].summary}; known: {facts.words}",
             "Choose another --task detection:HEAD, or give a task of your own: --task file.py:task",
         )
     return UsageError(

@@ -195,8 +195,7 @@ class YoloX(Rows):
     def _anchors(self, output: Array, size: tuple[int, int]) -> list[Array]:
         places, strides = grid(size, output.shape[1])
         centres = (output[..., :2] + places) * strides
-        with np.errstate(over="ignore"):  # what is infinite is left out
-            sizes = np.exp(output[..., 2:BOX]) * strides
+        sizes = np.exp(output[..., 2:BOX]) * strides
         return [s.T for s in np.concatenate([centres, sizes, output[..., BOX:]], axis=-1)]
 
 
