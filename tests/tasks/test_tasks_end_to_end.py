@@ -142,3 +142,11 @@ def test_vectors_labels_and_decisions(tmp_path):
     assert list(seen.figures) == ["accuracy"]
     with pytest.raises(UsageError, match="No output fits the task text-lines"):
         done.evaluate(images, task="text-lines")
+
+
+def test_texts_tell_two_sets_of_targets_apart():
+    image = torch.zeros(3, 4, 4)
+    one, other, same = (
+        trtq.samples([(image, text)]).targets_identity() for text in ("a", "b", "a")
+    )
+    assert one == same != other
