@@ -25,6 +25,7 @@ from trtq.graph.signature import SizeRange
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
+from trtq.tasks import Task, find_task
 
 __all__ = ["load", "quantize", "samples"]
 
@@ -37,7 +38,7 @@ def load(
     checkpoint_key: str | None = None,
     model_arg: Mapping[str, Any] | None = None,
     input_size: tuple[int, int, int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     example: object = None,
     dynamic: Mapping[str, Sequence[int | str]] | None = None,
     ranges: Mapping[str, SizeRange] | None = None,
@@ -57,8 +58,8 @@ def load(
         checkpoint_key: where in the checkpoint the weights are.
         model_arg: keyword arguments of the factory.
         input_size: (C, H, W) of the input; default: the model's own, else 3x224x224.
-        preprocess: how images become the input; default: the authors' for a model by text, none
-            for an nn.Module.
+        preprocess: how images become the input: a Preprocess or the name of a preset, such as
+            ``yolo``; default: the authors' for a model by text, none for an nn.Module.
         example: one batch of the inputs, for a model that takes something else than one image: a
             tensor, a tuple of arguments, or a dict of named ones.
         dynamic: sizes of inputs by name; the name of an open axis is a text:
@@ -102,7 +103,8 @@ def quantize(
     /,
     *,
     input_size: tuple[int, int, int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
+    task: str | Task | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Quantized: ...
@@ -114,7 +116,8 @@ def quantize(
     /,
     *,
     input_size: tuple[int, int, int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
+    task: str | Task | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Quantized | QuantizeRecord:
@@ -126,7 +129,9 @@ def quantize(
         data: calibration samples: a DataLoader, a Dataset, a list of tensors, one tensor with
             samples first, or the text of a folder of images.
         input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
-        preprocess: how images become inputs.
+        preprocess: how images become inputs: a Preprocess or the name of a preset.
+        task: what the outputs mean: a :class:`Task`, ``detection``, ``file.py:NAME`` ...; the
+            quick check compares answers by it. Default: what is known of the model.
         progress: receives progress.
         options: fields of :class:`QuantizeOptions`: ``bits``, ``method``, ``calibrator`` ...
 
@@ -136,14 +141,22 @@ def quantize(
     if isinstance(model, QuantizeSpec):
         from trtq.commands.quantize import quantize as run_command
 
-        given = {"input_size": input_size, "preprocess": preprocess, "options": options or None}
+        given = {
+            "input_size": input_size,
+            "preprocess": preprocess,
+            "task": task,
+            "options": options or None,
+        }
         return run_command(model, listener_of(model, data, progress, given))
-    asked = QuantizeOptions.make(options)
+    name = task if isinstance(task, str) or task is None else task.name
+    asked = QuantizeOptions.make({**options, "task": name})
+    known = None if task is None else find_task(task)
     check_options(asked)
     run = Run(progress or Silent())
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
     captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
-    return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
+    samples = choose_samples(everything, asked, run)
+    return quantize_model(captured, samples, asked, run, task=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +170,7 @@ class Form:
     """
 
     input_size: tuple[int, int, int] | None = None
-    preprocess: Preprocess | None = None
+    preprocess: Preprocess | str | None = None
     seed: int = 0
 
 

@@ -57,7 +57,7 @@ def analyze(
     *,
     out: str | Path | None = None,
     input_size: Size | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> AnalyzeRecord: ...
@@ -70,7 +70,7 @@ def analyze(
     *,
     out: str | Path | None = None,
     input_size: Size | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> AnalyzeRecord:
@@ -122,7 +122,7 @@ def search(
     val: object = None,
     out: str | Path | None = None,
     input_size: Size | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Searched: ...
@@ -136,7 +136,7 @@ def search(
     val: object = None,
     out: str | Path | None = None,
     input_size: Size | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Searched | SearchRecord:

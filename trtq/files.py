@@ -9,6 +9,7 @@ MODEL_FILES = (FP32, QDQ, ENCODINGS)
 
 QUANTIZE_JSON = "quantize.json"
 EVALUATE_JSON = "evaluate.json"
+PICTURES = "pictures"  # folder of pictures beside evaluate.json
 FINETUNE_JSON = "finetune.json"
 ANALYSIS_JSON = "analysis.json"
 ALLOCATION_JSON = "allocation.json"

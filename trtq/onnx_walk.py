@@ -451,6 +451,13 @@ def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return dim.HasField("dim_value") and dim.dim_value > 0
 
 
+def axis_name(dim: onnx.TensorShapeProto.Dimension) -> str:
+    """Return the name of an open axis, "" where tools wrote ``?``, ``-1`` or ``None`` for it."""
+    text: str = dim.dim_param
+    named = any(c.isalpha() for c in text) and text.lower() != "none"
+    return text if named else ""
+
+
 def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     """Return a vector shaped for one axis of a tensor of ``ndim`` axes."""
     return values.reshape([-1 if d == axis else 1 for d in range(ndim)])

@@ -188,6 +188,29 @@ def test_gate_on_memory_energy_and_accuracy(record, tmp_path):
         )
 
 
+def test_gate_limits_each_score_by_its_name(record, tmp_path):
+    base, accuracy = put(tmp_path / "a", record[0]), tmp_path / "acc.json"
+    own = [("mAP", 57.0, "higher"), ("RMSE", 0.5, "lower")]
+    reference = [("mAP", 57.9, "higher"), ("RMSE", 0.3, "lower")]
+    fields = {
+        key: [{"name": n, "value": v, "better": b} for n, v, b in values]
+        for key, values in (("figures", own), ("reference_figures", reference))
+    }
+    accuracy.write_text(json.dumps({**fields, "images": 96}))
+
+    def outcomes(**limits):
+        spec = GateSpec(record=str(base), baseline=str(base), accuracy=str(accuracy), **limits)
+        return [(c.what, c.limit, c.outcome) for c in gate(spec).checks[1:]]
+
+    assert outcomes(max_drop={"mAP": 0.5, "RMSE": 0.3}) == [
+        ("mAP on 96 images", "-0.5", "failed"),
+        ("RMSE on 96 images", "+0.3", "passed"),
+    ]
+    assert outcomes(max_accuracy_drop=1.0) == [("mAP on 96 images", "-1", "passed")]
+    with pytest.raises(UsageError, match="has scores of both sides for mAP, RMSE"):
+        outcomes(max_drop={"map": 0.5})
+
+
 def test_gate_refuses_what_is_no_record(record, tmp_path):
     base = put(tmp_path / "a", record[0])
     (tmp_path / "x.json").write_text('{"verb": "quantize"}')

@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.conftest import run_cli, spec
 from tests.support.costs import analysis
+from tests.support.onnx_files import model_of
 from tests.support.quantize import CNN, SMALL, VIT
 from trtq import AllocateSpec, BuildSpec, CostSpec, allocate, build, cost, quantize
 from trtq.cost.count import list_kernels, list_ops
@@ -316,8 +317,74 @@ def test_cost_refuses_what_makes_no_sense(cnn_out: Path, tmp_path: Path):
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "h"
     onnx.save(model, tmp_path / "open.onnx")
-    with pytest.raises(ArtifactError, match="axis 2 of its input input is open"):
+    with pytest.raises(
+        UsageError, match=r"Cannot count .*: axis 2 \(h\) of input is open"
+    ) as caught:
         cost(CostSpec(model=str(tmp_path / "open.onnx")))
+    assert "Add --shapes input=1x3x640x32" in caught.value.hint
+    with pytest.raises(UsageError, match="--input does not go with an ONNX file") as caught:
+        cost(CostSpec(model=path, input=("input=1x3x32x32",)))
+    assert "--shapes" in caught.value.hint
+    with pytest.raises(UsageError, match="--shapes is for ONNX files"):
+        cost(CostSpec(model=CNN, shapes=("input=1x3x32x32",)))
+
+
+def open_file(path: Path) -> Path:
+    """A convolution, a flatten by computed sizes and a linear; height and width have no name."""
+    from onnx import helper
+
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], "stem/Conv", pads=[1] * 4, strides=[2, 2]),
+        node("Shape", ["c"], ["s"], "shape"),
+        node("Gather", ["s", "first"], ["n"], "first/Gather"),
+        node("Concat", ["n", "rest"], ["t"], "sizes/Concat", axis=0),
+        node("Reshape", ["c", "t"], ["f"], "flat/Reshape"),
+        node("MatMul", ["f", "v"], ["y"], "head/MatMul"),
+        node("Softmax", ["y"], ["p"], "head/Softmax"),
+    ]
+    weights = {
+        "w": np.ones((4, 3, 3, 3), np.float32),
+        "v": np.ones((16, 5), np.float32),
+        "first": np.array([0]),
+        "rest": np.array([4, 16]),
+    }
+    given = [("x", onnx.TensorProto.FLOAT, ["N", 3, "?", "?"])]
+    model = model_of(
+        nodes, given, [("p", onnx.TensorProto.FLOAT, None)], weights, opset=11, check=False
+    )
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_with_open_axes_is_counted_at_the_sizes_that_are_given(tmp_path):
+    path = str(open_file(tmp_path / "open.onnx"))
+    record = cost(CostSpec(model=path, shapes=("x=1x3x8x8",)))
+    assert [(r.layer.name, r.layer.macs) for r in record.rows] == [
+        ("stem/Conv", 27 * 4 * 16),
+        ("head/MatMul", 4 * 16 * 5),
+        ("head/Softmax", 0),
+    ]
+    assert cost(CostSpec(model=path, shapes=("x=2x3x8x8",))).rows == record.rows
+    with pytest.raises(UsageError, match="axis 1 of x is 3 in .*open.onnx, not 4"):
+        cost(CostSpec(model=path, shapes=("x=1x4x8x8",)))
+
+
+def test_a_profile_names_the_nodes_of_another_tools_file(tmp_path):
+    path = open_file(tmp_path / "open.onnx")
+    rows = [
+        {"count": 10},
+        {"name": "stem/Conv", "averageMs": 0.2},
+        {"name": "head/MatMul + head/Softmax", "averageMs": 0.1},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    asked = {"model": str(path), "shapes": ("x=1x3x8x8",), "device": "rtx3080"}
+    record = cost(CostSpec(**asked, profile=str(tmp_path / "p.json")))
+    matched = [m.kernels for m in record.latency.correction.matched]
+    assert matched[0] == ["stem/Conv"] and "head/MatMul" in matched[1]
+    assert record.latency.correction.unmatched == len(record.latency.kernels) - sum(
+        len(m) for m in matched
+    )
 
 
 def test_the_plan_s_own_kernels(cnn_out: Path, tmp_path: Path):

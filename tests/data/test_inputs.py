@@ -24,6 +24,7 @@ from trtq.data.model_inputs import InputNeeds
 from trtq.data.random_inputs import nearest
 from trtq.data.rows import IN_MEMORY
 from trtq.errors import DataError, MissingExtraError, UsageError
+from trtq.graph.capture import capture
 from trtq.graph.signature import SizeRange, TensorSpec
 
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "length"))
@@ -66,6 +67,44 @@ def test_names_order_and_targets():
     assert labels.has_targets and int(next(labels.batches(1)).inputs["labels"]) == 3
     alone = trtq.samples([{"labels": np.int64(3)}]).bound(LABELS)
     assert not alone.has_targets
+
+
+class Nested(nn.Module):
+    def forward(self, pair, bias):
+        return pair["x"] * pair["y"][0] + pair["y"][1] + bias
+
+
+def nested(**changes: object) -> dict[str, object]:
+    x, first, second, bias = torch.randn(4, 4).unbind()
+    return {"pair": {"x": x, "y": (first, second)}, "bias": bias, **changes}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [nested(label=3), nested(label=1)],
+        [(nested(), 3), (nested(), 1)],
+        DataLoader([(nested(), 3), (nested(), 1)], batch_size=2),
+        DataLoader([nested(target=1), nested(target=2)], batch_size=2),
+    ],
+    ids=["mappings", "pairs", "loader of pairs", "loader of mappings"],
+)
+def test_structures_of_tensors_are_inputs_by_the_way_to_each(data):
+    samples = trtq.samples(data)
+    batch = samples.first_batch()
+    assert isinstance(batch["pair"]["y"], (tuple, list)) and batch["bias"].shape == (2, 4)
+    signature = capture(Nested(), batch).signature
+    assert [t.name for t in signature.inputs] == ["pair.x", "pair.y.0", "pair.y.1", "bias"]
+    bound = samples.bound(InputNeeds(model="nested", inputs=signature.inputs))
+    inputs = next(bound.batches(2)).inputs
+    assert torch.equal(inputs["pair.y.1"], torch.as_tensor(batch["pair"]["y"][1]))
+    assert bound.has_targets and bound.class_targets
+
+
+def test_a_structure_in_a_tuple_needs_names():
+    with pytest.raises(DataError, match="input 'input' is a tuple, expected") as caught:
+        trtq.samples([((torch.zeros(4), torch.zeros(4)), 1)]).first_batch()
+    assert "a mapping of its tensors by name: {'left': ..., 'right': ...}" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -274,6 +313,19 @@ def test_texts(words):
     rows = next(trtq.samples(f"{words}/t.txt", **options).bound(padded).batches(1)).inputs
     assert rows["input_ids"].tolist() == [[2, 3, 0, 0]] and rows["input_ids"].dtype == torch.int32
     assert rows["attention_mask"].tolist() == [[1, 1, 0, 0]]
+    joined = [b.inputs for b in trtq.samples(f"{words}/t.txt", **options).bound(TEXTS).batches(2)]
+    assert joined[0]["ids"].tolist() == [[2, 3, *[0] * 6], [4, 5, 2, 3, 4, 5, 2, 3]]
+    assert joined[0]["mask"].sum(1).tolist() == [2, 8] and joined[0]["mask"].dtype == torch.bool
+    assert joined[1]["ids"].tolist() == [[5, 2]]
+    assert sum("padded to the longest of a batch" in line for line in lines) == 1
+    alone = trtq.samples(f"{words}/t.txt", **options).bound(InputNeeds(model="m", inputs=(IDS,)))
+    assert [b.inputs["ids"].shape for b in alone.batches(3)] == [(1, 2), (1, 9), (1, 2)]
+    ranges = {"length": SizeRange(least=4, most=16, multiple=4)}
+    steps = InputNeeds(model="m", inputs=(IDS, MASK), ranges=ranges)
+    sizes = [
+        b.inputs["mask"] for b in trtq.samples(f"{words}/t.txt", **options).bound(steps).batches(1)
+    ]
+    assert [(m.shape[1], int(m.sum())) for m in sizes] == [(4, 2), (12, 9), (4, 2)]
     small = InputNeeds(model="m", inputs=(IDS, MASK), rows={"ids": 4})
     with pytest.raises(DataError, match="has the index 5, .*4 rows.*Use the tokenizer that"):
         list(trtq.samples(f"{words}/t.txt", **options).bound(small).batches(1))

@@ -24,7 +24,7 @@ from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, choose_sizes
 from trtq.engine.trtexec import spell_shapes
 from trtq.engine.worker_process import is_installed
-from trtq.errors import EngineError, UsageError
+from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.feeds import InputSlot
 from trtq.export.onnx_file import set_metadata_
 from trtq.testing.trtexec import write_fake_trtexec
@@ -361,10 +361,41 @@ def test_images_do_not_fill_two_inputs(tensorrt, images):
     set_metadata_(model, {"preprocess": {"input_size": [3, 8, 8]}})
     with pytest.raises(
         UsageError,
-        match=r"images fill one input, the model has left \[batch, 3, 8, 8\]; right .*Use --data "
+        match=r"images fill one input, the model has left \[batch, 3, 8, 8\]; right .*or --data "
         "random",
     ):
         trtq.build(model, target="sm86", backend="tensorrt", data=str(images))
+
+
+def array_files(folder, **shapes):
+    """Three samples of integers in .npz files."""
+    folder.mkdir()
+    for k in range(3):
+        values = {n: np.full(shape, k, np.int64) for n, shape in shapes.items()}
+        np.savez(folder / f"{k}.npz", **values)
+    return str(folder)
+
+
+def test_an_engine_is_compared_with_its_file_on_arrays(tensorrt, monkeypatch, tmp_path):
+    tensorrt("10.3.0")
+    monkeypatch.setattr("trtq.engine.verify.EngineRunner", partial(EngineRunner, device="cpu"))
+    data = array_files(tmp_path / "data", ids=(16,), mask=(16,))
+    make = partial(trtq.build, text_encoder(), target="sm86", backend="tensorrt", shapes=TEXT)
+    made = make(data=data, check_images=3).manifest
+    assert made.agreement.images == 3
+    assert "inputs were drawn at random" not in made.agreement.missing
+    assert [c.runner for c in made.agreement.comparisons] == ["engine"]
+    long = array_files(tmp_path / "long", ids=(64,), mask=(64,))
+    with pytest.raises(
+        DataError, match="on sample .*: axis 1 of ids is 64, the engine is built for 8 to 32"
+    ):
+        make(data=long)
+    alone = array_files(tmp_path / "alone", ids=(16,))
+    with pytest.raises(DataError, match="the input 'mask' is missing; it has ids"):
+        make(data=alone)
+    (tmp_path / "t.txt").write_text("one two\n")
+    with pytest.raises(UsageError, match="need a tokenizer.*--tokenizer tokenizer.json"):
+        make(data=str(tmp_path / "t.txt"))
 
 
 # ---- a model of somebody else ------------------------------------------------------------------

@@ -389,8 +389,11 @@ def test_streams_buffers_and_targets_of_other_kinds(net, images):
     named = [(x, "cat") for x in images]
     quantized = trtq.quantize(net, named)
     assert quantized.evaluate(named, task="tensors").figures == {}
-    with pytest.raises(DataError, match="a target is a str, expected a class index"):
+    with pytest.raises(UsageError, match="its targets are no numbers, expected class indices"):
         quantized.evaluate(named, task="classification")
+    mixed = [(x, "cat" if i else 1) for i, x in enumerate(images)]
+    with pytest.raises(DataError, match="a target is a int, expected|a target is a str, expected"):
+        quantized.evaluate(mixed, task="classification")
     with pytest.raises(UsageError, match="Cannot evaluate in batches of 0"):
         quantized.evaluate(images, batch_size=0)
 

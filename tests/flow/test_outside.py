@@ -41,6 +41,33 @@ def test_a_task_of_a_file(net, tmp_path):
     assert 0.0 < scored.figures["balanced accuracy"].value <= 100.0
 
 
+class Turned(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Linear(8, 5)
+
+    def forward(self, x):
+        answer = self.head(self.body(x).relu().mean((2, 3)))
+        return {"scores": answer[:, :4], "angle": answer[:, 4:] * 90}
+
+
+def test_a_task_of_several_outputs(net, tmp_path):
+    code = block("A task of several outputs")
+    assert sum(bool(line.strip()) for line in code.splitlines()) < 30
+    own = tmp_path / "own.py"
+    own.write_text(code)
+    model, images = Turned().eval(), torch.randn(12, 3, 16, 16)
+    with torch.inference_mode():
+        answers = model(images)
+    right = torch.cat([answers["scores"].argmax(1, keepdim=True), answers["angle"]], 1)
+    right[:3, 1] += 30.0
+    quantized = trtq.quantize(model, images, task=f"{own}:Turned")
+    assert [f.name for f in quantized.done.alike] == ["agreement"]
+    seen = quantized.evaluate(list(zip(images, right, strict=True)))
+    assert seen.reference["right"].value == 75.0
+    assert seen.agreement["agreement"].value > 50.0
+
+
 def test_a_data_adapter_of_a_file(net, tmp_path):
     own = tmp_path / "own.py"
     own.write_text(block("Adding a data adapter"))

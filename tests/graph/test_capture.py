@@ -6,6 +6,8 @@ from torch import nn
 
 from trtq.errors import CaptureError, ModelError
 from trtq.graph.capture import capture
+from trtq.graph.feed import outputs_of
+from trtq.graph.inputs import read_inputs
 from trtq.graph.naming import node_name
 from trtq.graph.signature import SizeRange
 from trtq.models.load import load_model
@@ -53,6 +55,65 @@ def test_names_are_stable_between_two_captures():
 def test_dict_output_keeps_module_names():
     captured = capture(dict_output().eval(), SIZE)
     assert names(captured.module) == ["conv"]
+
+
+class _Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+
+class _AnyNumber(_Linear):
+    def forward(self, *tensors):
+        return self.fc(tensors[0])
+
+
+class _KeyNamedOutput(_Linear):
+    def forward(self, x):
+        return {"output": self.fc(x)}
+
+
+class _WritesToInput(_Linear):
+    def forward(self, x):
+        x += 1
+        return x
+
+
+class _GivesBoth(_Linear):
+    def forward(self, x):
+        answer = self.fc(x)
+        x[:, 0] = 0
+        return answer, x.mul_(2)
+
+
+@pytest.mark.parametrize("kind", [_AnyNumber, _KeyNamedOutput, _WritesToInput, _GivesBoth])
+def test_a_forward_of_an_unusual_form_is_captured_as_it_computes(kind):
+    model, example = kind().eval(), torch.randn(2, 4)
+    before = example.clone()
+    captured = capture(model, example)
+    assert captured.dynamic_batch
+    assert torch.equal(example, before)
+    with torch.no_grad():
+        got = captured.module(example)
+        wanted = model(example.clone())
+    wanted = wanted["output"] if isinstance(wanted, dict) else wanted
+    pairs = zip(outputs_of(got), outputs_of(wanted), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert not any("copy_" in t or "mul_" in t for t in targets(captured.module))
+
+
+def test_a_counter_that_forward_changes_is_refused_as_an_output():
+    class Counts(_Linear):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return self.fc(x), self.calls
+
+    with pytest.raises(CaptureError, match="does not equal the model: the output out.1 differs"):
+        capture(Counts().eval(), torch.randn(2, 4))
 
 
 def test_weight_computed_from_weights_becomes_a_constant():
@@ -353,3 +414,50 @@ def test_a_second_input_is_refused_with_the_way_out():
 
     with pytest.raises(CaptureError, match="or an example of each input with --input NAME=SIZES"):
         capture(Two().eval(), SIZE)
+
+
+class _Pyramid(nn.Module):
+    """Halves its maps and joins them again."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(3))
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, x):
+        maps = [x]
+        for layer in self.down:
+            maps.append(layer(maps[-1]))
+        for one in maps[-2::-1]:
+            maps[-1] = self.up(maps[-1]) + one
+        return maps[-1]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "least", "line"),
+    [
+        ({}, "height must be 16 or more, in multiples of 8", "height:16..:8,width:16..:8"),
+        (
+            {"height": SizeRange(least=4, most=64)},
+            "height must be 16 to 64, in multiples of 8",
+            "height:16..64:8,width:16..:8",
+        ),
+    ],
+)
+def test_the_sizes_that_a_strided_model_takes_are_named(ranges, least, line):
+    axes = {"x": ["batch", 3, "height", "width"]}
+    given = {"x": torch.randn(2, 3, 32, 32)}
+    with pytest.raises(CaptureError, match=least) as caught:
+        capture(_Pyramid().eval(), given, axes=axes, ranges=ranges)
+    assert caught.value.hint == f"Give --dynamic x=batch,3,{line}"
+    _, _, known = read_inputs([], [caught.value.hint.removeprefix("Give --dynamic ")])
+    captured = capture(_Pyramid().eval(), given, axes=axes, ranges=known)
+    assert captured.signature.inputs[0].shape == ("batch", 3, "height", "width")
+
+
+def test_a_range_without_a_size_that_fits_is_explained():
+    axes = {"x": ["batch", 3, "height", "width"]}
+    ranges = {"height": SizeRange(least=30, most=34)}
+    with pytest.raises(CaptureError, match="it does not take every size of") as caught:
+        capture(_Pyramid().eval(), {"x": torch.randn(2, 3, 32, 32)}, axes=axes, ranges=ranges)
+    assert "Or leave these axes fixed" in caught.value.hint

@@ -17,7 +17,7 @@ from trtq.graph.capture import capture
 from trtq.quant.calibrate import summarize_all
 from trtq.quant.calibrators import CALIBRATORS, Asked, find_calibrator
 from trtq.quant.formats import BitConfig
-from trtq.quant.histogram import NUM_BINS, Histogram, _count
+from trtq.quant.histogram import NUM_BINS, Histogram, _count, dense, dense_view
 from trtq.quant.observe import observe
 from trtq.quant.placement import place
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen
@@ -69,6 +69,17 @@ def test_a_pass_waits_for_the_device_once_a_batch(graph, mode):
     with Waits() as waits:
         observe(graph, place(graph, bits=BitConfig.parse("w4a4")), images().split(6), mode=mode)
     assert waits.count == 4  # batches, whatever the number of activations
+
+
+@pytest.mark.parametrize("kind", ["channels of a map", "heads of an attention", "a whole map"])
+def test_a_tensor_with_gaps_is_copied_once(kind):
+    whole = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    heads = torch.randn(2, 5, 8, 4).transpose(1, 2)[..., :3]
+    x = {"channels of a map": whole[:, :3], "heads of an attention": heads}.get(kind, whole)
+    values = dense(x)
+    assert torch.equal(values, x)
+    assert dense_view(values).data_ptr() == values.data_ptr()
+    assert (values is x) == (kind == "a whole map")
 
 
 @pytest.mark.parametrize("mode", CALIBRATORS)

@@ -100,6 +100,60 @@ def test_an_open_axis_survives_shape_gather_concat_reshape(tmp_path):
     assert_round_trip(image_model(nodes, weights), loaded, made)
 
 
+CLASS_TOKEN = [
+    helper.make_node("Concat", ["n1", "one_by_eight"], ["shape"], axis=0),
+    helper.make_node("Expand", ["token", "shape"], ["tokens"]),
+    helper.make_node("Concat", ["tokens", "x"], ["y"], axis=1),
+]
+POSITIONS = [
+    helper.make_node("Slice", ["table", "zero", "l1", "axis"], ["positions"]),
+    helper.make_node("Add", ["x", "positions"], ["y"]),
+]
+REPEATED = [
+    helper.make_node("Range", ["first", "l", "step"], ["index"]),
+    helper.make_node("Gather", ["table", "index"], ["positions"], axis=0),
+    helper.make_node("Add", ["x", "positions"], ["y"]),
+]
+
+
+@pytest.mark.parametrize("nodes", [CLASS_TOKEN, POSITIONS, REPEATED], ids=["token", "cut", "picks"])
+def test_a_small_constant_that_grows_with_an_open_axis_leaves_it_open(tmp_path, nodes):
+    sizes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "first"], ["n"], axis=0),
+        helper.make_node("Unsqueeze", ["n", "axis"], ["n1"]),
+        helper.make_node("Gather", ["s", "step"], ["l"], axis=0),
+        helper.make_node("Unsqueeze", ["l", "axis"], ["l1"]),
+    ]
+    read = {i for n in (*sizes, *nodes) for i in n.input}
+    held = {
+        "first": np.array(0),
+        "step": np.array(1),
+        "zero": np.array([0]),
+        "axis": np.array([0]),
+        "one_by_eight": np.array([1, 8]),
+        "token": random_weight(1, 1, 8),
+        "table": random_weight(32, 8),
+    }
+    given = [("x", FLOAT, ["batch", "length", 8])]
+    weights = {k: v for k, v in held.items() if k in read}
+    model = model_of([*sizes, *nodes], given, [("y", FLOAT, None)], weights)
+    loaded, made = written(tmp_path, model)
+    assert loaded.graph.signature.inputs[0].shape == ("batch", "length", 8)
+    assert_round_trip(model, loaded, made)
+
+
+def test_a_file_may_call_its_input_and_output_by_the_names_of_one_image(tmp_path):
+    nodes = [helper.make_node("Conv", ["input", "w"], ["output"], "conv", kernel_shape=[3, 3])]
+    given = [("input", FLOAT, ["batch", 3, 8, 8])]
+    weights = {"w": random_weight(4, 3, 3, 3)}
+    model = model_of(nodes, given, [("output", FLOAT, None)], weights)
+    loaded, made = written(tmp_path, model)
+    assert loaded.graph.dynamic_batch
+    assert [n.name for n in made.graph.node] == ["conv"]
+    assert_round_trip(model, loaded, made)
+
+
 def test_a_matmul_with_constants_and_its_bias_become_one_linear_layer(tmp_path):
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["p"], name="fc/MatMul"),

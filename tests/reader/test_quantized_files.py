@@ -66,6 +66,21 @@ def test_a_quantized_file_is_refused_unless_its_ranges_are_replaced(tmp_path):
     assert float(again.encodings.amax["stem.conv.input"]) != pytest.approx(0.02 * 127)
 
 
+def test_a_quantized_file_is_neither_analysed_nor_searched_nor_advised_on(tmp_path):
+    path = str(tmp_path / "q.onnx")
+    onnx.save(quantized_model(), path)
+    samples = [(torch.randn(3, 8, 8), 0) for _ in range(4)]
+    asked = {"calib_images": 2, "images": 2}
+    for call in (
+        lambda: trtq.analyze(path, samples, metric="l2", **asked),
+        lambda: trtq.search(path, samples, budget={"size": 0.5}, metric="l2", **asked),
+        lambda: trtq.advise(trtq.AdviseSpec(model=path, data="digits")),
+    ):
+        with pytest.raises(UsageError, match="its Q/DQ pairs have 2 ranges") as caught:
+            call()
+        assert "Give the float file that it was made from. Take them over:" in caught.value.hint
+
+
 def test_a_scale_that_is_no_number_is_refused():
     with pytest.raises(EncodingsError, match="a scale must be finite and not below 0"):
         read_onnx(quantized_model(scale=float("nan")))

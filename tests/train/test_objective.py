@@ -51,6 +51,16 @@ def test_losses_by_hand():
     assert value(own) == pytest.approx(0.75 * 1.5, rel=1e-5)
 
 
+def test_outputs_without_scores_are_compared_by_relative_power():
+    scores, grid, codes = torch.randn(2, 3), torch.tensor([[3.0, 4.0]]), torch.tensor([1, 2])
+    off = grid + torch.tensor([[0.0, 1.0]])
+    asked = asks(distill=1.0)
+    parts = asked.parts((scores, off, codes), None, (scores, grid, codes))
+    assert [p.share for p in parts] == [0.5, 0.5]
+    assert value(parts) == pytest.approx(0.5 * 1 / 25, rel=1e-5)
+    assert value(asks(distill=1.0, scores=False).parts(off, None, grid)) == pytest.approx(1 / 25)
+
+
 def test_parts_of_two_halves_sum_to_the_whole():
     torch.manual_seed(0)
     answer, teacher, wanted = (

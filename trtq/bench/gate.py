@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
 
 from trtq.artifact import (
     Environment,
@@ -21,6 +18,7 @@ from trtq.artifact import (
     header,
     read_json,
 )
+from trtq.bench.gate_accuracy import Check, Outcome, accuracy_checks
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.bench.statistics import Quantile
 from trtq.bench.system_info import differences, incomplete
@@ -29,22 +27,6 @@ from trtq.specs import GateSpec
 from trtq.terminal import stack
 
 EXIT = {"passed": 0, "failed": 1, "not valid": 3}
-Outcome = Literal["passed", "failed", "not valid"]
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One comparison: what, baseline, candidate, change and limit.
-
-    The change includes its interval where there is one.
-    """
-
-    what: str
-    baseline: str
-    candidate: str
-    change: str
-    limit: str
-    outcome: Outcome
-    why: str = ""
 
 
 class GateRecord(Record, frozen=True, kw_only=True):
@@ -139,8 +121,7 @@ def gate(spec: GateSpec) -> GateRecord:
     pairs, unpaired = _pair(baseline, candidate)
     reasons = [*_doubts(baseline, candidate), *unpaired]
     checks = [c for before, after in pairs for c in _row_checks(before, after, limits)]
-    if spec.max_accuracy_drop is not None:
-        checks.append(_accuracy(spec, spec.max_accuracy_drop))
+    checks += accuracy_checks(spec)
     record = GateRecord(
         **header("gate", spec),
         checks=checks,
@@ -350,59 +331,4 @@ def _check(
         limit=f"{limit:+.1%}",
         outcome=outcome,
         why=why,
-    )
-
-
-class _Evaluation(msgspec.Struct):
-    """What the gate reads of an evaluation; other tools may write it, too."""
-
-    top1: float | None = None
-    reference_top1: float | None = None
-    miou: float | None = None
-    reference_miou: float | None = None
-    images: int | None = None
-    data: Any = None
-
-
-def _evaluation(path: str) -> _Evaluation:
-    return check_record(
-        read_json(Path(path), kind="evaluation"), Path(path), _Evaluation, kind="evaluation"
-    )
-
-
-def _accuracy(spec: GateSpec, max_drop: float) -> Check:
-    """Compare the records of ``trtq evaluate``."""
-    if spec.accuracy is None:
-        raise UsageError(
-            "--max-accuracy-drop needs --accuracy",
-            "a bench record has no accuracy in it",
-            "trtq evaluate FILE --data ... --json > A.json",
-        )
-    new = _evaluation(spec.accuracy)
-    old = _evaluation(spec.baseline_accuracy) if spec.baseline_accuracy else None
-    scores = (
-        ("mIoU", old.miou if old else new.reference_miou, new.miou),
-        ("top-1", old.top1 if old else new.reference_top1, new.top1),
-    )
-    for unit, before, after in scores:
-        if before is None or after is None:
-            continue
-        outcome: Outcome = "passed" if before - after <= max_drop else "failed"
-        why = ""
-        if old is not None and (old.images, old.data) != (new.images, new.data):
-            outcome = "not valid"
-            why = "the two evaluations saw other images"
-        return Check(
-            what=f"{unit} on {new.images} images",
-            baseline=f"{before:.2f}",
-            candidate=f"{after:.2f}",
-            change=f"{after - before:+.2f}",
-            limit=f"-{max_drop:g}",
-            outcome=outcome,
-            why=why,
-        )
-    raise ArtifactError(
-        f"There is no accuracy in {spec.accuracy}",
-        "neither top-1 nor mIoU of both sides",
-        "Evaluate with labels and --reference",
     )

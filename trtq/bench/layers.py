@@ -51,7 +51,7 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
     total = sum(ms for ms, _ in times.values())
     rows = []
     for name, (ms, kind) in times.items():
-        parts = layer_names(name)
+        parts = layer_names(name, predicted)
         guesses = [predicted[p] for p in parts if p in predicted]
         rows.append(
             LayerTime(

@@ -18,6 +18,7 @@ from trtq.data.source import open_source
 from trtq.errors import ArtifactError
 from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.flow.layer_costs import outline, weights_of
+from trtq.flow.model import require_float
 from trtq.flow.pricing import Pricing, uniform
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture_inputs
@@ -176,6 +177,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     source = open_source(spec.data, spec.class_index, notes.append)
     train = open_source(spec.train, None, notes.append) if spec.train else source
     loaded = open_model(spec)
+    require_float(loaded.module, loaded.name, "Give the float file that it was made from")
     preprocess, said = open_preprocess(spec, loaded)
     notes += said
     captured = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size))

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from trtq.artifact import Record, header, sha256_file
-from trtq.cost.onnx_file import list_onnx_ops, op_name
+from trtq.cost.onnx_file import is_own, list_onnx_ops, op_name
 from trtq.engine.audit import UNKNOWN, LayerRow, ModuleRow, match, read_layer_info, read_plan_layers
 from trtq.engine.lint_target import why_float
 from trtq.engine.manifest import read_engine
@@ -132,4 +132,5 @@ def _macs(model: onnx.ModelProto, path: str, notes: list[str]) -> dict[str, int]
     except TrtqError as exc:
         notes.append(f"multiply-accumulates are not counted: {exc}")
         return {}
-    return {n.name or n.output[0]: counted.get(op_name(n), 0) for n in all_nodes(model)}
+    own = is_own(model)
+    return {n.name or n.output[0]: counted.get(op_name(n, own=own), 0) for n in all_nodes(model)}

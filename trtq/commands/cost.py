@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import onnx
 
 from trtq.artifact import Environment, Record, environment, header
 from trtq.commands.allocation import read_allocation
@@ -22,6 +23,8 @@ from trtq.cost.roofline import KernelTime, predict_all
 from trtq.data.preprocess import resolve_preprocess
 from trtq.engine.manifest import read_engine
 from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
+from trtq.engine.shapes import inputs_of as shapes_of
+from trtq.engine.sizes import Request, choose_sizes
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
 from trtq.graph.capture import capture_inputs
@@ -29,6 +32,18 @@ from trtq.quant.digest import weights_digest
 from trtq.quant.formats import EIGHT, FULL, HALF, BitConfig
 from trtq.specs import CostSpec
 
+NOT_FOR_FILES = (
+    "allocation",
+    "bits",
+    "checkpoint",
+    "checkpoint_key",
+    "input_size",
+    "input",
+    "dynamic",
+    "outputs",
+    "model_arg",
+    "ort_library",
+)
 FLOAT_BITS = {"fp32": FULL, "fp16": HALF}
 
 
@@ -232,6 +247,12 @@ def _row(layer: LayerCost, widths: BitConfig) -> CostRow:
 
 
 def _count_model(spec: CostSpec) -> _Counted:
+    if spec.shapes:
+        raise UsageError(
+            "--shapes is for ONNX files",
+            f"{spec.model} is captured on an example",
+            "Give --input-size CxHxW, or --input NAME=SIZES",
+        )
     loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
     captured = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size))
@@ -268,14 +289,15 @@ def _count_model(spec: CostSpec) -> _Counted:
 
 
 def _count_onnx(spec: CostSpec) -> _Counted:
-    for name in ("allocation", "bits", "checkpoint", "checkpoint_key", "input_size"):
-        if getattr(spec, name) is not None:
+    for name in NOT_FOR_FILES:
+        if getattr(spec, name):
             raise UsageError(
                 f"--{name.replace('_', '-')} does not go with an ONNX file",
                 "its widths, weights and shapes are its own",
+                "Leave it out; --shapes gives the sizes of open axes",
             )
     model = load_onnx(Path(spec.model))
-    ops = list_onnx_ops(model, spec.model)
+    ops = list_onnx_ops(model, spec.model, _sizes(model, spec))
 
     def widths(op: Op | Kernel) -> BitConfig:
         x = op.input_bits or 32
@@ -289,6 +311,24 @@ def _count_onnx(spec: CostSpec) -> _Counted:
         widths=widths,
         parameters=parameters,
     )
+
+
+def _sizes(model: onnx.ModelProto, spec: CostSpec) -> dict[str, list[int]]:
+    """Return the sizes of a file's inputs; an open batch is one sample.
+
+    Raises:
+        UsageError: an open axis that nothing gives, or sizes that the file does not take.
+    """
+    inputs = shapes_of(model)
+    open_batch = any(i.axes and i.axes[0].size is None for i in inputs)
+    request = Request(
+        texts=spec.shapes,
+        batch=(1, 1, 1) if open_batch else None,
+        file=spec.model,
+        single=True,
+        verb="count",
+    )
+    return choose_sizes(inputs, request).usual
 
 
 def _count(dims: Sequence[int]) -> int:

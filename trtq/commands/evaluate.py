@@ -16,28 +16,28 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.loading import open_given, require_no_picture
-from trtq.data.answers import kind_in
+from trtq.data.answers import TASK, kind_in
 from trtq.data.classes import (
     require_calibrated_classes,
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.model_inputs import InputNeeds
 from trtq.data.opened import Data
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
 from trtq.data.source import Source, spread
 from trtq.engine.manifest import manifest_path, read_manifest
+from trtq.engine.needs import needs_of
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
-from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
-from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
-from trtq.flow.evaluate import Evaluator
+from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, made_with
+from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
+from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
-from trtq.graph.signature import SIGNATURE, Signature, TensorSpec
+from trtq.flow.gallery import Gallery
 from trtq.progress import Notes, Progress, Silent
-from trtq.records.evaluate import EvaluateRecord
+from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
 from trtq.specs.inputs import PICTURE
 from trtq.tasks import find_task
@@ -55,10 +55,13 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     progress = progress or Silent()
     note = Notes(progress.note)
     path = Path(spec.onnx)
-    runner, metadata, path = _open(spec, path, progress)
+    runner, metadata, made, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
-    task = None if spec.task is None else find_task(spec.task)
+    asked = spec.task or metadata.get(TASK)
+    task = None if asked is None else find_task(asked)
+    if spec.task is None and asked is not None:
+        note(f"the task is {asked}, as {path.name} says (--task)")
     data = open_given(spec, note, limit=spec.limit)
     if spec.masks is None and data.source is not None and data.source.labels is not None:
         require_numbers(data.source, metadata, path.parent)
@@ -74,6 +77,8 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         task=task,
         names=(spec.onnx, str(spec.reference)),
         note=note,
+        metadata=made,
+        gallery=Gallery(samples) if _pictures(spec) is not None else None,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
     measured = Measured(
@@ -83,11 +88,36 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         calibration_images=0 if spec.exclude else shared,
         runtime=runner.label,
         notes=note.lines,
+        pictures=_save_pictures(spec, evaluator, seen),
     )
     record = evaluation_record(seen, samples, measured)
     if spec.out:
         write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
+
+
+def _pictures(spec: EvaluateSpec) -> Path | None:
+    """Return the folder for pictures of the samples that differ most; None for no pictures.
+
+    Raises:
+        UsageError: there is nothing to differ from.
+    """
+    if spec.save_pictures and not spec.reference:
+        raise UsageError(
+            "--save-pictures needs --reference",
+            "the pictures show where two models differ",
+            "Give the float file: --reference OUT/model.fp32.onnx",
+        )
+    if spec.save_pictures:
+        return Path(spec.save_pictures)
+    return Path(spec.out) / PICTURES if spec.out and spec.reference else None
+
+
+def _save_pictures(spec: EvaluateSpec, evaluator: Evaluator, seen: Evaluation) -> list[PictureRow]:
+    folder = _pictures(spec)
+    if folder is None or evaluator.gallery is None:
+        return []
+    return evaluator.gallery.save(seen.task, folder)
 
 
 def _excluded(spec: EvaluateSpec) -> frozenset[str]:
@@ -145,34 +175,16 @@ def _samples(
         note(*notes)
         return data.make(None, preprocess)
     require_no_picture(spec, data)
-    return data.make(inputs_of(runner, metadata, spec.onnx), None)
-
-
-def inputs_of(runner: Runner, metadata: Mapping[str, Any], name: str) -> InputNeeds:
-    """Return what a file or an engine takes, with the ranges that it was written for."""
-    stored = metadata.get(SIGNATURE)
-    known = None if stored is None else msgspec.convert(stored, Signature)
-    inputs = tuple(
-        TensorSpec(
-            name=slot.name,
-            dtype=slot.dtype,
-            shape=tuple(f"axis{i}" if v is None else v for i, v in enumerate(slot.shape)),
-        )
-        for slot in runner.inputs
-    )
-    if known is not None and [t.name for t in known.inputs] == [t.name for t in inputs]:
-        inputs = known.inputs
-    signature = known or Signature(inputs=inputs, outputs=())
-    return InputNeeds(model=name, inputs=inputs, ranges=signature.ranges, signature=signature)
+    return data.make(needs_of(runner.inputs, metadata, spec.onnx), None)
 
 
 def _open(
     spec: EvaluateSpec, path: Path, progress: Progress
-) -> tuple[Runner, Mapping[str, Any], Path]:
-    """Return what runs the file, what it says of its images, and the file that really runs."""
+) -> tuple[Runner, Mapping[str, Any], Mapping[str, str], Path]:
+    """Return what runs the file, what it says, what its maker said, and what really runs."""
     if not is_engine(path):
-        metadata = get_metadata(load_onnx(path))
-        return OnnxRunner(path, provider=spec.provider), metadata, path
+        model = load_onnx(path)
+        return OnnxRunner(path, provider=spec.provider), get_metadata(model), made_with(model), path
     try:
         runner = open_engine(path, trust=spec.trust)
     except EngineError as exc:
@@ -181,8 +193,12 @@ def _open(
         progress.note(f"{exc.message}: {exc.reason}; building it again")
         path = rebuild_engine(path, progress)
         runner = open_engine(path)
-    known = read_manifest(path).preprocess if manifest_path(path).is_file() else None
-    return runner, {"preprocess": known} if known is not None else {}, path
+    manifest = read_manifest(path) if manifest_path(path).is_file() else None
+    if manifest is None:
+        return runner, {}, {}, path
+    known = {"preprocess": manifest.preprocess, TASK: manifest.task}
+    said = {key: value for key, value in known.items() if value is not None}
+    return runner, said, manifest.made_with, path
 
 
 def _preprocess(

@@ -13,8 +13,8 @@ from trtq.errors import UsageError
 from trtq.files import ENCODINGS, EXPORT_JSON
 from trtq.flow.data import samples_from
 from trtq.flow.encoded import require_own
+from trtq.flow.inputs import origin_of
 from trtq.flow.profiles import ProfileRow, ProfileWriter, require_formats
-from trtq.flow.ptq import origin_of
 from trtq.flow.run import Run
 from trtq.platform.target import Target
 from trtq.progress import Progress, Silent

@@ -29,8 +29,8 @@ from trtq.export.parity import ParityRecord
 from trtq.files import IMPORT_JSON, MODEL_FILES
 from trtq.flow.data import samples_from
 from trtq.flow.encoded import quantized_from
+from trtq.flow.inputs import Inputs
 from trtq.flow.pair import save_pair
-from trtq.flow.ptq import Inputs
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.naming import module_name, node_name

@@ -15,6 +15,7 @@ from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.graph.feed import Feed
 from trtq.graph.naming import is_softmax, node_name
 from trtq.graph.nodes import conv_groups, get_constant, operands
+from trtq.graph.post_norm import is_restore
 
 
 class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,8 @@ def _kind(node: fx.Node) -> str:
     """Return what a call counts as: as the table of operators says, else as torch tags it."""
     if is_softmax(node):
         return "softmax"
+    if is_restore(node):  # of a float model: no file has it
+        return "alias"
     cost = operators.of(node).cost
     if cost:
         return cost

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import TensorProto, shape_inference
+from onnx import TensorProto
 
 from trtq import ops as operators
+from trtq.cost.onnx_shapes import FIXED, dims_of, with_shapes
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
-from trtq.errors import ArtifactError, first_line
-from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
+from trtq.errors import ArtifactError
+from trtq.onnx_walk import RANDOM, Scope, branches, scopes
 
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -23,7 +24,6 @@ BITS: dict[int, int] = {
     TensorProto.UINT4: 4,
     TensorProto.FLOAT8E4M3FN: 8,
 }
-FIXED = "Export it with a fixed image size"
 
 
 class _Reader:
@@ -32,13 +32,14 @@ class _Reader:
     A branch also sees the tensors of the graph around it.
     """
 
-    def __init__(self, scope: Scope, outer: _Reader | None = None) -> None:
+    def __init__(self, scope: Scope, outer: _Reader | None = None, *, own: bool = False) -> None:
         graph = scope.graph
+        self.own: bool = outer.own if outer else own
         self.scope, self.outer = scope, outer
         values = (*graph.input, *graph.value_info, *graph.output)
         self.shapes: dict[str, list[int]] = {
             **(outer.shapes if outer else {}),
-            **{v.name: _dims(v) for v in values},
+            **{v.name: dims_of(v) for v in values},
         }
         self.types: dict[str, int] = {
             **(outer.types if outer else {}),
@@ -74,21 +75,25 @@ class _Reader:
         return self.stored.get(name) or BITS.get(self.types.get(name, TensorProto.FLOAT), 32)
 
 
-def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
+def list_onnx_ops(
+    model: onnx.ModelProto, path: str, sizes: Mapping[str, Sequence[int]] | None = None
+) -> list[Op]:
     """Return every call of an ONNX model for one image, in order.
 
     Of the branches of an If, the one with the most multiply-accumulates counts. The body of a Loop
     or Scan counts once.
 
     Args:
-        model: its batch may be dynamic, its image size must not.
+        model: of any origin.
         path: for errors.
+        sizes: of its inputs by name; without them only the batch may be open.
 
     Raises:
         ArtifactError: a size that the file leaves open.
     """
-    inferred = _with_shapes(model, path)
-    return _list(_Reader(scopes(inferred)[0]), path, _batch(inferred))
+    inferred = with_shapes(model, path, sizes or {})
+    reader = _Reader(scopes(inferred)[0], own=is_own(model))
+    return _list(reader, path, _batch(inferred))
 
 
 def _list(reader: _Reader, path: str, batch: int) -> list[Op]:
@@ -138,41 +143,12 @@ def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
     return fuse(ops, [o.name for o in model.graph.output])
 
 
-def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
-    """Return a copy with a batch of one and every shape inferred."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    held = {i.name for i in copy.graph.initializer}
-    for value in copy.graph.input:
-        for axis, d in enumerate(value.type.tensor_type.shape.dim):
-            if value.name in held or is_fixed(d):
-                continue
-            if axis == 0:
-                d.dim_value = 1
-            else:
-                raise ArtifactError(
-                    f"Cannot count {path}", f"axis {axis} of its input {value.name} is open", FIXED
-                )
-    for value in copy.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del copy.graph.value_info[:]
-    declare_domains_(copy)
-    try:
-        return shape_inference.infer_shapes(copy, data_prop=True)
-    except shape_inference.InferenceError as exc:
-        raise ArtifactError(f"Cannot count {path}", first_line(exc), FIXED) from exc
-
-
 def _batch(model: onnx.ModelProto) -> int:
     """Return the fixed batch size of a file, by which its counts are divided."""
     held = {i.name for i in model.graph.initializer}
     given = next((i for i in model.graph.input if i.name not in held), None)
-    dims = _dims(given) if given is not None else []
+    dims = dims_of(given) if given is not None else []
     return max(1, dims[0]) if len(dims) > 1 else 1
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    return [int(d.dim_value) for d in value.type.tensor_type.shape.dim]
 
 
 def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
@@ -209,7 +185,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     produced = activations[0] if inverse else node.output[0]
     shape = reader.shapes.get(weight or "", [])
     return Op(
-        name=op_name(node),
+        name=op_name(node, own=reader.own),
         kind=kind,
         macs=reader.values(produced) * _per_value(reader, node, kind, shape) // batch,
         weights=reader.values(weight) if weight else 0,
@@ -256,9 +232,21 @@ def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def op_name(node: onnx.NodeProto) -> str:
+def is_own(model: onnx.ModelProto) -> bool:
+    """Whether trtq wrote a file."""
+    return model.producer_name == "trtq"
+
+
+def op_name(node: onnx.NodeProto, *, own: bool) -> str:
     """Return the name of a node in counts.
 
-    It is the name of the node without the op type that trtq appends.
+    It is the name of the node without the op type that trtq appends. Names of other tools' files,
+    which trtq keeps, stay whole.
+
+    Args:
+        node: of a file.
+        own: trtq wrote the file.
     """
-    return node.name.removesuffix(f"/{node.op_type}") or node.output[0]
+    name: str = node.name or node.output[0]
+    module = next((p.value for p in node.metadata_props if p.key == "module"), "")
+    return name.removesuffix(f"/{node.op_type}") if own and name.startswith(module) else name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import msgspec
@@ -64,7 +64,9 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
     count, layers = _layer_times(path)
     by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
     for layer, ms in layers:
-        kernels = [n for n in dict.fromkeys(layer_names(layer)) if n in by_name and n not in used]
+        kernels = [
+            n for n in dict.fromkeys(layer_names(layer, by_name)) if n in by_name and n not in used
+        ]
         if kernels:
             used.update(kernels)
             predicted = sum(by_name[n].ms for n in kernels)
@@ -132,9 +134,15 @@ def _rows(text: str) -> list[dict[str, str | float | int]]:
         return rows
 
 
-def layer_names(layer: str) -> list[str]:
-    """Return the names, without the op, of the nodes that TensorRT fused into a layer."""
-    return [part.rpartition("/")[0] or part for part in SEPARATORS.split(layer) if part]
+def layer_names(layer: str, known: Container[str] = ()) -> list[str]:
+    """Return the names of the nodes that TensorRT fused into a layer.
+
+    Args:
+        layer: as TensorRT calls it.
+        known: names that stay whole; others lose the op at their end.
+    """
+    parts = (part for part in SEPARATORS.split(layer) if part)
+    return [part if part in known else part.rpartition("/")[0] or part for part in parts]
 
 
 def read_factors(texts: Sequence[str]) -> dict[str, float]:

@@ -76,16 +76,23 @@ ADAPTERS = (
     Adapter(
         "coco",
         "coco:FOLDER, coco:FILE.zip, coco:FILE.json",
-        "images with boxes in COCO's form",
+        "images with boxes, masks and keypoints in COCO's form",
         "trtq.data.coco:open_coco",
         words=("coco",),
     ),
     Adapter(
         "yolo",
         "yolo:data.yaml, yolo:data.yaml/SPLIT",
-        "images with boxes in YOLO's form",
+        "images with boxes, masks (polygons) and keypoints (kpt_shape) in YOLO's form",
         "trtq.data.yolo:open_yolo",
         words=("yolo",),
+    ),
+    Adapter(
+        "voc",
+        "voc:FOLDER, voc:FILE.zip, voc:FOLDER/SPLIT",
+        "images with boxes in PASCAL VOC's form: one .xml file an image",
+        "trtq.data.voc:open_voc",
+        words=("voc",),
     ),
     Adapter(
         "random",

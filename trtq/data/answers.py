@@ -23,6 +23,7 @@ from trtq.data.metrics import predictions, ratio_db, sqnr_words
 Kind = Literal["classes", "pixels", "indices", "values"]
 HAVE_PREDICTIONS = ("classes", "pixels")
 ANSWER = "answer"  # metadata of an ONNX file: the kind of its first output
+TASK = "task"  # metadata of an ONNX file: the task that it was quantized for
 
 
 def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -19,6 +20,8 @@ from trtq.data.source import Source
 from trtq.errors import DataError, listed
 
 SHOWN = 3
+LEAST_INSIDE = 0.5  # share of a box that is inside its image, if it is of this image
+ROUNDING = 1e-5  # share of an image's side that a box may be outside without a note
 
 
 def image_places(source: Source, names: Sequence[str], annotations: str) -> list[int]:
@@ -44,6 +47,16 @@ def image_places(source: Source, names: Sequence[str], annotations: str) -> list
     return [place for place in found if place is not None]
 
 
+def tell_ignored(request: Request, source: Source, used: Collection[str]) -> None:
+    """Tell which files are neither images nor annotations."""
+    others = sorted(set(source.ignored) - set(used))
+    if others:
+        request.tell(
+            f"{len(others)} files in {request.text} are neither images nor its annotations and "
+            f"were ignored, such as {others[0]}"
+        )
+
+
 def _place(
     source: Source, name: str, exact: Mapping[str, int], ends: Mapping[str, list[int]]
 ) -> int | None:
@@ -60,13 +73,16 @@ def _place(
     return same[0] if same else None
 
 
+Sizes = Mapping[int, tuple[int | None, int | None]]
+
+
 def boxed_data(
     request: Request,
     source: Source,
     *,
     boxes: Mapping[int, Boxes],
     classes: Sequence[str],
-    sizes: Mapping[int, tuple[int | None, int | None]] | None = None,
+    sizes: Sizes | None = None,
 ) -> Data:
     """Return images with their boxes.
 
@@ -79,7 +95,7 @@ def boxed_data(
             for boxes that are shares of the image.
 
     Raises:
-        DataError: there are no images with annotations.
+        DataError: there are no images with annotations, or a box is far outside its image.
     """
     if not boxes:
         raise DataError(f"Cannot use {request.text}", "its annotations name no image")
@@ -88,6 +104,7 @@ def boxed_data(
         request.tell(f"{left_out} images of {request.text} have no annotations and are left out")
     source.classes = list(classes)
     checked = CheckedBoxes(source, boxes, sizes)
+    source.annotations = checked.identity()
 
     def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
         assert picture is not None
@@ -98,35 +115,97 @@ def boxed_data(
 
 
 class CheckedBoxes:
-    """Boxes by position, in pixels; the size of an image is read when its boxes are."""
+    """Boxes by position, in pixels and inside their image.
 
-    def __init__(
-        self,
-        source: Source,
-        boxes: Mapping[int, Boxes],
-        sizes: Mapping[int, tuple[int | None, int | None]] | None,
-    ) -> None:
-        self.source, self.boxes, self.sizes = source, boxes, sizes
+    Boxes are cut at the borders of their image, which is said once. Where the annotations do not
+    have its size, it is read when the boxes are.
+
+    Raises:
+        DataError: a box is more outside its image than inside.
+    """
+
+    def __init__(self, source: Source, boxes: Mapping[int, Boxes], sizes: Sizes | None) -> None:
+        self.source, self.sizes = source, sizes
+        known = {i: self._known_size(i) for i in boxes}
+        self.cut = 0
+        self.boxes = {
+            i: b if (size := known[i]) is None else self._inside(i, b, size)
+            for i, b in boxes.items()
+        }
+        if self.cut:
+            source.tell(
+                f"{self.cut} boxes of {source.name} are a little outside their images and are cut "
+                "at the borders"
+            )
 
     def __getitem__(self, index: int) -> Boxes:
         """Return the boxes of an image.
 
         Raises:
-            DataError: the annotations were made for an image of another size.
+            DataError: the annotations were made for an image of another size, or a box is more
+                outside its image than inside.
         """
-        boxes = self.boxes[index]
+        boxes, size = self._named(index), self._size(index)
         if self.sizes is None:
-            return replace(boxes, xyxy=boxes.xyxy * _corners(self._size(index)))
-        wanted = self.sizes[index]
-        if None not in wanted and self._size(index) != wanted:
-            width, height = self._size(index)
+            return scaled(boxes, *size)
+        known = self._known_size(index)
+        if known is not None and known != size:
             raise DataError(
                 f"The boxes of {self.source.ids[index]} of {self.source.name} do not fit it",
-                f"the annotations are for {wanted[0]}x{wanted[1]} pixels, the upright image has "
-                f"{width}x{height}",
+                f"the annotations are for {known[0]}x{known[1]} pixels, the upright image has "
+                f"{size[0]}x{size[1]}",
                 "Give the images that were annotated",
             )
+        if known is None:
+            before = self.cut
+            boxes = self._inside(index, boxes, size)
+            if self.cut and not before:
+                self.source.tell(
+                    f"{self.source.ids[index]} of {self.source.name}: a box is a little outside "
+                    "the image and is cut at the border; further such boxes are treated alike"
+                )
+        if boxes.masks is not None:
+            boxes = replace(boxes, masks=replace(boxes.masks, size=size[::-1]))
         return boxes
+
+    def _named(self, index: int) -> Boxes:
+        """Return boxes whose masks know which image they are of."""
+        boxes = self.boxes[index]
+        if boxes.masks is None:
+            return boxes
+        owner = f"{self.source.ids[index]} of {self.source.name}"
+        return replace(boxes, masks=replace(boxes.masks, owner=owner))
+
+    def identity(self) -> str:
+        """Return what tells two sets of boxes apart."""
+        total = hashlib.sha256()
+        for index in sorted(self.boxes):
+            total.update(f"{self.source.ids[index]}\0".encode() + self.boxes[index].content())
+        return total.hexdigest()
+
+    def _known_size(self, index: int) -> tuple[int, int] | None:
+        """Return width and height that the annotations have for an image, 1 and 1 for shares."""
+        if self.sizes is None:
+            return 1, 1
+        width, height = self.sizes[index]
+        return None if width is None or height is None else (width, height)
+
+    def _inside(self, index: int, boxes: Boxes, size: tuple[int, int]) -> Boxes:
+        """Return boxes that are cut at the borders of their image, and count them."""
+        corners = np.asarray((*size, *size), dtype=np.float32)
+        cut = np.clip(boxes.xyxy, 0, corners)
+        wrong = np.flatnonzero(_areas(cut) < LEAST_INSIDE * _areas(boxes.xyxy))
+        if len(wrong):
+            box = ", ".join(f"{v:g}" for v in boxes.xyxy[wrong[0]])
+            unit = "of 1x1, in shares" if self.sizes is None else f"of {size[0]}x{size[1]} pixels"
+            raise DataError(
+                f"A box of {self.source.ids[index]} of {self.source.name} is outside its image",
+                f"it is {box} (left, top, right, bottom) in an image {unit}",
+                "Correct the annotation, or give the image that was annotated",
+            )
+        far = np.abs(cut - boxes.xyxy).max(axis=1, initial=0.0) > ROUNDING * max(size)
+        self.cut += int(far.sum())
+        return replace(boxes, xyxy=cut) if len(boxes) else boxes
 
     def _size(self, index: int) -> tuple[int, int]:
         """Return width and height of an image that is upright."""
@@ -136,6 +215,19 @@ class CheckedBoxes:
         return image.width, image.height
 
 
-def _corners(size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Return width, height, width, height: what turns shares of an image into pixels."""
-    return np.asarray((*size, *size), dtype=np.float32)
+def scaled(boxes: Boxes, width: int, height: int) -> Boxes:
+    """Return boxes, masks and keypoints that are shares of an image in pixels."""
+    points = boxes.keypoints
+    if points is not None:
+        points = points * np.asarray([width, height, 1], dtype=np.float32)
+    return replace(
+        boxes,
+        xyxy=boxes.xyxy * np.asarray((width, height) * 2, dtype=np.float32),
+        masks=None if boxes.masks is None else boxes.masks.scaled(width, height),
+        keypoints=points,
+    )
+
+
+def _areas(xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    sides = xyxy[:, 2:].astype(np.float64) - xyxy[:, :2]
+    return np.asarray(sides[:, 0] * sides[:, 1])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from trtq.data.outlines import Outlines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +21,31 @@ class Boxes:
         classes: class indices, int64 [N].
         crowd: whether a box is around a group of objects, bool [N].
         difficult: whether an object need not be found, bool [N].
+        areas: pixels that each object covers, float64 [N]; None where only its box is known.
+        masks: the pixels of each object; None where only boxes are known.
+        keypoints: x, y in pixels and visibility (0: not labelled, 1: hidden, 2: visible),
+            float32 [N, K, 3]; None without them.
     """
 
     xyxy: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
     crowd: npt.NDArray[np.bool_]
     difficult: npt.NDArray[np.bool_]
+    areas: npt.NDArray[np.float64] | None = None
+    masks: Outlines | None = None
+    keypoints: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def content(self) -> bytes:
+        """Return bytes that differ where any number does."""
+        flags = (self.xyxy, self.classes, self.crowd, self.difficult)
+        parts = [np.ascontiguousarray(v).tobytes() for v in flags]
+        for values in (self.areas, self.keypoints):
+            parts.append(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+        parts.append(b"-" if self.masks is None else msgspec.msgpack.encode(self.masks.of))
+        return msgspec.msgpack.encode(parts)
 
     @classmethod
     def none(cls) -> Boxes:
@@ -48,6 +68,37 @@ class Boxes:
             crowd=_flags(crowd, len(indices)),
             difficult=_flags(difficult, len(indices)),
         )
+
+
+def is_boxed(target: object) -> bool:
+    """Whether the target of a program's own sample is boxes."""
+    mapped = isinstance(target, Mapping) and set(target) >= {"boxes", "labels"}
+    return mapped or isinstance(target, Boxes)
+
+
+def boxes_of(target: object) -> Boxes | None:
+    """Return the target of a program's own sample as boxes; None for another kind of target.
+
+    Args:
+        target: :class:`Boxes`, or a mapping with ``boxes`` [N, 4] and ``labels`` [N], and perhaps
+            ``iscrowd`` [N], as torchvision's detectors take it.
+
+    Raises:
+        ValueError: a person reads why the boxes are none.
+    """
+    if isinstance(target, Boxes):
+        return target
+    if not isinstance(target, Mapping) or not is_boxed(target):
+        return None
+    boxes, labels = (np.asarray(target[key]) for key in ("boxes", "labels"))
+    if labels.ndim != 1 or boxes.size != 4 * len(labels):
+        raise ValueError(
+            f"its boxes are {list(boxes.shape)} and its labels {list(labels.shape)}, expected "
+            "[N, 4] and [N]"
+        )
+    if not np.isfinite(boxes).all():
+        raise ValueError("its boxes are not finite")
+    return Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
 
 
 def _flags(values: npt.ArrayLike | None, count: int) -> npt.NDArray[np.bool_]:

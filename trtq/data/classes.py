@@ -85,7 +85,7 @@ def arrange(
         folders: on the first level.
         class_index: the order of classes.
         forms: ``classes`` as above; ``arrays`` takes arrays in .npy files as images, too; ``flat``
-            gives no classes, whatever the folders are.
+            gives no classes, whatever the folders are, and leaves other files to the caller.
 
     Raises:
         DataError: no images, images beside class folders, folders that are not classes, or a class
@@ -94,6 +94,7 @@ def arrange(
     arrangement = _images(name, files, arrays=forms == "arrays")
     ids = arrangement.ids
     if forms == "flat":
+        arrangement.notes.clear()
         return arrangement
     filled = sorted({f.split("/")[0] for f in ids if "/" in f})
     if not filled:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
+import numpy as np
 
-from trtq.data.boxed import boxed_data, image_places
+from trtq.data.boxed import boxed_data, image_places, tell_ignored
 from trtq.data.boxes import Boxes
 from trtq.data.opened import Data, Request
+from trtq.data.outlines import Outline, Outlines, RunLengths
 from trtq.data.source import FileSource, open_source
 from trtq.errors import DataError, listed
 
 SHOWN = 3
+POINT = 3  # numbers of a keypoint: x, y and visibility
+
+
+SEGMENTATIONS = msgspec.json.Decoder(list[list[float]] | RunLengths | None)
+NULL = msgspec.Raw(b"null")
 
 
 class _Image(msgspec.Struct):
@@ -26,9 +34,13 @@ class _Image(msgspec.Struct):
 class _Annotation(msgspec.Struct):
     image_id: int | str
     category_id: int
+    id: int | str | None = None
     bbox: tuple[float, float, float, float] | None = None
+    area: float | None = None
     iscrowd: int = 0
     difficult: int = 0
+    segmentation: msgspec.Raw = NULL
+    keypoints: list[float] | None = None
 
 
 class _Category(msgspec.Struct):
@@ -56,22 +68,28 @@ def open_coco(request: Request) -> Data:
     assert isinstance(source, FileSource)
     source.name = request.text
     name = _annotations(source, wanted)
+    tell_ignored(request, source, {name})
     file = _read(source, name)
     _require_whole(source.name, name, file)
     places = image_places(source, [i.file_name for i in file.images], name)
     numbers = {c.id: n for n, c in enumerate(sorted(file.categories, key=lambda c: c.id))}
-    by_image: dict[int | str, list[_Annotation]] = {i.id: [] for i in file.images}
-    for annotation in file.annotations:
-        by_image[annotation.image_id].append(annotation)
-    empty = sum(not _has_area(a) for a in file.annotations)
-    if empty:
-        request.tell(f"{empty} annotations of {name} have no box with an area and are left out")
+    annotations = _usable(request, name, file.annotations)
+    points = _keypoints(source.name, name, annotations)
+    outlines = _outlines(request, name, annotations)
+    by_image: dict[int | str, list[int]] = {i.id: [] for i in file.images}
+    for n, annotation in enumerate(annotations):
+        by_image[annotation.image_id].append(n)
+
+    def boxes_of(image: _Image) -> Boxes:
+        own = by_image[image.id]
+        boxes = _boxes([annotations[n] for n in own], numbers, points)
+        masks = None if outlines is None else Outlines(of=tuple(outlines[n] for n in own))
+        return replace(boxes, masks=masks)
+
     return boxed_data(
         request,
         source,
-        boxes={
-            p: _boxes(by_image[i.id], numbers) for p, i in zip(places, file.images, strict=True)
-        },
+        boxes={p: boxes_of(i) for p, i in zip(places, file.images, strict=True)},
         sizes={p: (i.width, i.height) for p, i in zip(places, file.images, strict=True)},
         classes=[c.name for c in sorted(file.categories, key=lambda c: c.id)],
     )
@@ -137,15 +155,92 @@ def _require_whole(source: str, name: str, file: _File) -> None:
             )
 
 
-def _has_area(annotation: _Annotation) -> bool:
-    return annotation.bbox is not None and min(annotation.bbox[2:]) > 0.0
+def _usable(
+    request: Request, name: str, annotations: Sequence[_Annotation]
+) -> Sequence[_Annotation]:
+    """Return annotations of objects, each once, and tell what is left out."""
+    boxed = [a for a in annotations if a.bbox is not None and min(a.bbox[2:]) > 0.0]
+    if len(boxed) < len(annotations):
+        empty = len(annotations) - len(boxed)
+        request.tell(f"{empty} annotations of {name} have no box with an area and are left out")
+    seen: dict[object, _Annotation] = {}
+    usable = [a for a in boxed if a.id is None or seen.setdefault(a.id, a) is a or seen[a.id] != a]
+    if len(usable) < len(boxed):
+        twice = len(boxed) - len(usable)
+        request.tell(f"{twice} annotations of {name} are in it twice and count once")
+    if len(seen) < sum(a.id is not None for a in usable):
+        request.tell(f"different annotations of {name} have one id: each of them counts")
+    return usable
 
 
-def _boxes(annotations: Sequence[_Annotation], numbers: Mapping[int, int]) -> Boxes:
-    rows = [(a, a.bbox) for a in annotations if _has_area(a)]
-    return Boxes.of(
-        [(x, y, x + w, y + h) for _, (x, y, w, h) in ((a, b) for a, b in rows if b is not None)],
-        [numbers[a.category_id] for a, _ in rows],
-        [bool(a.iscrowd) for a, _ in rows],
-        [bool(a.difficult) for a, _ in rows],
+def _outlines(
+    request: Request, name: str, annotations: Sequence[_Annotation]
+) -> list[Outline] | None:
+    """Return the pixels of each object, nothing for those that lack them; None if all do."""
+    outlines = [_outline(a.segmentation) for a in annotations]
+    lacking = sum(not o for o in outlines)
+    if lacking == len(outlines):
+        return None
+    if lacking:
+        request.tell(
+            f"{lacking} annotations of {name} have no polygons or run lengths: their objects have "
+            "no pixels"
+        )
+    return outlines
+
+
+def _outline(raw: msgspec.Raw) -> Outline:
+    try:
+        return SEGMENTATIONS.decode(raw) or []
+    except msgspec.MsgspecError:  # such as another list of numbers
+        return []
+
+
+def _keypoints(source: str, name: str, annotations: Sequence[_Annotation]) -> int | None:
+    """Return how many keypoints an object has; None without keypoints.
+
+    Raises:
+        DataError: the numbers differ.
+    """
+    counts = sorted({len(a.keypoints) for a in annotations if a.keypoints})
+    if not counts:
+        return None
+    if len(counts) > 1 or counts[0] % POINT:
+        raise DataError(
+            f"Cannot read the keypoints of {name} of {source}",
+            f"objects have {listed([str(c) for c in counts], SHOWN)} numbers, expected x, y and "
+            "visibility of the same keypoints for each",
+        )
+    return counts[0] // POINT
+
+
+def _boxes(
+    annotations: Sequence[_Annotation], numbers: Mapping[int, int], points: int | None
+) -> Boxes:
+    """Return the objects of one image without their pixels.
+
+    Args:
+        annotations: of the image, with boxes.
+        numbers: class indices by category id.
+        points: keypoints of an object; None without them.
+    """
+    sides = [a.bbox for a in annotations if a.bbox is not None]
+    boxes = Boxes.of(
+        [(x, y, x + w, y + h) for x, y, w, h in sides],
+        [numbers[a.category_id] for a in annotations],
+        [bool(a.iscrowd) for a in annotations],
+        [bool(a.difficult) for a in annotations],
+    )
+    areas = [
+        w * h if a.area is None else a.area
+        for a, (_, _, w, h) in zip(annotations, sides, strict=True)
+    ]
+    unlabelled = [0.0] * (points or 0) * POINT
+    keypoints = [a.keypoints or unlabelled for a in annotations]
+    return replace(
+        boxes,
+        areas=np.asarray(areas, dtype=np.float64),
+        keypoints=None
+        if points is None
+        else np.asarray(keypoints, dtype=np.float32).reshape(len(annotations), points, POINT),
     )

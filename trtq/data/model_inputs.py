@@ -14,6 +14,7 @@ from trtq.errors import DataError
 
 Note = Callable[[str], None]
 TARGET_KEYS = ("target", "label", "labels", "y")
+BESIDE_TARGET = 2  # parts of a pair
 IMAGE_RANK = 3  # of one sample: integers of so many axes are pixels, which nobody has scaled yet
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -114,8 +115,9 @@ def split(sample: object, names: Sequence[str] | None) -> tuple[dict[str, object
     """Return the inputs of a sample by name, and its target or None.
 
     Args:
-        sample: a tensor or array, a tuple of inputs with or without a target behind them, or a
-            mapping by name.
+        sample: a tensor or array, a tuple of inputs with or without a target behind them, a
+            mapping by name, or a pair of a mapping and a target. Structures inside a mapping are
+            named by the way to each tensor, such as ``a.x``.
         names: of the model's inputs; None where they are not known: a single input is then called
             ``input``.
 
@@ -123,9 +125,11 @@ def split(sample: object, names: Sequence[str] | None) -> tuple[dict[str, object
         ValueError: a person reads why the parts do not fit.
     """
     if isinstance(sample, Mapping):
-        return _split_mapping({str(k): v for k, v in sample.items()}, names)
+        return _split_mapping(flat(sample), names)
     if not isinstance(sample, (tuple, list)):
         sample = (sample,)
+    if _is_pair(sample):
+        return _split_mapping(flat(sample[0]), names)[0], sample[1]
     wanted = names or ("input",)
     count = len(wanted)
     if not count <= len(sample) <= count + 1:
@@ -135,6 +139,37 @@ def split(sample: object, names: Sequence[str] | None) -> tuple[dict[str, object
         )
     target = sample[count] if len(sample) > count else None
     return dict(zip(wanted, sample, strict=False)), target
+
+
+def _is_pair(sample: Sequence[object]) -> bool:
+    """Whether a sample is a mapping of inputs with a target behind it."""
+    return len(sample) == BESIDE_TARGET and isinstance(sample[0], Mapping)
+
+
+def flat(named: Mapping[Any, object]) -> dict[str, object]:
+    """Return the values of a mapping, and of mappings and tuples in it, by the way to each.
+
+    >>> flat({"a": {"x": 1, "y": (2, 3)}, "b": [4, 5]})
+    {'a.x': 1, 'a.y': (2, 3), 'b': [4, 5]}
+    """
+    values: dict[str, object] = {}
+    for key, value in named.items():
+        inner = parts_of(value)
+        if inner is None:
+            values[str(key)] = value
+        else:
+            values |= {f"{key}.{k}": v for k, v in flat(inner).items()}
+    return values
+
+
+def parts_of(value: object) -> Mapping[Any, object] | None:
+    """Return the parts of a structure of tensors, None for a tensor, an array or numbers."""
+    if isinstance(value, Mapping):
+        return value
+    arrays = (torch.Tensor, np.ndarray, Mapping)
+    if isinstance(value, (tuple, list)) and any(isinstance(v, arrays) for v in value):
+        return dict(enumerate(value))
+    return None
 
 
 def _split_mapping(
@@ -226,8 +261,7 @@ class Fitting:
         try:
             return to_tensor(value)
         except ValueError as exc:
-            hint = "Apply the model's preprocessing first (ToTensor, Normalize)"
-            raise self.refuse(index, f"input {name!r} {exc}", hint) from exc
+            raise self.refuse(index, f"input {name!r} {exc}", _hint_about(value)) from exc
 
     def _cast(self, index: int, spec: InputSpec, tensor: torch.Tensor) -> torch.Tensor:
         wanted = DTYPES.get(spec.dtype)
@@ -315,6 +349,13 @@ class Fitting:
                 f"model has {rows} rows",
                 "Use the tokenizer that the model was trained with",
             )
+
+
+def _hint_about(value: object) -> str:
+    """Return what to do about a value that is no tensor."""
+    if isinstance(value, (tuple, list, Mapping)):
+        return "Give a sample as a mapping of its tensors by name: {'left': ..., 'right': ...}"
+    return "Apply the model's preprocessing first (ToTensor, Normalize)"
 
 
 def _lost(before: torch.Tensor, after: torch.Tensor) -> str:

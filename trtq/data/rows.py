@@ -209,10 +209,11 @@ def batch_rows(batch: object, name: str) -> list[object]:
         if isinstance(batch, (torch.Tensor, np.ndarray)):
             return list(batch)
         if isinstance(batch, Mapping):
-            parts = {k: list(v) for k, v in batch.items()}
-            return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+            return _part_rows(batch, _stacked_count(batch.values()))
         if isinstance(batch, (tuple, list)) and batch:
-            return [tuple(row) for row in zip(*(list(part) for part in batch), strict=True)]
+            count = _stacked_count(batch)
+            parts = [_part_rows(part, count) for part in batch]
+            return [tuple(row) for row in zip(*parts, strict=True)]
     except (TypeError, ValueError) as exc:
         raise DataError(
             f"Cannot use a batch of {name}",
@@ -224,6 +225,32 @@ def batch_rows(batch: object, name: str) -> list[object]:
         f"it is a {type(batch).__name__}, expected a tensor, a pair or a dict of tensors",
         "Give the dataset itself, or a collate function that returns one of them",
     )
+
+
+def _stacked_count(parts: Iterable[object]) -> int | None:
+    """Return the number of samples in the first stacked part of a batch, None without one."""
+    for part in parts:
+        inner = _stacked_count(part.values()) if isinstance(part, Mapping) else None
+        count = len(part) if isinstance(part, (torch.Tensor, np.ndarray)) else inner
+        if count is not None:
+            return count
+    return None
+
+
+def _part_rows(part: Any, count: int | None) -> list[object]:
+    """Return the rows of one part of a batch; structures of stacked parts give structures.
+
+    Args:
+        part: a stacked tensor, a list with an item a sample, or a structure of them.
+        count: the number of samples, where a stacked part says it.
+    """
+    if isinstance(part, Mapping):
+        parts = {k: _part_rows(v, count) for k, v in part.items()}
+        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    listed = isinstance(part, (tuple, list)) and count not in (None, len(part))
+    if listed and all(_stacked_count([p]) == count for p in part):
+        return list(zip(*(_part_rows(p, count) for p in part), strict=True))
+    return list(part)
 
 
 def _kept(data: Any, name: str, limit: int | None, note: Note | None) -> Rows:

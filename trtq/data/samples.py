@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 import torch
+from PIL import Image
 
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
@@ -29,7 +30,7 @@ INPUT = "input"
 NOTHING = -100  # no class has this index
 TARGETS_AT_ONCE = 64
 Note = Callable[[str], None]
-Targets = torch.Tensor | Sequence[Boxes] | None
+Targets = torch.Tensor | Sequence[Boxes] | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,8 @@ class Batch:
     Attributes:
         inputs: by name, of any type, samples first.
         ids: one text a sample.
-        targets: reads class indices, int64 [N], or of pixels [N, H, W], or the boxes of each
-            sample; None without them.
+        targets: reads class indices, int64 [N], or of pixels [N, H, W], or the boxes or
+            the text of each sample; None without them.
         places: where each image is in the input; None for samples that are no images.
     """
 
@@ -81,6 +82,9 @@ class BoxesByImage(Protocol):
     def __getitem__(self, index: int, /) -> Boxes:
         """Return the boxes of one image, in pixels of the upright original."""
 
+    def identity(self) -> str:
+        """Return what tells two sets of boxes apart."""
+
 
 class Samples(ABC):
     """A repeatable list of samples.
@@ -110,9 +114,19 @@ class Samples(ABC):
         """Whether samples have targets."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes of the targets, in index order; empty where nothing says them."""
+        return ()
+
+    @property
     def dense(self) -> bool:
         """Whether every pixel has a target."""
         return False
+
+    @property
+    def class_targets(self) -> bool:
+        """Whether a program or masks say that each target is a class index."""
+        return self.dense
 
     @property
     def boxed(self) -> bool:
@@ -171,14 +185,25 @@ class Samples(ABC):
             if isinstance(targets, torch.Tensor):
                 yield targets
 
+    def original(self, sample: str) -> Image.Image | None:
+        """Return the upright image of a sample by its id; None for samples that are no images."""
+        del sample
+        return None
+
     def targets_identity(self) -> object:
         """Return what tells two sets of targets apart; None without targets."""
         if not self.has_targets:
             return None
         total = hashlib.sha256()
-        for targets in self.targets():
-            total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
-            total.update(targets.contiguous().numpy().tobytes())
+        for batch in self.batches(TARGETS_AT_ONCE):
+            targets = batch.targets()
+            if isinstance(targets, torch.Tensor):
+                total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
+                total.update(targets.contiguous().numpy().tobytes())
+                continue
+            for target in targets or ():
+                words = f"{target}\0".encode() if isinstance(target, str) else target.content()
+                total.update(words)
         return [total.hexdigest(), self.ignore]
 
     def describe(self) -> dict[str, object]:
@@ -264,6 +289,10 @@ class ImageSamples(Samples):
         return replace(self, input=spec.name)
 
     @property
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(self.source.classes)
+
+    @property
     def dense(self) -> bool:
         """Whether there are masks."""
         return self.labels is not None and self.labels.dense
@@ -313,7 +342,13 @@ class ImageSamples(Samples):
             if isinstance(targets, torch.Tensor):
                 yield targets
 
+    def original(self, sample: str) -> Image.Image | None:  # noqa: D102
+        index = self.source.ids.index(sample)
+        return None if self.source.is_array(index) else self.source.image(index)
+
     def targets_identity(self) -> object:  # noqa: D102
+        if self.boxes is not None:
+            return self.boxes.identity()
         return None if self.labels is None else self.labels.identity()
 
     def describe(self) -> dict[str, object]:  # noqa: D102

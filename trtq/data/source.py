@@ -37,6 +37,7 @@ class Source(ABC):
         labels: class index per image, or None when the source has no classes.
         classes: class names in index order.
         ignored: names of files that are not images.
+        annotations: digest of the objects in the images, where the adapter knows them, else "".
         indexed: whether the order of classes was stated, by a class index or by the format.
         notes: what a user should know about the files; :attr:`note` has received them.
         note: receives further lines while images are decoded, one for each kind.
@@ -48,6 +49,7 @@ class Source(ABC):
         self.labels: list[int] | None = None
         self.classes: list[str] = []
         self.ignored: list[str] = []
+        self.annotations = ""
         self.indexed = False
         self.notes: list[str] = []
         self.note = note
@@ -179,7 +181,8 @@ class Source(ABC):
 
     def identity(self) -> str:
         """Return what tells two sets apart: names, classes, labels, the content of every image."""
-        return digest_of([self.classes, self.labels, self.digest(range(len(self)))])
+        content = [self.classes, self.labels, self.digest(range(len(self)))]
+        return digest_of([*content, self.annotations] if self.annotations else content)
 
     def sample(self, count: int, seed: int) -> list[int]:
         """Return ``count`` indices drawn without replacement, repeatable, or all if fewer."""

@@ -11,8 +11,8 @@ import torch
 
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
-from trtq.data.boxes import Boxes
-from trtq.data.model_inputs import Fitting, InputNeeds, split
+from trtq.data.boxes import Boxes, boxes_of, is_boxed
+from trtq.data.model_inputs import Fitting, InputNeeds, parts_of, split
 from trtq.data.rows import Rows, read_row, rows_of
 from trtq.data.samples import Batch, Samples, Targets
 from trtq.errors import DataError
@@ -20,6 +20,7 @@ from trtq.errors import DataError
 SHOWN = 3
 BATCH_OF_TWO = 2
 Note = Callable[[str], None]
+Pad = Callable[[Sequence[Mapping[str, torch.Tensor]]], list[dict[str, torch.Tensor]]]
 Sample = tuple[dict[str, torch.Tensor], object]
 
 
@@ -28,8 +29,8 @@ class TensorSamples(Samples):
 
     Args:
         name: what to call them.
-        rows: the raw samples: a tensor or array, a tuple of inputs with a target behind them, or a
-            mapping by name; read again in every pass.
+        rows: the raw samples: a tensor or array, a tuple of inputs with a target behind them, a
+            mapping by name, or a pair of a mapping and a target; read again in every pass.
         needs: what the model takes; None where it is not known yet: values stay as they are.
         order: positions of the samples in ``rows``.
         note: receives a line for each kind of cast.
@@ -85,6 +86,19 @@ class TensorSamples(Samples):
         target = self._first_target
         return target is not None and target.ndim == 2 and not target.is_floating_point()
 
+    @cached_property
+    def boxed(self) -> bool:
+        """Whether the first target is boxes."""
+        target = self._sample(self.order[0])[1] if self.order else None
+        return target is not None and is_boxed(target)
+
+    @property
+    def class_targets(self) -> bool:
+        """Whether the first target is one whole number, or one a pixel."""
+        target = self._first_target
+        whole = target is not None and not target.is_floating_point() and target.ndim in (0, 2)
+        return whole and target is not None and target.dtype != torch.bool
+
     def expect(self, classes: int, model: str) -> None:  # noqa: D102
         self.expected = (classes, model)
 
@@ -130,7 +144,19 @@ class TensorSamples(Samples):
         ):
             rows = [rows[0]] * BATCH_OF_TWO
         batch = _stacked(rows)
+        nested = self._nested(batch)
+        if nested is not None:
+            return nested
         return next(iter(batch.values())) if len(batch) == 1 else batch
+
+    def _nested(self, batch: Mapping[str, torch.Tensor]) -> dict[str, object] | None:
+        """Return a batch in the structures of the first sample, None where it has none."""
+        row = read_row(self.rows, self.order[0], self.name)
+        raw = row[0] if isinstance(row, (tuple, list)) and row else row
+        if not isinstance(raw, Mapping) or all(parts_of(v) is None for v in raw.values()):
+            return None
+        firsts = {n.partition(".")[0] for n in batch} | {*batch}
+        return {str(k): _shaped(str(k), v, batch) for k, v in raw.items() if str(k) in firsts}
 
     def _named(self, index: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
         row = read_row(self.rows, index, self.name)
@@ -163,7 +189,12 @@ class TensorSamples(Samples):
         return [] if self.needs is None else [s.name for s in self.needs.inputs if not s.shape]
 
     def _read(self, part: Sequence[int]) -> list[Sample]:
-        return [self._sample(i) for i in part]
+        rows = [self._sample(i) for i in part]
+        pad: Pad | None = getattr(self.rows, "padded", None)
+        if pad is None or self.needs is None:
+            return rows
+        padded = pad([inputs for inputs, _ in rows])
+        return [(inputs, target) for inputs, (_, target) in zip(padded, rows, strict=True)]
 
     def _ends(self, rows: Sequence[Sample]) -> list[int]:
         """Return where the batches of samples with equal shapes end.
@@ -190,13 +221,31 @@ class TensorSamples(Samples):
                 )
 
     def _targets(self, rows: Sequence[object]) -> Targets:
-        if any(isinstance(t, Boxes) for t in rows):
-            return [t if isinstance(t, Boxes) else Boxes.none() for t in rows]
+        if self.boxed:
+            return [self._boxes(t) for t in rows]
+        if all(isinstance(t, str) for t in rows):
+            return [str(t) for t in rows]
         targets = _stacked_targets(self.name, rows)
         counts = targets is not None and not targets.is_floating_point()
         if targets is not None and counts and self.expected is not None:
             self._require_known(targets, *self.expected)
         return targets
+
+    def _boxes(self, target: object) -> Boxes:
+        try:
+            boxes = Boxes.none() if target is None else boxes_of(target)
+        except (ValueError, TypeError, RuntimeError) as exc:
+            raise DataError(
+                f"Cannot use the targets of {self.name}",
+                str(exc),
+                "Give trtq.data.boxes.Boxes, or boxes and labels in pixels of the input",
+            ) from exc
+        if boxes is None:
+            raise DataError(
+                f"Cannot use the targets of {self.name}",
+                f"the first target has boxes, another is a {type(target).__name__}",
+            )
+        return boxes
 
     def _require_known(self, targets: torch.Tensor, classes: int, model: str) -> None:
         """Refuse class indices that a model does not have."""
@@ -257,6 +306,17 @@ class TensorSamples(Samples):
                 "Turn random augmentation off in the dataset that calibrates and evaluates",
             )
         return inputs, target
+
+
+def _shaped(name: str, value: object, batch: Mapping[str, torch.Tensor]) -> object:
+    """Return the part of a batch that a value of a sample became, in the value's own structure."""
+    parts = parts_of(value)
+    if parts is None:
+        return batch[name]
+    inner = {k: _shaped(f"{name}.{k}", v, batch) for k, v in parts.items()}
+    if isinstance(value, Mapping):
+        return inner
+    return tuple(inner.values()) if isinstance(value, tuple) else list(inner.values())
 
 
 def listed_inputs(names: Sequence[str] | None) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from trtq.artifact import sha256_file
-from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec
+from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec, SizeRange
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
@@ -114,7 +112,8 @@ class TextRows:
         needs: what the model takes; None where it is not known.
         names: of the model's inputs where only these are known.
 
-    Texts are padded to a fixed length, and cut at the longest that the model takes.
+    Texts are padded to a length that the model takes, and cut at the longest. In a batch they are
+    padded to its longest, where the model has a mask that tells.
     """
 
     def __init__(
@@ -131,11 +130,12 @@ class TextRows:
         self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         self.specs = {} if needs is None else {s.name: s for s in needs.inputs}
         self.kinds = _kinds(request.text, names or tuple(self.specs) or (IDS, MASK))
-        self.length, self.longest = _lengths(needs)
-        self.cut = False
+        self.length, self.range = _lengths(needs)
+        self.cut = self.joined = False
         self.tokenizer.no_padding()
         own = (self.tokenizer.truncation or {}).get("max_length")
-        limits = [v for v in (own, self.length, self.longest) if v is not None]
+        longest = None if self.range is None else self.range.most
+        limits = [v for v in (own, self.length, longest) if v is not None]
         if limits:
             self.tokenizer.enable_truncation(max_length=min(limits))
 
@@ -155,26 +155,62 @@ class TextRows:
                 f"{index + 1} of those that are not empty"
             )
         count = len(encoding.ids)
-        padding = max((self.length or 0) - count, 0)
         values = {
-            IDS: [*encoding.ids, *[self._pad()] * padding],
-            MASK: [*encoding.attention_mask, *[0] * padding],
-            TYPES: [*encoding.type_ids, *[0] * padding],
-            POSITIONS: list(range(count + padding)),
+            IDS: encoding.ids,
+            MASK: encoding.attention_mask,
+            TYPES: encoding.type_ids,
+            POSITIONS: range(count),
         }
-        return {n: self._array(n, values[kind]) for n, kind in self.kinds.items()}
+        size = self._taken(count)
+        return {
+            name: self._longer(kind, torch.tensor(values[kind]), size).to(self._dtype(name))
+            for name, kind in self.kinds.items()
+        }
+
+    def _taken(self, count: int) -> int:
+        """Return the first length from ``count`` on that the model takes."""
+        if self.length is not None:
+            return max(self.length, count)
+        if self.range is None or MASK not in self.kinds.values():
+            return count
+        step = self.range.multiple
+        size = -(-max(count, self.range.least) // step) * step
+        return size if size in self.range else count
+
+    def padded(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """Return the texts of a batch with the length of the longest, marked by their masks.
+
+        They stay as they are for a model without a mask.
+        """
+        sizes = {len(row[name]) for row in rows for name in self.kinds}
+        if len(sizes) < 2 or MASK not in self.kinds.values():
+            return [dict(row) for row in rows]
+        if not self.joined:
+            self.joined = True
+            self.request.tell(f"texts of {self.request.text} are padded to the longest of a batch")
+        return [
+            {name: self._longer(kind, row[name], max(sizes)) for name, kind in self.kinds.items()}
+            for row in rows
+        ]
+
+    def _longer(self, kind: str, values: torch.Tensor, size: int) -> torch.Tensor:
+        """Return one input of a text, continued to ``size`` tokens."""
+        start = len(values)
+        filler = self._pad() if kind == IDS else 0
+        tail = (
+            torch.arange(start, size) if kind == POSITIONS else torch.full((size - start,), filler)
+        )
+        return torch.cat([values, tail.to(values.dtype)])
 
     def _pad(self) -> int:
         ids = (self.tokenizer.token_to_id(token) for token in PADS)
         return next((i for i in ids if i is not None), 0)
 
-    def _array(self, name: str, values: Sequence[int]) -> object:
+    def _dtype(self, name: str) -> torch.dtype:
+        """Return the type of an input; indices that do not fit it are refused later."""
         spec = self.specs.get(name)
-        array: npt.NDArray[np.int64] = np.asarray(values, dtype=np.int64)
         dtype = torch.int64 if spec is None else DTYPES.get(spec.dtype, torch.int64)
-        tensor = torch.from_numpy(array)
-        # Masks and types are 0 and 1 in every type; indices that do not fit are refused later.
-        return tensor if dtype == torch.uint8 else tensor.to(dtype)
+        return torch.int64 if dtype == torch.uint8 else dtype
 
 
 def _kinds(name: str, inputs: Sequence[str]) -> dict[str, str]:
@@ -195,13 +231,10 @@ def _kinds(name: str, inputs: Sequence[str]) -> dict[str, str]:
     return kinds
 
 
-def _lengths(needs: InputNeeds | None) -> tuple[int | None, int | None]:
-    """Return the fixed length of a model's texts, and the longest that it takes."""
+def _lengths(needs: InputNeeds | None) -> tuple[int | None, SizeRange | None]:
+    """Return the fixed length of a model's texts, or the range of an open one."""
     spec: InputSpec | None = None if needs is None else next(iter(needs.inputs), None)
     if needs is None or spec is None or len(spec.shape) < 2:
         return None, None
     size = spec.shape[1]
-    if isinstance(size, int):
-        return size, size
-    known = needs.ranges.get(size)
-    return None, None if known is None else known.most
+    return (size, None) if isinstance(size, int) else (None, needs.ranges.get(size))

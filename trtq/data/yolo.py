@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
 from trtq.data.boxed import boxed_data
 from trtq.data.boxes import Boxes
 from trtq.data.listing import is_image, list_folder
 from trtq.data.opened import Data, Request
+from trtq.data.outlines import Outlines
 from trtq.data.source import FileList
 from trtq.errors import DataError, UsageError, listed, reason
 from trtq.paths import expand_home
 
 SPLITS = ("val", "train", "test")
 BOX = 5  # numbers in a line: class, centre, width and height; more are a polygon
+SMALLEST_POLYGON = 7  # numbers: class, x and y of three points
+X_Y, POINT = 2, 3  # numbers of a keypoint without and with its visibility
+VISIBLE = 2.0
 SHOWN = 3
 
 
@@ -26,6 +34,7 @@ class _Yaml(msgspec.Struct):
     train: str | list[str] | None = None
     val: str | list[str] | None = None
     test: str | list[str] | None = None
+    kpt_shape: tuple[Annotated[int, msgspec.Meta(ge=1)], Literal[2, 3]] | None = None
 
 
 def open_yolo(request: Request) -> Data:
@@ -40,14 +49,27 @@ def open_yolo(request: Request) -> Data:
     images = _images(request, path, described, split)
     names = described.names
     classes = list(names) if isinstance(names, list) else [names[k] for k in sorted(names)]
-    boxes: dict[int, Boxes] = {}
-    lacking = []
+    form = _Form(classes=len(classes), points=described.kpt_shape)
     source = FileList(request.text, images, request.note)
-    for i, image in enumerate(images):
-        labels = _labels_of(image)
-        if not labels.is_file():
-            lacking.append(image.name)
-        boxes[i] = _boxes(request, labels, len(classes))
+    rows = [_rows(request, _labels_of(image), form) for image in images]
+    _tell_lacking(
+        request, images, [image for image, own in zip(images, rows, strict=True) if own is None]
+    )
+    outlined = _has_outlines(request, [row for own in rows for row in own or ()])
+    return boxed_data(
+        request,
+        source,
+        boxes={i: _boxes(own or [], form, outlined=outlined) for i, own in enumerate(rows)},
+        classes=classes,
+    )
+
+
+def _tell_lacking(request: Request, images: Sequence[Path], lacking: Sequence[Path]) -> None:
+    """Tell which images have no label file.
+
+    Raises:
+        DataError: none has one.
+    """
     if len(lacking) == len(images):
         raise DataError(
             f"No image of {request.text} has labels",
@@ -57,9 +79,19 @@ def open_yolo(request: Request) -> Data:
     if lacking:
         request.tell(
             f"{len(lacking)} images of {request.text} have no label file and so no objects: "
-            f"{listed(lacking, SHOWN)}"
+            f"{listed([i.name for i in lacking], SHOWN)}"
         )
-    return boxed_data(request, source, boxes=boxes, classes=classes)
+
+
+def _has_outlines(request: Request, rows: Sequence[_Row]) -> bool:
+    """Whether objects have polygons; tell where only some do."""
+    boxes = sum(row.polygon is None for row in rows)
+    if 0 < boxes < len(rows):
+        request.tell(
+            f"{boxes} of {len(rows)} objects of {request.text} are boxes, the others polygons: as "
+            "masks these are filled boxes"
+        )
+    return boxes < len(rows)
 
 
 def _yaml_and_split(request: Request) -> tuple[Path, str | None]:
@@ -140,38 +172,119 @@ def _labels_of(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _boxes(request: Request, labels: Path, classes: int) -> Boxes:
-    """Return the boxes of a label file, as shares of the image."""
-    if not labels.is_file():
-        return Boxes.none()
-    try:
-        lines = labels.read_text(encoding="utf-8-sig").splitlines()
-        rows = [_row(line, classes) for line in lines if line.strip()]
-    except (OSError, ValueError) as exc:
-        raise DataError(
-            f"Cannot read the labels {labels.name} of {request.text}",
-            reason(exc),
-            "A line has a class, then centre, width and height as shares of the image",
-        ) from exc
-    return Boxes.of([box for _, box in rows], [number for number, _ in rows])
-
-
-def _row(line: str, classes: int) -> tuple[int, Sequence[float]]:
-    """Return class and box of a line, as shares of the image: left, top, right, bottom.
+def _rows(request: Request, labels: Path, form: _Form) -> list[_Row] | None:
+    """Return the objects of a label file; None without one.
 
     Raises:
-        ValueError: a person reads why it is none.
+        DataError: it is damaged.
     """
-    values = [float(v) for v in line.split()]
-    if len(values) < BOX or (len(values) > BOX and len(values) % 2 == 0):
-        raise ValueError(f"a line has {len(values)} numbers: {line!r}")
-    number = int(values[0])
-    if number != values[0] or not 0 <= number < classes:
-        raise ValueError(f"a line has the class {values[0]:g}, there are {classes}: {line!r}")
-    if not all(-0.01 <= v <= 1.01 for v in values[1:]):
-        raise ValueError(f"a line has numbers that are no shares of the image: {line!r}")
-    if len(values) > BOX:
-        xs, ys = values[1::2], values[2::2]
-        return number, (min(xs), min(ys), max(xs), max(ys))
-    _, x, y, w, h = values
-    return number, (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    if not labels.is_file():
+        return None
+    try:
+        lines = labels.read_text(encoding="utf-8-sig").splitlines()
+        return [form.read(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as exc:
+        raise DataError(
+            f"Cannot read the labels {labels.name} of {request.text}", reason(exc), form.hint
+        ) from exc
+
+
+def _boxes(rows: Sequence[_Row], form: _Form, *, outlined: bool) -> Boxes:
+    """Return the objects of an image, in shares of it."""
+    boxes = Boxes.of([row.box for row in rows], [row.number for row in rows])
+    if outlined:
+        outlines = tuple([row.polygon or _corners(row.box)] for row in rows)
+        boxes = replace(boxes, masks=Outlines(of=outlines))
+    if form.points is not None:
+        points = np.asarray([row.points for row in rows], dtype=np.float32)
+        boxes = replace(boxes, keypoints=points.reshape(len(rows), form.points[0], POINT))
+    return boxes
+
+
+def _corners(box: Sequence[float]) -> list[float]:
+    left, top, right, bottom = box
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+class _Row(NamedTuple):
+    """One object, in shares of the image.
+
+    Attributes:
+        number: class index.
+        box: left, top, right, bottom.
+        polygon: x and y in turn; None where only the box is known.
+        points: x, y and visibility of each keypoint.
+    """
+
+    number: int
+    box: tuple[float, float, float, float]
+    polygon: list[float] | None = None
+    points: Sequence[Sequence[float]] = ()
+
+
+class _Form(NamedTuple):
+    """What a line of a label file has.
+
+    Attributes:
+        classes: how many there are.
+        points: keypoints of an object and numbers of each, 2 or 3; None without keypoints.
+    """
+
+    classes: int
+    points: tuple[int, int] | None
+
+    @property
+    def hint(self) -> str:
+        """What a line should be."""
+        more = ", then the keypoints that kpt_shape says" if self.points else ""
+        return f"A line has a class, then centre, width and height as shares of the image{more}"
+
+    def read(self, line: str) -> _Row:
+        """Return the object of a line.
+
+        Raises:
+            ValueError: a person reads why it is none.
+        """
+        values = [float(v) for v in line.split()]
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"a line has a number that is not finite: {line!r}")
+        self._require_count(len(values), line)
+        number = int(values[0])
+        if number != values[0] or not 0 <= number < self.classes:
+            raise ValueError(
+                f"a line has the class {values[0]:g}, there are {self.classes}: {line!r}"
+            )
+        points = self._points(values[BOX:])
+        shares = values[1:BOX] if points else values[1:]
+        if not all(-0.01 <= v <= 1.01 for v in shares):
+            raise ValueError(f"a line has numbers that are no shares of the image: {line!r}")
+        if len(shares) > BOX - 1:
+            xs, ys = shares[0::2], shares[1::2]
+            return _Row(number, (min(xs), min(ys), max(xs), max(ys)), shares)
+        x, y, w, h = shares
+        return _Row(number, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), None, points)
+
+    def _require_count(self, count: int, line: str) -> None:
+        if self.points is not None:
+            wanted = BOX + self.points[0] * self.points[1]
+            if count != wanted:
+                raise ValueError(f"a line has {count} numbers, expected {wanted}: {line!r}")
+        elif count < BOX or (count > BOX and (count % 2 == 0 or count < SMALLEST_POLYGON)):
+            raise ValueError(f"a line has {count} numbers: {line!r}")
+
+    def _points(self, values: Sequence[float]) -> list[list[float]]:
+        """Return x, y and visibility of each keypoint.
+
+        Raises:
+            ValueError: one is labelled and not in the image.
+        """
+        if self.points is None:
+            return []
+        each = self.points[1]
+        points = [[*values[i : i + each], VISIBLE][:POINT] for i in range(0, len(values), each)]
+        for point in points:
+            if each == X_Y and min(point[:X_Y]) < 0.0:  # how files without visibility leave it out
+                point[:] = [0.0, 0.0, 0.0]
+            elif point[X_Y] > 0 and not all(-0.01 <= v <= 1.01 for v in point[:X_Y]):
+                raise ValueError(f"a line has a keypoint outside the image: {point}")
+        return points

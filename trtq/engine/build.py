@@ -25,6 +25,7 @@ from trtq.artifact import (
 )
 from trtq.engine.agreement import AgreementRecord, require_agreement
 from trtq.engine.coverage import Coverage, cover, require_codes
+from trtq.engine.gate_samples import samples_for
 from trtq.engine.job import Job, prepare
 from trtq.engine.lint_target import reader_for, refuse_errors
 from trtq.engine.manifest import EngineManifest, InputRow, manifest_path
@@ -34,10 +35,10 @@ from trtq.engine.random_inputs import table_sizes
 from trtq.engine.retry import Climb, climb
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
-from trtq.engine.verify import samples_for, verify
+from trtq.engine.verify import verify
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
-from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
+from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, made_with, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.onnx_walk import is_fixed
 from trtq.platform.releases import Runtime
@@ -184,6 +185,8 @@ def describe(
         encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"),
         preprocess=metadata.get("preprocess"),
+        task=metadata.get("task"),
+        made_with=made_with(job.model),
         builder_log=built.log,
         quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
         fallback="; ".join(filter(None, [job.fallback, *without])),

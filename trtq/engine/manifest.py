@@ -87,6 +87,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
         signature: of the model, as the ONNX file says; None where it does not.
         onnx_sha256, encodings_sha256: what it was built from.
         preprocess: how images become its input, as the ONNX file says.
+        task: what its outputs mean, as the ONNX file says.
+        made_with: what the maker of the first file wrote into its metadata.
         builder_log: warnings of the builder.
         audit: what the plan itself says about its precision; None where that cannot be read.
         quantized_convolutions: how many the Q/DQ model asks for.
@@ -116,6 +118,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     encodings_sha256: str | None
     model: str | None
     preprocess: dict[str, Any] | None = None
+    task: str | None = None
+    made_with: dict[str, str] = {}
     builder_log: list[str]
     audit: PlanAudit | None
     quantized_convolutions: int

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import onnx
 
 from trtq.errors import EngineError, UsageError
-from trtq.onnx_walk import is_fixed
+from trtq.onnx_walk import axis_name, is_fixed
 
 FORM = "NAME=MIN:OPT:MAX, such as images=1x3x320x320:1x3x640x640:8x3x1280x1280"
 
@@ -70,7 +70,7 @@ def _input(value: onnx.ValueInfoProto) -> Input:
     dims = kind.shape.dim
     return Input(
         value.name,
-        tuple(Axis(d.dim_value if is_fixed(d) else None, d.dim_param) for d in dims),
+        tuple(Axis(d.dim_value if is_fixed(d) else None, axis_name(d)) for d in dims),
     )
 
 

@@ -28,6 +28,7 @@ class Request:
         batch: of ``--batch``: the first axis of inputs that ``texts`` does not name.
         file: what the model is called in errors.
         single: one shape is wanted, to run with; else a profile to build for.
+        verb: what is done with one shape, in errors.
         built: of an engine, the spans it was built for: what nothing else gives is its usual size.
     """
 
@@ -35,6 +36,7 @@ class Request:
     batch: Span | None = None
     file: str = "the model"
     single: bool = False
+    verb: str = "run"
     built: Mapping[str, Sequence[Span]] = field(default_factory=dict)
 
     def hint(self, name: str, spans: Sequence[Span]) -> str:
@@ -267,7 +269,7 @@ class _Solver:
             else ("TensorRT needs the smallest, the usual and the largest size")
         )
         return UsageError(
-            f"Cannot {'run' if self.request.single else 'build'} {self.file}",
+            f"Cannot {self.request.verb if self.request.single else 'build'} {self.file}",
             f"{', '.join(axes)} {'is' if len(axes) == 1 else 'are'} open, and {needs}",
             f"Add {' '.join(texts)}, with your sizes",
         )

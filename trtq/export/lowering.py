@@ -17,6 +17,7 @@ from trtq.export.write_base import writer_of
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant, operands
+from trtq.graph.post_norm import restores_nothing
 from trtq.graph.signature import TensorSpec, placeholders, results, signature_of
 from trtq.onnx_walk import branches, read_by
 from trtq.platform.releases import releases
@@ -151,6 +152,8 @@ class _Lowering:
 
     def _written(self, node: fx.Node) -> Any:
         writer = self.writer
+        if restores_nothing(self.graph, node):
+            return writer.value(operands(node)[0])
         write = writer_of(node)
         if write is None:
             raise UnsupportedOpError(f"{node.target} at {node_name(node)}")

@@ -40,6 +40,7 @@ _MENDS = {
     "engine": "Give the ONNX file it was built from",
     "tflite": "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx",
 }  # for files of other kinds, by kind
+LONGEST_NOTE = 100_000  # characters of metadata that is kept
 METADATA: dict[str, Any] = {
     "preprocess": dict[str, Any] | None,
     "model": str | None,
@@ -48,6 +49,7 @@ METADATA: dict[str, Any] = {
     "encodings_sha256": str | None,
     "float_nodes": dict[str, str],
     "answer": str | None,
+    "task": str | None,
     "classes": list[str] | None,
     TARGET: str | None,
 }  # types of what trtq stores in ONNX files
@@ -83,6 +85,12 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
                 why = f"its metadata {entry.key} is damaged ({reason(exc)})"
                 raise ExportError("Cannot use the ONNX file", why, "Export it again") from exc
     return found
+
+
+def made_with(model: onnx.ModelProto) -> dict[str, str]:
+    """Return what the maker of a file wrote into its metadata, without trtq's own and books."""
+    own = (e for e in model.metadata_props if not e.key.startswith(METADATA_PREFIX))
+    return {e.key: e.value for e in own if len(e.value) <= LONGEST_NOTE}
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:

@@ -18,7 +18,7 @@ smaller the margin (docs/decisions.md has the measurement).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -123,6 +123,7 @@ def check_parity(
     *,
     known: Kind | None = None,
     progress: Callable[[int], None] | None = None,
+    seen: Callable[[Mapping[str, Array], Mapping[str, Array]], None] | None = None,
 ) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
     """Compare float, simulation and exported file on ``batches``.
 
@@ -135,27 +136,32 @@ def check_parity(
         batches: a tensor, or one an input, samples first.
         known: what the first output is.
         progress: called with the number of images after each batch.
+        seen: called with the outputs of the float model and of the simulation for each batch, by
+            name.
     """
     session = open_session(exported)
     probe = Probe(simulated)
-    names, seen = [o.name for o in session.get_outputs()], list[_Answers]()
+    names, answers = [o.name for o in session.get_outputs()], list[_Answers]()
     with torch.inference_mode():
         for batch in map(as_feed, batches):
             fast = channels_last(batch)
-            seen.append(
+            answers.append(
                 _Answers(
                     _arrays(graph(*fast)),
                     _arrays(probe.run(*fast)),
                     run_batch(session, [t.numpy() for t in batch]),
                 )
             )
+            if seen is not None:
+                wanted, found, _ = (dict(zip(names, side, strict=True)) for side in answers[-1])
+                seen(wanted, found)
             if progress:
                 progress(len(batch[0]))
     some = tuple(t[:FORCED_IMAGES] if t.ndim else t for t in as_feed(batches[0]))
     where = first_divergence(simulated, exported, some)
     records = list[ParityRecord]()
     for i, name in enumerate(names):
-        full, sim, run = (concatenated([batch[side][i] for batch in seen]) for side in range(3))
+        full, sim, run = (concatenated([batch[side][i] for batch in answers]) for side in range(3))
         records.append(judge(full, sim, run, where, None if i else known, name=name))
     return _together(records), probe.stats()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
 import onnx
@@ -63,7 +64,8 @@ def export_onnx(
 def _restore_(model: onnx.ModelProto, graph: fx.GraphModule) -> None:
     """Give nodes the names that they have in the file that a graph was read from.
 
-    What other tools wrote into that file is kept, too.
+    The last node of the file's type has the name where a call is written as several. What other
+    tools wrote into that file is kept, too.
     """
     for key, value in origin_of(graph).metadata.items():
         model.metadata_props.add(key=key, value=value)
@@ -73,8 +75,8 @@ def _restore_(model: onnx.ModelProto, graph: fx.GraphModule) -> None:
         if found is not None:
             names[f"{node_name(call)}/{found[1]}"] = found[0]
     taken = {n.name for n in model.graph.node}
-    for node in model.graph.node:
-        name = names.get(node.name)
+    for node in reversed(model.graph.node):
+        name = names.get(re.sub(r"_\d+$", "", node.name), names.get(node.name))
         if name is not None and name not in taken:
             taken.add(name)
             node.name = name

@@ -14,12 +14,13 @@ from trtq.data.samples import Batch, Samples, preprocess_digest
 from trtq.errors import DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.layer_costs import outline
-from trtq.flow.model import Model
+from trtq.flow.model import Model, require_float
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
 from trtq.graph.device import device_of
 from trtq.graph.feed import Feed, first_output
 from trtq.graph.nodes import operands
+from trtq.graph.signature import results
 from trtq.quant.digest import structure_digest
 from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
@@ -60,9 +61,12 @@ def analyze_model(
     """
     run, workers = run or Run(), workers or Workers()
     widths = check_analysis(samples, options)
+    require_float(model.module, model.name, "Give the float file that it was made from")
+    model = model.judged_by(samples)
     _require_scores(model, samples, options)
     drawn = samples.take(max(options.calib_images, options.images), options.seed)
     layers = _layers(model, drawn, widths, options, run)
+    _require_reached(model, layers, options)
     run.clock.lap("calibrate")
     batches = _batches(model, drawn, options)
     context = SensitivityContext(
@@ -135,11 +139,35 @@ def _require_scores(model: Model, samples: Samples, options: AnalyzeOptions) -> 
         UsageError: names the metric.
     """
     asks = options.metric in ("jsd", *NEEDS_TARGETS)
-    if asks and model.answer_kind(samples.classes, scored=samples.dense) not in HAVE_PREDICTIONS:
+    if asks and model.answer_kind(samples.classes) not in HAVE_PREDICTIONS:
         raise UsageError(
             f"The metric {options.metric} needs scores of classes",
             "the model's output is not known to be that",
-            "Use --metric l2, or give images in as many class folders as the model has classes",
+            "Use --metric l2, or give labels: class folders, as many as the model has classes, or "
+            "pairs of inputs and a class index",
+        )
+
+
+def _require_reached(model: Model, layers: Sequence[Layer], options: AnalyzeOptions) -> None:
+    """Refuse a metric of the first output where layers lead to other outputs only.
+
+    Raises:
+        UsageError: names such layers.
+    """
+    if options.metric == "l2":
+        return
+    first = results(model.graph.module)[0]
+    reached = {first}
+    for node in reversed(model.graph.module.graph.nodes):
+        if node in reached:
+            reached.update(node.all_input_nodes)
+    beside = [layer.name for layer in layers if layer.node not in reached]
+    if beside:
+        outputs = [t.name for t in model.graph.signature.outputs]
+        raise UsageError(
+            f"The metric {options.metric} looks at the output {outputs[0]}",
+            f"{len(beside)} layers lead to {', '.join(outputs[1:])} only: {', '.join(beside[:3])}",
+            "Use --metric l2, which looks at each layer's own output",
         )
 
 

@@ -53,8 +53,8 @@ def open_samples(
         data: samples, tensors, a mapping of them by input, a list of samples, a Dataset, a
             DataLoader or an iterable; or a text of the table of data adapters: a folder or a zip of
             images, a folder of ``.npz`` or ``.npy`` files, one such file with samples first, a text
-            file, ``coco:FOLDER``, ``yolo:data.yaml``, ``random``, ``file.py:factory``,
-            ``module:factory`` or an entry point of ``trtq.data``.
+            file, ``coco:FOLDER``, ``yolo:data.yaml``, ``voc:FOLDER``, ``random``,
+            ``file.py:factory``, ``module:factory`` or an entry point of ``trtq.data``.
         model: whose inputs the samples become; whose preprocessing images get where ``preprocess``
             is not given.
         preprocess: how images become inputs; default: the model's, else ImageNet's at the size of

@@ -6,8 +6,10 @@ from torch import fx
 
 from trtq.errors import EncodingsError
 from trtq.export.parity import require_parity
+from trtq.flow.compare import compare_simulation
+from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.pair import mark_fp16_ranges_
-from trtq.flow.ptq import Attempt, Inputs, compare_simulation, quantized_metadata
+from trtq.flow.ptq import Attempt
 from trtq.flow.quantized import Quantized
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -32,8 +34,8 @@ def quantized_from(inputs: Inputs, encodings: Encodings, options: QuantizeOption
     simulated = insert_fake_quantize(graph, placement, encodings)
     fp32 = inputs.export(graph, options, precision="fp32")
     qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
-    parity, measured = compare_simulation(inputs, options, simulated, qdq)
-    require_parity(parity)
+    compared = compare_simulation(inputs, options, simulated, qdq)
+    require_parity(compared.parity)
     mark_fp16_ranges_(inputs, options, (fp32, qdq))
     done = Attempt(
         options=options,
@@ -44,8 +46,9 @@ def quantized_from(inputs: Inputs, encodings: Encodings, options: QuantizeOption
         methods=[],
         cache_note="not used",
         qdq=qdq,
-        parity=parity,
-        measured=measured,
+        parity=compared.parity,
+        measured=compared.measured,
+        alike=compared.alike,
     )
     return Quantized(inputs=inputs, asked=options, done=done, preset=None, fp32=fp32)
 

@@ -20,11 +20,15 @@ from trtq.data.metrics import Array
 from trtq.data.samples import Batch, ImageSamples, Samples
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import UsageError
+from trtq.export.onnx_file import made_with
 from trtq.flow.data import open_samples
+from trtq.flow.gallery import Gallery
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.flow.task import facts_of_batch
 from trtq.progress import Progress
-from trtq.tasks import Figure, Score, Task, find_task, task_for
+from trtq.tasks import Facts, Figure, Score, Task, find_task, task_for
+from trtq.tasks.equal_predictions import AGREEMENT
 
 Outputs = Mapping[str, Array]
 
@@ -37,6 +41,8 @@ class Evaluation:
         samples: how many samples were run.
         task: what the first output means.
         score, reference_score: counts against targets; the second is None without a reference.
+        alike: counts against the reference's answers; None without one, and for tasks that compare
+            outputs as numbers.
         outputs: every output against the reference's, or against itself without one.
         notes: what the user should know.
     """
@@ -45,6 +51,7 @@ class Evaluation:
     task: Task
     score: Score
     reference_score: Score | None
+    alike: Score | None = None
     outputs: list[OutputComparison]
     notes: list[str] = field(default_factory=list)
 
@@ -67,6 +74,11 @@ class Evaluation:
             else {f.name: f for f in self.reference_score.figures}
         )
 
+    @property
+    def agreement(self) -> dict[str, Figure]:
+        """What the task says of the two models' answers, by name."""
+        return {} if self.alike is None else {f.name: f for f in self.alike.figures}
+
     def __str__(self) -> str:
         parts = [f"{self.samples} samples"]
         for name, figure in self.figures.items():
@@ -74,6 +86,7 @@ class Evaluation:
             known = other is not None and other.value is not None
             beside = f" (float {other.value:.2f} {other.unit})" if known and other else ""
             parts.append(f"{figure.words}{beside}")
+        parts += [f.words for f in self.agreement.values() if f.name != AGREEMENT]
         if self.compared:
             for output in self.outputs:
                 lead = "" if len(self.outputs) == 1 else f"{output.name}: "
@@ -90,8 +103,8 @@ def evaluate_quantized(
         UsageError: an unknown task, or answers and targets do not fit.
         DataError: class numbers mean other classes than in calibration.
     """
-    asked = None if task is None else find_task(task)
     inputs = quantized.inputs
+    asked = inputs.task if task is None else find_task(task)
     run = Run(inputs.run.progress)
     samples = open_samples(data, inputs.model, note=run.note)
     _require_same_classes(samples, inputs.samples)
@@ -102,6 +115,7 @@ def evaluate_quantized(
         task=asked,
         names=(inputs.model.name, f"the float {inputs.model.name}"),
         note=run.note,
+        metadata=made_with(quantized.done.qdq),
     )
     seen = evaluator.run(samples, batch_size, run.progress)
     known = set(inputs.samples.contents())
@@ -131,8 +145,10 @@ class Evaluator:
         runner: the model.
         reference: what it is compared with; None for nothing.
         known: what the first output is, where its file says it.
-        task: what the first output means; None for what is known.
+        task: what the outputs mean; None for what is known.
         names: of the model and the reference, for errors.
+        metadata: what the maker of the file wrote into it.
+        gallery: keeps the samples on which the two differ most; None for no pictures.
         note: receives a line that the user should read.
     """
 
@@ -142,6 +158,8 @@ class Evaluator:
     task: Task | None
     names: tuple[str, str]
     note: Callable[[str], None]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    gallery: Gallery | None = None
     tallies: dict[str, Tally] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
 
@@ -157,25 +175,35 @@ class Evaluator:
             )
         progress.begin(f"Evaluating: {self.runner.label}", len(samples))
         scores: list[Score] = []
+        alike: Score | None = None
+        task: Task | None = None
         for batch in samples.batches(batch_size):
             arrays = {n: t.numpy() for n, t in batch.inputs.items()}
             ours = self.runner.run(arrays)
             theirs = ours if self.reference is None else self.reference.run(arrays)
             pairs = self._pair(ours, theirs)
-            first = next(iter(ours.values()))
-            task = self._task_of(first, samples)
-            targets = self._targets(first, task, samples, batch)
+            task = task or self._task_of(ours, samples, batch)
+            sides = [ours] if self.reference is None else [ours, {n: w for n, w, _ in pairs}]
+            answers = [task.decode(side, batch.places) for side in sides]
+            targets = self._targets(answers[0], task, samples, batch)
             self._compare(pairs)
-            answers = [first] if self.reference is None else [first, pairs[0][1]]
-            scores = scores or [task.score(ignore=samples.ignore) for _ in answers]
+            if not scores:
+                scores = [task.score(ignore=samples.ignore) for _ in answers]
+                alike = None if self.reference is None else task.agreement()
             for score, answer in zip(scores, answers, strict=True):
                 score.add(answer, targets)
+            if alike is not None:
+                alike.add(*answers)
+            if self.gallery is not None and self.reference is not None:
+                self.gallery.add(task, batch, answers)
             progress.advance(len(batch))
+        assert task is not None  # Samples are never empty
         return Evaluation(
             samples=len(samples),
-            task=self._task_of(first, samples),
+            task=task,
             score=scores[0],
             reference_score=None if self.reference is None else scores[1],
+            alike=alike,
             outputs=[t.result for t in self.tallies.values()],
         )
 
@@ -212,28 +240,46 @@ class Evaluator:
     def _differ(self, reason: str) -> UsageError:
         return UsageError(f"Cannot compare {self.names[0]} with {self.names[1]}", reason)
 
-    def _task_of(self, answer: Array, samples: Samples) -> Task:
-        """Return what the first output means.
+    def _task_of(self, outputs: Outputs, samples: Samples, batch: Batch) -> Task:
+        """Return what the outputs mean.
 
         It is what was asked for, else what the file says, else scores where there are masks or as
-        many classes as columns; never a guess.
+        many classes as columns, else boxes where the targets are and one decoder fits; never a
+        guess.
+
+        Raises:
+            UsageError: the model lacks the outputs of the task that was asked for.
         """
+        answer = next(iter(outputs.values()))
+        facts = facts_of_batch(outputs, batch, samples, self.metadata)
         if self.task is not None:
             self.known = self.task.kind
-            return self.task
+            return self.task.bound(facts)
+        if samples.boxed:
+            return self._of_boxes(facts)
         if samples.dense:
             self.known = "pixels"
         elif (
             self.known not in HAVE_PREDICTIONS
             and answer.ndim == 2
             and answer.shape[1] == samples.classes
-            and not samples.boxed
         ):
             self.known = "classes"
-        return task_for(self.known)
+        task = task_for(self.known)
+        return task if samples.dense else task.bound(facts)
+
+    def _of_boxes(self, facts: Facts) -> Task:
+        """Return the task of samples with boxes: detection where one decoder fits, else none."""
+        try:
+            task = find_task("detection").bound(facts)
+        except UsageError as exc:
+            self._tell(f"no scores of boxes: {exc.message}: {exc.reason} (--task)")
+            return task_for(None)
+        self._tell(f"the task is {task.label}: the targets are boxes, and its outputs fit")
+        return task
 
     def _targets(
-        self, answer: Array, task: Task, samples: Samples, batch: Batch
+        self, answer: Any, task: Task, samples: Samples, batch: Batch
     ) -> npt.NDArray[Any] | None:
         """Return the targets of a batch; None where the answers have no meaning.
 
@@ -243,11 +289,8 @@ class Evaluator:
         """
         if not samples.has_targets:
             return None
-        if self.task is not None:  # asked for: the task itself says what fits
+        if self.task is not None or samples.boxed:  # the task itself says what fits
             return self._read(answer, task, samples, batch) if task.takes_targets else None
-        if samples.boxed:
-            self._tell("no scores: the targets are boxes, which only a task can read (--task)")
-            return None
         if not samples.dense and kind_of_array(answer, self.known) != "classes":
             self._tell(
                 "no top-1: its output is not known to be scores of classes: give folders, or "
@@ -262,7 +305,7 @@ class Evaluator:
         return self._read(answer, task, samples, batch)
 
     def _read(
-        self, answer: Array, task: Task, samples: Samples, batch: Batch
+        self, answer: Any, task: Task, samples: Samples, batch: Batch
     ) -> npt.NDArray[Any] | None:
         """Return the targets of a batch, once they are known to fit the answer."""
         if task.kind in HAVE_PREDICTIONS and answer.ndim > 1:
@@ -275,21 +318,24 @@ class Evaluator:
         if mismatch:
             kind = "masks" if samples.dense else "boxes" if samples.boxed else "labels"
             raise UsageError(f"Cannot compare {self.names[0]} with {kind}", mismatch)
+        self._tell(task.remark(answer, values))
         return values
 
     def _tell(self, text: str) -> None:
-        if text not in self.told:
+        if text and text not in self.told:
             self.told.add(text)
             self.note(text)
 
 
-def _as_array(targets: torch.Tensor | Sequence[Boxes]) -> npt.NDArray[Any]:
-    """Return targets as an array; boxes are objects, one for each sample."""
+def _as_array(
+    targets: torch.Tensor | Sequence[Boxes] | Sequence[str],
+) -> npt.NDArray[Any]:
+    """Return targets as an array; boxes and texts are objects, one for each sample."""
     if isinstance(targets, torch.Tensor):
         return targets.numpy()
-    boxes = np.empty(len(targets), dtype=object)
-    boxes[:] = targets
-    return boxes
+    objects = np.empty(len(targets), dtype=object)
+    objects[:] = targets
+    return objects
 
 
 def _behind_selection(wanted: Array, answer: Array) -> bool:

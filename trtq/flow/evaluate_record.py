@@ -10,8 +10,9 @@ import msgspec
 from trtq.artifact import SCHEMA, environment
 from trtq.data.samples import Samples
 from trtq.flow.evaluate import Evaluation
-from trtq.records.evaluate import EvaluateRecord
+from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.tasks import Figure
+from trtq.tasks.base import HasCurve
 from trtq.tasks.segmentation import PixelScore
 
 
@@ -24,6 +25,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         calibration_images: how many of the samples calibrated the model; None where unknown.
         runtime: what computed the outputs.
         notes: for the user.
+        pictures: that were written.
     """
 
     spec: Mapping[str, object]
@@ -32,6 +34,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     calibration_images: int | None
     runtime: str
     notes: list[str]
+    pictures: list[PictureRow] = []
 
 
 class _Scores(TypedDict):
@@ -50,6 +53,11 @@ class _TaskFields(TypedDict, total=False):
     task: str
     figures: list[Figure]
     reference_figures: list[Figure]
+    agreement_figures: list[Figure]
+    by_class: list[float | None]
+    class_names: list[str]
+    curve: list[tuple[float, float]]
+    reference_curve: list[tuple[float, float]]
 
 
 def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) -> EvaluateRecord:
@@ -68,7 +76,7 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
         reference_sha256=measured.reference_sha256,
         images=seen.samples,
         **_scores(seen),
-        **_task_fields(seen, measured.spec.get("task")),
+        **_task_fields(seen, samples, measured.spec.get("task")),
         outputs=seen.outputs if seen.compared else [],
         finite=all(o.finite for o in seen.outputs),
         constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
@@ -76,20 +84,32 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
         data={**samples.describe(), "images_sha256": samples.digest()},
         preprocess=samples.preprocess,
         runtime=measured.runtime,
+        pictures=measured.pictures or msgspec.UNSET,
         notes=measured.notes,
         environment=environment(),
     )
 
 
-def _task_fields(seen: Evaluation, asked: object) -> _TaskFields:
-    """Return the fields of a record about the task that was asked for."""
-    if asked is None:
+def _task_fields(seen: Evaluation, samples: Samples, asked: object) -> _TaskFields:
+    """Return the fields of a record about a task: one asked for, or with no fields of its own."""
+    if asked is None and (seen.task.kind is not None or not seen.task.takes_targets):
         return {}
-    return {
-        "task": seen.task.name,
-        "figures": list(seen.figures.values()),
-        "reference_figures": list(seen.reference.values()),
-    }
+    fields = _TaskFields(
+        task=seen.task.label,
+        figures=list(seen.figures.values()),
+        reference_figures=list(seen.reference.values()),
+    )
+    if seen.alike is not None:
+        fields["agreement_figures"] = list(seen.agreement.values())
+    by_class = getattr(seen.score, "by_class", None)
+    if by_class is not None and seen.figures and not isinstance(seen.score, PixelScore):
+        fields["by_class"] = list(by_class)
+        fields["class_names"] = list(samples.class_names)
+    if isinstance(seen.score, HasCurve) and seen.figures:
+        fields["curve"] = seen.score.curve()
+    if isinstance(seen.reference_score, HasCurve) and seen.figures:
+        fields["reference_curve"] = seen.reference_score.curve()
+    return fields
 
 
 def _scores(seen: Evaluation) -> _Scores:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, sha256_bytes
+from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.samples import ImageSamples, Samples
 from trtq.data.source import spread
 from trtq.data.tensor_samples import TensorSamples
@@ -20,6 +21,7 @@ from trtq.flow.evaluate import Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.finetune_checks import (
     check_samples,
+    note_outputs,
     note_shared,
     require_analysis_of,
     require_fit,
@@ -27,9 +29,9 @@ from trtq.flow.finetune_checks import (
     require_trainable,
     worst_layers,
 )
+from trtq.flow.inputs import Inputs
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of
-from trtq.flow.ptq import Inputs
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device, to_device_
@@ -127,6 +129,7 @@ class Training:
         require_pictures(start.model, options.augment)
         if self.val is not None:
             note_shared(self.val, self.train_samples, self.note)
+        note_outputs(start.model, options, self.note)
         classes = self._classes()
         self.answer = start.model.answer_kind(
             self.train_samples.classes,
@@ -157,8 +160,9 @@ class Training:
                 "the graph has a fixed batch: every step is one image, not "
                 f"{self.options.batch_size} (--accumulate adds steps)"
             )
-        sets = [self.train_samples, *([self.val] if self.val is not None else [])]
-        return require_fit(self.start.model, sets)
+        counted = [self.train_samples] if self.options.distill < 1.0 else []
+        counted += [self.val] if self.val is not None else []
+        return require_fit(self.start.model, counted)
 
     def _require_exportable(self) -> None:
         """Find a graph that cannot be written before it is trained."""
@@ -195,6 +199,7 @@ class Training:
             batch=self.options.batch_size if captured.dynamic_batch else 1,
             classes=classes,
             names=self.start.model.input_names,
+            labelled=self.options.distill < 1.0,
         )
 
     def _objective(self, classes: int, own: object) -> Objective:
@@ -210,6 +215,7 @@ class Training:
             weights=weights.to(self.device) if weights is not None else None,
             ignore=train.ignore,
             own=own if callable(own) else None,
+            scores=self.answer in HAVE_PREDICTIONS,
         )
 
     def _key(self, weights: str) -> object:

@@ -64,24 +64,27 @@ def _require_no_mirror(train: Samples, augment: str) -> None:
 
 
 def require_fit(model: Model, sets: Sequence[Samples]) -> int:
-    """Return the number of classes after checking that everything fits.
+    """Return the number of classes after checking that everything fits; 0 where no targets count.
 
     Args:
         model: captured.
-        sets: the training and validation samples; those without targets are skipped.
+        sets: the samples whose targets count; those without targets are skipped.
 
     Raises:
         UsageError: the output is no class scores, or labels and masks do not fit it.
         DataError: labels of classes that the model does not have.
     """
-    answer = model.reference
+    answer, labelled = model.reference, [s for s in sets if s.has_targets]
+    if not labelled:
+        return 0
     if answer.ndim not in (2, SEGMENTER_AXES):
         raise UsageError(
-            f"Cannot train {model.name}",
+            f"Cannot train {model.name} on labels",
             f"its output is {list(answer.shape)}, neither [N, C] nor [N, C, H, W]",
+            "Give --distill 1 to learn from the float model",
         )
     dense, size = answer.ndim == SEGMENTER_AXES, model.graph.examples[0].shape[2:]
-    for samples in (s for s in sets if s.has_targets):
+    for samples in labelled:
         if samples.dense != dense:
             raise UsageError(
                 f"Cannot train {model.name} on these targets",
@@ -96,6 +99,23 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
             )
         samples.expect(int(answer.shape[1]), model.name)
     return int(answer.shape[1])
+
+
+def note_outputs(model: Model, options: FinetuneOptions, note: Callable[[str], None]) -> None:
+    """Note which outputs of several are trained by what."""
+    outputs = [t.name for t in model.graph.signature.outputs]
+    whole = [
+        name
+        for name, answer in zip(outputs, model.answers, strict=True)
+        if not answer.is_floating_point()
+    ]
+    if whole and options.distill:
+        note(f"outputs of integers are not distilled: {', '.join(whole)}")
+    if len(outputs) > 1 and not options.distill:
+        note(
+            f"only the output {outputs[0]} is trained: --distill above 0 teaches "
+            f"{', '.join(outputs[1:])}, too"
+        )
 
 
 def require_pictures(model: Model, augment: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.export import ExportedProgram
 
-from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.errors import CaptureError, UsageError
+from trtq.data.preprocess import PRESETS, Preprocess, resolve_preprocess
+from trtq.errors import CaptureError, UsageError, suggest
 from trtq.flow.loading import load_text
 from trtq.flow.model import Model
 from trtq.graph.capture import capture_inputs
@@ -36,7 +36,7 @@ class LoadRequest:
     checkpoint_key: str | None
     model_arg: Mapping[str, Any] | None
     input_size: tuple[int, int, int] | None
-    preprocess: Preprocess | None
+    preprocess: Preprocess | str | None
     example: object
     dynamic: Mapping[str, Sequence[int | str]] | None
     ranges: Mapping[str, SizeRange] | None
@@ -52,6 +52,27 @@ class LoadRequest:
             UsageError: names them.
         """
         require_unused(vars(self), names, reason)
+
+    def picture(
+        self, hints: Mapping[str, Any] | None = None
+    ) -> tuple[Preprocess | None, list[str]]:
+        """Return how images become the input, and what a user should know about it.
+
+        Args:
+            hints: what the model's authors say.
+
+        Raises:
+            UsageError: there is no preset of that name.
+        """
+        if not isinstance(self.preprocess, str):
+            return self.preprocess, []
+        if self.preprocess not in PRESETS:
+            raise UsageError(
+                f"There is no preset {self.preprocess!r}",
+                f"known are {', '.join(PRESETS)}",
+                suggest(self.preprocess, PRESETS),
+            )
+        return resolve_preprocess(preset=self.preprocess, input_size=self.input_size, hints=hints)
 
     def inputs(self, otherwise: object) -> ModelInputs:
         """Return what the model is given: the example, or else the size of an image."""
@@ -88,7 +109,7 @@ def load_any(model: object, asked: LoadRequest) -> Model:
         asked.refuse([n for n in vars(asked) if n != "seed"], "it is captured already")
         return model
     size, picture = asked.input_size, asked.preprocess
-    if size is not None and picture is not None and picture.input_size != size:
+    if size is not None and isinstance(picture, Preprocess) and picture.input_size != size:
         raise UsageError(
             f"input_size is {size}, and preprocess makes {picture.input_size}",
             hint="Give one of them",
@@ -109,9 +130,10 @@ def load_any(model: object, asked: LoadRequest) -> Model:
 def _program(program: ExportedProgram, asked: LoadRequest) -> Model:
     asked.refuse(FOR_TEXTS, "a program in memory has its weights already")
     loaded = from_program(program, asked.name or "exported program")
-    picture, notes = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
-    inputs = asked.inputs(picture.input_size)
-    return Model.of(loaded, asked.preprocess or picture, notes, inputs)
+    picture, notes = asked.picture(loaded.input_hints)
+    if picture is None:
+        picture, notes = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
+    return Model.of(loaded, picture, notes, asked.inputs(picture.input_size))
 
 
 def _text(name: str, asked: LoadRequest) -> Model:
@@ -126,7 +148,8 @@ def _text(name: str, asked: LoadRequest) -> Model:
         key=asked.checkpoint_key,
         seed=asked.seed,
     )
-    picture, notes = asked.preprocess, list(loaded.notes)
+    picture, said = asked.picture(loaded.input_hints)
+    notes = [*loaded.notes, *said]
     if picture is None and asked.example is None:
         picture, said = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
         notes += said
@@ -142,7 +165,7 @@ def _own(module: nn.Module, asked: LoadRequest) -> Model:
         CaptureError: it is in training mode, on a GPU, or cannot be captured.
     """
     asked.refuse(FOR_TEXTS, "a module in memory has its weights already")
-    name, picture = asked.name or type(module).__name__, asked.preprocess
+    name, (picture, _) = asked.name or type(module).__name__, asked.picture()
     inputs = asked.inputs(asked.input_size or (picture and picture.input_size))
     _require_inputs(name, inputs.example)
     _require_eval(name, module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,17 +11,48 @@ from torch import nn
 
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
+from trtq.data.samples import Samples
+from trtq.errors import UsageError
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
+from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
+from trtq.quant.imported_ranges import Foreign
 
 
 def is_random(weights: str) -> bool:
     """Whether the words about weights say that nobody trained them."""
     return weights.startswith("random")
+
+
+def stored_ranges(module: nn.Module) -> int:
+    """Return how many ranges the Q/DQ pairs of a model's file have; 0 for a float model."""
+    ranges = getattr(module, "ranges", None)
+    return len(ranges.amax) if isinstance(ranges, Foreign) else 0
+
+
+def require_float(module: nn.Module, name: str, way: str) -> None:
+    """Refuse a model that is quantized already.
+
+    Args:
+        module: the model.
+        name: of it.
+        way: what the command offers for such a model, as a hint.
+
+    Raises:
+        UsageError: it has ranges of its own.
+    """
+    count = stored_ranges(module)
+    if count:
+        raise UsageError(
+            f"{name} is quantized already",
+            f"its Q/DQ pairs have {count} ranges",
+            f"{way}. Take them over: trtq import-checkpoint {name} --ranges {name} --data IMAGES "
+            "--out OUT",
+        )
 
 
 def about_weights(loaded: LoadedModel) -> list[str]:
@@ -45,6 +76,7 @@ class Model:
         graph: the captured graph with its signature.
         preprocess: how images become its input; None for a program's own model without one.
         notes: what a user must know about the model, its weights and its input.
+        scores: labels say that its first output is scores of classes.
     """
 
     name: str
@@ -53,6 +85,7 @@ class Model:
     graph: CapturedGraph
     preprocess: Preprocess | None = None
     notes: tuple[str, ...] = ()
+    scores: bool = False
 
     @classmethod
     def of(
@@ -104,6 +137,16 @@ class Model:
         notes = tuple(n for n in self.notes if n != UNKNOWN_NORMALISATION)
         return replace(self, preprocess=None, notes=notes)
 
+    def judged_by(self, samples: Samples) -> Model:
+        """Return the model as these samples judge it: class indices ask for scores of classes."""
+        return replace(self, scores=True) if samples.class_targets else self
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the maker of an ONNX file wrote into it; empty for other models."""
+        origin = getattr(self.module, "origin", None)
+        return origin.metadata if isinstance(origin, OnnxOrigin) else {}
+
     @property
     def random_weights(self) -> bool:
         """Whether nobody trained the weights."""
@@ -145,6 +188,6 @@ class Model:
             return kind_of(shape, integer=integer, classes=None)
         columns = int(shape[1])
         classes = known_classes(self.module, self.name, columns)
-        if scored or labelled == columns:
+        if scored or self.scores or labelled == columns:
             classes = columns
         return kind_of(shape, integer=integer, classes=classes)

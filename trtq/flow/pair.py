@@ -10,11 +10,11 @@ import onnx
 from trtq.export.fp16_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx
 from trtq.files import ENCODINGS, FP32, QDQ
-from trtq.flow.ptq import Inputs
+from trtq.flow.inputs import Inputs
 from trtq.quant.encodings import Encodings
 from trtq.specs import QuantizeOptions
 
-FEWEST = 4  # samples whose ranges of FP16 are looked at
+FEWEST = 2  # samples whose ranges of FP16 are looked at, however large they are
 
 
 def mark_fp16_ranges_(

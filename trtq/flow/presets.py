@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from trtq.errors import UsageError
-from trtq.flow.ptq import Attempt, Inputs, attempt, fitting
+from trtq.flow.inputs import Inputs
+from trtq.flow.ptq import Attempt, attempt, fitting
 from trtq.graph.blocks import Family, family_of
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
 from trtq.records.quantize import PresetRecord, TryRecord
@@ -22,12 +25,15 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     """
     if options.preset_quant == "none":
         return attempt(inputs, options), None
-    likely, counted = family_of(inputs.model.graph.module)
+    detects = inputs.task is not None and inputs.task.finds_boxes
+    likely, counted = family_of(inputs.model.graph.module, detects=detects)
     family: Family = likely if options.preset_quant == "auto" else options.preset_quant
     reason = counted if options.preset_quant == "auto" else "asked for"
-    current = fitting(inputs, start(options, family), options.method)
+    current = fitting(inputs, start(options, family), options.method, inputs.run.note)
     names = ", ".join(current.method)
-    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}")
+    kept = PRESETS[family].high_precision
+    floats = f"; in float: {', '.join(kept)}" if kept else ""
+    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}")
     best = attempt(inputs, current)
     tried = [_tried("as asked" if current == options else f"with {names}", best)]
     if not inputs.model.random_weights:
@@ -69,7 +75,7 @@ def _fall_back(
             note(f"the fallback {step.name} leaves the allocation: its budgets no longer hold")
         note(
             f"the quick check asks for {_check_words(best, floor)}, found "
-            f"{best.parity.answer.words}: trying {step.name}"
+            f"{_found(best)}: trying {step.name}"
         )
         try:
             last = attempt(inputs, following)
@@ -81,7 +87,7 @@ def _fall_back(
             best = last
     if not _passes(best, floor):
         note(
-            f"the quick check failed after every fallback: {best.parity.answer.words}; it "
+            f"the quick check failed after every fallback: {_found(best)}; it "
             f"asks for {_check_words(best, floor)}"
         )
     return best, tried
@@ -91,6 +97,7 @@ def _tried(name: str, done: Attempt) -> TryRecord:
     answer = done.parity.answer
     return TryRecord(
         step=name,
+        figures=list(done.alike) or msgspec.UNSET,
         agreement=answer.agreement,
         equal=answer.equal,
         sqnr_db=answer.sqnr_db,
@@ -99,7 +106,12 @@ def _tried(name: str, done: Attempt) -> TryRecord:
 
 
 def _shared(done: Attempt) -> float | None:
-    """Return the share of equal predictions or integers, percent; None for other outputs."""
+    """Return how alike the answers are, percent: as the task says, else equal predictions.
+
+    None for outputs that are only numbers.
+    """
+    if done.alike:
+        return done.alike[0].value
     shares = [a.agreement if a.agreement is not None else a.equal for a in done.parity.answers]
     return min((s for s in shares if s is not None), default=None)
 
@@ -125,11 +137,20 @@ def _passes(done: Attempt, floor: float) -> bool:
     if floor == 0.0:  # asked for: nothing is to be checked
         return passed
     agrees = _shared(done) is not None and share >= floor and sqnr >= LEAST_SQNR_DB
+    if done.alike and done.parity.answer.agreement is None:  # numbers close, and boxes gone
+        return passed and (_shared(done) is None or share >= floor)
     return passed and (sqnr >= CHECK_SQNR_DB or agrees)
+
+
+def _found(done: Attempt) -> str:
+    words = [f.words for f in done.alike[:1]]
+    return ", ".join([*words, done.parity.answer.words])
 
 
 def _check_words(done: Attempt, floor: float) -> str:
     answer = done.parity.answer
+    if done.alike:
+        return f"{floor:g} % {done.alike[0].name}"
     if answer.equal is not None:
         return f"{floor:g} % equal integers"
     close = f"{CHECK_SQNR_DB:g} dB of output SQNR"

@@ -6,10 +6,9 @@ Its stages: place, calibrate, apply the methods, simulate, export, compare the t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx
@@ -17,19 +16,16 @@ import torch
 from torch import fx
 
 from trtq.artifact import digest_of, ensure_writable_dir
-from trtq.data.answers import ANSWER, Kind
-from trtq.data.samples import Samples, preprocess_digest
+from trtq.data.samples import preprocess_digest
 from trtq.errors import CalibrationError, UsageError
-from trtq.export.onnx_file import set_metadata_
-from trtq.export.parity import ParityRecord, check_parity
+from trtq.export.parity import ParityRecord
 from trtq.export.probe import QuantizerStats
-from trtq.export.to_onnx import export_onnx
+from trtq.flow.compare import compare_simulation
+from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
-from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
-from trtq.flow.run import Run
+from trtq.flow.opset import check_files, target_of
 from trtq.graph.device import CPU, choose_device
-from trtq.graph.feed import Feed, outputs_of
-from trtq.graph.signature import SIGNATURE
+from trtq.graph.feed import outputs_of
 from trtq.machine import package_version
 from trtq.methods.base import Method, MethodContext, Value
 from trtq.methods.registry import choose, require_fit
@@ -45,81 +41,20 @@ from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
 from trtq.specs import QuantizeOptions
+from trtq.tasks import Figure
 from trtq.version import __version__
 
 MAX_FOLD_DIFF = 1e-3
-USUAL_VALUES = 3 * 224 * 224  # of a sample; larger ones are looked at in smaller numbers
-FEWEST_COMPARED = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What all attempts of one run share.
-
-    Attributes:
-        model: to quantize; never changed.
-        samples: for calibration.
-        answer: what the model's output is.
-        run: the listener, the notes and the clock.
-        origin: more metadata of the ONNX files.
-    """
-
-    model: Model
-    samples: Samples
-    answer: Kind
-    run: Run
-    origin: Mapping[str, Any] = field(default_factory=dict)
-
-    def images(self, count: int, batch_size: int) -> Iterator[Feed]:
-        """Return batches of the first ``count`` calibration samples."""
-        size = self.model.largest_batch
-        most = batch_size if size is None else min(batch_size, size)
-        return self.samples.inputs(count, most, self.model.input_names)
-
-    def of_usual_size(self, count: int, *, least: int) -> int:
-        """Return how many samples have as many values as ``count`` images of 3x224x224 at most.
-
-        Args:
-            count: of samples of that size or smaller.
-            least: at least so many.
-        """
-        examples = self.model.graph.examples
-        own = sum(t.numel() for t in examples)
-        each = own // max((len(t) for t in examples if t.ndim), default=1)
-        return min(count, max(least, count * USUAL_VALUES // max(1, each)))
-
-    def export(
-        self, graph: fx.GraphModule, options: QuantizeOptions, **metadata: str
-    ) -> onnx.ModelProto:
-        """Return ``graph`` as ONNX, with the metadata later verbs read."""
-        model = export_onnx(
-            graph,
-            opset=opset_of(options),
-            int4=options.weight_storage == "int4",
-            note=self.run.note,
-        )
-        target = target_metadata(target_of(options))
-        origin = {**origin_of(self.model, self.answer), **self.origin}
-        set_metadata_(model, {**origin, **target, **metadata})
-        self.run.clock.lap("export")
-        return model
-
-
-def quantized_metadata(encodings: Encodings) -> dict[str, str]:
-    """Return what a Q/DQ file says of its encodings."""
-    return {"precision": "int8", "encodings_sha256": encodings.digest()}
-
-
-def origin_of(model: Model, answer: Kind) -> dict[str, object]:
-    """Return what an ONNX file says of the model that it was written from."""
-    origin: dict[str, object] = {"preprocess": model.preprocess} if model.preprocess else {}
-    said = {"model": model.name, "weights": model.weights, SIGNATURE: model.graph.signature}
-    return {**origin, **said, ANSWER: answer}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A quantized model that is not written yet, and how it was made."""
+    """A quantized model that is not written yet, and how it was made.
+
+    Attributes:
+        alike: what the task says of its answers against the float model's, without labels; empty
+            without a task that compares answers.
+    """
 
     options: QuantizeOptions
     graph: fx.GraphModule
@@ -131,6 +66,7 @@ class Attempt:
     qdq: onnx.ModelProto
     parity: ParityRecord
     measured: dict[str, QuantizerStats]
+    alike: tuple[Figure, ...] = ()
 
 
 def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
@@ -191,7 +127,7 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(context.graph)}
     simulated = insert_fake_quantize(context.graph, context.placement, encodings)
     qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
-    parity, measured = compare_simulation(inputs, options, simulated, qdq)
+    compared = compare_simulation(inputs, options, simulated, qdq)
     return Attempt(
         options=options,
         graph=context.graph,
@@ -201,61 +137,36 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
         methods=[*before, *after],
         cache_note=cache_note,
         qdq=qdq,
-        parity=parity,
-        measured=measured,
+        parity=compared.parity,
+        measured=compared.measured,
+        alike=compared.alike,
     )
 
 
-def _compared(inputs: Inputs, options: QuantizeOptions) -> int:
-    """Return how many samples are compared: fewer large ones, unless a number was asked for."""
-    asked = options.parity_images
-    count = inputs.of_usual_size(asked, least=FEWEST_COMPARED)
-    if asked != QuantizeOptions().parity_images or count >= min(asked, len(inputs.samples)):
-        return asked
-    inputs.run.note(
-        f"torch and ONNX Runtime are compared on {count} samples, not {asked}: they are large "
-        f"(--parity-images {asked + 1} compares so many)"
-    )
-    return count
-
-
-def compare_simulation(
-    inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
-) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
-    """Return how torch's simulation compares with ONNX Runtime on calibration samples.
-
-    The second value is what each quantizer did, by name.
-    """
-    count = _compared(inputs, options)
-    compared = list(inputs.images(count, options.batch_size))
-    progress = inputs.run.progress
-    progress.begin("Comparing torch and ONNX Runtime", min(count, len(inputs.samples)))
-    result = check_parity(
-        inputs.model.graph.module,
-        simulated,
-        qdq,
-        compared,
-        known=inputs.answer,
-        progress=progress.advance,
-    )
-    inputs.run.clock.lap("parity")
-    return result
-
-
-def fitting(inputs: Inputs, options: QuantizeOptions, asked: Sequence[str]) -> QuantizeOptions:
+def fitting(
+    inputs: Inputs,
+    options: QuantizeOptions,
+    asked: Sequence[str],
+    note: Callable[[str], None] | None = None,
+) -> QuantizeOptions:
     """Return ``options`` without the methods that have nothing to do on this model.
 
-    Methods in ``asked`` stay, and raise later.
+    Methods in ``asked`` stay, and raise later. ``note`` receives a line about each that does not.
     """
     if set(options.method) <= set(asked):
         return options
     context = _context(inputs, options)
-    kept = [
-        m.name
+    unfit = {
+        m.name: reason
         for m, _ in choose(options.method, options.method_arg)
-        if m.name in asked or m.not_applicable_reason(context) is None
-    ]
-    return msgspec.structs.replace(options, method=tuple(m for m in options.method if m in kept))
+        if m.name not in asked and (reason := m.not_applicable_reason(context)) is not None
+    }
+    for name, reason in unfit.items():
+        if note is not None:
+            note(f"the preset's method {name} is left out: {reason}")
+    return msgspec.structs.replace(
+        options, method=tuple(m for m in options.method if m not in unfit)
+    )
 
 
 def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:

@@ -15,21 +15,28 @@ from trtq.export.parity import (
     require_same_float,
     require_varying,
 )
-from trtq.flow.model import Model
+from trtq.flow.inputs import Inputs
+from trtq.flow.model import Model, require_float, stored_ranges
 from trtq.flow.pair import mark_fp16_ranges_
 from trtq.flow.presets import attempt_preset
-from trtq.flow.ptq import Inputs, check_options
+from trtq.flow.ptq import check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
-from trtq.quant.imported_ranges import Foreign
+from trtq.flow.task import bind_task
 from trtq.specs import QuantizeOptions
+from trtq.tasks import Task
 
 FEW_IMAGES = 32
 COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
 
 
 def quantize_model(
-    model: Model, samples: Samples, options: QuantizeOptions, run: Run | None = None
+    model: Model,
+    samples: Samples,
+    options: QuantizeOptions,
+    run: Run | None = None,
+    *,
+    task: Task | None = None,
 ) -> Quantized:
     """Return a model with a number format for every tensor of it.
 
@@ -38,6 +45,7 @@ def quantize_model(
         samples: for calibration, all of them are used (:func:`choose_samples` draws some).
         options: how to quantize.
         run: the listener, the notes and the clock.
+        task: what the outputs mean; default: that of the options, else what is known of the model.
 
     Raises:
         TrtqError: nothing to quantize, a method that does not fit, calibration or export failed,
@@ -48,11 +56,12 @@ def quantize_model(
     _require_float(model, options, run)
     model = _with_preprocess(model, samples)
     answer = model.answer_kind(samples.classes)
-    inputs = Inputs(model=model, samples=samples, answer=answer, run=run)
+    task = bind_task(task or options.task, model, samples, run)
+    inputs = Inputs(model=model, samples=samples, answer=answer, run=run, task=task)
     fp32 = inputs.export(model.graph.module, options, precision="fp32")
     first = next(inputs.images(FORCED_IMAGES, options.batch_size))
     require_same_float(model.graph.module, fp32, first)
-    if answer not in HAVE_PREDICTIONS:
+    if answer not in HAVE_PREDICTIONS and (task is None or task.agreement() is None):
         run.note(
             f"the output is not known to be scores of classes: it is compared by {COMPARED[answer]}"
         )
@@ -70,20 +79,14 @@ def _require_float(model: Model, options: QuantizeOptions, run: Run) -> None:
     Raises:
         UsageError: it has ranges of its own.
     """
-    ranges = getattr(model.module, "ranges", None)
-    if not isinstance(ranges, Foreign):
-        if options.requantize:
-            run.note(f"{model.name} has no Q/DQ pairs: requantize changes nothing")
+    if not options.requantize:
+        require_float(model.module, model.name, "Replace them: --requantize")
         return
-    if options.requantize:
-        run.note(f"the {len(ranges.amax)} ranges of {model.name} are replaced")
-        return
-    raise UsageError(
-        f"{model.name} is quantized already",
-        f"its Q/DQ pairs have {len(ranges.amax)} ranges",
-        "Replace them: --requantize. Take them over: trtq import-checkpoint "
-        f"{model.name} --ranges {model.name} --data IMAGES --out OUT",
-    )
+    count = stored_ranges(model.module)
+    if count:
+        run.note(f"the {count} ranges of {model.name} are replaced")
+    else:
+        run.note(f"{model.name} has no Q/DQ pairs: requantize changes nothing")
 
 
 def _with_preprocess(model: Model, samples: Samples) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import msgspec
 import torch
 from torch import fx
 
@@ -75,6 +76,8 @@ def record_of(
         quantizers=_quantizer_records(done, int4=quantized.asked.weight_storage == "int4"),
         left_in_float=_float_records(done.placement, done.stats),
         parity=done.parity,
+        task=msgspec.UNSET if quantized.inputs.task is None else quantized.inputs.task.label,
+        alike=list(done.alike) or msgspec.UNSET,
         files=files,
         notes=quantized.notes,
         seconds=quantized.inputs.run.clock.seconds,

@@ -13,8 +13,10 @@ from torch import fx
 
 from trtq.export.onnx_file import save_onnx
 from trtq.export.parity import require_parity
+from trtq.flow.compare import compare_simulation
+from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.pair import mark_fp16_ranges_
-from trtq.flow.ptq import Attempt, Inputs, compare_simulation, quantized_metadata
+from trtq.flow.ptq import Attempt
 from trtq.flow.run import Run
 from trtq.graph.signature import Signature
 from trtq.quant.encodings import Encodings
@@ -123,8 +125,7 @@ class Quantized:
         simulated = self.simulate()
         metadata = quantized_metadata(self.encodings)
         model = inputs.export(simulated, options, **metadata)
-        parity, _ = compare_simulation(inputs, options, simulated, model)
-        require_parity(parity)
+        require_parity(compare_simulation(inputs, options, simulated, model).parity)
         mark_fp16_ranges_(inputs, options, (model,))
         return OnnxFile(model=model)
 

@@ -20,6 +20,7 @@ from trtq.flow.allocate import shown
 from trtq.flow.analyze import analyze_model, draw_analysis
 from trtq.flow.candidate import Candidate
 from trtq.flow.classes import require_same_classes
+from trtq.flow.model import require_float
 from trtq.flow.pricing import Pricing, require_fp8
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
@@ -148,6 +149,9 @@ class _Search:
         if first.val is None:
             require_left(first.data, self.options)
         for candidate in self.candidates:
+            model = candidate.model
+            require_float(model.module, model.name, "Give the float file that it was made from")
+            candidate.model = model.judged_by(candidate.scored)
             if candidate.model.answer_kind(candidate.scored.classes) not in HAVE_PREDICTIONS:
                 raise _no_accuracy(candidate, NO_SCORES)
 

@@ -24,7 +24,7 @@ from trtq.files import ALLOCATION_JSON, EVALUATE_JSON, MODEL_FILES, QDQ, QUANTIZ
 from trtq.flow.candidate import Candidate
 from trtq.flow.evaluate import Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
-from trtq.flow.ptq import Inputs
+from trtq.flow.inputs import Inputs
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 from torch import fx, nn
 
 from trtq import ops
+from trtq.graph.heads import last_layers, scales
 from trtq.graph.nodes import conv_groups, operands
 
-Family = Literal["cnn", "mobile", "vit", "windowed", "hybrid"]
+Family = Literal[
+    "cnn", "mobile", "vit", "windowed", "hybrid", "detector-conv", "detector-transformer"
+]
 TRANSFORMER_NAMES = ("attn", "Attention", "Transformer")
 STEM_CONVS = 4  # a plain transformer has convolutions in its patch embedding only
+SIDES = 4  # of a box
 CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -44,10 +49,14 @@ def identify_blocks(model: nn.Module) -> Blocks:
     return Blocks(cnn=cnn, transformer=transformer)
 
 
-def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
+def family_of(graph: fx.GraphModule, *, detects: bool = False) -> tuple[Family, str]:
     """Return the family of a captured graph and the reason.
 
     What the graph computes decides, not its name.
+
+    Args:
+        graph: normalised.
+        detects: its outputs are known to be boxes.
     """
     kinds: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
@@ -60,6 +69,12 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
         f"{len(convs)} convolutions ({len(depthwise)} depthwise), {linears} linears, "
         f"{len(attentions)} attentions"
     )
+    heads = last_layers(graph.graph)
+    sizes = scales(heads)
+    if sizes > 1 or (detects and sizes):
+        return "detector-conv", f"{counted}, {len(heads)} last layers at {sizes} sizes"
+    if attentions and _gives_boxes(heads):
+        return "detector-transformer", f"{counted}, boxes and classes of queries"
     if attentions and rolls:
         return "windowed", f"{counted}, windows shifted {rolls} times"
     if linears > len(convs) and len(convs) <= STEM_CONVS:
@@ -67,6 +82,14 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
     if attentions or linears > 8:
         return "hybrid", counted
     return ("mobile" if len(depthwise) * 4 > len(convs) else "cnn"), counted
+
+
+def _gives_boxes(heads: Sequence[fx.Node]) -> bool:
+    """Whether last layers give the sides of boxes and scores for the same queries."""
+    shapes = [n.meta["val"].shape for n in heads if ops.kind(n) == "linear"]
+    queries = [(str(list(s[:-1])), s[-1]) for s in shapes if len(s) > 2]
+    boxes = {q for q, columns in queries if columns == SIDES}
+    return any(q in boxes and columns != SIDES for q, columns in queries)
 
 
 def _is_transformer(name: str, module: nn.Module) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,16 @@ from torch.utils._pytree import tree_structure
 
 from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
+from trtq.graph.axis_needs import needed, refusal
+from trtq.graph.explain import explain
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
-from trtq.graph.functional import make_functional_
+from trtq.graph.functional import drop_writes_, make_functional_
 from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
 from trtq.graph.onnx_origin import FromOnnx, mark_
 from trtq.graph.signature import (
-    OUTPUT,
     Axes,
     Signature,
     SizeRange,
@@ -104,6 +104,7 @@ def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
         # everything again (3x the time).
         graph = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
+        drop_writes_(graph)
         return graph
 
 
@@ -163,8 +164,8 @@ def capture(
         if axes is not None
         else open_batch(call)
     )
-    flat = model if call.plain and answer.names == (OUTPUT,) else Flat(model, call)
-    graph, feed, kept, note = _trace_best(flat, call.feed, opened)
+    flat = model if call.plain and answer.plain else Flat(model, call)
+    graph, feed, kept, note = _trace_best(flat, call, opened)
     kept, narrowed = narrowest(graph, kept)
     names = _choose_(graph, answer.names, outputs)
     passes = normalize_(graph)
@@ -308,7 +309,7 @@ def _parameter(graph: fx.GraphModule, name: str) -> object:
 def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key.
     with quiet(), torch.no_grad():
-        args, named = call.arguments(feed)
+        args, named = call.arguments([t.clone() for t in feed])  # forward() may write to them
         answer: object = model(*args, **named)
     return answer
 
@@ -379,7 +380,7 @@ def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def _trace_best(
-    model: nn.Module, feed: Feed, opened: Open
+    model: nn.Module, call: Call, opened: Open
 ) -> tuple[fx.GraphModule, Feed, Open, str]:
     """Trace with open axes where the model allows it, else with a batch of 1.
 
@@ -389,6 +390,7 @@ def _trace_best(
     Raises:
         CaptureError: it cannot be traced, or not with the axes that somebody asked for.
     """
+    feed = call.feed
     try:
         return trace(model, feed, opened), feed, opened, ""
     except Exception as first:
@@ -396,44 +398,30 @@ def _trace_best(
         if refused is not None:
             raise refused from first
         if opened.asked:
-            raise _explain(first, model) from first
+            raise _explain_axes(first, model, call, opened) from first
         one = single(feed, opened)
         try:
             graph = trace(model, one, opened.closed)
         except Exception as exc:
-            raise explain_system(exc) or _explain(exc, model) from exc
+            raise explain_system(exc) or explain(exc, model) from exc
         note = f"the model only captures with a fixed batch of 1 ({first_line(first)})"
         logger.info("%s", note)
         return graph, one, opened.closed, note
 
 
-def _explain(exc: BaseException, model: nn.Module) -> CaptureError:
-    """Name the module and the source line a torch.export failure comes from."""
-    where = _last_module(exc, model)
-    text = first_line(exc)
-    hint = (
-        "Change that line to plain tensor operations, or quantize a part of the model that has none"
+def _explain_axes(exc: BaseException, model: nn.Module, call: Call, opened: Open) -> CaptureError:
+    """Say which sizes the model takes where it does not take all that were asked for."""
+    ranges = needed(str(exc), opened)
+    fits = all(
+        tensor.shape[i] in ranges[name]
+        for tensor, names in zip(call.feed, opened.names, strict=True)
+        for i, name in names.items()
+        if ranges
     )
-    if "data-dependent" in str(exc) or "GuardOnDataDependentSymNode" in type(exc).__name__:
-        text = (
-            "forward() decides by the values of a tensor (if, while, .item()), which a graph "
-            "cannot do"
-        )
-        hint = "Replace the decision by torch.where or torch.cond, or move it out of forward()"
-    place = f" at {where}" if where else ""
-    return CaptureError(f"Cannot capture the model as a graph{place}", text, hint)
-
-
-def _last_module(exc: BaseException, model: nn.Module) -> str:
-    """Return the innermost module of the user's on the way to a failure, with its line."""
-    names = {id(m): n for n, m in reversed(list(model.named_modules()))}
-    by_type = {type(m): n for n, m in model.named_modules()}
-    frames = [f for f, _ in traceback.walk_tb(exc.__traceback__)]
-    for frame in reversed(frames):
-        owner, code = frame.f_locals.get("self"), frame.f_code
-        written_by_user = code.co_name != "__call__" and "/torch/" not in code.co_filename
-        if isinstance(owner, nn.Module) and written_by_user:
-            name = names.get(id(owner), by_type.get(type(owner), "")) or "(top)"
-            line = f"{code.co_filename}:{frame.f_lineno}"
-            return f"module {name} ({type(owner).__name__}), {line}"
-    return ""
+    if not ranges or not fits:
+        return explain(exc, model)
+    try:  # a hint must work when it is typed
+        trace(model, call.feed, opened._replace(ranges=ranges))
+    except Exception:
+        return explain(exc, model)
+    return refusal(call.names, call.feed, opened, ranges)

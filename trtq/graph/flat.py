@@ -34,6 +34,7 @@ class Call(NamedTuple):
         form: positional and named arguments, with the place of each tensor.
         rest: arguments that are no tensors, by their place.
         places: of the tensors among all arguments.
+        listed: forward() takes any number of tensors, as one list.
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,7 @@ class Call(NamedTuple):
     form: TreeSpec
     rest: dict[int, object]
     places: tuple[int, ...]
+    listed: bool
 
     def arguments(self, feed: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the named arguments for a batch."""
@@ -52,7 +54,8 @@ class Call(NamedTuple):
     def plain(self) -> bool:
         """Whether the model is called with its one tensor and nothing else."""
         args, named = self.arguments(self.feed)
-        return len(args) == 1 and not named and isinstance(args[0], torch.Tensor)
+        alone = len(args) == 1 and not named and isinstance(args[0], torch.Tensor)
+        return alone and not self.listed
 
 
 def call_of(model: nn.Module, given: object) -> Call:
@@ -87,6 +90,7 @@ def call_of(model: nn.Module, given: object) -> Call:
         form=form,
         rest={i: v for i, v in enumerate(leaves) if i not in places},
         places=places,
+        listed=_parameters(model)[1],
     )
 
 
@@ -173,11 +177,13 @@ class Answer(NamedTuple):
         names: of its tensors: the keys that lead to each.
         tensors: in order.
         left_out: names of what is no tensor and not None.
+        plain: it is one tensor alone, not a structure.
     """
 
     names: tuple[str, ...]
     tensors: Feed
     left_out: tuple[str, ...]
+    plain: bool = False
 
 
 def answer_of(output: object) -> Answer:
@@ -190,7 +196,7 @@ def answer_of(output: object) -> Answer:
         CaptureError: there is no tensor in it.
     """
     if isinstance(output, torch.Tensor):
-        return Answer((OUTPUT,), (output,), ())
+        return Answer((OUTPUT,), (output,), (), plain=True)
     if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
         output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
     found = [

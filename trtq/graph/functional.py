@@ -43,6 +43,18 @@ def make_functional_(graph: fx.GraphModule) -> bool:
     return True
 
 
+def drop_writes_(graph: fx.GraphModule) -> None:
+    """Remove the writes into inputs and buffers that end a functionalised graph.
+
+    What reads such a tensor afterwards reads the value that was written.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op != "call_function":
+            node.replace_all_uses_with(node.args[1])
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
 def _exact_twin(
     node: fx.Node, roots: dict[fx.Node, fx.Node], order: dict[fx.Node, int]
 ) -> torch._ops.OpOverload | None:

@@ -8,6 +8,8 @@ from torch import fx
 from trtq import ops
 from trtq.graph.nodes import module_path, operands
 
+MASKS = ("where", "where_scalar", "masked_fill")
+
 
 def is_softmax(node: fx.Node) -> bool:
     """Whether a node gives the probabilities of a softmax, or of what a method put in its place."""
@@ -93,10 +95,9 @@ def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
         if logits is not None:
             names[logits] = "qk"
             logits.meta["trtq_softmax"] = node
-        for user in _behind(node).users:
-            if ops.kind(user) == "matmul":
-                names.setdefault(user, "av")
-                user.meta["trtq_softmax"] = node
+        for user in _behind(node):
+            names.setdefault(user, "av")
+            user.meta["trtq_softmax"] = node
     return names
 
 
@@ -106,14 +107,30 @@ def _passes(node: fx.Node) -> bool:
 
 
 def _before(node: object) -> fx.Node | None:
-    """Return the matmul of queries and keys that the operand of a softmax comes from."""
-    while isinstance(node, fx.Node) and _passes(node) and operands(node):
-        node = operands(node)[0]
-    return node if isinstance(node, fx.Node) and ops.kind(node) == "matmul" else None
+    """Return the matmul of queries and keys that the operand of a softmax comes from.
+
+    A mask may be the first operand of what lies between, such as the condition of a where.
+    """
+    if not isinstance(node, fx.Node):
+        return None
+    if ops.kind(node) == "matmul":
+        return node
+    sources = operands(node) if _passes(node) else ()
+    return next((m for m in map(_before, sources) if m is not None), None)
 
 
-def _behind(node: fx.Node) -> fx.Node:
-    """Return the last of the calls that hand the result of a softmax on."""
-    while len(node.users) == 1 and _passes(next(iter(node.users))):
-        node = next(iter(node.users))
-    return node
+def _behind(node: fx.Node) -> list[fx.Node]:
+    """Return the matmuls that read the result of a softmax, also behind a mask.
+
+    What a mask hands on is marked as the probabilities of the softmax.
+    """
+    found = list[fx.Node]()
+    for user in node.users:
+        if ops.kind(user) == "matmul":
+            found.append(user)
+        elif _passes(user):
+            further = _behind(user)
+            if further and ops.of(user).name in MASKS:
+                user.meta["trtq_is_softmax"] = True
+            found += further
+    return found

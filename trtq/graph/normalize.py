@@ -26,6 +26,7 @@ from trtq.graph.nodes import (
     module_path,
     operands,
 )
+from trtq.graph.post_norm import hold_restores
 
 aten = torch.ops.aten
 
@@ -268,4 +269,5 @@ PASSES: tuple[tuple[str, Callable[[fx.GraphModule], int]], ...] = (
     ("constants folded", _fold_constants),
     ("attention split", split_attention),
     ("batch norm folded", fold_batch_norm),
+    ("restores held", hold_restores),
 )

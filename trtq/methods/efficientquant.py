@@ -24,7 +24,16 @@ def attention_softmaxes(graph: fx.GraphModule) -> list[fx.Node]:
 
     They are the softmaxes over maps of scores, not the one over classes at the end.
     """
-    return [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
+    return [n for n in graph.graph.nodes if ops.kind(n) == "softmax" and n.meta["val"].ndim >= 3]
+
+
+def attention_probabilities(graph: fx.GraphModule) -> list[fx.Node]:
+    """Return what attentions multiply with their values.
+
+    It is the output of a softmax, of what a method put in its place, or of a mask behind it.
+    """
+    found = [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
+    return [n for n in found if not any(map(is_softmax, n.users))]
 
 
 def log2_outputs_(context: MethodContext, bits: int | None) -> list[str]:
@@ -37,7 +46,7 @@ def log2_outputs_(context: MethodContext, bits: int | None) -> list[str]:
         bits: of the codes; None keeps each quantizer's own, and 8 for new ones.
     """
     names = []
-    for softmax in attention_softmaxes(context.graph):
+    for softmax in attention_probabilities(context.graph):
         places = [
             (u, i) for u in softmax.users for i, value in enumerate(u.args) if value is softmax
         ]
@@ -105,7 +114,7 @@ def _unfit(context: MethodContext) -> str | None:
     convolutions = any(ops.kind(n) == "conv" for n in context.graph.graph.nodes)
     return (
         None
-        if convolutions or attention_softmaxes(context.graph)
+        if convolutions or attention_probabilities(context.graph)
         else "it has no convolution and no attention"
     )
 

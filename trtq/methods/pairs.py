@@ -13,6 +13,7 @@ from torch import fx
 
 from trtq import ops
 from trtq.graph.nodes import conv_groups, get_constant, operands, zero_pad
+from trtq.graph.post_norm import is_restore
 from trtq.methods.base import MethodContext
 
 LARGEST_FACTOR = 1e6  # a nearly dead channel must not push its neighbour out of float32
@@ -29,12 +30,15 @@ class Pair:
         consumers: the convs and linears that read it; nothing else does.
         activation: the node the consumers read.
         channels: how many.
+        restore: the factors of the Mul that gives an add its values back, where an add reads the
+            activation, too (:mod:`trtq.graph.post_norm`).
     """
 
     producer: fx.Node
     consumers: tuple[fx.Node, ...]
     activation: fx.Node
     channels: int
+    restore: fx.Node | None = None
 
 
 def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
@@ -48,7 +52,8 @@ def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
         first.setdefault(operands(layer)[0], layer)
     pairs, refused = list[Pair](), list[str]()
     for activation, layer in first.items():
-        consumers = tuple(activation.users)
+        restores = [u for u in activation.users if is_restore(u)]
+        consumers = tuple(u for u in activation.users if u not in restores)
         if any(c not in quantized or operands(c)[0] is not activation for c in consumers):
             continue
         producer, passed = _producer(activation)
@@ -62,6 +67,7 @@ def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
                     consumers=consumers,
                     activation=activation,
                     channels=_channels(context, producer),
+                    restore=operands(restores[0])[1] if restores else None,
                 )
             )
     return pairs, refused
@@ -149,6 +155,8 @@ def fold_factors(context: MethodContext, pair: Pair, factors: torch.Tensor) -> N
         node = operands(consumer)[1]
         weight = context.constant(node)
         context.fold(node, weight * input_factors(weight, factors))
+    if pair.restore is not None:
+        context.fold(pair.restore, context.constant(pair.restore) * factors)
 
 
 def input_factors(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

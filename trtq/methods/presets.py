@@ -40,11 +40,13 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
         wide: methods at 8 bits.
         narrow: methods below 8 bits.
         fallback: tried in order when the quick check fails.
+        high_precision: patterns of what stays in float from the start.
     """
 
     wide: tuple[str, ...]
     narrow: tuple[str, ...]
     fallback: tuple[Step, ...]
+    high_precision: tuple[str, ...] = ()
 
 
 _ANCHORS = Step(name="first and last layer in float", high_precision=("@anchors",))
@@ -81,17 +83,30 @@ PRESETS: Mapping[Family, Preset] = {
         narrow=("reconstruct", "bias-correction"),
         fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST),
     ),
+    "detector-conv": Preset(
+        wide=(),
+        narrow=("reconstruct", "bias-correction"),
+        fallback=(_CORRECT, _SHORTCUTS, _ATTENTION, *_WORST),
+        high_precision=("@head",),
+    ),
+    "detector-transformer": Preset(
+        wide=("smooth",),
+        narrow=("smooth", "reconstruct", "bias-correction"),
+        fallback=(_ATTENTION, *_WORST),
+        high_precision=("@head",),
+    ),
 }
 
 
 def start(spec: QuantizeOptions, family: Family) -> QuantizeOptions:
-    """Return ``spec`` with the methods of the family's preset.
+    """Return ``spec`` with the methods of the family's preset, and what it keeps in float.
 
-    A spec that names methods is returned as it is.
+    Methods that a spec names stay as they are.
     """
     wide = spec.bits == "w8a8" and not spec.layer_bits
     methods = PRESETS[family].wide if wide else PRESETS[family].narrow
-    return spec if spec.method else msgspec.structs.replace(spec, method=methods)
+    kept = dict.fromkeys((*spec.high_precision, *PRESETS[family].high_precision))
+    return msgspec.structs.replace(spec, method=spec.method or methods, high_precision=tuple(kept))
 
 
 def add(

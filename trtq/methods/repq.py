@@ -12,7 +12,7 @@ from trtq import ops
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import get_constant, operands
 from trtq.methods.base import Method, MethodContext, Report, needs_batches, weight_and_bias
-from trtq.methods.efficientquant import attention_softmaxes, log2_outputs_
+from trtq.methods.efficientquant import attention_probabilities, log2_outputs_
 from trtq.methods.pairs import Pair, find_pairs, fold_factors
 from trtq.quant.fake_quantize import LOG_EPSILON
 
@@ -42,7 +42,9 @@ def _pairs(context: MethodContext) -> list[Pair]:
     return [
         p
         for p in find_pairs(context)[0]
-        if ops.of(p.producer).name == "layer_norm" and p.activation is p.producer
+        if ops.of(p.producer).name == "layer_norm"
+        and p.activation is p.producer
+        and p.restore is None  # its shift moves, too, and an add would miss it
     ]
 
 
@@ -132,7 +134,7 @@ METHOD = Method(
         needs_batches(context)
         or (
             None
-            if _pairs(context) or attention_softmaxes(context.graph)
+            if _pairs(context) or attention_probabilities(context.graph)
             else "it has no LayerNorm in front of a linear; it is for transformers"
         )
     ),

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from trtq.data.metrics import ratio_db
 from trtq.graph.naming import node_name
 from trtq.methods.base import Method, MethodContext, Report, channel_axis
-from trtq.methods.pairs import LARGEST_FACTOR, find_pairs, fold_factors
+from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
+RESTORE_DB = 1.0  # of output error that a Mul in front of an add must save
 
 
 def smoothing_factors(
@@ -65,7 +67,8 @@ def best_strength(
 def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fold factors into every pair.
 
-    The strength is the one with the least output error unless one is given.
+    The strength is the one with the least output error unless one is given. Where an add reads the
+    activation beside the layers, a Mul gives it back what was divided out: it must pay.
     """
     pairs, refused = find_pairs(context)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}
@@ -74,19 +77,34 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     )
     chosen: dict[str, float | None] = {}  # None: left as it is
     given = float(arguments["strength"])
+    restored = list[str]()
     for pair in pairs:
-        amax, rows = watch.amax[pair.activation.name], watch.samples[pair.activation.name]
-        weights = [weight_matrix(context, c, pair.channels) for c in pair.consumers]
-        if given >= 0:
-            largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
-            best: float | None = given
-            factors = smoothing_factors(amax, largest, given)
-        else:
-            best, factors = best_strength(rows, amax, weights, widths(context, pair.consumers[0]))
+        best, factors = _chosen(context, pair, watch, given)
         chosen[node_name(pair.consumers[0])] = best
         if best is not None:
             fold_factors(context, pair, factors)
-    return {"strength": chosen, "refused": refused}
+            restored += [] if pair.restore is None else [node_name(pair.activation)]
+    report: Report = {"strength": chosen, "refused": refused}
+    return {**report, "restored": restored, "label": "ops"} if restored else report
+
+
+def _chosen(
+    context: MethodContext, pair: Pair, watch: Watch, given: float
+) -> tuple[float | None, torch.Tensor]:
+    """Return the strength for a pair, None to leave it as it is, and its factors."""
+    amax, rows = watch.amax[pair.activation.name], watch.samples[pair.activation.name]
+    weights = [weight_matrix(context, c, pair.channels) for c in pair.consumers]
+    if given >= 0:
+        largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
+        return given, smoothing_factors(amax, largest, given)
+    bits = widths(context, pair.consumers[0])
+    best, factors = best_strength(rows, amax, weights, bits)
+    if best is None or pair.restore is None:
+        return best, factors
+    before, after = (
+        float(output_error(rows, amax, weights, f, bits)) for f in (torch.ones_like(amax), factors)
+    )
+    return (best if ratio_db(before, after) >= RESTORE_DB else None), factors
 
 
 METHOD = Method(

@@ -145,10 +145,10 @@ POINTWISE: tuple[Op, ...] = (
         write="elementwise.where",
         read="elementwise.where",
     ),
-    # The mask of an attention where rows may have no key lies behind its softmax.
     pointwise(
         "where_scalar",
         "where.Scalar where.ScalarSelf where.ScalarOther",
+        traits="attention",
         write="elementwise.where",
     ),
     pointwise(

@@ -111,6 +111,17 @@ def new_scratch(device: torch.device | None = None) -> Scratch:
     return floats, torch.empty(CHUNK, dtype=torch.int32, device=device)
 
 
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without gaps between its values: a copy of one that has some.
+
+    A slice or a transposed tensor is then copied once, not by each statistic.
+    """
+    if x.is_contiguous():
+        return x
+    images = x.ndim == 4
+    return x.contiguous(memory_format=torch.channels_last if images else torch.contiguous_format)
+
+
 def dense_view(x: torch.Tensor) -> torch.Tensor:
     """A flat view of a dense tensor in memory order.
 

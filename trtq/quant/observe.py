@@ -18,7 +18,7 @@ from trtq.graph.device import CPU, on_device
 from trtq.graph.feed import Feed, as_feed, channels_last
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import INTERVAL_BITS, find_calibrator
-from trtq.quant.histogram import Scratch, dense_view, new_scratch
+from trtq.quant.histogram import Scratch, dense, dense_view, new_scratch
 from trtq.quant.placement import Placement
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen, Statistic
 
@@ -76,7 +76,8 @@ class Observer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Observe ``x`` and return it unchanged."""
-        seen = Seen(x, *torch.aminmax(dense_view(x)), self.scratch)
+        values = dense(x)
+        seen = Seen(values, *torch.aminmax(dense_view(values)), self.scratch)
         for statistic in self.range.statistics:
             statistic.add(seen)
         return x

@@ -13,6 +13,7 @@ from torch import fx
 
 from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
+from trtq.graph.heads import head_nodes
 from trtq.graph.naming import is_softmax, node_name
 from trtq.graph.nodes import get_constant, operands, zero_pad
 from trtq.ops import Operand, Role
@@ -326,9 +327,11 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
 def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     """Return the quantizers that a pattern selects.
 
-    It is a shell pattern on names and layers, ``@first``, ``@last``, or ``@anchors``, which is
-    both.
+    It is a shell pattern on names and layers, ``@first``, ``@last``, ``@anchors``, which is both,
+    or ``@head``: the layers that no other one follows, and what is behind them.
     """
+    if pattern == "@head":
+        return _of_heads(placement)
     weighted = _weighted_layers(placement)
     wanted = {
         "@first": weighted[:1],
@@ -340,6 +343,13 @@ def matching(placement: Placement, pattern: str) -> list[Quantizer]:
         for q in placement.quantizers
         if (q.layer in wanted if wanted is not None else _matches(q, pattern))
     ]
+
+
+def _of_heads(placement: Placement) -> list[Quantizer]:
+    if not placement.quantizers:
+        return []
+    heads = head_nodes(placement.quantizers[0].consumer.graph)
+    return [q for q in placement.quantizers if q.consumer in heads]
 
 
 def _matches(quantizer: Quantizer, pattern: str) -> bool:

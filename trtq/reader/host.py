@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from trtq.reader.call import Call
-from trtq.reader.values import TORCH_TYPES, Array, UnreadError, Value
+from trtq.reader.values import LARGEST_HOST, TORCH_TYPES, Array, UnreadError, Value
 
 Compute = Callable[[Call], "Value | list[Value]"]
 
@@ -101,9 +101,17 @@ def _moved(change: Callable[[Call, Array], Any]) -> Compute:
     return compute
 
 
+def _plain(sizes: Sequence[Any]) -> list[int]:
+    """Return sizes that are known; with an open one among them the result is a tensor."""
+    if not all(isinstance(s, int) for s in sizes):
+        raise NotImplementedError
+    return list(sizes)
+
+
 def _gather(call: Call, numbers: Array) -> Any:
-    places = np.asarray(call.value(1).known().tolist(), dtype=np.int64)
-    return np.take(numbers, places, axis=call.get("axis", 0))
+    places = call.value(1)
+    index = np.asarray(_plain(places.ints()), np.int64).reshape(places.shape)
+    return np.take(numbers, index, axis=call.get("axis", 0))
 
 
 def _concat(call: Call) -> Value:
@@ -115,13 +123,14 @@ def _slice(call: Call, numbers: Array) -> Any:
     from trtq.reader.read_shapes import slices_of
 
     index: list[slice] = [slice(None)] * numbers.ndim
-    for axis, start, end, step in slices_of(call, numbers.ndim):
+    for axis, *bounds in slices_of(call, numbers.ndim):
+        start, end, step = _plain(bounds)
         index[axis] = slice(start, None if step < 0 and end < -numbers.shape[axis] else end, step)
     return numbers[tuple(index)]
 
 
 def _reshape(call: Call, numbers: Array) -> Any:
-    shape = call.ints(1) or []
+    shape = _plain(call.ints(1) or [])
     return numbers.reshape([numbers.shape[i] if s == 0 else s for i, s in enumerate(shape)])
 
 
@@ -139,7 +148,7 @@ def _split(call: Call) -> list[Value]:
     numbers, axis = source.known(), call.get("axis", 0)
     sizes = call.axes(name="split")
     pieces = len(call.node.output)
-    places: Any = list(np.cumsum(sizes)[:-1]) if sizes is not None else pieces
+    places: Any = list(np.cumsum(_plain(sizes))[:-1]) if sizes is not None else pieces
     return [Value.numbers(p, source.dtype) for p in np.array_split(numbers, places, axis=axis)]
 
 
@@ -158,8 +167,8 @@ def _reduce(function: Callable[[Any, Any], Any]) -> Compute:
 
 
 def _fill(call: Call) -> Value:
-    shape = call.ints(0) or []
-    if not all(isinstance(s, int) for s in shape) or math.prod(shape) > 1 << 12:
+    shape = _plain(call.ints(0) or [])
+    if math.prod(shape) > LARGEST_HOST:
         raise NotImplementedError  # a tensor
     held = call.get("value")
     from onnx import numpy_helper
@@ -177,8 +186,10 @@ def _range(call: Call) -> Value:
 
 
 def _expand(call: Call, numbers: Array) -> Any:
-    shape = call.ints(1) or []
-    return np.broadcast_to(numbers, np.broadcast_shapes(numbers.shape, tuple(shape)))
+    shape = np.broadcast_shapes(numbers.shape, tuple(_plain(call.ints(1) or [])))
+    if math.prod(shape) > LARGEST_HOST:
+        raise NotImplementedError  # a tensor
+    return np.broadcast_to(numbers, shape)
 
 
 def _choose(condition: Any, a: Any, b: Any) -> Any:

@@ -16,6 +16,7 @@ from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
 from trtq.reader.example import axes_of, inputs_of
+from trtq.reader.fuse import written_as
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
 from trtq.reader.opaque_model import opaque_model
@@ -202,7 +203,7 @@ class OnnxModule(Nodes):
         self.notes: list[str] = []
         self.ranges: Foreign | None = None
         pairs = zip(self.paths, self.nodes, strict=True)
-        names = {path: (node.name, node.op_type) for path, node in pairs if node.name}
+        names = {path: (node.name, written_as(node)) for path, node in pairs if node.name}
         self.origin = OnnxOrigin(names, dict(metadata or {}))
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx
 import torch
 
+from trtq.onnx_walk import axis_name
 from trtq.reader.values import HALVES, TORCH_TYPES
 
 
@@ -29,6 +30,6 @@ def port_of(value: onnx.ValueInfoProto) -> Port:
     """Return an input or output of a file."""
     info = value.type.tensor_type
     code = info.elem_type
-    dims = [d.dim_value if d.dim_value > 0 else d.dim_param for d in info.shape.dim]
+    dims = [d.dim_value if d.dim_value > 0 else axis_name(d) for d in info.shape.dim]
     dtype = HALVES[code] if code in HALVES else TORCH_TYPES[code]
     return Port(value.name, dtype, tuple(dims))

@@ -1,7 +1,7 @@
 """What happens to an ONNX model before it becomes a module.
 
-It is checked, functions are inlined, what depends on no input is folded, and matmuls with a
-matrix of constants are marked as linear layers.
+It is checked, functions are inlined, what depends on no input is folded, formulas of operators
+become one node each, and matmuls with a matrix of constants are marked as linear layers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from trtq.onnx_walk import (
     has_branches,
 )
 from trtq.reader.call import reads_of
+from trtq.reader.fuse import fuse_
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.tail import split_tail_
 from trtq.reader.values import HALVES, TORCH_TYPES, Array
@@ -119,6 +120,8 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
     if tail is not None:
         prepared.tail = pack_tail(tail)
         prepared.notes.append(note)
+    fused = fuse_(prepared.graph, prepared.constants, prepared.opset, ranges)
+    prepared.notes += [fused] if fused else []
     _linears_(prepared)
     _drop_unread_(prepared)
     return prepared

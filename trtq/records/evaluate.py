@@ -14,6 +14,20 @@ from trtq.tasks.base import Figure
 IN_FIELDS = ("top-1", "top-5", "mIoU", "pixel accuracy")  # figures that have a field of their own
 
 
+class PictureRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of one sample: the answers of the reference and of the model, side by side.
+
+    Attributes:
+        file: its name in the folder of pictures.
+        sample: id.
+        difference: by which samples were ordered, 0 is none.
+    """
+
+    file: str
+    sample: str
+    difference: float
+
+
 class EvaluateRecord(Record, frozen=True, kw_only=True):
     """What ``trtq evaluate`` measured.
 
@@ -35,6 +49,12 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         reference_miou: the reference's own.
         task: what the first output means; unset where no task was asked for.
         figures, reference_figures: the scores of that task, of the file and of the reference.
+        agreement_figures: what the task says of the file's answers against the reference's.
+        by_class: the task's first score of each class, by index; None for a class that is nowhere.
+        class_names: in the same order; empty where nobody says them.
+        curve, reference_curve: recall and the task's precision there, 0 to 1.
+        pictures: of the samples where the two models differ most; their folder is beside the
+            record.
         calibration_images: how many of the images were used for calibration; None when that is not
             known.
         runtime: what computed the outputs.
@@ -53,6 +73,12 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     task: str | msgspec.UnsetType = msgspec.UNSET
     figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     reference_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
+    agreement_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
+    by_class: list[float | None] | msgspec.UnsetType = msgspec.UNSET
+    class_names: list[str] | msgspec.UnsetType = msgspec.UNSET
+    curve: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    reference_curve: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    pictures: list[PictureRow] | msgspec.UnsetType = msgspec.UNSET
     agreement: float | None
     sqnr_db: float | None
     outputs: list[OutputComparison] = []
@@ -66,15 +92,38 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     environment: Environment
 
     @property
-    def measure(self) -> str:
-        """What :attr:`score` is.
+    def judged(self) -> tuple[Figure, Figure | None] | None:
+        """The score that models are compared by and the reference's own.
 
-        It is ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference,
-        else none.
+        It is the task's first, ``mIoU`` with masks, ``top-1`` with labels, else what the task says
+        of the two models' answers, else their equal predictions; None without any.
         """
-        return (
-            "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
-        )
+        own, theirs = self._scored, self._reference
+        if own is not None and own.value is not None:
+            return own, theirs
+        alike = next(iter(self.agreement_figures or ()), None)
+        if alike is not None:
+            return alike, None
+        if self.agreement is None:
+            return None
+        return Figure(name="agreement", value=self.agreement), None
+
+    @property
+    def _scored(self) -> Figure | None:
+        fields = {"mIoU": self.miou, "top-1": self.top1}
+        known = (Figure(name=n, value=v) for n, v in fields.items() if v is not None)
+        return next(iter(self.figures or ()), next(known, None))
+
+    @property
+    def _reference(self) -> Figure | None:
+        fields = {"mIoU": self.reference_miou, "top-1": self.reference_top1}
+        known = (Figure(name=n, value=v) for n, v in fields.items() if v is not None)
+        return next(iter(self.reference_figures or ()), next(known, None))
+
+    @property
+    def measure(self) -> str:
+        """What :attr:`score` is, such as ``mAP``, ``mIoU``, ``top-1`` or ``agreement``."""
+        return "agreement" if self.judged is None else self.judged[0].name
 
     @property
     def doubt(self) -> str:
@@ -90,19 +139,15 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
 
     @property
     def score(self) -> float | None:
-        """The number by which models are compared, percent."""
-        return (
-            self.miou
-            if self.miou is not None
-            else self.top1
-            if self.top1 is not None
-            else self.agreement
-        )
+        """The number by which models are compared, in the unit of its figure."""
+        return None if self.judged is None else self.judged[0].value
 
     @property
     def reference_score(self) -> float | None:
         """The reference's own; None when agreement is all there is."""
-        return self.reference_miou if self.miou is not None else self.reference_top1
+        if self.judged is None or self.judged[1] is None:
+            return None
+        return self.judged[1].value
 
     @property
     def summary(self) -> str:
@@ -113,10 +158,11 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         if self.miou is not None:
             parts.append(f"mIoU {self.miou:.2f} %, {self.pixel_accuracy:.2f} % of the pixels right")
         parts += [f.words for f in self.figures or () if f.name not in IN_FIELDS]
-        if self.reference_score is not None:
+        if self.reference_score is not None and self.measure in IN_FIELDS:
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
         others = [f.words for f in self.reference_figures or () if f.name not in IN_FIELDS]
         parts += [f"reference {words}" for words in others]
+        parts += [f.words for f in self.agreement_figures or () if f.name != "agreement"]
         for output in self.outputs:
             parts.append(
                 output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}"

@@ -9,6 +9,7 @@ import msgspec
 from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
+from trtq.tasks.base import Figure
 
 WIDTHS = {"w8a8": "INT8", "mixed": "mixed widths, INT8 containers"}
 
@@ -57,9 +58,14 @@ class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt and what the quick check saw."""
+    """One attempt and what the quick check saw.
+
+    Attributes:
+        figures: what the task says of the answers against the float model's.
+    """
 
     step: str
+    figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     agreement: float | None
     equal: float | None = None
     sqnr_db: float | None
@@ -85,7 +91,12 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuantizeRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq quantize`` did; written as quantize.json."""
+    """What ``trtq quantize`` did; written as quantize.json.
+
+    Attributes:
+        task: what the outputs mean; unset where nothing says so.
+        alike: what the task says of the answers against the float model's, without labels.
+    """
 
     model: dict[str, Any]
     data: dict[str, Any]
@@ -96,6 +107,8 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     quantizers: list[QuantizerRecord]
     left_in_float: list[FloatRecord]
     parity: ParityRecord
+    task: str | msgspec.UnsetType = msgspec.UNSET
+    alike: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     files: dict[str, FileRecord]
     notes: list[str]
     seconds: dict[str, float]
@@ -112,9 +125,14 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
             width = "codes that no engine has a kernel for (it computes in float)"
         return (
             f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; "
-            f"output against float on {p.images} {self.images_words}: {p.answer.words}; "
+            f"output against float on {p.images} {self.images_words}: {self._alike}"
+            f"{p.answer.words}; "
             f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}{self._tried()}"
         )
+
+    @property
+    def _alike(self) -> str:
+        return "".join(f"{f.words}, " for f in self.alike or ())
 
     @property
     def images_words(self) -> str:

@@ -39,10 +39,12 @@ def open_choice(kind: str, *names: str) -> Meta:
 def require_choice(option: str, value: str, kind: str, names: Sequence[str]) -> None:
     """Refuse a value that is neither one of ``names`` nor an extension.
 
+    A name may have an argument behind a colon.
+
     Raises:
         UsageError: the nearest are suggested.
     """
-    if value not in names and not extensions.is_known(kind, value):
+    if value.partition(":")[0] not in names and not extensions.is_known(kind, value):
         known = (*names, *extensions.installed(kind))
         raise UsageError(
             f"Cannot use {option} {value}",

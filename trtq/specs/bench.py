@@ -204,8 +204,13 @@ class GateSpec(Spec, frozen=True, kw_only=True):
         ),
     ] = None
     max_accuracy_drop: Annotated[
-        Annotated[float, Meta(ge=0)] | None, Doc(description="Points of top-1 or mIoU.")
+        Annotated[float, Meta(ge=0)] | None,
+        Doc(description="Points of the first score: mAP, mIoU or top-1."),
     ] = None
+    max_drop: Annotated[
+        dict[str, Annotated[float, Meta(ge=0)]],
+        Doc(description="NAME=POINTS that one score may be worse by, such as mAP=0.5; repeatable."),
+    ] = {}
     summary: Annotated[
         str, PathDoc(description="File to append the table to, such as $GITHUB_STEP_SUMMARY.")
     ] = ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc, PathDoc, Spec
-from trtq.specs.fields import Backend
+from trtq.specs.fields import Backend, Tokenizer
 from trtq.specs.inputs import ModelInputSpec
 
 
@@ -162,11 +162,12 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
     data: Annotated[
         str | None,
         PathDoc(
-            description="Images (as for quantize), or random: what was built is compared with the "
-            "ONNX file on them."
+            description="Data of any form (as for quantize), or random: what was built is compared "
+            "with the ONNX file on them."
         ),
     ] = None
-    check_images: Annotated[int, Meta(ge=1), Doc(description="How many of them.")] = 32
+    tokenizer: Tokenizer = None
+    check_images: Annotated[int, Meta(ge=1), Doc(description="How many samples of it.")] = 32
 
 
 class BuildSpec(BuildOptions, frozen=True, kw_only=True):

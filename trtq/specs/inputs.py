@@ -45,7 +45,7 @@ class InputSpec(Spec, frozen=True, kw_only=True):
             description="Images: a folder of class folders, a flat folder, a .zip of either or "
             "a folder inside one, cifar10:DIR, digits. Tensors: a folder of .npz or .npy files, "
             "one such file with samples first, file.py:factory. Texts: a .txt file. Boxes: "
-            "coco:FOLDER, yolo:data.yaml. Numbers that calibrate nothing: random."
+            "coco:FOLDER, yolo:data.yaml, voc:FOLDER. Numbers that calibrate nothing: random."
         ),
     ] = ""
     class_index: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec
+from trtq.specs.base import Doc, Spec, open_choice
 from trtq.specs.fields import CalibCache, Calibrator, FilesFor, Opset, Percentile
 
 CalibrationImages = Annotated[
@@ -37,7 +37,17 @@ MethodArguments = Annotated[
     Doc(description="Argument of a method, NAME.K=V; repeatable."),
 ]
 FamilyPreset = Annotated[
-    Literal["auto", "none", "cnn", "mobile", "vit", "windowed", "hybrid"],
+    Literal[
+        "auto",
+        "none",
+        "cnn",
+        "mobile",
+        "vit",
+        "windowed",
+        "hybrid",
+        "detector-conv",
+        "detector-transformer",
+    ],
     Doc(
         description="Methods and fallbacks by family of models: auto takes the family from the "
         "graph, none does what is asked and nothing else. Methods that are asked for replace the "
@@ -59,6 +69,27 @@ WeightStorage = Annotated[
         "and engines then compute in float."
     ),
 ]
+TASK_NAMES = (
+    "classification",
+    "segmentation",
+    "detection",
+    "instances",
+    "keypoints",
+    "depth",
+    "embedding",
+    "text-classification",
+    "multi-label",
+    "text-lines",
+    "tensors",
+)
+TaskName = Annotated[
+    Annotated[str, open_choice("tasks", *TASK_NAMES)] | None,
+    Doc(
+        description="Meaning of the outputs; default: what the file or the labels say. "
+        "detection:HEAD chooses how boxes are read, embedding:OUTPUT the output. Also "
+        "file.py:NAME, module:NAME or an entry point."
+    ),
+]
 Requantize = Annotated[
     bool,
     Doc(description="For an ONNX file with Q/DQ pairs: calibrate anew in place of its own ranges."),
@@ -73,8 +104,8 @@ Attention = Annotated[
 HighPrecision = Annotated[
     tuple[str, ...],
     Doc(
-        description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); "
-        "repeatable."
+        description="Layers to leave in float: a shell pattern, @first, @last, @anchors (both) or "
+        "@head (the layers that no other one follows, as a detector's); repeatable."
     ),
 ]
 DeviceName = Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -127,6 +158,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     layer_bits: dict[str, str] = {}
     method: Methods = ()
     method_arg: MethodArguments = {}
+    task: TaskName = None
     preset_quant: FamilyPreset = "auto"
     min_agreement: MinAgreement = 90.0
     weight_storage: WeightStorage = "int8"

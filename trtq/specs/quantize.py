@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, PathDoc, open_choice
+from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import (
     OPSET,
     CalibCache,
@@ -31,6 +31,7 @@ from trtq.specs.options import (
     MinAgreement,
     ParityImages,
     Requantize,
+    TaskName,
     WeightStorage,
 )
 
@@ -52,6 +53,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = None
     method: Methods = ()
     method_arg: MethodArguments = {}
+    task: TaskName = None
     preset_quant: FamilyPreset = "auto"
     min_agreement: MinAgreement = 90.0
     weight_storage: WeightStorage = "int8"
@@ -132,13 +134,7 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None,
         Doc(description="Evaluate at most this many images, drawn evenly."),
     ] = None
-    task: Annotated[
-        Annotated[str, open_choice("tasks", "classification", "segmentation", "tensors")] | None,
-        Doc(
-            description="Meaning of the first output; default: what the file or the labels say. "
-            "Also file.py:NAME, module:NAME or an entry point."
-        ),
-    ] = None
+    task: TaskName = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
     exclude: Annotated[
@@ -150,6 +146,13 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
         PathDoc(
             description="Folder for evaluate.json: that of the run, and trtq report shows the "
             "accuracy."
+        ),
+    ] = ""
+    save_pictures: Annotated[
+        str,
+        PathDoc(
+            description="Folder for pictures of the images where the file and --reference differ "
+            "most; default: pictures in --out, for tasks that can be drawn."
         ),
     ] = ""
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16

@@ -318,6 +318,13 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     dynamic: Dynamic = ()
     outputs: Outputs = ()
     ort_library: OrtLibrary = None
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="NAME=SHAPE of an ONNX file's input with open axes, such as "
+            "images=1x3x640x640; repeatable."
+        ),
+    ] = ()
     allocation: Annotated[
         str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")
     ] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.facts import Facts
 from trtq.tasks.registry import TASKS, find_task, task_for
 
-__all__ = ["TASKS", "Figure", "Score", "Task", "find_task", "task_for"]
+__all__ = ["TASKS", "Facts", "Figure", "Score", "Task", "find_task", "task_for"]

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from trtq.data.answers import Kind
-from trtq.data.metrics import Array
+from trtq.errors import UsageError
+from trtq.tasks.facts import Facts
+
+if TYPE_CHECKING:
+    from trtq.data.preprocess import ImagePlace
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+Places: TypeAlias = "Sequence[ImagePlace] | None"
 
 
-class Figure(msgspec.Struct, frozen=True, kw_only=True):
+class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One score.
 
     Attributes:
         name: such as ``top-1``.
         value: in ``unit``; None where nothing could be counted.
         unit: such as ``%``.
+        better: whether a higher or a lower value is better.
     """
 
     name: str
     value: float | None
     unit: str = "%"
+    better: str = "higher"
 
     @property
     def words(self) -> str:
         """The score as a person reads it."""
         if self.value is None:
             return f"{self.name} n/a"
+        if not self.unit:
+            return f"{self.name} {self.value:.4g}"
         return f"{self.name} {self.value:.2f} {self.unit}"
 
 
 class Score(Protocol):
     """Counts over batches."""
 
-    def add(self, answer: Array, targets: npt.NDArray[np.int64] | None) -> None:
-        """Count one batch: answers and targets, samples first."""
+    def add(self, answer: Any, targets: Any) -> None:
+        """Count one batch: what the task decoded, and targets, one a sample."""
 
     @property
     def figures(self) -> list[Figure]:
@@ -48,18 +60,64 @@ class Score(Protocol):
         """
 
 
+@runtime_checkable
+class HasCurve(Protocol):
+    """Counts with a precision-recall curve."""
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Return recall and precision, 0 to 1."""
+
+
 class Task(ABC):
-    """What the first output of a model means.
+    """What the outputs of a model mean.
 
     Attributes:
         name: as it is asked for.
-        kind: of the answer; None where it is only numbers.
+        kind: of the first output; None where it is only numbers.
         takes_targets: whether answers can be right or wrong.
+        finds_boxes: whether answers are places on the image, which a head computes from maps.
     """
 
     name: str
     kind: Kind | None = None
     takes_targets: bool = True
+    finds_boxes: bool = False
+
+    @property
+    def label(self) -> str:
+        """The task as a person reads it, with what it reads answers by."""
+        return self.name
+
+    def with_argument(self, argument: str) -> Task:
+        """Return the task as the text behind its name and a colon says.
+
+        Raises:
+            UsageError: it takes none, or has no such choice.
+        """
+        raise UsageError(
+            f"Cannot use the task {self.name}:{argument}",
+            f"{self.name} takes nothing behind a colon",
+            f"--task {self.name}",
+        )
+
+    def bound(self, facts: Facts) -> Task:
+        """Return the task for one model.
+
+        Raises:
+            UsageError: the model lacks the outputs, or they can be read in two ways.
+        """
+        del facts
+        return self
+
+    def decode(self, outputs: Outputs, places: Places) -> Any:
+        """Return the answers of a batch, samples first: by default the first output.
+
+        Args:
+            outputs: of the model by name, samples first.
+            places: where each image lies in the input; None for samples that are no images.
+        """
+        del places
+        return next(iter(outputs.values()))
 
     @abstractmethod
     def score(self, *, ignore: int) -> Score:
@@ -69,7 +127,33 @@ class Task(ABC):
             ignore: the target value that is not counted.
         """
 
-    def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:
+    def agreement(self) -> Score | None:
+        """Return new counts of a model's answers against another's, which needs no labels.
+
+        Its ``add`` takes the answers, then the other's. None where outputs are compared as numbers
+        only.
+        """
+        return None
+
+    def mismatch(self, answer: Any, targets: npt.NDArray[Any]) -> str:
         """Return why targets cannot be compared with answers of these shapes, "" when they can."""
         del answer, targets
         return ""
+
+    def remark(self, answer: Any, targets: npt.NDArray[Any]) -> str:
+        """Return what a user should know of how answers meet these targets, "" for nothing."""
+        del answer, targets
+        return ""
+
+    def difference(self, answer: Any, other: Any) -> float:
+        """Return how much the answers of two models to one sample differ; 0 is not at all.
+
+        It orders the samples that are shown.
+        """
+        del answer, other
+        return 0.0
+
+    def draw(self, image: Image.Image, answer: Any) -> Image.Image | None:
+        """Return a picture of one sample's answer on its original image; None for no picture."""
+        del image, answer
+        return None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from trtq.data.metrics import Array
 from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.equal_predictions import EqualPredictions
+from trtq.tasks.facts import Facts
+from trtq.tasks.maps import caption
 
 BEST = 5
 
@@ -49,18 +55,65 @@ class TopScore:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """One class an image."""
+    """One class an image.
+
+    Attributes:
+        classes: names in index order, where they are known.
+    """
 
     name = "classification"
     kind = "classes"
+    classes: tuple[str, ...] = ()
+
+    def bound(self, facts: Facts) -> Classification:  # noqa: D102
+        return replace(self, classes=facts.names or facts.classes)
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         return TopScore(ignore)
 
+    def agreement(self) -> Score:  # noqa: D102
+        return EqualPredictions()
+
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
-        if targets.dtype.kind not in "iu":
-            return f"its targets are {targets.dtype}, expected class indices"
-        if answer.ndim != 2 or targets.ndim != 1:
-            return f"its output is {list(answer.shape)}, the labels are {list(targets.shape)}"
-        return ""
+        return class_mismatch(answer, targets)
+
+    def difference(self, answer: Array, other: Array) -> float:
+        """Return how much probability is on other classes, 0 to 1; more where classes differ."""
+        return class_difference(answer, other)
+
+    def draw(self, image: Image.Image, answer: Array) -> Image.Image:  # noqa: D102
+        best = int(np.argmax(answer))
+        name = self.classes[best] if best < len(self.classes) else f"class {best}"
+        return caption(image, f"{name} {shares(answer)[best]:.2f}")
+
+
+def class_mismatch(answer: Array, targets: npt.NDArray[np.int64]) -> str:
+    """Return why targets are no classes of answers [N, C], "" when they are."""
+    if targets.dtype.kind not in "iu":
+        what = "no numbers" if targets.dtype == np.object_ else str(targets.dtype)
+        return f"its targets are {what}, expected class indices"
+    if answer.ndim != 2 or targets.ndim != 1:
+        return f"its output is {list(answer.shape)}, the labels are {list(targets.shape)}"
+    return ""
+
+
+def class_difference(answer: Array, other: Array) -> float:
+    """Return how much two models differ on one sample's scores [C].
+
+    It is the probability that is on other classes, 0 to 1, and 1 more where the best classes
+    differ. NaN differs by 2.
+    """
+    if not (np.isfinite(answer).all() and np.isfinite(other).all()):
+        return 2.0
+    far = 0.5 * float(np.abs(shares(answer) - shares(other)).sum())
+    return far + float(np.argmax(answer) != np.argmax(other))
+
+
+def shares(scores: Array) -> Array:
+    """Return scores [C] as probabilities: as they are where they add up to 1, else a softmax."""
+    if (scores >= 0.0).all() and abs(float(scores.sum()) - 1.0) < 0.01:
+        return scores
+    powers = np.exp(scores - scores.max())
+    return np.asarray(powers / powers.sum())

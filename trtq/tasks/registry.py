@@ -9,14 +9,37 @@ from trtq.data.answers import Kind
 from trtq.errors import UsageError
 from trtq.tasks.base import Task
 from trtq.tasks.classification import Classification
+from trtq.tasks.depth import Depth
+from trtq.tasks.detection import Detection
+from trtq.tasks.embedding import Embedding
+from trtq.tasks.instances import Instances
+from trtq.tasks.keypoints import Keypoints
+from trtq.tasks.multi_label import MultiLabel
 from trtq.tasks.segmentation import Segmentation
 from trtq.tasks.tensors import Tensors
+from trtq.tasks.text_classification import TextClassification
+from trtq.tasks.text_lines import TextLines
 
-TASKS: Mapping[str, Task] = {t.name: t for t in (Classification(), Segmentation(), Tensors())}
+ROWS: tuple[Task, ...] = (
+    Classification(),
+    Segmentation(),
+    Detection(),
+    Instances(),
+    Keypoints(),
+    Depth(),
+    Embedding(),
+    TextClassification(),
+    MultiLabel(),
+    TextLines(),
+    Tensors(),
+)
+TASKS: Mapping[str, Task] = {row.name: row for row in ROWS}
 
 
 def find_task(name: str | Task | type[Task]) -> Task:
     """Return a task by name, one of trtq's or an extension.
+
+    A name may have an argument behind a colon, such as ``detection:yolo``.
 
     Raises:
         UsageError: unknown (the nearest are suggested), or it cannot be loaded.
@@ -27,7 +50,12 @@ def find_task(name: str | Task | type[Task]) -> Task:
         return name()
     if name in TASKS:
         return TASKS[name]
+    base, _, argument = name.partition(":")
+    if base in TASKS and argument:
+        return TASKS[base].with_argument(argument)
     task = extensions.load("tasks", name, built_in=tuple(TASKS))
+    if isinstance(task, type) and issubclass(task, Task):
+        return task()
     if not isinstance(task, Task):
         raise UsageError(
             f"Cannot use the task {name!r}",

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from trtq.data.metrics import Array, confusion, hit_rate, mean_overlap, overlap, predictions
-from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.base import Figure, Outputs, Places, Score
+from trtq.tasks.equal_predictions import EqualPixels
+from trtq.tasks.maps import draw_classes, resized
+from trtq.tasks.one_output import OneOutput, probabilities
 
 
 class PixelScore:
@@ -27,6 +33,7 @@ class PixelScore:
         if targets is None:
             return
         classes = answer.shape[1]
+        answer = resized(answer, targets.shape[1:])
         found = predictions(answer)
         ruined = ~np.isfinite(answer).all(axis=1)
         found[ruined] = (targets[ruined] + 1) % classes  # NaN and infinity are wrong
@@ -52,22 +59,72 @@ class PixelScore:
         return [round(v, 4) if math.isfinite(v) else None for v in values]
 
 
-class Segmentation(Task):
-    """One class a pixel."""
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(OneOutput):
+    """One class a pixel.
+
+    One map is the probability of class 1 (behind the colon ``logits``: before the sigmoid).
+    """
 
     name = "segmentation"
     kind = "pixels"
+    form = "scores [N, classes, H, W], or one map [N, 1, H, W] of probabilities"
+    ranks = (4,)
+    words = ("logits",)
+
+    def decode(self, outputs: Outputs, places: Places) -> Any:
+        """Return scores of classes [N, C, H, W]; C is 2 for one map.
+
+        Raises:
+            UsageError: the output is missing, or one map has no probabilities.
+        """
+        scores = super().decode(outputs, places)
+        if scores.ndim != 4 or scores.shape[1] != 1 or scores.dtype.kind != "f":
+            return scores
+        shares = probabilities(scores, self.name, logits=self.has_word("logits"))
+        return np.concatenate([1.0 - shares, shares], axis=1)
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         return PixelScore(ignore)
 
+    def agreement(self) -> Score:  # noqa: D102
+        return EqualPixels()
+
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         if targets.dtype.kind not in "iu":
-            return f"its targets are {targets.dtype}, expected class indices"
+            what = "no numbers" if targets.dtype == np.object_ else str(targets.dtype)
+            return f"its targets are {what}, expected class indices"
         if answer.ndim != 4 or answer.dtype.kind != "f":
             return f"its output is {list(answer.shape)}, not [N, classes, H, W]"
-        if targets.shape[1:] != answer.shape[2:]:
-            return (
-                f"its output is {list(answer.shape[2:])}, the masks are {list(targets.shape[1:])}"
-            )
+        if targets.ndim != 3:
+            return f"its targets are {list(targets.shape)}, expected masks [N, H, W]"
         return ""
+
+    def remark(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
+        return size_remark(answer, targets, "scores", "masks")
+
+    def difference(self, answer: Array, other: Array) -> float:
+        """Return the share of pixels with another class, 0 to 1."""
+        ruined = ~(np.isfinite(answer).all(axis=0) & np.isfinite(other).all(axis=0))
+        return float((ruined | (answer.argmax(axis=0) != other.argmax(axis=0))).mean())
+
+    def draw(self, image: Image.Image, answer: Array) -> Image.Image:  # noqa: D102
+        return draw_classes(image, answer.argmax(axis=0))
+
+
+def size_remark(answer: Array, targets: npt.NDArray[Any], what: str, of: str) -> str:
+    """Return the note that maps are resized; "" where the sizes are equal.
+
+    Args:
+        answer: maps, height and width last.
+        targets: of the samples, height and width last.
+        what: the model's maps, as the note names them.
+        of: the targets, as the note names them.
+    """
+    ours, theirs = answer.shape[-2:], targets.shape[-2:]
+    if ours == theirs:
+        return ""
+    return (
+        f"the {what} of {ours[0]}x{ours[1]} are resized to the {of} of {theirs[0]}x{theirs[1]}, "
+        "bilinear"
+    )

@@ -107,6 +107,50 @@ class TinyViT(nn.Module):
         return self.head(self.norm(x).mean(1))  # type: ignore[no-any-return]
 
 
+class TinyTextBlock(nn.Module):
+    """One encoder block with the norms behind the residual adds, as BERT has them."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+        self.proj = nn.Linear(dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, 2 * dim)
+        self.fc2 = nn.Linear(2 * dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor, attends: torch.Tensor) -> torch.Tensor:
+        """Return [N, T, C] for [N, T, C] and the keys that count, bool [N, T]."""
+        n, t, c = x.shape
+        q, k, v = (
+            layer(x).view(n, t, self.heads, c // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        a = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attends[:, None, None])
+        x = self.norm1(x + self.proj(a.transpose(1, 2).reshape(n, t, c)))
+        return self.norm2(x + self.fc2(nn.functional.gelu(self.fc1(x))))  # type: ignore[no-any-return]
+
+
+class TinyTextEncoder(nn.Module):
+    """A text encoder with two blocks, which gives one vector of length 1 a text."""
+
+    def __init__(self, words: int = 100, dim: int = 32, longest: int = 64) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, dim), nn.Embedding(longest, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList([TinyTextBlock(dim, 2), TinyTextBlock(dim, 2)])
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return vectors [N, C] for indices and masks, int64 [N, T]."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.norm(self.words(input_ids) + self.places(places))
+        for block in self.blocks:
+            x = block(x, attention_mask.bool())
+        kept = attention_mask[..., None].float()
+        return nn.functional.normalize((x * kept).sum(1) / kept.sum(1).clamp_min(1.0), dim=1)
+
+
 class DictOutput(nn.Module):
     """Returns a dict, as torchvision's segmentation models do."""
 
@@ -160,6 +204,11 @@ def tiny_segmenter(num_classes: int = 3) -> nn.Module:
 def tiny_vit(num_classes: int = 4, outlier: float = 0.0) -> nn.Module:
     """Return a :class:`TinyViT`."""
     return TinyViT(num_classes, outlier=outlier)
+
+
+def tiny_text_encoder() -> nn.Module:
+    """Return a :class:`TinyTextEncoder`."""
+    return TinyTextEncoder()
 
 
 def dict_output() -> nn.Module:

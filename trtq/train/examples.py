@@ -17,7 +17,13 @@ from trtq.train.objective import Objective
 Pair = tuple[Feed, torch.Tensor | None]
 
 
-def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str]) -> Iterator[Pair]:
+def walk(
+    samples: Samples,
+    parts: Sequence[Sequence[int]],
+    names: Sequence[str],
+    *,
+    labelled: bool = True,
+) -> Iterator[Pair]:
     """Yield inputs and targets, one part after the other.
 
     The next part is read in the background.
@@ -26,6 +32,7 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str])
         samples: what is read.
         parts: positions of the samples of each step, as many in each but for the last.
         names: of the model's inputs, in order.
+        labelled: targets are read.
     """
     if not parts:
         return
@@ -34,13 +41,13 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str])
 
     def read(_part: Sequence[int]) -> Pair:
         batch = next(batches)
-        targets = batch.targets()
+        targets = batch.targets() if labelled else None
         if targets is None or isinstance(targets, torch.Tensor):
             return batch.feed(names), targets
         raise DataError(
             f"Cannot train on the targets of {samples.name}",
-            "they are boxes, expected classes of samples or of pixels",
-            "Give class folders or --masks, or --distill 1 without boxes",
+            "they are boxes or texts, expected classes of samples or of pixels",
+            "Give class folders or --masks, or --distill 1 to learn from the float model",
         )
 
     yield from ahead(parts, read)
@@ -58,6 +65,7 @@ class TrainingSetup:
         batch: samples a step, over all processes.
         classes: outputs of the model.
         names: of its inputs, in order.
+        labelled: targets of the samples to learn from count.
     """
 
     objective: Objective
@@ -67,6 +75,7 @@ class TrainingSetup:
     batch: int
     classes: int
     names: Sequence[str]
+    labelled: bool = True
 
     @property
     def measure(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from trtq.errors import UsageError
+from trtq.graph.feed import Feed, as_feed
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -39,6 +40,7 @@ class Objective:
         ignore: class index that counts for nothing.
         own: ``own(answer, wanted)`` returns the mean over the images; it takes the place of the
             cross-entropy.
+        scores: the first output is scores of classes; distillation compares it as such.
     """
 
     distill: float
@@ -46,32 +48,48 @@ class Objective:
     weights: torch.Tensor | None
     ignore: int
     own: Loss | None
+    scores: bool = True
 
     def parts(
-        self, answer: torch.Tensor, wanted: torch.Tensor | None, teacher: torch.Tensor | None
+        self,
+        answers: torch.Tensor | Feed,
+        wanted: torch.Tensor | None,
+        teachers: torch.Tensor | Feed | None,
     ) -> list[Part]:
-        """Return the terms for answers [N, C] or [N, C, H, W].
+        """Return the terms for all outputs; labels are those of the first.
+
+        Outputs share the distillation weight equally. Scores of classes, logits [N, C] or
+        [N, C, H, W], are compared by their distributions. Other floats are compared by the power
+        of the difference over that of the float model's answer; integers are left out.
 
         Args:
-            answer: logits.
+            answers: of every output.
             wanted: classes, int64 [N] or [N, H, W]; None when only the teacher is asked.
-            teacher: the float model's logits; None without distillation.
+            teachers: the float model's answers; None without distillation.
 
         Raises:
             UsageError: the user's own loss is not one number.
         """
-        answer = answer.float()
+        ours = [a.float() if a.is_floating_point() else a for a in as_feed(answers)]
         parts = []
         if self.distill < 1.0 and wanted is not None:
-            parts.append(Part(1.0 - self.distill, *self._asked(answer, wanted)))
-        if teacher is not None:
-            t = self.temperature
-            ours, theirs = (answer / t).log_softmax(dim=1), (teacher.float() / t).log_softmax(dim=1)
-            total = kl_div(ours, theirs, reduction="sum", log_target=True) * t**2
-            parts.append(
-                Part(self.distill, total, answer.new_tensor(answer.numel() / answer.shape[1]))
-            )
+            parts.append(Part(1.0 - self.distill, *self._asked(ours[0], wanted)))
+        if teachers is not None:
+            pairs = list(zip(ours, as_feed(teachers), strict=True))
+            floats = [i for i, (a, _) in enumerate(pairs) if a.is_floating_point()]
+            for i in floats:
+                compare = self._distributions if i == 0 and self.scores else _relative_power
+                answer, teacher = pairs[i]
+                parts.append(Part(self.distill / len(floats), *compare(answer, teacher.float())))
         return parts
+
+    def _distributions(
+        self, answer: torch.Tensor, teacher: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        t = self.temperature
+        ours, theirs = (answer / t).log_softmax(dim=1), (teacher / t).log_softmax(dim=1)
+        total = kl_div(ours, theirs, reduction="sum", log_target=True) * t**2
+        return total, answer.new_tensor(answer.numel() / answer.shape[1])
 
     def _asked(
         self, answer: torch.Tensor, wanted: torch.Tensor
@@ -95,6 +113,12 @@ class Objective:
         return total, answer.new_tensor(
             float(labelled.numel())
         ) if self.weights is None else self.weights[labelled].sum()
+
+
+def _relative_power(
+    answer: torch.Tensor, teacher: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (answer - teacher).square().sum(), teacher.square().sum()
 
 
 def class_weights(

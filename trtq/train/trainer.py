@@ -19,7 +19,7 @@ from torch import nn
 from trtq.data.metrics import hit_rate, mean_overlap
 from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.graph.device import device_of
-from trtq.graph.feed import IMAGE_AXES, Feed, first_output
+from trtq.graph.feed import IMAGE_AXES, Feed, first_output, outputs_of
 from trtq.progress import Progress
 from trtq.specs import FinetuneOptions
 from trtq.train.examples import TrainingSetup, walk
@@ -203,7 +203,8 @@ class Trainer:
         # A process that gets no image of the last, short batch computes one that counts for
         # nothing.
         shares = [self.workers.share(part) or part[:1] for part in parts]
-        for feed, wanted in walk(self.setup.train, shares[at.step :], self.setup.names):
+        setup, left = self.setup, shares[at.step :]
+        for feed, wanted in walk(setup.train, left, setup.names, labelled=setup.labelled):
             part = parts[at.step]
             with self._enough_memory():
                 loss, stops_here = self._step(feed, wanted, part, len(parts), bool(stopped))
@@ -291,12 +292,12 @@ class Trainer:
             norm.counts = bool(mine)
         feed, wanted = self._varied(feed, wanted, len(part), mine or [0])
         moves = (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps
-        teacher = self._teach(feed)
+        teachers = self._teach(feed)
         first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
         with self._gradients(shared=moves):
             with self._cast(), nullcontext() if spec.compile else LeanMemory():
-                answer = first_output(self.run(*feed))
-            parts = self.setup.objective.parts(answer, wanted, teacher)
+                answers = outputs_of(self.run(*feed))
+            parts = self.setup.objective.parts(answers, wanted, teachers)
             loss, value, any_stopped = self._gather(parts, bool(mine), stopped)
             if not math.isfinite(value):
                 raise CalibrationError(
@@ -338,12 +339,12 @@ class Trainer:
         amp = self.spec.amp
         return torch.autocast(self.device.type, AMP[amp]) if amp != "none" else nullcontext()
 
-    def _teach(self, feed: Feed) -> torch.Tensor | None:
-        """Return the float model's answer; None without distillation."""
+    def _teach(self, feed: Feed) -> Feed | None:
+        """Return the float model's answers; None without distillation."""
         if self.spec.distill <= 0.0:
             return None
         with torch.no_grad(), self._cast():
-            return first_output(self.setup.teacher(*feed))
+            return outputs_of(self.setup.teacher(*feed))
 
     def _gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
         """Average the gradients over the processes, or leave that to a later step."""

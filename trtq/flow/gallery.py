@@ -1,0 +1,141 @@
+"""Pictures of the samples on which two models differ most, side by side."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from trtq.artifact import ensure_writable_dir, write_bytes
+from trtq.data.preprocess import ImagePlace
+from trtq.data.samples import Batch, Samples
+from trtq.records.evaluate import PictureRow
+from trtq.tasks import Task
+
+MOST = 8
+WIDTH = 640  # pixels of one side at most
+CAPTION = 18  # height of the line above a picture
+PAGE = (
+    '<!doctype html><meta charset="utf-8"><title>Where two models differ most</title>'
+    "<style>body{font:16px sans-serif;margin:2em}img{max-width:100%}</style>"
+    "<h1>Where two models differ most</h1>\n"
+)
+
+
+class View(NamedTuple):
+    """What a model sees of an image: where the image is in its input, and the input's size."""
+
+    place: ImagePlace
+    size: tuple[int, int]
+
+
+class Shown(NamedTuple):
+    """One sample and what the two models answered."""
+
+    difference: float
+    sample: str
+    answer: Any
+    reference: Any
+    seen: View | None
+
+
+@dataclass
+class Gallery:
+    """Keeps the samples on which a model differs most from its reference.
+
+    Attributes:
+        samples: the images.
+        most: how many are kept.
+    """
+
+    samples: Samples
+    most: int = MOST
+    kept: list[Shown] = field(default_factory=list)
+
+    def add(self, task: Task, batch: Batch, answers: Sequence[Any]) -> None:
+        """Look at one batch: what the model and its reference answered."""
+        answer, reference = answers
+        new = [
+            Shown(task.difference(own, other), name, own, other, view)
+            for name, own, other, view in zip(
+                batch.ids, answer, reference, _views(batch), strict=True
+            )
+        ]
+        self.kept = sorted(
+            [*self.kept, *(s for s in new if s.difference > 0.0)], key=lambda s: -s.difference
+        )[: self.most]
+
+    def save(self, task: Task, folder: Path) -> list[PictureRow]:
+        """Write one picture a sample, the reference's answer left, and return what was written.
+
+        Raises:
+            ArtifactError: the folder cannot be written.
+        """
+        rows = []
+        for i, shown in enumerate(self.kept):
+            image = self.samples.original(shown.sample)
+            sides = [] if image is None else _sides(task, image, shown)
+            if not sides:
+                continue
+            name = f"{i + 1:02d}.jpg"
+            write_bytes(ensure_writable_dir(folder) / name, _as_jpeg(beside(sides)))
+            rows.append(
+                PictureRow(file=name, sample=shown.sample, difference=round(shown.difference, 4))
+            )
+        if rows:
+            page = "".join(_figure(row) for row in rows)
+            write_bytes(folder / "index.html", f"{PAGE}{page}".encode())
+        return rows
+
+
+def _figure(row: PictureRow) -> str:
+    caption = f"{html.escape(row.sample)}: difference {row.difference:g}"
+    return f'<figure><img src="{row.file}"><figcaption>{caption}</figcaption></figure>\n'
+
+
+def _views(batch: Batch) -> list[View | None]:
+    if batch.places is None:
+        return [None] * len(batch)
+    height, width = batch.input.shape[2:]
+    return [View(place, (int(width), int(height))) for place in batch.places]
+
+
+def visible(image: Image.Image, view: View) -> Image.Image:
+    """Return an image as a model's input shows it: resized, cut and with black borders."""
+    (scale_x, scale_y), (left, top) = view.place.scale, view.place.offset
+    back = (1.0 / scale_x, 0.0, -left / scale_x, 0.0, 1.0 / scale_y, -top / scale_y)
+    return image.convert("RGB").transform(
+        view.size, Image.Transform.AFFINE, back, resample=Image.Resampling.BILINEAR
+    )
+
+
+def _sides(task: Task, image: Image.Image, shown: Shown) -> list[tuple[str, Image.Image]]:
+    if shown.seen is not None and not task.finds_boxes:
+        image = visible(image, shown.seen)
+    answers = {"reference": shown.reference, "model": shown.answer}
+    drawn = [(name, task.draw(image, answer)) for name, answer in answers.items()]
+    return [(name, picture) for name, picture in drawn if picture is not None]
+
+
+def beside(sides: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Return pictures of one size side by side, each under its name."""
+    first = sides[0][1]
+    ratio = min(1.0, WIDTH / first.width)
+    size = (max(1, round(first.width * ratio)), max(1, round(first.height * ratio)))
+    sheet = Image.new("RGB", (size[0] * len(sides), size[1] + CAPTION), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (name, picture) in enumerate(sides):
+        sheet.paste(picture.convert("RGB").resize(size), (i * size[0], CAPTION))
+        pen.text((i * size[0] + 4, 2), name, fill="black")
+    return sheet
+
+
+def _as_jpeg(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""What a model needs of its open axes, read from torch's refusal to leave them as open as asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from trtq.errors import CaptureError
+from trtq.graph.axes import Open
+from trtq.graph.feed import Feed
+from trtq.graph.signature import SizeRange
+
+VIOLATED = re.compile(r"Constraints violated \(([^)]*)\)")
+DIVIDED = re.compile(r"// ?(\d+)")
+
+
+def needed(text: str, opened: Open) -> dict[str, SizeRange]:
+    """Return the ranges of all open axes with which torch may agree; empty where it says nothing.
+
+    Maps that are halved and joined again need multiples; every division needs a result above 1.
+
+    Args:
+        text: of torch's error.
+        opened: the axes as they were asked for.
+    """
+    found = VIOLATED.search(text)
+    names = [n.strip() for n in found.group(1).split(",")] if found is not None else []
+    if not names or not set(names) <= set(opened.ranges):
+        return {}
+    divisors = [int(v) for v in DIVIDED.findall(text)]
+    ranges = dict(opened.ranges)
+    for name in names:
+        factor = re.search(rf"^\s*{re.escape(name)} = (\d+)\*", text, re.MULTILINE)
+        multiple = max(ranges[name].multiple, int(factor.group(1)) if factor else 1)
+        smallest = re.search(rf"^\s*{re.escape(name)} = Dim\(.*min=(\d+)", text, re.MULTILINE)
+        least = max(
+            ranges[name].least,
+            2 * max([1, *divisors]),
+            int(smallest.group(1)) if smallest else 1,
+        )
+        least = -(-least // multiple) * multiple
+        ranges[name] = SizeRange(least=least, most=ranges[name].most, multiple=multiple)
+    return ranges
+
+
+def refusal(
+    names: Sequence[str], feed: Feed, opened: Open, ranges: Mapping[str, SizeRange]
+) -> CaptureError:
+    """Return the error that names the sizes which the model takes, and the option that says so.
+
+    Args:
+        names: of the inputs.
+        feed: the example.
+        opened: the axes as they were asked for.
+        ranges: of the open axes that the model takes.
+    """
+    changed = {n: r for n, r in ranges.items() if r != opened.ranges[n]}
+    lines = []
+    for name, tensor, axes in zip(names, feed, opened.names, strict=True):
+        if set(changed) & set(axes.values()):
+            sizes = [_axis(axes.get(i), int(d), ranges) for i, d in enumerate(tensor.shape)]
+            lines.append(f"--dynamic {name}={','.join(sizes)}")
+    needs = "; ".join(f"{n} must be {r.meaning}" for n, r in changed.items())
+    return CaptureError(
+        "The model does not take every size of its open axes", needs, f"Give {' '.join(lines)}"
+    )
+
+
+def _axis(name: str | None, size: int, ranges: Mapping[str, SizeRange]) -> str:
+    """Return one axis as ``--dynamic`` takes it."""
+    if name is None:
+        return str(size)
+    known = ranges[name]
+    return name if known == SizeRange() else f"{name}:{known.words}"

@@ -1,0 +1,184 @@
+"""What is known about a model before its answers are seen."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtq.data.arrays import read_array_file
+from trtq.data.metrics import Array
+from trtq.errors import UsageError, listed
+from trtq.paths import expand_home
+
+Shape = tuple[int | str | None, ...]
+LONGEST = 2**20  # characters of metadata that are read as a Python value
+SHOWN = 3
+SIDES = ("left", "top", "right", "bottom")
+LITERALS = ("names", "kpt_shape")  # metadata keys that have Python values
+UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known about a model.
+
+    Attributes:
+        outputs: their shapes by name in order, samples first; a text or None is an open size.
+        size: height and width of the input in pixels; None where it is open.
+        metadata: of the ONNX file; ultralytics writes ``names``, ``task`` and ``kpt_shape``.
+        classes: names of the classes of the labels, empty where there are none.
+        anchors: boxes that the outputs are relative to, in pixels of the input, float32 [A, 4] of
+            left, top, right and bottom; None for most models.
+    """
+
+    outputs: Mapping[str, Shape]
+    size: tuple[int, int] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    anchors: Array | None = None
+
+    @property
+    def task(self) -> str | None:
+        """What ultralytics trained the model for: ``detect``, ``segment``, ``pose`` ..."""
+        return self.metadata.get("task") or None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model's classes in index order, empty where they are not known."""
+        value = self._literal("names")
+        try:
+            return tuple(_in_order(value))
+        except UNREADABLE:
+            return ()
+
+    @cached_property
+    def keypoint_shape(self) -> tuple[int, int] | None:
+        """How many keypoints an object has, and how many numbers each: 2 or 3."""
+        value = self._literal("kpt_shape")
+        if not isinstance(value, list | tuple) or [type(v) for v in value] != [int, int]:
+            return None
+        count, numbers = value
+        return (count, numbers) if count > 0 and numbers in (2, 3) else None
+
+    @cached_property
+    def is_rt_detr(self) -> bool:
+        """Whether the metadata call the model an RT-DETR."""
+        said = " ".join(self.metadata.get(k, "") for k in ("head", "description"))
+        return "rtdetr" in re.sub("[^a-z]", "", said.lower())
+
+    @property
+    def count(self) -> int | None:
+        """How many classes the model has, as its metadata or the labels say."""
+        return len(self.names or self.classes) or None
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys of metadata that have no value of the expected form and are not used."""
+        known = {"names": self.names, "kpt_shape": self.keypoint_shape}
+        return [k for k in LITERALS if k in self.metadata and not known[k]]
+
+    @property
+    def words(self) -> str:
+        """What is known, as a person reads it."""
+        parts = [f"{n} {shape_words(s)}" for n, s in self.outputs.items()]
+        parts.append(
+            "input of open size" if self.size is None else "input {}x{}".format(*self.size)
+        )
+        parts += [f"task {self.task}"] if self.task else []
+        parts.append(f"{self.count} classes" if self.count else "number of classes unknown")
+        return ", ".join(parts)
+
+    def require_one_class_list(self) -> None:
+        """Refuse labels whose classes are not those of the model's metadata.
+
+        Names that only one of them has are accepted, a name with two numbers is not.
+
+        Raises:
+            UsageError: names both.
+        """
+        model, labels = self.names, self.classes
+        if not model or not labels:
+            return
+        if len(model) != len(labels):
+            raise UsageError(
+                f"The model has {len(model)} classes, the labels have {len(labels)}",
+                f"model: {listed(model, SHOWN)}; labels: {listed(labels, SHOWN)}",
+                "Give labels of the model's classes",
+            )
+        known = set(map(_plain, model))
+        for at, (ours, theirs) in enumerate(zip(model, labels, strict=True)):
+            if _plain(ours) != _plain(theirs) and _plain(theirs) in known:
+                raise UsageError(
+                    "The classes of the labels are in another order than the model's",
+                    f"class {at} is {ours!r} in the model and {theirs!r} in the labels",
+                    "Number the classes of the labels as the model does",
+                )
+
+    def _literal(self, key: str) -> Any:
+        """Return a Python value of the metadata; None where it is missing or cannot be read."""
+        text = self.metadata.get(key, "")
+        if not text or len(text) > LONGEST:
+            return None
+        try:
+            return ast.literal_eval(text)
+        except UNREADABLE:
+            return None
+
+
+def _in_order(names: Any) -> Sequence[str]:
+    """Return class names of a list, or of a dict by index.
+
+    Raises:
+        ValueError: they are something else, or an index is missing.
+    """
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise ValueError("an index is missing")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+        raise ValueError("not names")
+    return names
+
+
+def _plain(name: str) -> str:
+    """Return a name as it is compared: without case, spaces and punctuation."""
+    return re.sub(r"[\W_]", "", name).casefold() or name
+
+
+def shape_words(shape: Shape) -> str:
+    """Return a shape as text.
+
+    >>> shape_words(("batch", 15, None))
+    '[batch, 15, ?]'
+    """
+    return f"[{', '.join('?' if s is None else str(s) for s in shape)}]"
+
+
+def read_anchors(file: str) -> Array:
+    """Return the anchors of a ``.npy`` file, float32 [A, 4].
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: it has no boxes.
+    """
+    values = read_array_file(Path(expand_home(file, "--task")), file)
+    if not isinstance(values, np.ndarray):
+        why = "it has several arrays"
+    elif values.ndim != 2 or values.shape[1] != len(SIDES) or values.dtype.kind not in "fiu":
+        why = f"they are {values.dtype} {list(values.shape)}"
+    elif not np.isfinite(values).all() or (values[:, 2:] <= values[:, :2]).any():
+        why = "a box has no area, or numbers that are not finite"
+    else:
+        return np.asarray(values, dtype=np.float32)
+    raise UsageError(
+        f"Cannot use the anchors of {file}",
+        why,
+        f"Give a .npy file of numbers [A, 4]: {', '.join(SIDES)} of each in pixels of the input",
+    )
