@@ -105,7 +105,7 @@ def _accuracy_rows(run: RunSummary) -> list[Row]:
         else f"{seen or 'none'} of them used for calibration"
     )
     how = f"{e.images} images, {held}; {e.runtime}"
-    rows = [Row(s.title, _value(s.reference), _value(s.own), how) for s in _shown(e)]
+    rows = [Row(s.title, _reference(e, s), _value(s.own), how) for s in _shown(e)]
     outputs = _outputs(e)
     for output in outputs:
         named = f" ({output.name})" if len(outputs) > 1 else ""
@@ -165,6 +165,14 @@ def _against_float(answer: OutputComparison, how: str) -> list[Row]:
     if answer.cosine is None:
         return [sqnr]
     return [sqnr, Row("Cosine of the outputs", "", f"{answer.cosine:.6f}", how)]
+
+
+def _reference(e: EvaluateRecord, score: Score) -> str:
+    """Return the float file's score; "" for what compares the two files."""
+    alike = {f.name for f in e.agreement_figures or ()}
+    if score.reference is None and score.own.name in alike:
+        return ""
+    return _value(score.reference)
 
 
 def _value(figure: Figure | None) -> str:
@@ -301,12 +309,10 @@ def _kept(run: RunSummary) -> list[str]:
     if measure is not None:
         own, theirs = measure
         assert theirs.value is not None
-        kept = (
-            f"keeps {percent_words(e.agreement)} of its predictions ("
-            if e.agreement is not None
-            else "has (against float "
-        )
-        return [f"{kept}{own.gain(theirs.value):+.2f} points of {own.name} {where})"]
+        change = f"{own.gain(theirs.value):+.2f} points of {own.name}"
+        if e.agreement is None:
+            return [f"has {change} against float {where}"]
+        return [f"keeps {percent_words(e.agreement)} of its predictions ({change} {where})"]
     alike = next((f for f in e.agreement_figures or () if f.value is not None), None)
     if alike is not None:
         return [f"has, against float, {alike.words} {where}"]
