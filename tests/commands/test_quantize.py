@@ -256,7 +256,7 @@ def test_a_wrong_scale_in_the_file_is_found_where_it_is(cnn_out):
 
 
 def test_a_failed_gate_stops_the_command_and_names_the_quantizer(images, tmp_path, monkeypatch):
-    import trtq.flow.ptq as verb
+    import trtq.flow.inputs as verb
 
     real = verb.export_onnx
 

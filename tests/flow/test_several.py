@@ -132,7 +132,7 @@ def test_outputs_beside_the_scores_are_taught(scorer, pairs, rows, distill):
     trained = trtq.finetune(start, data, distill=distill, **TRAINED)
     said = "only the output logits is trained: --distill above 0 teaches map, too"
     assert (said in trained.record.notes) == (distill == 0.0)
-    history = [h["loss"] for h in trained.record.history]
+    history = [h.loss for h in trained.record.history]
     assert history[-1] < history[0]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import trtq
 from tests.support.detector import CellDetector, pictures
 from trtq.errors import UsageError
+from trtq.records.search import unit_of
 from trtq.tasks import Figure, Task
 
 ANALYSED = {"metric": "l2", "images": 4, "calib_images": 4, "batch_size": 4, "methods": "never"}
@@ -85,8 +86,8 @@ def distances(count=12):
 def test_a_detector_is_searched_by_its_mean_precision(cells, model):
     found = search(model, f"coco:{cells}", min_score={"mAP": -50.0}, minimize="size")
     reference = found.record.reference
-    assert reference["measure"] == "mAP" and reference["accuracy"] > 60
-    assert "unit" not in reference  # percent
+    assert reference.measure == "mAP" and reference.accuracy > 60
+    assert unit_of(reference) == "%"
     (kept,) = [c for c in found.record.constraints if c.name == "mAP"]
     assert kept.met and kept.allowed == "-50 points" and kept.got.startswith("mAP ")
     assert "mAP " in found.record.summary
@@ -100,8 +101,8 @@ def test_without_labels_the_boxes_of_the_float_model_are_the_reference(cells, mo
     for file in cells.glob("*.png"):
         (images / file.name).write_bytes(file.read_bytes())
     found = search(model, str(images), task="detection", min_accuracy=-100.0)
-    assert found.record.reference["measure"] == "agreement mAP"
-    assert found.record.reference["accuracy"] == 100.0
+    assert found.record.reference.measure == "agreement mAP"
+    assert found.record.reference.accuracy == 100.0
     assert found.record.best.agreement == found.record.best.accuracy
     with pytest.raises(UsageError, match=r"output is not known to be scores.*--task detection"):
         search(model, str(images))
@@ -113,9 +114,9 @@ def test_a_score_that_falls_is_better(tmp_path):
     own, pairs = Depth().eval(), distances()
     found = search(own, pairs, task=Distance(), min_score={"MAE": -0.2}, out=tmp_path / "out")
     reference = found.record.reference
-    assert reference["unit"] == "m" and reference["accuracy"] == pytest.approx(0.5, abs=1e-4)
+    assert reference.unit == "m" and reference.accuracy == pytest.approx(0.5, abs=1e-4)
     for t in found.record.tries:
-        assert t.change == pytest.approx(reference["accuracy"] - t.accuracy, abs=1e-3)
+        assert t.change == pytest.approx(reference.accuracy - t.accuracy, abs=1e-3)
     (kept,) = [c for c in found.record.constraints if c.name == "MAE"]
     assert kept.allowed == "-0.2 points" and " m (" in kept.got
     best = min((t for t in found.record.tries if t.within), key=lambda t: t.accuracy)

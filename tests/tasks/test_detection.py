@@ -127,6 +127,21 @@ def test_a_file_that_says_that_it_detects_needs_no_boxes(quantized, tmp_path):
     assert len(model.graph.node) == len(again.export().model.graph.node)
 
 
+def test_a_file_cannot_choose_code_that_is_loaded(quantized, tmp_path):
+    _, folder = quantized
+    evil = tmp_path / "evil.py"
+    evil.write_text("raise SystemExit('loaded')\n")
+    model = onnx.load(folder / "out/model.qdq.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "trtq.task":
+            entry.value = f'"{evil}:TASK"'
+    onnx.save(model, tmp_path / "other.onnx")
+    record = trtq.evaluate(
+        trtq.EvaluateSpec(onnx=str(tmp_path / "other.onnx"), data=f"coco:{folder / 'cells'}")
+    )
+    assert any("names a task of your own: give it with --task" in n for n in record.notes)
+
+
 def test_pictures_need_a_reference(quantized):
     _, folder = quantized
     with pytest.raises(UsageError, match="--save-pictures needs --reference"):

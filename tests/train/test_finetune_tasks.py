@@ -81,7 +81,7 @@ def test_every_output_is_learned(two_heads, photos):
     after = tuned.quantized.evaluate(photos)
     assert sum(o.sqnr_db for o in after.outputs) > sum(o.sqnr_db for o in before.outputs) + 1.0
     assert tuned.record.measure == "divergence"
-    scores = [row["score"] for row in tuned.record.history]
+    scores = [row.score for row in tuned.record.history]
     assert scores[tuned.record.best_epoch] == min(scores)  # lower is better
     assert tuned.record.evaluation.outputs[1].name == "code"
 
@@ -93,7 +93,7 @@ def test_a_detector_of_one_image_at_a_time_learns_without_labels(fixed, pages, t
         (images / file.name).write_bytes(file.read_bytes())
     tuned = trtq.finetune(fixed, str(images), val=str(images), task="detection", **QUICK)
     record = tuned.record
-    assert record.measure == "agreement mAP" and record.history[0]["score"] > 50
+    assert record.measure == "agreement mAP" and record.history[0].score > 50
     assert record.evaluation.judged[0].name == "agreement mAP"
     assert any("every step is one image" in n for n in record.notes)
     metadata = {p.key: p.value for p in tuned.quantized.done.qdq.metadata_props}

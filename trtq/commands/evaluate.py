@@ -40,7 +40,7 @@ from trtq.progress import Notes, Progress, or_silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
 from trtq.specs.inputs import PICTURE
-from trtq.tasks import find_task
+from trtq.tasks import Task, find_task, stored_task
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
@@ -58,10 +58,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     runner, metadata, made, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
-    asked = spec.task or metadata.get(TASK)
-    task = None if asked is None else find_task(asked)
-    if spec.task is None and asked is not None:
-        note(f"the task is {asked}, as {path.name} says (--task)")
+    task = _task(spec, metadata.get(TASK), note)
     data = open_given(spec, note, limit=spec.limit)
     if spec.masks is None and data.source is not None and data.source.labels is not None:
         require_numbers(data.source, metadata, path.parent)
@@ -94,6 +91,19 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     if spec.out:
         write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
+
+
+def _task(spec: EvaluateSpec, stored: object, note: Callable[..., None]) -> Task | None:
+    """Return the task that was asked for, else that of the file; None where neither says one."""
+    if spec.task is not None:
+        return find_task(spec.task)
+    own = stored_task(stored)
+    if own is not None:
+        note(f"the task is {own}, as {Path(spec.onnx).name} says (--task)")
+        return find_task(own)
+    if stored is not None:
+        note(f"{Path(spec.onnx).name} names a task of your own: give it with --task")
+    return None
 
 
 def _pictures(spec: EvaluateSpec) -> Path | None:

@@ -13,7 +13,7 @@ from trtq.data.metrics import Array
 from trtq.errors import UsageError
 from trtq.export.feeds import Given
 from trtq.export.onnx_file import get_metadata, made_with
-from trtq.tasks import TASKS, Facts, Figure, Task, find_task
+from trtq.tasks import Facts, Figure, Task, find_task, stored_task
 
 SLACK = 10.0  # points below what quantization itself costs: few images, and flips make flips
 LEAST = 90.0  # percent, of a file without codes
@@ -65,8 +65,8 @@ def meaning_of(
         wanted: outputs of the file by name.
         plain: the same without its Q/DQ pairs; None for a file without pairs.
     """
-    named = str(get_metadata(model).get(TASK, ""))
-    if named.partition(":")[0] not in TASKS:
+    named = stored_task(get_metadata(model).get(TASK))
+    if named is None:
         return None
     given = np.asarray(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
     is_image = given.ndim == IMAGE_AXES

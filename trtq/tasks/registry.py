@@ -64,6 +64,15 @@ def find_task(name: str | Task | type[Task]) -> Task:
     return task
 
 
+def stored_task(name: object) -> str | None:
+    """Return the name of a task that a file asks for, if it is one of trtq's own.
+
+    A file of somebody else must not choose which code is loaded.
+    """
+    known = isinstance(name, str) and name.partition(":")[0] in TASKS
+    return str(name) if known else None
+
+
 def task_for(kind: Kind | None) -> Task:
     """Return the task of an answer: it is never guessed, only scores of classes have one."""
     known = (t for t in TASKS.values() if kind is not None and t.kind == kind)
