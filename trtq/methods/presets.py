@@ -64,7 +64,8 @@ _TRANSFORMER = Preset(
     narrow=("smooth", "reconstruct", "bias-correction"),
     fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST),
 )
-# The figures behind these choices: benchmarks/results/methods.md.
+# The figures behind these choices: benchmarks/results/methods.md; of detectors: detection.md.
+# Learned rounding is left out of detectors': at their sizes it takes as long as a training.
 PRESETS: Mapping[Family, Preset] = {
     "cnn": Preset(
         wide=(),
@@ -85,7 +86,7 @@ PRESETS: Mapping[Family, Preset] = {
     ),
     "detector-conv": Preset(
         wide=(),
-        narrow=("reconstruct", "bias-correction"),
+        narrow=("bias-correction",),
         fallback=(_CORRECT, _SHORTCUTS, _ATTENTION, *_WORST),
         high_precision=("@head",),
     ),
