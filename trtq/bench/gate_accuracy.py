@@ -11,7 +11,7 @@ import msgspec
 from trtq.artifact import check_record, read_json
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.specs import GateSpec
-from trtq.tasks.base import Figure
+from trtq.tasks.base import Figure, with_fields
 
 Outcome = Literal["passed", "failed", "not valid"]
 
@@ -56,8 +56,7 @@ class _Evaluation(msgspec.Struct):
 
 
 def _known(figures: list[Figure], fields: dict[str, float | None]) -> dict[str, Figure]:
-    more = [Figure(name=n, value=v) for n, v in fields.items()]
-    return {f.name: f for f in (*figures, *more) if f.value is not None}
+    return {f.name: f for f in with_fields(figures, fields) if f.value is not None}
 
 
 def accuracy_checks(spec: GateSpec) -> list[Check]:

@@ -14,10 +14,10 @@ from trtq.errors import UsageError
 from trtq.export.feeds import Given
 from trtq.export.onnx_file import get_metadata, made_with
 from trtq.tasks import Facts, Figure, Task, find_task, stored_task
+from trtq.tasks.facts import IMAGE_AXES
 
 SLACK = 10.0  # points below what quantization itself costs: few images, and flips make flips
 LEAST = 90.0  # percent, of a file without codes
-IMAGE_AXES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,7 @@ def meaning_of(
     if named is None:
         return None
     given = np.asarray(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
-    is_image = given.ndim == IMAGE_AXES
-    facts = Facts(
-        outputs={n: tuple(a.shape) for n, a in wanted.items()},
-        size=(int(given.shape[2]), int(given.shape[3])) if is_image else None,
-        metadata=made_with(model),
-    )
+    facts = Facts.of(wanted, given if given.ndim == IMAGE_AXES else None, made_with(model))
     try:
         task = find_task(named).bound(facts)
     except UsageError:

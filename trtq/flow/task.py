@@ -10,9 +10,9 @@ from trtq.flow.model import Model
 from trtq.flow.run import Run
 from trtq.tasks import Facts, Task, find_task
 from trtq.tasks.base import Outputs
+from trtq.tasks.facts import IMAGE_AXES
 
 DETECTS = "detect"  # metadata that ultralytics writes
-IMAGE_AXES = 4  # samples, channels, height, width
 
 
 def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run) -> Task | None:
@@ -44,15 +44,10 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
 
 def facts_of_model(model: Model, samples: Samples) -> Facts:
     """Return what a captured model says of its answers."""
-    example = model.graph.examples[0]
-    is_image = model.graph.signature.takes_one_image
-    names = [t.name for t in model.graph.signature.outputs]
-    return Facts(
-        outputs={n: tuple(a.shape) for n, a in zip(names, model.answers, strict=True)},
-        size=(int(example.shape[2]), int(example.shape[3])) if is_image else None,
-        metadata=model.metadata,
-        classes=samples.class_names,
-    )
+    signature = model.graph.signature
+    answers = zip((t.name for t in signature.outputs), model.answers, strict=True)
+    image = model.graph.examples[0] if signature.takes_one_image else None
+    return Facts.of(dict(answers), image, model.metadata, samples.class_names)
 
 
 def facts_of_batch(
@@ -61,9 +56,4 @@ def facts_of_batch(
     """Return what a first batch and the answers to it say."""
     first = next(iter(batch.inputs.values()))
     is_image = batch.places is not None or first.ndim == IMAGE_AXES
-    return Facts(
-        outputs={name: tuple(a.shape) for name, a in outputs.items()},
-        size=(int(first.shape[2]), int(first.shape[3])) if is_image else None,
-        metadata=metadata,
-        classes=samples.class_names,
-    )
+    return Facts.of(outputs, first if is_image else None, metadata, samples.class_names)

@@ -9,7 +9,7 @@ import msgspec
 from trtq.artifact import Environment, Record
 from trtq.data.answers import OutputComparison
 from trtq.data.preprocess import Preprocess
-from trtq.tasks.base import Figure
+from trtq.tasks.base import Figure, with_fields
 
 IN_FIELDS = ("top-1", "top-5", "mIoU", "pixel accuracy")  # figures that have a field of their own
 
@@ -117,8 +117,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         """
         fields = {"mIoU": self.miou, "pixel accuracy": self.pixel_accuracy}
         fields |= {"top-1": self.top1, "top-5": self.top5}
-        known = [Figure(name=n, value=v) for n, v in fields.items() if v is not None]
-        own = [*(self.figures or ()), *known]
+        own = with_fields(self.figures, fields)
         theirs = {f.name: f for f in self.reference_figures or ()}
         for name, value in (("top-1", self.reference_top1), ("mIoU", self.reference_miou)):
             theirs.setdefault(name, Figure(name=name, value=value))
@@ -131,14 +130,12 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     @property
     def _scored(self) -> Figure | None:
         fields = {"mIoU": self.miou, "top-1": self.top1}
-        known = (Figure(name=n, value=v) for n, v in fields.items() if v is not None)
-        return next(iter(self.figures or ()), next(known, None))
+        return next(iter(with_fields(self.figures, fields)), None)
 
     @property
     def _reference(self) -> Figure | None:
         fields = {"mIoU": self.reference_miou, "top-1": self.reference_top1}
-        known = (Figure(name=n, value=v) for n, v in fields.items() if v is not None)
-        return next(iter(self.reference_figures or ()), next(known, None))
+        return next(iter(with_fields(self.reference_figures, fields)), None)
 
     @property
     def measure(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -64,6 +64,19 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def reaches(self, value: float) -> bool:
         """Whether the score is as good as a value, or better."""
         return self.gain(value) >= -TIED
+
+
+def with_fields(
+    figures: Iterable[Figure] | msgspec.UnsetType, fields: Mapping[str, float | None]
+) -> list[Figure]:
+    """Return the scores of a record: those of its task, then those that have fields of their own.
+
+    Args:
+        figures: of the task.
+        fields: values in percent by the name of the score; None for what was not counted.
+    """
+    known = (Figure(name=n, value=v) for n, v in fields.items() if v is not None)
+    return [*(figures or ()), *known]
 
 
 class Score(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,11 +18,20 @@ from trtq.errors import UsageError, listed
 from trtq.paths import expand_home
 
 Shape = tuple[int | str | None, ...]
+IMAGE_AXES = 4  # samples, channels, height, width
 LONGEST = 2**20  # characters of metadata that are read as a Python value
 SHOWN = 3
 SIDES = ("left", "top", "right", "bottom")
 LITERALS = ("names", "kpt_shape")  # metadata keys that have Python values
 UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+
+
+class HasShape(Protocol):
+    """An array or a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,26 @@ class Facts:
     metadata: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     anchors: Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Mapping[str, HasShape],
+        image: HasShape | None,
+        metadata: Mapping[str, str],
+        classes: tuple[str, ...] = (),
+    ) -> Facts:
+        """Return what is known of a model by answers to a first batch.
+
+        Args:
+            outputs: arrays or tensors by name, samples first.
+            image: the batch, [N, C, H, W]; None where the input is no image.
+            metadata: of the ONNX file.
+            classes: names of the classes of the labels.
+        """
+        size = None if image is None else (int(image.shape[2]), int(image.shape[3]))
+        shapes = {name: tuple(value.shape) for name, value in outputs.items()}
+        return cls(outputs=shapes, size=size, metadata=metadata, classes=classes)
 
     @property
     def task(self) -> str | None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trtq.data.metrics import Array
 from trtq.tasks.base import Figure, Outputs, Places, Score
-from trtq.tasks.equal_predictions import AGREEMENT
+from trtq.tasks.equal_predictions import EqualShare
 from trtq.tasks.maps import caption
 from trtq.tasks.one_output import OneOutput, probabilities
 
@@ -85,26 +85,12 @@ def average_precision(scores: Array, wanted: Bools) -> float | None:
     return round(100.0 * float(np.sum(np.diff(found, prepend=0) * precision)) / int(right[-1]), 4)
 
 
-class EqualDecisions:
-    """Counts of decisions, above 0.5 or not, that are equal; with NaN nothing is equal."""
+class EqualDecisions(EqualShare):
+    """Counts of decisions, above 0.5 or not, that are equal."""
 
-    def __init__(self) -> None:
-        self.equal = 0
-        self.all = 0
-
-    def add(self, answer: Array, reference: Array) -> None:
-        """Count one batch."""
-        same = (answer > DECIDED) == (reference > DECIDED)
-        same &= np.isfinite(answer) & np.isfinite(reference)
-        self.equal += int(same.sum())
-        self.all += same.size
-
-    @property
-    def figures(self) -> list[Figure]:
-        """The share of equal decisions, percent."""
-        if not self.all:
-            return []
-        return [Figure(name=AGREEMENT, value=round(100.0 * self.equal / self.all, 6))]
+    def same(self, answer: Array, reference: Array) -> Bools:  # noqa: D102
+        sound = np.isfinite(answer) & np.isfinite(reference)
+        return np.asarray(((answer > DECIDED) == (reference > DECIDED)) & sound)
 
 
 @dataclass(frozen=True, kw_only=True)

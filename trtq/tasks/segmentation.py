@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from trtq.data.metrics import Array, confusion, hit_rate, mean_overlap, overlap, predictions
 from trtq.tasks.base import Figure, Outputs, Places, Score, Tensors
-from trtq.tasks.equal_predictions import EqualPixels
+from trtq.tasks.equal_predictions import AGREEMENT, EqualPredictions
 from trtq.tasks.maps import draw_classes, resized
 from trtq.tasks.one_output import OneOutput, probabilities
 
@@ -60,6 +61,25 @@ class PixelScore:
             return None
         values = overlap(self.counts).tolist()
         return [round(v, 4) if math.isfinite(v) else None for v in values]
+
+
+class EqualPixels(EqualPredictions):
+    """Equal pixels, and the intersection over union with the reference's classes as masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels = PixelScore(ignore=-1)
+
+    def add(self, answer: Array, reference: Array) -> None:  # noqa: D102
+        super().add(answer, reference)
+        self.pixels.add(answer, predictions(reference))
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Equal predictions and agreement mIoU, percent."""
+        overlaps = [f for f in self.pixels.figures if f.name == "mIoU"]
+        alike = [msgspec.structs.replace(f, name=f"{AGREEMENT} {f.name}") for f in overlaps]
+        return [*super().figures, *alike]
 
 
 @dataclass(frozen=True, kw_only=True)
