@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from trtq.errors import UsageError
 from trtq.tasks import TASKS, Facts, find_task
@@ -239,3 +240,19 @@ def test_character_accuracy_by_hand():
     assert task.mismatch([], texts) == ""
     assert task.mismatch([], np.array([1.0])) == "its targets are float64 [1], expected texts"
     assert "no texts [1]" in task.mismatch([], np.array([None], dtype=object))
+
+
+def test_the_divergence_of_a_segmentation_is_that_of_the_output_it_reads():
+    task = find_task("segmentation:mask").bound(
+        Facts(outputs={"other": (1, 2, 2, 2), "mask": (1, 2, 2, 2)})
+    )
+    same, scores = torch.zeros(1, 2, 2, 2), torch.randn(1, 2, 2, 2)
+    apart = task.divergence({"other": same, "mask": scores}, {"other": same, "mask": -scores})
+    assert float(apart) > 0.0
+
+
+def test_the_divergence_of_one_map_is_not_that_of_a_single_class():
+    task = find_task("segmentation").bound(Facts(outputs={"mask": (1, 1, 2, 2)}))
+    one, other = torch.full((1, 1, 2, 2), 0.2), torch.full((1, 1, 2, 2), 0.9)
+    assert float(task.divergence({"mask": one}, {"mask": other})) > 0.0
+    assert float(task.divergence({"mask": one}, {"mask": one})) == 0.0

@@ -114,10 +114,17 @@ class Segmentation(OneOutput):
         return EqualPixels()
 
     def divergence(self, outputs: Tensors, reference: Tensors) -> torch.Tensor:
-        """Return the Jensen-Shannon divergence of the classes, summed over pixels, nats [N]."""
+        """Return the Jensen-Shannon divergence of the classes, summed over pixels, nats [N].
+
+        One map has no classes to compare: it is compared as numbers.
+        """
         from trtq.tasks.distances import class_divergence
 
-        return class_divergence(next(iter(outputs.values())), next(iter(reference.values())))
+        name = self.output or next(iter(reference))
+        ours, theirs = outputs[name], reference[name]
+        if theirs.shape[1] == 1:
+            return super().divergence({name: ours}, {name: theirs})
+        return class_divergence(ours, theirs)
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         if targets.dtype.kind not in "iu":
