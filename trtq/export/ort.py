@@ -72,8 +72,9 @@ def open_session(
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_mem_reuse = False
-    if as_written:
+    if as_written:  # no latency is measured: threads that wait leave the cores to others
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
     if name not in ort.get_available_providers():
         raise ExportError(

@@ -12,7 +12,7 @@ from torch import fx
 
 from trtq.data.metrics import ratio_db
 from trtq.quant.fake_quantize import FakeQuantizeCall
-from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
+from trtq.quant.histogram import NUM_BINS, Histogram, counted, dense, dense_view, new_scratch
 
 COARSE_BINS = 64
 
@@ -74,7 +74,7 @@ class _Sums:
         if not even or high > top * float(call.scale) or low < bottom * float(call.scale):
             where = call.positions(x)
             self.saturated += float(((where > top) | (where < bottom)).sum())
-        self.hist.add(x, max(abs(low), abs(high)), scratch)
+        self.hist.add(counted(dense(x)), max(abs(low), abs(high)), scratch)
 
 
 class Probe(fx.Interpreter):

@@ -36,7 +36,7 @@ from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
-from trtq.quant.observe import observe
+from trtq.quant.observe import observe, sampled_note
 from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
@@ -292,5 +292,7 @@ def _calibrate(
             stats = summarize_all(placement, seen, options.calibrator, options.percentile)
             cache.save(key, stats)
     progress.note(f"calibration cache {note}")
+    if sampled := sampled_note(placement):
+        inputs.run.note(sampled)
     inputs.run.clock.lap("calibrate")
     return stats, origin, note

@@ -18,7 +18,7 @@ from trtq.graph.device import CPU, on_device
 from trtq.graph.feed import Feed, as_feed, channels_last
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import INTERVAL_BITS, find_calibrator
-from trtq.quant.histogram import Scratch, dense, dense_view, new_scratch
+from trtq.quant.histogram import MOST_COUNTED, Scratch, counting_step, new_scratch
 from trtq.quant.placement import Placement
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen, Statistic
 
@@ -76,8 +76,7 @@ class Observer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Observe ``x`` and return it unchanged."""
-        values = dense(x)
-        seen = Seen(values, *torch.aminmax(dense_view(values)), self.scratch)
+        seen = Seen.of(x, self.scratch)
         for statistic in self.range.statistics:
             statistic.add(seen)
         return x
@@ -164,6 +163,19 @@ def _with_observers(
             watched.graph.call_module(attr, (node,))
     watched.recompile()
     return watched, ranges
+
+
+def sampled_note(placement: Placement) -> str:
+    """Return what is said where histograms count a part of a tensor's values, else ""."""
+    shapes = [n.meta["val"].shape[1:] for n in placement.sources if "val" in n.meta]
+    steps = [counting_step(s) for s in shapes if all(isinstance(d, int) for d in s)]
+    large = [step for step in steps if step > 1]
+    if not large:
+        return ""
+    return (
+        f"histograms of {len(large)} large tensors count every k-th value, at most "
+        f"{MOST_COUNTED:,} of a sample (k up to {max(large)}); ranges are those of all values"
+    )
 
 
 def _finite(ranges: Iterable[Range]) -> bool:
