@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trtq
 from trtq.errors import CalibrationError, UsageError
 from trtq.graph.capture import capture
+from trtq.graph.device import on_device
 from trtq.quant import histogram
 from trtq.quant.calibrate import summarize_all
 from trtq.quant.calibrators import CALIBRATORS, Asked, find_calibrator
@@ -187,7 +188,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_work():
 def test_ranges_of_a_gpu_are_those_of_the_cpu(graph, mode):
     placement, x = place(graph, bits=BitConfig.parse("w4a4")), images()
     here = observe(graph, placement, x.split(6), mode=mode)
-    there = observe(graph, placement, x.split(6), mode=mode, device=torch.device("cuda", 0))
+    there = observe(on_device(graph, torch.device("cuda", 0)), placement, x.split(6), mode=mode)
     stats = [summarize_all(placement, seen, mode, 99.99) for seen in (here, there)]
     for name, one in stats[0].items():
         assert stats[1][name].amax == pytest.approx(one.amax, rel=1e-4)

@@ -23,7 +23,7 @@ from trtq.export.probe import QuantizerStats
 from trtq.flow.compare import compare_simulation
 from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
-from trtq.graph.device import CPU, choose_device
+from trtq.graph.device import CPU, choose_device, with_smaller_batches
 from trtq.graph.feed import outputs_of
 from trtq.machine import package_version
 from trtq.methods.base import Method, MethodContext, Value
@@ -122,8 +122,9 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
         if method.finish is not None:
             method.finish(context, arguments)
     after = _apply(inputs, context, [c for c in chosen if c[0].stage == "after"])
-    encodings.round_scales_to_fp16_()
     encodings.constants = {**context.folded, **encodings.constants}
+    encodings.to_cpu_()
+    encodings.round_scales_to_fp16_()
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(context.graph)}
     simulated = insert_fake_quantize(context.graph, context.placement, encodings)
     qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
@@ -249,7 +250,7 @@ def _calibrate(
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
     """Return the statistics of every observed activation, their source, and what the cache did."""
     graph, placement, samples = context.graph, context.placement, inputs.samples
-    device = choose_device(options.device)
+    device = inputs.model.device
     elsewhere = {} if device == CPU else {"device": device.type}  # sums have another order there
     widths = [[q.name, q.format.bits] for q in placement.quantizers]
     key = CacheKey(
@@ -280,14 +281,17 @@ def _calibrate(
         stats, note = cache.load(key)
         if stats is None:
             progress.begin(f"Calibrating ({options.calibrator})", len(samples))
-            images = inputs.images(len(samples), options.batch_size)
-            seen = observe(
-                graph,
-                placement,
-                images,
-                mode=options.calibrator,
-                device=device,
-                progress=progress.advance,
+            seen = with_smaller_batches(
+                lambda batch: observe(
+                    graph,
+                    placement,
+                    inputs.images(len(samples), batch),
+                    mode=options.calibrator,
+                    progress=progress.advance,
+                ),
+                options.batch_size,
+                inputs.run.note,
+                "calibration",
             )
             stats = summarize_all(placement, seen, options.calibrator, options.percentile)
             cache.save(key, stats)
