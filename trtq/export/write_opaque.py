@@ -19,8 +19,11 @@ OWN = ("", "ai.onnx")
 WRITTEN = range(13, 22)  # opsets of files that trtq writes
 
 
-def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str) -> Any:
+def node(
+    w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str, sizes: Sequence[Any]
+) -> Any:
     """The node itself, in a form of the writer's opset."""
+    del sizes  # the node has them among its inputs
     written = _of_opset(unpacked(model), w.opset, name_of(model))
     w.domains |= {o.domain: o.version for o in written.opset_import if o.domain not in OWN}
     return splice(w, written, list(inputs), foreign=True)

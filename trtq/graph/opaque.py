@@ -105,12 +105,15 @@ def name_of(text: str) -> str:
 
 
 @torch.library.custom_op("trtq::onnx_node", mutates_args=())
-def onnx_node(inputs: Sequence[torch.Tensor], model: str) -> list[torch.Tensor]:
+def onnx_node(
+    inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]
+) -> list[torch.Tensor]:
     """Compute a node in ONNX Runtime.
 
     Args:
         inputs: in the order of the model's inputs.
         model: from :func:`packed`.
+        sizes: of the first result, where ONNX's shape inference cannot know them; none otherwise.
 
     Returns:
         A tensor for each output of the model.
@@ -145,11 +148,14 @@ onnx_node.register_autograd(_no_gradient, setup_context=_remember)
 
 
 @onnx_node.register_fake
-def _shapes(inputs: Sequence[torch.Tensor], model: str) -> list[torch.Tensor]:
+def _shapes(
+    inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]
+) -> list[torch.Tensor]:
     """Return results of the shapes that ONNX infers."""
     known: Sizes = {}
     inferred = _inferred(unpacked(model), inputs, known)
-    return [_empty(value, known, inputs) for value in inferred.graph.output]
+    results = [_empty(value, known, inputs, sizes) for value in inferred.graph.output[:1]]
+    return results + [_empty(value, known, inputs) for value in inferred.graph.output[1:]]
 
 
 def _inferred(
@@ -167,17 +173,20 @@ def _inferred(
 
 
 def _empty(
-    value: onnx.ValueInfoProto, known: Sizes, inputs: Sequence[torch.Tensor]
+    value: onnx.ValueInfoProto,
+    known: Sizes,
+    inputs: Sequence[torch.Tensor],
+    sizes: Sequence[int] = (),
 ) -> torch.Tensor:
     """Return an empty tensor for an output; a size that nothing says is decided by the data."""
     info = value.type.tensor_type
-    if not info.HasField("shape"):
+    if not info.HasField("shape") and not sizes:
         raise ModelError(
             f"Cannot read the shape of {value.name}",
             "ONNX's shape inference does not know its rank",
             "Declare it in the file: onnx.shape_inference, or value_info",
         )
-    sizes = [_size(d, known) for d in info.shape.dim]
+    sizes = sizes or [_size(d, known) for d in info.shape.dim]
     dtype = DTYPES.get(info.elem_type, torch.float32)
     device = inputs[0].device if inputs else None
     return torch.empty(sizes, dtype=dtype, device=device)

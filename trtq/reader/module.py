@@ -19,7 +19,7 @@ from trtq.reader.example import axes_of, inputs_of
 from trtq.reader.fuse import written_as
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
-from trtq.reader.opaque_model import opaque_model
+from trtq.reader.opaque_model import known_sizes, opaque_model
 from trtq.reader.port import Port, port_of
 from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
 
@@ -111,7 +111,8 @@ class OnnxNode(nn.Module):
     def _by_runtime(self, call: Call) -> list[Value]:
         """Let ONNX Runtime compute the node."""
         model, places = opaque_model(call, self.outer, self.domains)
-        results = onnx_node([call.x(p) for p in places], packed(model))
+        sizes = known_sizes(call)
+        results = onnx_node([call.x(p) for p in places], packed(model), sizes)
         made = iter(results)
         none = torch.zeros(0)
         return [Value.of(next(made) if name else none) for name in self.node.output]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from trtq.graph.opaque import TYPES
 from trtq.reader.call import OWN, Call
+from trtq.reader.read_resample import resized
 from trtq.reader.values import Array, UnreadError, Value
 
 
@@ -39,14 +41,23 @@ def opaque_model(
         tensor = call.x(i)
         if tensor.dtype not in TYPES:
             raise UnreadError(f"an operand of {tensor.dtype}")
-        rank = [None] * tensor.ndim
-        inputs.append(helper.make_tensor_value_info(name, TYPES[tensor.dtype], rank))
+        # Ops such as Resize read the length of their sizes before they run.
+        sizes = [d if isinstance(d, int) else None for d in tensor.shape]
+        inputs.append(helper.make_tensor_value_info(name, TYPES[tensor.dtype], sizes))
         places.append(i)
     outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
     graph = helper.make_graph([node], "node", inputs, outputs, initializers)
     opsets = {**domains, "": oldest_form(node, domains.get("", 0))}
     imports = [helper.make_opsetid(d, v) for d, v in sorted(opsets.items()) if v]
     return helper.make_model(graph, opset_imports=imports, ir_version=10), places
+
+
+def known_sizes(call: Call) -> list[Any]:
+    """Return the sizes of a node's first result where its operands are numbers that give them.
+
+    ONNX's shape inference does not see these numbers: they are computed outside the node.
+    """
+    return resized(call) if call.node.op_type in ("Resize", "Upsample") else []
 
 
 def _array(value: Value) -> Array:
