@@ -48,6 +48,9 @@ class StatesInputs(Protocol):
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return its inputs; images have the size (C, H, W) where that is open."""
 
+    def fitted(self, given: object, axes: Axes) -> Mapping[str, torch.Tensor]:
+        """Return an example of all inputs by name, in their types, of sizes that fit."""
+
     def about(self) -> list[str]:
         """Return what a user must know of it once it has run."""
 

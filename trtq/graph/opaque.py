@@ -14,23 +14,13 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 from trtq.errors import ModelError, first_line
+from trtq.graph.dtypes import TORCH_TYPES
 from trtq.onnx_node import label_of
+from trtq.onnx_session import exact_session
 
-TYPES: dict[torch.dtype, int] = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float16: TensorProto.FLOAT16,
-    torch.float64: TensorProto.DOUBLE,
-    torch.int64: TensorProto.INT64,
-    torch.int32: TensorProto.INT32,
-    torch.int16: TensorProto.INT16,
-    torch.int8: TensorProto.INT8,
-    torch.uint8: TensorProto.UINT8,
-    torch.bool: TensorProto.BOOL,
-}
-DTYPES = {code: dtype for dtype, code in TYPES.items()}
 _LIBRARIES: list[str] = []
 
 Sizes = dict[str, Any]  # of axes by name: numbers or open sizes
@@ -81,9 +71,7 @@ def _session(text: str) -> Any:
     for library in _LIBRARIES:
         options.register_custom_ops_library(library)
     try:
-        return ort.InferenceSession(
-            base64.b85decode(text), options, providers=["CPUExecutionProvider"]
-        )
+        return exact_session(base64.b85decode(text), options)
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         raise ModelError(f"ONNX Runtime cannot compute {name_of(text)}", first_line(exc)) from exc
 
@@ -148,9 +136,7 @@ onnx_node.register_autograd(_no_gradient, setup_context=_remember)
 
 
 @onnx_node.register_fake
-def _shapes(
-    inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]
-) -> list[torch.Tensor]:
+def _shapes(inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Return results of the shapes that ONNX infers."""
     known: Sizes = {}
     inferred = _inferred(unpacked(model), inputs, known)
@@ -187,7 +173,7 @@ def _empty(
             "Declare it in the file: onnx.shape_inference, or value_info",
         )
     sizes = sizes or [_size(d, known) for d in info.shape.dim]
-    dtype = DTYPES.get(info.elem_type, torch.float32)
+    dtype = TORCH_TYPES.get(info.elem_type, torch.float32)
     device = inputs[0].device if inputs else None
     return torch.empty(sizes, dtype=dtype, device=device)
 

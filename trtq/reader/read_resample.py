@@ -52,7 +52,9 @@ def resized(call: Call) -> list[Any]:
     pairs = list(zip(x.shape, scales or [], strict=True))
     if not all(float(f).is_integer() or isinstance(size, int) for size, f in pairs):
         return []
-    return [size * int(f) if float(f).is_integer() else int(size * np.float32(f)) for size, f in pairs]
+    return [
+        size * int(f) if float(f).is_integer() else int(size * np.float32(f)) for size, f in pairs
+    ]
 
 
 def _targets(call: Call) -> tuple[list[float] | None, list[Any] | None]:
