@@ -1,6 +1,7 @@
 """Values drawn for inputs of any type."""
 
 import numpy as np
+import pytest
 
 from trtq.random_values import draw
 
@@ -31,8 +32,15 @@ def test_masks_lengths_and_flags_are_ones():
     assert drawn("bool", [2, 8]).all()
 
 
-def test_coins_are_true_or_false():
-    assert set(drawn("bool", [64], coins=True).tolist()) == {False, True}
+@pytest.mark.parametrize("dtype", ["bool", "int64"])
+def test_masks_of_coins_have_a_one_in_each_row(dtype):
+    values = drawn(dtype, [64, 4], coins=True)
+    assert set(values.ravel().tolist()) == {0, 1}
+    assert values[:, 0].all()
+
+
+def test_one_number_a_sample_is_no_mask():
+    assert drawn("int64", [16], coins=True).all()
 
 
 def test_a_seed_repeats_them():
