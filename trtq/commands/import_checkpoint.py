@@ -61,6 +61,7 @@ class ImportRecord(Record, frozen=True, kw_only=True):
         left_in_float: by quantizer, the reason.
         unused: ranges of the file that the model has no place for, and why.
         parity: torch against ONNX Runtime on the exported file.
+        random: it was compared on random inputs; unset for data.
     """
 
     tool: str
@@ -68,6 +69,7 @@ class ImportRecord(Record, frozen=True, kw_only=True):
     left_in_float: dict[str, str]
     unused: dict[str, str]
     parity: ParityRecord
+    random: bool | msgspec.UnsetType = msgspec.UNSET
     notes: list[str]
     files: dict[str, FileRecord]
     environment: Environment
@@ -76,10 +78,11 @@ class ImportRecord(Record, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line for a person."""
         p = self.parity
+        images = "random inputs (NOT CALIBRATED)" if self.random is True else "images"
         return (
             f"{self.quantizers} ranges of {self.tool} in use, {len(self.left_in_float)} tensors "
             f"left in float, {len(self.unused)} ranges unused; against float on {p.images} "
-            f"images: {p.answer.words}; parity torch/ONNX Runtime passed"
+            f"{images}: {p.answer.words}; parity torch/ONNX Runtime passed"
         )
 
 
@@ -121,6 +124,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             left_in_float=dict(quantized.encodings.left_in_float),
             unused=unused,
             parity=quantized.done.parity,
+            random=quantized.inputs.samples.drawn or msgspec.UNSET,
             notes=run.note.lines,
             files=file_records(paths.values()),
             environment=environment(),
