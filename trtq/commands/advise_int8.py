@@ -19,13 +19,13 @@ from trtq.export.onnx_file import (
     count_qdq,
     get_metadata,
     load_onnx,
-    quantized_nodes,
     save_onnx,
     set_metadata_,
 )
 from trtq.export.strip import strip_at
 from trtq.files import ADVISE_JSON, ENCODINGS, FP32, MODEL_FILES, QDQ, QUANTIZE_JSON
 from trtq.onnx_node import label_of
+from trtq.onnx_walk import all_nodes
 from trtq.progress import Progress, Silent
 from trtq.records.advise import AdviseRecord, Int8Advice
 from trtq.specs import AdviseSpec
@@ -38,6 +38,8 @@ STRATEGIES = {
     "INT8 / FP16": "INT8, losing regions in FP16",
     "INT8": "INT8 everywhere",
 }  # by precision
+ROLES = ("input", "weight", "lhs", "rhs")  # of a layer's quantizers; one that reads the same tensor
+# as another one has no node of its own
 DEQUANTIZE = "/DequantizeLinear"  # what trtq appends to the name of a quantizer
 
 
@@ -115,6 +117,13 @@ def _require_options(spec: AdviseSpec) -> None:
 def _advice(subject: Subject, basis: Basis) -> Int8Advice:
     choice, compared = basis.choice, basis.compared
     unnamed = compared.unnamed if compared is not None else []
+    launches = sum(len(r.int8.kernels) for r in choice.regions) * subject.device.launch * 1e3
+    if basis.basis == "predicted" and launches > choice.int8_ms / 2:
+        subject.notes.append(
+            f"{launches / choice.int8_ms:.0%} of the predicted time are launches, "
+            f"{subject.device.launch * 1e6:g} us a kernel (fitted to published latencies): measure "
+            "the layers on the device (trtq bench --profile, --measured)"
+        )
     left = basis.left
     if left:
         subject.notes.append(
@@ -177,7 +186,9 @@ def _write(
     removed = quantizers(subject.onnx) - quantizers(model)
     set_metadata_(model, {"kept_float": reasons})
     staging = work.staging()
-    paths = _save_encodings_(subject, model, dict.fromkeys(removed, record.int8.basis), staging)
+    why = f"INT8 is slower there, {record.int8.basis} (trtq advise)"
+    shared = {f"{label.rpartition('/')[0]}.{r}" for label in reasons for r in ROLES}
+    paths = _save_encodings_(subject, model, dict.fromkeys(removed | shared, why), staging)
     paths.append(save_onnx(model, staging / QDQ))
     beside = subject.path.with_name(FP32)
     if beside.is_file():
@@ -196,7 +207,7 @@ def _write(
 
 def quantizers(model: onnx.ModelProto) -> set[str]:
     """Return the names of the quantizers of a file."""
-    nodes = quantized_nodes(model, "DequantizeLinear")
+    nodes = (n for n in all_nodes(model) if n.op_type == "DequantizeLinear")
     return {label_of(n).removesuffix(DEQUANTIZE) for n in nodes}
 
 
@@ -213,7 +224,7 @@ def _save_encodings_(
     Args:
         subject: the old file.
         model: the new one; its metadata changes.
-        removed: quantizers that it does not have, and whether that is predicted or measured.
+        removed: quantizers that it does not have, and why.
         folder: to write to.
     """
     path = subject.path.with_name(ENCODINGS)
@@ -230,6 +241,6 @@ def _save_encodings_(
     for name in removed.keys() & encodings.amax.keys():
         for values in (encodings.amax, encodings.amin, encodings.formats):
             values.pop(name, None)
-        encodings.left_in_float[name] = f"INT8 is {removed[name]} to be slower there (trtq advise)"
+        encodings.left_in_float[name] = removed[name]
     set_metadata_(model, {"encodings_sha256": encodings.digest()})
     return [encodings.save(folder / ENCODINGS)]

@@ -113,12 +113,13 @@ def open_subject(spec: AdviseSpec, path: Path) -> Subject:
             f"{source} is in that folder",
             "Give another folder",
         )
-    engine = given or _engine_beside(source, digest)
-    if engine is not None and given is None:
-        notes.append(f"the engine beside the file is used: {engine}")
-    manifest = _manifest(engine, source, digest) if engine is not None else None
+    manifest = _manifest(given, source, digest) if given is not None else None
     target = _target(spec.target, manifest, model, source)
-    device = _device(target)
+    engine = given or _engine_beside(source, digest, target)
+    if engine is not None and manifest is None:
+        manifest = read_manifest(engine)
+        notes.append(f"the engine beside the file is used: {engine}")
+    device = find_device(target.name)
     if "int8" not in device.peaks:
         raise UsageError(
             f"Cannot advise on INT8 for the {device.title}",
@@ -170,10 +171,13 @@ def _sizes(
     return sizes, spec.batch if open_batch else max(spec.batch, own)
 
 
-def _engine_beside(path: Path, digest: str) -> Path | None:
-    """Return an engine of a Q/DQ file in its folder."""
+def _engine_beside(path: Path, digest: str, target: Target) -> Path | None:
+    """Return an engine of a Q/DQ file for a target in its folder."""
     for engine in sorted(p for p in path.parent.iterdir() if is_engine(p)):
-        if manifest_path(engine).is_file() and read_manifest(engine).onnx_sha256 == digest:
+        if not manifest_path(engine).is_file():
+            continue
+        manifest = read_manifest(engine)
+        if manifest.onnx_sha256 == digest and manifest.target.capability == target.capability:
             return engine
     return None
 
@@ -194,18 +198,23 @@ def _target(
     asked: str | None, manifest: EngineManifest | None, model: onnx.ModelProto, path: Path
 ) -> Target:
     """Return the target that was asked for, that of the engine, or that of the file."""
-    text = asked or (manifest.target.name if manifest else None) or get_metadata(model).get(TARGET)
+    built = manifest.target.name if manifest is not None else None
+    text = asked or built or get_metadata(model).get(TARGET)
     if text is None:
         raise UsageError(
             "trtq advise needs --target",
             f"{path} does not say which device it is for",
             "trtq targets lists what there is",
         )
-    return Target.parse(text)
-
-
-def _device(target: Target) -> Device:
-    return find_device(target.name)
+    target = Target.parse(text)
+    if manifest is not None and manifest.target.capability != target.capability:
+        raise UsageError(
+            f"Cannot advise for {target.text} with this engine",
+            f"it was built for {manifest.target.name} (compute capability "
+            f"{manifest.target.capability}), {target.text} has {target.capability}",
+            f"Write --target {manifest.target.name}, or leave --engine out",
+        )
+    return target
 
 
 def basis_of(spec: AdviseSpec, subject: Subject) -> Basis:
@@ -265,7 +274,7 @@ def _kernels(subject: Subject, engine: Path | None, batch: int) -> list[PlanKern
 def _plan(engine: Path, batch: int) -> list[PlanKernel] | None:
     """Return the kernels of a plan; None where it does not say."""
     manifest, plan = read_engine(engine)
-    sizes_known = all(isinstance(a, int) for r in manifest.input_rows for a in r.axes[1:])
+    sizes_known = all(r.least[1:] == r.most[1:] for r in manifest.input_rows)
     if manifest.builder.backend != RTX or not sizes_known:
         return None
     return read_plan_kernels(plan, manifest.builder.version, batch)

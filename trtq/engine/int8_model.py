@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from trtq import ops
 from trtq.cost.onnx_file import list_onnx_ops
 from trtq.cost.ops import WEIGHTED, Groups, Op
 from trtq.engine.plan_kernels import PlanKernel
@@ -23,6 +24,7 @@ from trtq.onnx_node import label_of
 ACCUMULATOR, ACCUMULATOR_LINEAR = 32, 16
 DEPTHWISE_PAD = 4
 FUSES = ("pointwise", "norm", "softmax")  # kernels into which both fuse a QuantizeLinear
+MOVES_CODES = ops.onnx_types(trait="moves_codes")
 HALF, CODE, FLOAT = 16, 8, 32
 HOW = {
     True: "An INT8 product and its epilogue are two kernels, as in plans of TensorRT for RTX 1.7",
@@ -44,6 +46,8 @@ class _Group:
         writes: values that it writes for others, by tensor.
         product: values of its product.
         macs, weights: of its products, for one sample.
+        moves: it moves codes where all its readers read codes: TensorRT moves a QuantizeLinear
+            before it.
     """
 
     label: str
@@ -56,6 +60,7 @@ class _Group:
     macs: int
     weights: int
     depthwise: bool
+    moves: bool
 
     @property
     def multiplies(self) -> bool:
@@ -86,11 +91,13 @@ class Int8Model:
     outside: Mapping[str, int] = field(init=False)
     leaving: frozenset[str] = field(init=False)
     label: Mapping[str, str] = field(init=False)
+    types: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.quantized = read_quantized(self.model)
         plain = self.quantized.plain
         self.label = {o: label_of(n) for n in plain.graph.node for o in n.output}
+        self.types = {o: n.op_type for n in plain.graph.node for o in n.output}
         fused = Groups.of(list_onnx_ops(plain, self.path, self.sizes))
         self.root = fused.root
         self.leaving = frozenset(self._root(o.name) for o in plain.graph.output)
@@ -146,7 +153,11 @@ class Int8Model:
             macs=sum(op.macs for op in products),
             weights=sum(op.weights for op in products),
             depthwise=members[0].depthwise,
+            moves=not self.apart and self._op_type(members[0]) in MOVES_CODES and len(members) == 1,
         )
+
+    def _op_type(self, op: Op) -> str:
+        return next((self.types[t] for t in op.writes if t in self.types), "")
 
     def sets(self) -> list[tuple[str, ...]]:
         """Return the quantized layers that are decided together."""
@@ -199,7 +210,8 @@ class _Choice:
         }
         self.codes: dict[str, bool] = {}  # read as codes; True: by depthwise convolutions alone
         self.floats = set(model.leaving)
-        for group in model.groups:
+        self.moving: set[int] = set()  # kernels that move codes in place of values
+        for group in reversed(model.groups):
             self._note(group)
 
     def _coded(self, group: _Group, op: Op) -> set[str]:
@@ -211,8 +223,11 @@ class _Choice:
         return {model._root(t) for t in names}
 
     def _note(self, group: _Group) -> None:
+        """Note how a kernel reads its tensors; the kernels that read its results came before."""
+        moves = group.moves and all(t in self.codes and t not in self.floats for t in group.writes)
+        self.moving.update([id(group)] if moves else [])
         for op in group.members:
-            coded = self._coded(group, op)
+            coded = {self.model._root(t) for t in op.reads} if moves else self._coded(group, op)
             for tensor in op.reads:
                 root = self.model._root(tensor)
                 if root in coded:
@@ -240,6 +255,8 @@ class _Choice:
 
     def _fuses(self, group: _Group) -> bool:
         """Whether a kernel also writes the codes of its results."""
+        if id(group) in self.moving:
+            return True
         if not self.int8[id(group)]:
             generated = self.model.apart and "Pool" not in group.kind
             return not group.multiplies and (group.kind in FUSES or generated)
@@ -281,6 +298,8 @@ class _Choice:
     def _plain(self, group: _Group) -> Iterator[PlanKernel]:
         """Return the kernels of what computes in FP16."""
         coded = set().union(*(self._coded(group, op) for op in group.members))
+        if id(group) in self.moving:
+            coded = set(group.reads)
         bits = group.weights * HALF + self._bits(group.reads, coded) + self._written(group)
         yield self._kernel(group, "fp16", bits)
 

@@ -255,9 +255,9 @@ def compare_pieces(quantized: Quantized, int8: Sequence[Piece], fp16: Sequence[P
     sides: dict[tuple[str, ...], tuple[Side, Side]] = {}
     missing: list[str] = []
     for layers in sets.groups(quantized.layers):
-        root = sets.find(layers[0])
-        if all(root in by_root for by_root in held):
-            sides[tuple(layers)] = Side.of(held[0][root]), Side.of(held[1][root])
+        before, after = (by_root.get(sets.find(layers[0]), []) for by_root in held)
+        if all(any(n in layers for p in side for n in p.nodes) for side in (before, after)):
+            sides[tuple(layers)] = Side.of(before), Side.of(after)
         else:
             missing += layers
     return Compared(
