@@ -106,7 +106,7 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
         TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
     """
     chosen = choose(options.method, options.method_arg)
-    context = _context(inputs, options)
+    context = method_context(inputs, options)
     for method, _ in chosen:
         require_fit(method, context)
     clock = inputs.run.clock
@@ -156,7 +156,7 @@ def fitting(
     """
     if set(options.method) <= set(asked):
         return options
-    context = _context(inputs, options)
+    context = method_context(inputs, options)
     unfit = {
         m.name: reason
         for m, _ in choose(options.method, options.method_arg)
@@ -170,7 +170,7 @@ def fitting(
     )
 
 
-def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
+def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
     """Return a copy of the captured graph with its quantizers, for the methods."""
     captured = inputs.model.graph
     progress = inputs.run.progress

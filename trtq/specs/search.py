@@ -292,8 +292,15 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
 
 
 class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
-    """Say which way of quantizing fits."""
+    """Say which way of quantizing fits, or which layers of a quantized model lose from INT8."""
 
+    model: Annotated[
+        str,
+        PathDoc(
+            description="A float model as for trtq quantize; or a quantized one: a Q/DQ ONNX file, "
+            "the folder of trtq quantize, or an engine of it."
+        ),
+    ]
     target: Target = None
     budget: Budgets = ()
     task: TaskName = None
@@ -315,6 +322,42 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
             "decides "
             "whether PTQ is enough."
         ),
+    ] = None
+    engine: Annotated[
+        str | None,
+        PathDoc(
+            description="Quantized model: its TensorRT-RTX engine; default: one beside the file. "
+            "Its kernels are compared with those of --baseline."
+        ),
+    ] = None
+    baseline: Annotated[
+        str | None,
+        PathDoc(description="Quantized model: the FP16 engine; default: one beside --engine."),
+    ] = None
+    measured: Annotated[
+        tuple[str, ...],
+        PathDoc(
+            description="Quantized model: bench.json of trtq bench --profile with the layer times "
+            "of the INT8 and of the FP16 file on one device; repeatable."
+        ),
+    ] = ()
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="Quantized model: NAME=SHAPE of an input with open axes, such as "
+            "images=1x3x640x640; repeatable."
+        ),
+    ] = ()
+    batch: Annotated[int, Meta(ge=1), Doc(description="Quantized model: samples in a call.")] = 1
+    keep_winners: Annotated[
+        bool,
+        Doc(
+            description="Quantized model: write it with Q/DQ pairs only where INT8 wins. Needs "
+            "--out."
+        ),
+    ] = False
+    out: Annotated[
+        str | None, PathDoc(description="Quantized model: folder for advise.json and new files.")
     ] = None
 
 
