@@ -28,7 +28,7 @@ from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzedModel, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
-from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext
+from trtq.search.sensitivity import Measured, MetricArguments, Sensitivity, SensitivityContext
 from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeOptions
 from trtq.tasks import Task, find_task
@@ -38,7 +38,6 @@ from trtq.workers import Workers
 
 Batches = list[tuple[Feed, Feed]]
 BY_OUTPUTS = ("jsd", *sorted(NEEDS_TARGETS))  # metrics of what the outputs mean
-ARGUMENTS = ("probes", "trials", "epsilon", "seed")
 
 
 def analyze_model(
@@ -86,7 +85,12 @@ def analyze_model(
         units=_cache(model, drawn, batches, options, workers, learned),
         begin=run.progress.begin,
         advance=run.progress.advance,
-        arguments={name: getattr(options, name) for name in ARGUMENTS},
+        arguments=MetricArguments(
+            probes=options.probes,
+            trials=options.trials,
+            epsilon=options.epsilon,
+            seed=options.seed,
+        ),
         one_by_one=not model.graph.dynamic_batch,
     )
     if learned is not None:

@@ -26,7 +26,7 @@ from trtq.flow.model import Model
 from trtq.graph.device import CPU, choose_device, with_smaller_batches
 from trtq.graph.feed import outputs_of
 from trtq.machine import package_version
-from trtq.methods.base import Method, MethodContext, Value
+from trtq.methods.base import Method, MethodContext
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
 from trtq.platform.target import Target, check_files
@@ -209,7 +209,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def _apply(
-    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Value]]]
+    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, msgspec.Struct]]
 ) -> list[MethodRecord]:
     records = []
     for method, arguments in chosen:
@@ -220,7 +220,11 @@ def _apply(
         label = did.pop("label", method.label)
         records.append(
             MethodRecord(
-                name=method.name, label=label, source=method.source, arguments=arguments, did=did
+                name=method.name,
+                label=label,
+                source=method.source,
+                arguments=msgspec.structs.asdict(arguments),
+                did=did,
             )
         )
         inputs.run.clock.lap(method.name)
