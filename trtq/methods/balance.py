@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
@@ -65,7 +65,8 @@ def range_ratio(ranges: torch.Tensor) -> float:
     live = ranges[ranges > 0]
     if not len(live):
         return 1.0
-    return float(live.max() / live.quantile(LOW, interpolation="higher"))
+    ordered = live.sort().values
+    return float(ordered[-1] / ordered[math.ceil(LOW * (len(live) - 1))])
 
 
 def find_extremes(context: MethodContext, ratio: float = EXTREME) -> list[Extreme]:
@@ -164,12 +165,26 @@ def _extreme_pairs(context: MethodContext, ratio: float) -> Iterator[tuple[Pair,
             yield extreme.pair, extreme.ratio
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+class Arguments(msgspec.Struct, frozen=True):
+    """Arguments of the method.
+
+    Attributes:
+        ratio: of the widest to the narrowest channel of an activation, from which it is balanced.
+        images: calibration images whose channels are looked at.
+        rows: positions of each activation that output errors are measured on.
+    """
+
+    ratio: float = EXTREME
+    images: int = IMAGES
+    rows: int = ROWS
+
+
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Fold factors into each pair with an extreme tensor, where that lowers its output error."""
     balanced: dict[str, dict[str, float]] = {}
-    for pair, before in list(_extreme_pairs(context, float(arguments["ratio"]))):
+    for pair, before in list(_extreme_pairs(context, arguments.ratio)):
         readers = {pair.activation: pair.consumers}
-        watch = _watched(context, readers, int(arguments["images"]), int(arguments["rows"]))
+        watch = _watched(context, readers, arguments.images, arguments.rows)
         amax, rows = watch.amax[pair.activation.name], watch.samples[pair.activation.name]
         weights = [_even(weight_matrix(context, c, pair.channels), rows) for c in pair.consumers]
         best, factors = best_strength(rows, amax, weights, widths(context, pair.consumers[0]))
@@ -191,7 +206,7 @@ METHOD = Method(
     stage="before",
     source="Nagel et al. 2019, Data-Free Quantization; factors as in Xiao et al. 2023, eq. 4, for "
     "the least output error",
-    arguments={"ratio": EXTREME, "images": IMAGES, "rows": ROWS},
+    arguments=Arguments(),
     run=run,
     exact=True,
     not_applicable_reason=needs(
