@@ -43,7 +43,8 @@ test-slow: venv system
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: venv  ## on a machine with an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --durations=10
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/results/gpu.md
 
 # Types of TensorRT's Python API. They depend on TensorRT itself, so they come without dependencies and beside the environment; and as published
 # they do not parse: a parameter is called "in", and one without a default follows others.

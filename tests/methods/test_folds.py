@@ -7,10 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tests.support.workbench import bench_of
 from trtq.methods.equalize import equalizing_factors
-from trtq.methods.pairs import find_pairs, fold_factors
+from trtq.methods.pairs import _flat, find_pairs, fold_factors
 from trtq.methods.qads import search_factors
 from trtq.methods.registry import get_method
 from trtq.methods.scaling import output_error
@@ -242,3 +244,11 @@ def test_qads_multiplies_where_it_cannot_fold_and_it_pays():
     untouched = bench_of(Gated())
     done = get_method("qads").run(untouched, get_method("qads").values({"explicit": 0.0}))
     assert done["explicit"] == []
+
+
+def test_a_map_of_an_unknown_size_is_no_vector():
+    shapes = ShapeEnv()
+    with FakeTensorMode(shape_env=shapes):
+        before = torch.empty(2, 4, shapes.create_unbacked_symint(), 1)
+        assert not _flat(before, torch.empty(2, shapes.create_unbacked_symint()))
+        assert _flat(torch.empty(2, 4, 1, 1), torch.empty(2, 4))

@@ -121,6 +121,7 @@ def check_agreement(
     missing: Sequence[str],
     yardstick: str,
     real: bool = True,
+    task: str | None = None,
 ) -> AgreementRecord:
     """Compare on the same images.
 
@@ -134,11 +135,12 @@ def check_agreement(
         missing: why something is not compared, for the record.
         yardstick: what ``model`` is, for the record.
         real: the images are no random numbers, so that answers mean something.
+        task: what the answers mean; default: what the file says.
     """
     wanted, known = answers(OnnxRunner(model), images), kind_in(get_metadata(model))
     plain = answers(OnnxRunner(strip_qdq(model)), images) if count_qdq(model) else None
     error = None if plain is None else worst_sqnr(plain, wanted)
-    meaning = meaning_of(model, images[0], wanted, plain) if real else None
+    meaning = meaning_of(model, images[0], wanted, plain, task) if real else None
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
         said = "what was built, in ONNX Runtime" + (

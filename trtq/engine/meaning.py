@@ -56,6 +56,7 @@ def meaning_of(
     batch: Given,
     wanted: Mapping[str, Array],
     plain: Mapping[str, Array] | None,
+    asked: str | None = None,
 ) -> Meaning | None:
     """Return the meaning of a file's answers; None where the file names no task of trtq's.
 
@@ -64,16 +65,21 @@ def meaning_of(
         batch: inputs, for the size of images.
         wanted: outputs of the file by name.
         plain: the same without its Q/DQ pairs; None for a file without pairs.
+        asked: a task that a user named; default: that of the file.
+
+    Raises:
+        UsageError: the model has not the outputs that the task which was asked for reads.
     """
-    named = stored_task(get_metadata(model).get(TASK))
-    if named is None:
-        return None
-    given = np.asarray(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
-    facts = Facts.of(wanted, given if given.ndim == IMAGE_AXES else None, made_with(model))
-    try:
-        task = find_task(named).bound(facts)
-    except UsageError:
-        return None  # an engine may end before the outputs that the task reads
+    if asked is not None:
+        task = bound_to(asked, model, batch, wanted)
+    else:
+        named = stored_task(get_metadata(model).get(TASK))
+        if named is None:
+            return None
+        try:
+            task = bound_to(named, model, batch, wanted)
+        except UsageError:
+            return None  # an engine may end before the outputs that the task reads
     whole = Meaning(task=task, wanted=wanted)
     if plain is None:
         return whole
@@ -81,3 +87,20 @@ def meaning_of(
     value = own[0].value if own else None
     least = LEAST if value is None else min(LEAST, value - SLACK)
     return Meaning(task=task, wanted=wanted, least=least)
+
+
+def bound_to(name: str, model: onnx.ModelProto, batch: Given, wanted: Mapping[str, Array]) -> Task:
+    """Return a task for the answers of a file.
+
+    Args:
+        name: of the task.
+        model: the file.
+        batch: inputs, for the size of images.
+        wanted: its outputs by name.
+
+    Raises:
+        UsageError: it has not the outputs that the task reads.
+    """
+    given = np.asarray(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+    image = given if given.ndim == IMAGE_AXES else None
+    return find_task(name).bound(Facts.of(wanted, image, made_with(model)))

@@ -18,6 +18,7 @@ from torch import fx
 from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
+from trtq.graph.device import device_of, rng_devices
 from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
@@ -55,8 +56,9 @@ class SoftRounding(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, step: torch.Tensor, qmin: int, qmax: int) -> None:
         super().__init__()
-        codes = weight / step
-        self.step, self.qmin, self.qmax, self.floor = step, qmin, qmax, codes.floor()
+        self.step = step.to(weight.device)
+        codes = weight / self.step
+        self.qmin, self.qmax, self.floor = qmin, qmax, codes.floor()
         rest = (codes - self.floor).clamp(0.01, 0.99)
         self.logits = torch.nn.Parameter(torch.logit((rest - GAMMA) / (ZETA - GAMMA)))
 
@@ -149,7 +151,7 @@ def _joins(node: fx.Node) -> bool:
 def _learners(
     context: MethodContext, shared: Mapping[str, str]
 ) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
-    encodings = context.encodings
+    encodings, device = context.encodings, device_of(context.graph)
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in context.placement.active:
         if q.format.bits == 8 or not q.format.has_kernel or shared[q.name] != q.name:
@@ -163,7 +165,7 @@ def _learners(
                 weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax
             )
         elif not q.is_weight:
-            ranges[q.name] = LearnedRange(step, fmt.qmin, fmt.qmax)
+            ranges[q.name] = LearnedRange(step.to(device), fmt.qmin, fmt.qmax)
     return weights, ranges
 
 
@@ -238,7 +240,7 @@ def _learn(
     )
     generator = torch.Generator().manual_seed(0)
     context.begin("Learning the rounding", steps)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(rng_devices(device_of(context.graph))):
         torch.manual_seed(0)
         state = LearningState(
             optimizer,
@@ -246,7 +248,7 @@ def _learn(
             key=[
                 context.encodings.digest(),
                 asdict(arguments),
-                *(sha256_bytes(t.numpy().tobytes()) for t in feed),
+                *(sha256_bytes(t.cpu().numpy().tobytes()) for t in feed),
             ],
         )
         done, losses = state.load(context.resume)
@@ -292,7 +294,8 @@ def _gradients(learner: _Learner, target: _Learner, runs: Sequence[Feed]) -> flo
         with torch.no_grad():
             wanted = outputs_of(target.run(*part))
         got = outputs_of(learner.run(*part))
-        loss = sum(map(_relative, got, wanted), torch.zeros(())) / len(wanted)
+        start = torch.zeros((), device=wanted[0].device)
+        loss = sum(map(_relative, got, wanted), start) / len(wanted)
         for name in target.taps:
             loss = loss + _relative(learner.taps[name], target.taps[name]) / len(target.taps)
         loss = loss / len(runs)

@@ -20,6 +20,7 @@ from trtq.methods.base import Method, MethodContext, Value
 # needs no import of them.
 METHODS: Mapping[str, str] = {
     "integer-softmax": "trtq.methods.integer_softmax",
+    "balance": "trtq.methods.balance",
     "smooth": "trtq.methods.smooth",
     "qads": "trtq.methods.qads",
     "equalize": "trtq.methods.equalize",
