@@ -23,6 +23,7 @@ from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.signature import SizeRange
 from trtq.progress import Progress, or_silent
+from trtq.python_words import python_words
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
 from trtq.tasks import TASKS, Task, find_task
@@ -30,6 +31,7 @@ from trtq.tasks import TASKS, Task, find_task
 __all__ = ["load", "quantize", "samples"]
 
 
+@python_words
 def load(
     model: str | nn.Module | ExportedProgram | Model,
     *,
@@ -110,6 +112,7 @@ def quantize(
 ) -> Quantized: ...
 
 
+@python_words
 def quantize(
     model: str | nn.Module | Model | QuantizeSpec,
     data: object = None,

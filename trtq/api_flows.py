@@ -26,6 +26,7 @@ from trtq.flow.search import Searched, search_models
 from trtq.flow.search_checks import check_search
 from trtq.flow.search_save import save_search
 from trtq.progress import Progress, or_silent
+from trtq.python_words import python_words
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import read_options
 from trtq.records.analyze import AnalyzeRecord
@@ -63,6 +64,7 @@ def analyze(
 ) -> AnalyzeRecord: ...
 
 
+@python_words
 def analyze(
     model: AnyModel | AnalyzeSpec,
     data: object = None,
@@ -130,6 +132,7 @@ def search(
 ) -> Searched: ...
 
 
+@python_words
 def search(
     model: AnyModel | Sequence[AnyModel] | SearchSpec,
     data: object = None,
@@ -248,6 +251,7 @@ def finetune(
 ) -> Finetuned: ...
 
 
+@python_words
 def finetune(
     model: AnyModel | FinetuneSpec,
     data: object = None,

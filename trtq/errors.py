@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 LONGEST = 300  # characters of a line that another program or library says
 NO_HOME = "HOME is not set, and this user has no entry in /etc/passwd"
@@ -50,13 +50,22 @@ class TrtqError(Exception):
         self.message = message
         self.reason = reason
         self.hint = hint
-        text = message.rstrip(".")
-        if reason:
-            text += f": {reason.rstrip('.')}"
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        text = self.message.rstrip(".")
+        if self.reason:
+            text += f": {self.reason.rstrip('.')}"
         text += "."
-        if hint:
-            text += f" {hint}" if hint.endswith(("?", ".")) else f" {hint}."
-        super().__init__(text)
+        if self.hint:
+            text += f" {self.hint}" if self.hint.endswith(("?", ".")) else f" {self.hint}."
+        return text
+
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Say the same in other words."""
+        self.message, self.reason = change(self.message), change(self.reason)
+        self.hint = change(self.hint)
+        self.args = (self._text(),)
 
 
 class UsageError(TrtqError):

@@ -55,7 +55,7 @@ class Notes:
         lines: the notes so far.
 
     >>> note = Notes(print)
-    >>> note("a skip", "a fallback")
+    >>> note("a skip", "a fallback", "a skip")
     a skip
     a fallback
     >>> note.lines
@@ -66,10 +66,11 @@ class Notes:
         self.tell, self.lines = tell, list[str]()
 
     def __call__(self, *lines: str) -> None:
-        """Pass on and keep lines."""
+        """Pass on and keep lines, each once."""
         for line in lines:
-            self.lines.append(line)
-            self.tell(line)
+            if line not in self.lines:
+                self.lines.append(line)
+                self.tell(line)
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ def test_an_entry_point_is_a_method(images, package: Path, tmp_path: Path):
 def test_a_place_is_a_method(package: Path, by_file):
     name = f"{package}/wide_package.py:METHOD" if by_file else "wide_package:METHOD"
     ((method, arguments),) = choose([name], {f"{name}.factor": "1.25"})
-    assert (method.name, arguments) == (name, {"factor": 1.25})
+    assert (method.name, arguments.factor) == (name, 1.25)
     names = [m.name for m, _ in choose([name, "smooth"], {})]
     assert names == ["smooth", name]  # after trtq's own
 

@@ -232,7 +232,7 @@ def test_settings_of_other_data_are_refused(forms):
         assert done.returncode == 2 and f"{option} are for images" in done.stderr
     with pytest.raises(UsageError, match="masks are for images: npz is opened as arrays"):
         trtq.samples("npz", masks="m")
-    with pytest.raises(UsageError, match="--tokenizer is for texts: npz is opened as arrays"):
+    with pytest.raises(UsageError, match="tokenizer is for texts: npz is opened as arrays"):
         trtq.samples("npz", tokenizer="t.json")
 
 

@@ -303,9 +303,9 @@ def test_training_that_cannot_be(net, images, labels, quantized):
     pairs = TensorDataset(images, labels)
     with pytest.raises(DataError, match="Cannot train on .*: it has no labels"):
         trtq.finetune(quantized, images)
-    with pytest.raises(UsageError, match="--patience needs --val"):
+    with pytest.raises(UsageError, match="patience needs val"):
         trtq.finetune(quantized, pairs, patience=1)
-    with pytest.raises(UsageError, match="--worst needs --sensitivity"):
+    with pytest.raises(UsageError, match="worst needs sensitivity"):
         trtq.finetune(quantized, pairs, worst=0.5)
     with pytest.raises(UsageError, match="it is quantized already"):
         trtq.finetune(quantized, pairs, encodings="x.safetensors")

@@ -450,6 +450,6 @@ def test_a_type_that_no_file_has_is_named():
         def forward(self, x):
             return self.linear(x.float())
 
-    given = torch.randint(0, 5, (8, 6), dtype=torch.int16)
-    with pytest.raises(trtq.TrtqError, match="int16, expected one of float32"):
+    given = torch.randint(0, 5, (8, 6), dtype=torch.uint16)
+    with pytest.raises(trtq.TrtqError, match="uint16, expected one of float32"):
         trtq.quantize(Short().eval(), given)

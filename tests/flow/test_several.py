@@ -152,7 +152,7 @@ def test_steps_with_scores_and_indices(tmp_path):
     assert "outputs of integers are not distilled: out.1" in trained.record.notes
     with pytest.raises(UsageError, match="Cannot train Sequence on labels") as caught:
         trtq.finetune(start, [(row, 1) for row in rows], **TRAINED)
-    assert "--distill 1" in caught.value.hint
+    assert "distill=1" in caught.value.hint
 
 
 def test_targets_that_are_no_classes_do_not_hinder_distillation():

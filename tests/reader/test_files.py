@@ -74,6 +74,17 @@ def test_names_types_order_and_metadata_come_back(tmp_path):
     assert_round_trip(model, loaded, made)
 
 
+def test_nodes_of_one_name_get_names_of_their_own(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", kernel_shape=[1, 1]),
+        helper.make_node("Conv", ["c", "w"], ["d"], name="conv", kernel_shape=[1, 1]),
+        helper.make_node("Relu", ["d"], ["y"], name="conv_1"),
+    ]
+    loaded, made = written(tmp_path, image_model(nodes, {"w": random_weight(3, 3, 1, 1)}))
+    assert [n.name for n in made.graph.node] == ["conv", "conv_2", "conv_1"]
+    assert "two nodes have the name conv: the second is renamed conv_2" in loaded.notes
+
+
 def test_ids_and_masks_of_open_length_come_back(tmp_path):
     model = text_encoder()
     loaded, made = written(tmp_path, model)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 import trtq
 from tests.reader.test_files import assert_round_trip, image_model, written
 from tests.support.onnx_files import random_weight
-from trtq.errors import ModelError
+from trtq.errors import ExportError, ModelError
 from trtq.graph.opaque import use_library
 from trtq.reader import read_onnx
 
@@ -92,6 +92,113 @@ def test_a_branch_that_the_data_choose_is_kept_whole(tmp_path):
     loaded, made = written(tmp_path, model)
     assert [n.op_type for n in made.graph.node] == ["ReduceSum", "Greater", "If"]
     assert_round_trip(model, loaded, made)
+
+
+@pytest.mark.parametrize("scales", ["", "none"])
+def test_a_resize_by_computed_sizes_has_them_as_its_shape(tmp_path, scales):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", kernel_shape=[1, 1]),
+        helper.make_node("Shape", ["c"], ["s"]),
+        helper.make_node("Slice", ["s", "zero", "two", "zero"], ["head"]),
+        helper.make_node("Concat", ["head", "wanted"], ["sizes"], axis=0),
+        helper.make_node(
+            "Resize",
+            ["c", scales, scales, "sizes"],
+            ["r"],
+            name="up",
+            mode="linear",
+            coordinate_transformation_mode="asymmetric",
+        ),
+        helper.make_node("Conv", ["r", "w2"], ["y"], name="conv2", kernel_shape=[1, 1]),
+    ]
+    weights = {
+        "w": random_weight(4, 3, 1, 1),
+        "w2": random_weight(2, 4, 1, 1),
+        "zero": np.array([0]),
+        "two": np.array([2]),
+        "wanted": np.array([9, 7]),
+        "none": np.zeros(0, np.float32),
+    }
+    model = image_model(nodes, weights, size=4)
+    loaded, made = written(tmp_path, model)
+    assert loaded.graph.signature.outputs[0].shape == ("batch", 2, 9, 7)
+    assert [n.op_type for n in made.graph.node].count("Resize") == 1
+    assert_round_trip(model, loaded, made)
+
+
+def _loop():
+    """A body that says nothing of shapes: results of unknown rank."""
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Cast", ["i"], ["k"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["acc", "k"], ["next"]),
+            helper.make_node("Identity", ["cond"], ["again"]),
+        ],
+        "body",
+        [
+            info("i", TensorProto.INT64, []),
+            info("cond", TensorProto.BOOL, []),
+            info("acc", TensorProto.FLOAT, None),
+        ],
+        [info("again", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Loop", ["times", "", "x"], ["r"], name="loop", body=body),
+        helper.make_node("Conv", ["r", "w"], ["y"], name="conv", kernel_shape=[1, 1]),
+    ]
+    return image_model(nodes, {"times": np.array(3), "w": random_weight(2, 3, 1, 1)}, size=4)
+
+
+def _unknown_branches():
+    """Branches that say nothing of shapes."""
+
+    def branch(op, made):
+        out = helper.make_tensor_value_info(made, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op, ["x"], [made])], op, [], [out])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node(
+            "If",
+            ["c"],
+            ["r"],
+            name="choice",
+            then_branch=branch("Squeeze", "t"),
+            else_branch=branch("Identity", "e"),
+        ),
+        helper.make_node("Conv", ["r", "w"], ["y"], name="conv", kernel_shape=[1, 1]),
+    ]
+    weights = {"zero": np.float32(0), "w": random_weight(2, 3, 1, 1)}
+    return image_model(nodes, weights, size=4)
+
+
+@pytest.mark.parametrize("model", [_loop(), _unknown_branches()], ids=["loop", "if"])
+@pytest.mark.parametrize("opset", [17, 20])
+def test_results_of_unknown_rank_have_the_rank_that_they_had(tmp_path, model, opset):
+    loaded, made = written(tmp_path, model, opset=opset)
+    assert loaded.graph.signature.outputs[0].shape[1] == 2
+    assert_round_trip(model, loaded, made)
+
+
+def test_a_branch_whose_op_has_another_meaning_is_not_written(tmp_path):
+    out = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
+
+    def branch(axis):
+        node = helper.make_node("ReduceMax", ["x"], ["t"], axes=[axis])
+        return helper.make_graph([node], "g", [], [out])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node(
+            "If", ["c"], ["y"], name="b", then_branch=branch(1), else_branch=branch(2)
+        ),
+    ]
+    model = image_model(nodes, {"zero": np.float32(0)}, size=4)
+    with pytest.raises(ExportError, match=r"Cannot write b \(If\) in opset 20: .*--opset 17"):
+        written(tmp_path, model, opset=20)
 
 
 def test_a_library_of_ops_that_is_not_there(tmp_path):

@@ -60,10 +60,22 @@ def test_a_quantized_file_is_refused_unless_its_ranges_are_replaced(tmp_path):
     samples = [torch.randn(3, 8, 8) for _ in range(4)]
     with pytest.raises(UsageError, match="its Q/DQ pairs have 2 ranges") as caught:
         trtq.quantize(str(path), samples)
-    assert "--requantize" in caught.value.hint
+    assert "--requantize" not in caught.value.hint
+    assert "requantize" in caught.value.hint
     assert "trtq import-checkpoint" in caught.value.hint
     again = trtq.quantize(str(path), samples, requantize=True, min_agreement=0.0, parity_images=2)
     assert float(again.encodings.amax["stem.conv.input"]) != pytest.approx(0.02 * 127)
+
+
+def test_ranges_that_are_taken_over_on_random_inputs_are_not_called_calibrated(tmp_path):
+    path = tmp_path / "q.onnx"
+    onnx.save(quantized_model(), path)
+    spec = trtq.ImportCheckpointSpec(
+        model=str(path), ranges=str(path), data="random:4", out=str(tmp_path / "out")
+    )
+    record = trtq.import_checkpoint(spec)
+    assert record.random is True
+    assert "on 4 random inputs (NOT CALIBRATED)" in record.summary
 
 
 def test_a_quantized_file_is_neither_analysed_nor_searched_nor_advised_on(tmp_path):

@@ -33,6 +33,7 @@ from trtq.flow.inputs import Inputs
 from trtq.flow.pair import save_pair
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.graph.device import choose_device
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant
 from trtq.models.load import LoadedModel
@@ -60,6 +61,7 @@ class ImportRecord(Record, frozen=True, kw_only=True):
         left_in_float: by quantizer, the reason.
         unused: ranges of the file that the model has no place for, and why.
         parity: torch against ONNX Runtime on the exported file.
+        random: it was compared on random inputs; unset for data.
     """
 
     tool: str
@@ -67,6 +69,7 @@ class ImportRecord(Record, frozen=True, kw_only=True):
     left_in_float: dict[str, str]
     unused: dict[str, str]
     parity: ParityRecord
+    random: bool | msgspec.UnsetType = msgspec.UNSET
     notes: list[str]
     files: dict[str, FileRecord]
     environment: Environment
@@ -75,10 +78,11 @@ class ImportRecord(Record, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line for a person."""
         p = self.parity
+        images = "random inputs (NOT CALIBRATED)" if self.random is True else "images"
         return (
             f"{self.quantizers} ranges of {self.tool} in use, {len(self.left_in_float)} tensors "
             f"left in float, {len(self.unused)} ranges unused; against float on {p.images} "
-            f"images: {p.answer.words}; parity torch/ONNX Runtime passed"
+            f"{images}: {p.answer.words}; parity torch/ONNX Runtime passed"
         )
 
 
@@ -93,6 +97,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             compute what was simulated.
     """
     run = Run(or_silent(progress))
+    choose_device(spec.device)
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
@@ -119,6 +124,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             left_in_float=dict(quantized.encodings.left_in_float),
             unused=unused,
             parity=quantized.done.parity,
+            random=quantized.inputs.samples.drawn or msgspec.UNSET,
             notes=run.note.lines,
             files=file_records(paths.values()),
             environment=environment(),
@@ -178,7 +184,7 @@ def _take_over(
     encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
     run.note(*lines)
     inputs = Inputs(
-        model=model,
+        model=model.on(choose_device(spec.device)),
         samples=samples.take(spec.parity_images, spec.seed),
         answer=model.answer_kind(samples.classes),
         run=run,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec, SizeRange
+from trtq.data.model_inputs import InputNeeds, InputSpec, SizeRange
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
 from trtq.data.tensor_samples import TensorSamples
 from trtq.errors import DataError, UsageError
+from trtq.random_values import draw
 
 USUAL = 32
-BELOW = 10  # integers without a known range
 LONGEST = 64  # of an open size without a limit
 ABOUT = (
     "the inputs are random numbers: ranges and figures of them say nothing about real data, and "
@@ -75,13 +75,9 @@ class RandomRows:
         self, spec: InputSpec, generator: np.random.Generator, sizes: dict[str, int]
     ) -> torch.Tensor:
         shape = [self._size(spec, axis, sizes) for axis in range(1, len(spec.shape))]
-        dtype = DTYPES.get(spec.dtype, torch.float32)
-        if dtype.is_floating_point:
-            return torch.from_numpy(generator.standard_normal(shape)).to(dtype)
-        if dtype == torch.bool:
-            return torch.from_numpy(generator.integers(0, 2, shape)).to(dtype)
-        high = self.needs.rows.get(spec.name, 256 if spec.dtype == "uint8" else BELOW)
-        return torch.from_numpy(generator.integers(0, high, shape)).to(dtype)
+        rows = self.needs.rows.get(spec.name)
+        batch = draw(generator, spec.dtype, [1, *shape], rows=rows, coins=True)
+        return torch.from_numpy(batch)[0]
 
     def _size(self, spec: InputSpec, axis: int, sizes: dict[str, int]) -> int:
         """Return one size of an input: fixed, that of the capture, or one within its range."""

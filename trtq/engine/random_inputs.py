@@ -14,9 +14,9 @@ from trtq import ops
 from trtq.export.feeds import AnyArray, InputSlot
 from trtq.onnx_node import integer
 from trtq.onnx_walk import QDQ
+from trtq.random_values import draw
 
 SEED = 0
-IMAGE_RANK = 4
 INDICES = 1  # which operand of a Gather holds the indices
 
 
@@ -88,9 +88,7 @@ def random_feed(
 ) -> dict[str, AnyArray]:
     """Return an array for every input.
 
-    Floats are standard normal. Integers that index a table are below its size. Bytes and integers
-    of rank 4 are pixels, 0 to 255. Other integers are 1: a mask of ones, a length, a flag. Booleans
-    are true.
+    Booleans are true. For the values of the others see :func:`trtq.random_values.draw`.
 
     Args:
         slots: the inputs.
@@ -98,19 +96,7 @@ def random_feed(
         tables: rows of the table that an input indexes (:func:`table_sizes`).
         seed: makes them repeatable.
     """
-    rng = np.random.default_rng(seed)
-    return {s.name: _draw(rng, s, tuple(shapes[s.name]), tables.get(s.name)) for s in slots}
-
-
-def _draw(
-    rng: np.random.Generator, slot: InputSlot, shape: tuple[int, ...], rows: int | None
-) -> AnyArray:
-    kind = np.dtype(slot.dtype)
-    if kind.kind == "f":
-        return rng.standard_normal(shape, dtype=np.float32).astype(kind, copy=False)
-    if rows is not None:
-        return rng.integers(0, rows, shape).astype(kind)
-    if kind.kind != "b" and (slot.dtype == "uint8" or len(shape) == IMAGE_RANK):
-        most = min(255, int(np.iinfo(kind).max))
-        return rng.integers(0, most, shape, endpoint=True).astype(kind)
-    return np.ones(shape, kind)
+    generator = np.random.default_rng(seed)
+    return {
+        s.name: draw(generator, s.dtype, shapes[s.name], rows=tables.get(s.name)) for s in slots
+    }

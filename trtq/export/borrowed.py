@@ -26,8 +26,9 @@ from onnx import checker, helper, inliner, numpy_helper, shape_inference, versio
 from torch import fx
 
 from trtq.errors import ExportError, first_line
-from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
+from trtq.export.writer import UnsupportedOpError, Writer
 from trtq.graph.capture import quiet
+from trtq.graph.dtypes import ONNX_TYPES
 from trtq.graph.nodes import get_constant
 from trtq.graph.normalize import normalize_
 from trtq.quant.digest import update_with_tensor

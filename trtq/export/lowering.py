@@ -14,7 +14,8 @@ from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower, is_deferred, region_of
 from trtq.export.write_base import writer_of
-from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
+from trtq.export.writer import UnsupportedOpError, Writer
+from trtq.graph.dtypes import ONNX_TYPES
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant, operands
 from trtq.graph.post_norm import restores_nothing

@@ -13,6 +13,7 @@ from trtq.errors import ExportError, first_line
 from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import parse_onnx, require_onnx
+from trtq.onnx_session import exact_session
 from trtq.onnx_walk import all_nodes
 
 SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
@@ -20,18 +21,6 @@ ONNX_NAMES = {"float": "float32", "double": "float64"}  # of ONNX Runtime's type
 NUMPY_NAMES = (
     *("float16", "float32", "float64", "bool"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
-
-# Optimizers that change what a file computes, and that "session.disable_quant_qdq" does not reach.
-CHANGE_VALUES = (
-    # They drop a Relu before an FP8 pair, and refuse a Clip before one.
-    *("ReluQuantRewrite", "ClipQuantRewrite"),
-    # They move a Transpose behind the pair that follows it: an output of the model in front of the
-    # Transpose then gets the quantized values.
-    *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"),
-    # It makes zeros that a Pad puts in front of a MaxPool the pool's own border, which counts as
-    # minus infinity.
-    "Pad_Fusion",
 )
 
 
@@ -72,8 +61,6 @@ def open_session(
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_mem_reuse = False
-    if as_written:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
     if name not in ort.get_available_providers():
         raise ExportError(
@@ -86,11 +73,10 @@ def open_session(
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
-        session = ort.InferenceSession(
-            source,
-            options,
-            providers=[(name, settings)],
-            disabled_optimizers=CHANGE_VALUES if as_written else (),
+        session = (
+            exact_session(source, options, (name, settings))
+            if as_written
+            else ort.InferenceSession(source, options, providers=[(name, settings)])
         )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"

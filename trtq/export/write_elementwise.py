@@ -10,7 +10,8 @@ from torch import fx
 
 from trtq import ops
 from trtq.export.write_base import dim, val
-from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
+from trtq.export.writer import UnsupportedOpError, Writer
+from trtq.graph.dtypes import ONNX_TYPES
 
 
 def unary(w: Writer, n: fx.Node, x: fx.Node, *given: Any) -> Any:

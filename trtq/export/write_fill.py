@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from trtq.export.write_base import Write, val
-from trtq.export.writer import ONNX_TYPES, Writer
+from trtq.export.writer import Writer
+from trtq.graph.dtypes import ONNX_TYPES
 
 
 def filled(value: Any = None, *, like: bool = False, after: int = 0) -> Write:

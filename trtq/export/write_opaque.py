@@ -17,10 +17,13 @@ from trtq.onnx_walk import all_nodes, has_branches
 
 OWN = ("", "ai.onnx")
 WRITTEN = range(13, 22)  # opsets of files that trtq writes
+# The version in which an op's new attributes changed what it computes without them.
+CHANGED = {"GroupNormalization": 21, "Resize": 11, "RoiAlign": 16}
 
 
-def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str) -> Any:
+def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str, sizes: Sequence[Any]) -> Any:
     """The node itself, in a form of the writer's opset."""
+    del sizes  # the node has them among its inputs
     written = _of_opset(unpacked(model), w.opset, name_of(model))
     w.domains |= {o.domain: o.version for o in written.opset_import if o.domain not in OWN}
     return splice(w, written, list(inputs), foreign=True)
@@ -32,7 +35,7 @@ def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     if first.domain not in ("", "ai.onnx"):
         return model
     own = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if all(_since(n, own) == _since(n, opset) for n in all_nodes(model)):
+    if all(_keeps_meaning(n, own, opset) for n in all_nodes(model)):
         return model
     try:
         if has_branches(first):
@@ -46,8 +49,38 @@ def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
         ) from exc
 
 
-def _since(node: onnx.NodeProto, opset: int) -> int:
+def _keeps_meaning(node: onnx.NodeProto, own: int, opset: int) -> bool:
+    """Whether a node means the same in another opset.
+
+    Most versions of an op add types, or attributes whose default is what the op did before.
+    """
+    old, new = (_schema(node, v) for v in sorted((own, opset)))
+    if old is None or new is None:
+        return old is new
+    if old.since_version == new.since_version:
+        return True
+    changed = old.since_version < CHANGED.get(node.op_type, 0) <= new.since_version
+    if new.deprecated or changed or _ports(old) != _ports(new):
+        return False
+    before, after = _attributes(old), _attributes(new)
+    added = set(after) - set(before)
+    used = {a.name for a in node.attribute}
+    return before == {n: a for n, a in after.items() if n not in added} and not added & used
+
+
+def _schema(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
     try:
-        return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
+        return onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
-        return 0
+        return None
+
+
+def _ports(schema: onnx.defs.OpSchema) -> list[list[object]]:
+    return [[p.option for p in side] for side in (schema.inputs, schema.outputs)]
+
+
+def _attributes(schema: onnx.defs.OpSchema) -> dict[str, tuple[object, ...]]:
+    return {
+        name: (a.type, a.required, a.default_value.SerializeToString())
+        for name, a in schema.attributes.items()
+    }

@@ -21,6 +21,7 @@ from trtq.data.tensor_samples import TensorSamples, samples_of
 from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.model import Model
 from trtq.graph.index_ranges import embedding_rows
+from trtq.python_words import python_words
 
 __all__ = [
     "IGNORE",
@@ -35,6 +36,7 @@ __all__ = [
 Note = Callable[[str], None]
 
 
+@python_words
 def open_samples(
     data: object,
     model: Model | None = None,

@@ -19,6 +19,7 @@ from trtq.flow.pair import mark_fp16_ranges_
 from trtq.flow.ptq import Attempt
 from trtq.flow.run import Run
 from trtq.graph.signature import Signature
+from trtq.python_words import python_words
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import Placement
 from trtq.quant.simulate import insert_fake_quantize
@@ -99,6 +100,7 @@ class Quantized:
         """Return the graph with fake-quantize calls: float32 [N, C, H, W] in, float32 out."""
         return insert_fake_quantize(self.graph, self.placement, self.encodings)
 
+    @python_words
     def export(self, target: str | None = None, *, opset: int | None = None) -> OnnxFile:
         """Return the model as ONNX with Q/DQ pairs.
 
@@ -129,6 +131,7 @@ class Quantized:
         mark_fp16_ranges_(inputs, options, (model,))
         return OnnxFile(model=model)
 
+    @python_words
     def evaluate(
         self, data: object, task: str | Task | None = None, *, batch_size: int = 16
     ) -> Evaluation:
@@ -151,6 +154,7 @@ class Quantized:
 
         return evaluate_quantized(self, data, task, batch_size=batch_size)
 
+    @python_words
     def save(self, folder: str | Path) -> QuantizeRecord:
         """Write the folder that ``trtq quantize --out`` writes, and return its record.
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_structure
 
-from trtq.errors import CaptureError, explain_system, first_line
+from trtq.errors import CaptureError, explain_system, first_line, suggest
 from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.axis_needs import needed, refusal
 from trtq.graph.explain import explain
@@ -156,6 +156,8 @@ def capture(
         if size is not None:
             said = model.model_inputs(size)
             given, size, axes, grow = said.example, None, axes or said.axes, not declared
+        else:
+            given, grow = model.fitted(given, axes or {}), False
         axes = axes or model.declared_axes
     call = call_of(model, image_example(size) if size is not None else given)
     call, answer = _answer(model, call, grow=grow)
@@ -270,7 +272,9 @@ def _choose_(
     missing = [n for n in outputs if n not in names]
     if missing:
         raise CaptureError(
-            f"The model has no output {missing[0]}", f"its outputs are {', '.join(names)}"
+            f"The model has no output {missing[0]}",
+            f"its outputs are {', '.join(names)}",
+            suggest(missing[0], names),
         )
     twice = next((n for i, n in enumerate(outputs) if n in outputs[:i]), None)
     if twice is not None:

@@ -19,7 +19,6 @@ from torch.utils._pytree import (
 
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
-from trtq.graph.inputs import StatesInputs
 from trtq.graph.signature import INPUT, OUTPUT
 
 PREFIX = "model."  # of every module path in a flat model
@@ -69,7 +68,7 @@ def call_of(model: nn.Module, given: object) -> Call:
     Raises:
         CaptureError: there is no tensor in it, or forward() has no such parameter.
     """
-    labels, args, named = _arguments(model, _named_by(model, given))
+    labels, args, named = _arguments(model, given)
     leaves, form = tree_flatten((args, dict(named)))
     names = [
         label + _dotted(path)
@@ -104,7 +103,6 @@ def _arguments(
     """
     parameters, any_number = _parameters(model)
     if isinstance(given, Mapping):
-        given = _in_order(model, given)
         labels = [str(k) for k in given]
         if set(labels) <= set(parameters):  # in the order of forward(), not of the example
             named = {str(k): v for k, v in given.items()}
@@ -124,40 +122,11 @@ def _arguments(
     return [*parameters[: len(args)], *more], args, {}
 
 
-def _in_order(model: nn.Module, given: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Return named inputs in the order of a model that knows their names.
-
-    Raises:
-        CaptureError: one is missing, or unknown.
-    """
-    if not isinstance(model, StatesInputs):
-        return given
-    known = list(model.input_names)
-    if len(known) == len(given) == 1:
-        return dict(zip(known, given.values(), strict=True))
-    if set(known) != {str(k) for k in given}:
-        raise CaptureError(
-            f"Cannot call the model with {', '.join(map(str, given))}",
-            f"its inputs are {', '.join(known)}",
-            "Name each of them",
-        )
-    return {name: given[name] for name in known}
-
-
 def doubled(call: Call) -> Call | None:
     """Return an example of one sample twice, None where it has more: an axis of 1 stays closed."""
     if any(t.ndim and len(t) > 1 for t in call.feed) or not any(t.ndim for t in call.feed):
         return None
     return call._replace(feed=tuple(torch.cat([t, t]) if t.ndim else t for t in call.feed))
-
-
-def _named_by(model: nn.Module, given: object) -> object:
-    """Return an example by the names of a model that knows its inputs."""
-    if not isinstance(model, StatesInputs) or isinstance(given, Mapping):
-        return given
-    args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    names = model.input_names
-    return dict(zip(names, args, strict=True)) if len(names) == len(args) else given
 
 
 def _parameters(model: nn.Module) -> tuple[list[str], bool]:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from trtq.errors import UsageError, suggest
 from trtq.graph.signature import Axes, SizeRange
+from trtq.random_values import draw
 
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "bool")
 INTEGERS = 10  # examples of indices are below it
@@ -47,6 +49,9 @@ class StatesInputs(Protocol):
 
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
         """Return its inputs; images have the size (C, H, W) where that is open."""
+
+    def fitted(self, given: object, axes: Axes) -> Mapping[str, torch.Tensor]:
+        """Return an example of all inputs by name, in their types, of sizes that fit."""
 
     def about(self) -> list[str]:
         """Return what a user must know of it once it has run."""
@@ -95,13 +100,10 @@ def read_inputs(
 
 
 def random_input(sizes: Sequence[int], dtype: str, *, seed: int = 0) -> torch.Tensor:
-    """Return values of a type: normal floats, small integers, coins."""
-    generator = torch.Generator().manual_seed(seed)
-    kind = getattr(torch, dtype)
-    if kind.is_floating_point:
-        return torch.randn(*sizes, generator=generator).to(kind)
-    high = 2 if kind is torch.bool else 256 if kind is torch.uint8 else INTEGERS
-    return torch.randint(high, tuple(sizes), generator=generator).to(kind)
+    """Return values of a type: normal floats, bytes, small integers, coins."""
+    rows = None if dtype == "uint8" else INTEGERS
+    values = draw(np.random.default_rng(seed), dtype, sizes, rows=rows, coins=True)
+    return torch.from_numpy(values)
 
 
 def _read_input(text: str) -> tuple[str, list[int], str]:

@@ -14,23 +14,13 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 from trtq.errors import ModelError, first_line
+from trtq.graph.dtypes import TORCH_TYPES
 from trtq.onnx_node import label_of
+from trtq.onnx_session import exact_session
 
-TYPES: dict[torch.dtype, int] = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float16: TensorProto.FLOAT16,
-    torch.float64: TensorProto.DOUBLE,
-    torch.int64: TensorProto.INT64,
-    torch.int32: TensorProto.INT32,
-    torch.int16: TensorProto.INT16,
-    torch.int8: TensorProto.INT8,
-    torch.uint8: TensorProto.UINT8,
-    torch.bool: TensorProto.BOOL,
-}
-DTYPES = {code: dtype for dtype, code in TYPES.items()}
 _LIBRARIES: list[str] = []
 
 Sizes = dict[str, Any]  # of axes by name: numbers or open sizes
@@ -77,13 +67,10 @@ def _session(text: str) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for library in _LIBRARIES:
         options.register_custom_ops_library(library)
     try:
-        return ort.InferenceSession(
-            base64.b85decode(text), options, providers=["CPUExecutionProvider"]
-        )
+        return exact_session(base64.b85decode(text), options)
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         raise ModelError(f"ONNX Runtime cannot compute {name_of(text)}", first_line(exc)) from exc
 
@@ -105,12 +92,15 @@ def name_of(text: str) -> str:
 
 
 @torch.library.custom_op("trtq::onnx_node", mutates_args=())
-def onnx_node(inputs: Sequence[torch.Tensor], model: str) -> list[torch.Tensor]:
+def onnx_node(
+    inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]
+) -> list[torch.Tensor]:
     """Compute a node in ONNX Runtime.
 
     Args:
         inputs: in the order of the model's inputs.
         model: from :func:`packed`.
+        sizes: of the first result, where ONNX's shape inference cannot know them; none otherwise.
 
     Returns:
         A tensor for each output of the model.
@@ -145,11 +135,12 @@ onnx_node.register_autograd(_no_gradient, setup_context=_remember)
 
 
 @onnx_node.register_fake
-def _shapes(inputs: Sequence[torch.Tensor], model: str) -> list[torch.Tensor]:
+def _shapes(inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Return results of the shapes that ONNX infers."""
     known: Sizes = {}
     inferred = _inferred(unpacked(model), inputs, known)
-    return [_empty(value, known, inputs) for value in inferred.graph.output]
+    results = [_empty(value, known, inputs, sizes) for value in inferred.graph.output[:1]]
+    return results + [_empty(value, known, inputs) for value in inferred.graph.output[1:]]
 
 
 def _inferred(
@@ -167,18 +158,21 @@ def _inferred(
 
 
 def _empty(
-    value: onnx.ValueInfoProto, known: Sizes, inputs: Sequence[torch.Tensor]
+    value: onnx.ValueInfoProto,
+    known: Sizes,
+    inputs: Sequence[torch.Tensor],
+    sizes: Sequence[int] = (),
 ) -> torch.Tensor:
     """Return an empty tensor for an output; a size that nothing says is decided by the data."""
     info = value.type.tensor_type
-    if not info.HasField("shape"):
+    if not info.HasField("shape") and not sizes:
         raise ModelError(
             f"Cannot read the shape of {value.name}",
             "ONNX's shape inference does not know its rank",
             "Declare it in the file: onnx.shape_inference, or value_info",
         )
-    sizes = [_size(d, known) for d in info.shape.dim]
-    dtype = DTYPES.get(info.elem_type, torch.float32)
+    sizes = sizes or [_size(d, known) for d in info.shape.dim]
+    dtype = TORCH_TYPES.get(info.elem_type, torch.float32)
     device = inputs[0].device if inputs else None
     return torch.empty(sizes, dtype=dtype, device=device)
 

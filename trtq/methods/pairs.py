@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from trtq import ops
-from trtq.graph.nodes import conv_groups, get_constant, operands, zero_pad
+from trtq.graph.nodes import conv_groups, get_constant, operands, same_sizes, zero_pad
 from trtq.graph.post_norm import is_restore
 from trtq.methods.base import MethodContext
 
@@ -136,8 +136,7 @@ def _is_mean_of_map(node: fx.Node) -> bool:
 
 def _flat(before: torch.Tensor, after: torch.Tensor) -> bool:
     """Whether a map of one pixel becomes a vector: the number and order of channels stay."""
-    pixels = before.shape[2:].numel()
-    return bool(after.ndim == 2 and before.shape[1] == after.shape[1] and pixels == 1)
+    return after.ndim == 2 and same_sizes(before.shape[1:], (after.shape[1], 1, 1))
 
 
 def fold_factors(context: MethodContext, pair: Pair, factors: torch.Tensor) -> None:

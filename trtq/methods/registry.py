@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from trtq import extensions
 from trtq.errors import UsageError
 from trtq.methods.base import Method, MethodContext, Value
@@ -63,7 +65,7 @@ def contradicts(name: str, others: Sequence[str]) -> bool:
 
 def choose(
     names: Sequence[str], arguments: Mapping[str, Any]
-) -> list[tuple[Method, dict[str, Value]]]:
+) -> list[tuple[Method, msgspec.Struct]]:
     """Return the methods asked for with their arguments, in the order they act.
 
     Raises:

@@ -12,14 +12,16 @@ from torch import nn
 from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
+from trtq.graph.signature import Axes
 from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
 from trtq.reader.example import axes_of, inputs_of
+from trtq.reader.fit import fitted
 from trtq.reader.fuse import written_as
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
-from trtq.reader.opaque_model import opaque_model
+from trtq.reader.opaque_model import known_sizes, opaque_model
 from trtq.reader.port import Port, port_of
 from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
 
@@ -29,6 +31,7 @@ class OnnxNode(nn.Module):
 
     Attributes:
         opaque: why ONNX Runtime computes it; "" where torch does.
+        results: type and rank of each result that ONNX Runtime computed, once it has.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class OnnxNode(nn.Module):
         self.held: dict[int, str] = {}
         self.host: dict[int, Array] = {}
         self.arrays = dict(constants)
+        self.results: Sequence[tuple[torch.dtype, int]] = ()
         for position, array in constants.items():
             self._hold(position, array)
         if node.op_type == "If":
@@ -110,8 +114,10 @@ class OnnxNode(nn.Module):
 
     def _by_runtime(self, call: Call) -> list[Value]:
         """Let ONNX Runtime compute the node."""
-        model, places = opaque_model(call, self.outer, self.domains)
-        results = onnx_node([call.x(p) for p in places], packed(model))
+        model, places = opaque_model(call, self.outer, self.domains, self.results)
+        sizes = known_sizes(call)
+        results = onnx_node([call.x(p) for p in places], packed(model), sizes)
+        self.results = tuple((r.dtype, r.ndim) for r in results)
         made = iter(results)
         none = torch.zeros(0)
         return [Value.of(next(made) if name else none) for name in self.node.output]
@@ -223,6 +229,18 @@ class OnnxModule(Nodes):
             size: (C, H, W) of images, where the file leaves them open.
         """
         return inputs_of(self, self.inputs, size)
+
+    def fitted(self, given: object, axes: Axes) -> dict[str, torch.Tensor]:
+        """Return an example of every input by name, with as many samples as the file takes.
+
+        Args:
+            given: one batch: a tensor, a tuple in the file's order, or a mapping.
+            axes: sizes by name, open ones as texts, where they are other than the file's.
+
+        Raises:
+            CaptureError: an input is missing or unknown, or of another type, rank or size.
+        """
+        return fitted(self.inputs, given, {**self.declared_axes, **axes})
 
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the outputs by name, in the order of the file.

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
-from trtq.graph.opaque import TYPES
+from trtq.graph.dtypes import ONNX_TYPES
 from trtq.reader.call import OWN, Call
+from trtq.reader.read_resample import resized
 from trtq.reader.values import Array, UnreadError, Value
 
 
 def opaque_model(
-    call: Call, outer: Sequence[str], domains: Mapping[str, int]
+    call: Call,
+    outer: Sequence[str],
+    domains: Mapping[str, int],
+    results: Sequence[tuple[torch.dtype, int]],
 ) -> tuple[onnx.ModelProto, list[int]]:
     """Return a model of the node alone, and which values of the call are its inputs.
 
@@ -24,6 +30,8 @@ def opaque_model(
         call: the node; tensors that its branches read follow its operands.
         outer: the names of those.
         domains: opsets of the file.
+        results: type and rank of each result, where they are known: shape inference does not know
+            those of a Loop.
     """
     node = onnx.NodeProto()
     node.CopyFrom(call.node)
@@ -37,16 +45,28 @@ def opaque_model(
             initializers.append(numpy_helper.from_array(_array(value), name))
             continue
         tensor = call.x(i)
-        if tensor.dtype not in TYPES:
+        if tensor.dtype not in ONNX_TYPES:
             raise UnreadError(f"an operand of {tensor.dtype}")
-        rank = [None] * tensor.ndim
-        inputs.append(helper.make_tensor_value_info(name, TYPES[tensor.dtype], rank))
+        # Ops such as Resize read the length of their sizes before they run.
+        sizes = [d if isinstance(d, int) else None for d in tensor.shape]
+        inputs.append(helper.make_tensor_value_info(name, ONNX_TYPES[tensor.dtype], sizes))
         places.append(i)
     outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
+    for value, (dtype, rank) in zip(outputs, results, strict=bool(results)):
+        info = helper.make_tensor_value_info(value.name, ONNX_TYPES[dtype], [None] * rank)
+        value.CopyFrom(info)
     graph = helper.make_graph([node], "node", inputs, outputs, initializers)
     opsets = {**domains, "": oldest_form(node, domains.get("", 0))}
     imports = [helper.make_opsetid(d, v) for d, v in sorted(opsets.items()) if v]
     return helper.make_model(graph, opset_imports=imports, ir_version=10), places
+
+
+def known_sizes(call: Call) -> list[Any]:
+    """Return the sizes of a node's first result where its operands are numbers that give them.
+
+    ONNX's shape inference does not see these numbers: they are computed outside the node.
+    """
+    return resized(call) if call.node.op_type in ("Resize", "Upsample") else []
 
 
 def _array(value: Value) -> Array:

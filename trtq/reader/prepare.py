@@ -7,8 +7,8 @@ become one node each, and matmuls with a matrix of constants are marked as linea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,10 @@ from trtq.onnx_walk import (
 from trtq.reader.call import reads_of
 from trtq.reader.fuse import fuse_
 from trtq.reader.ranges import Range, ranges_of
+from trtq.reader.refusals import require_readable
 from trtq.reader.tail import split_tail_
-from trtq.reader.values import HALVES, TORCH_TYPES, Array
+from trtq.reader.values import HALVES, Array
 
-OLDEST = 7
-INTEGER_OPS = (
-    "QLinearConv QLinearMatMul ConvInteger MatMulInteger QLinearAdd QLinearMul QLinearConcat "
-    "QLinearSigmoid QLinearLeakyRelu QLinearAveragePool QLinearGlobalAveragePool QLinearSoftmax "
-    "QGemm QAttention DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulIntegerToFloat"
-)
 OWN = ("", "ai.onnx")
 
 
@@ -107,13 +102,14 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
     else:
         name = name or str(source)
         model = read_onnx(source)[0]
-    _require_readable(model, name)
+    require_readable(model, name)
+    renamed = _rename_twins_(model.graph)
     ranges = {}
     if any(n.op_type in QDQ for n in all_nodes(model)):
         ranges = ranges_of(model)
         model = strip_qdq(model)
     prepared = Prepared(name, model, onnx.GraphProto(), ranges=ranges)
-    prepared.notes += _notes(model)
+    prepared.notes += [*_notes(model), *renamed]
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)
@@ -135,82 +131,23 @@ def _notes(model: onnx.ModelProto) -> list[str]:
     return [f"the constants of the file are {names}: it is computed in float32"] if names else []
 
 
-def _require_readable(model: onnx.ModelProto, name: str) -> None:
-    why = next(_refusals(model), None)
-    if why is not None:
-        raise ModelError(f"Cannot read the ONNX file {name}", *why)
-
-
-def _refusals(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if opset > newest:
-        yield (
-            f"it is of opset {opset}, and the onnx package here knows up to {newest}",
-            "Upgrade onnx, or export the model with an older opset",
-        )
-    if opset < OLDEST:
-        yield (
-            f"it is of opset {opset}, expected {OLDEST} or later",
-            "Convert it: onnx.version_converter.convert_version(model, 13)",
-        )
-    for node in all_nodes(model):
-        yield from _node_refusals(node, opset)
-    yield from _value_refusals(model.graph)
-
-
-def _node_refusals(node: onnx.NodeProto, opset: int) -> Iterator[tuple[str, str]]:
-    where = f"{label_of(node)} ({node.op_type})"
-    if node.op_type == "DynamicQuantizeLinear" or node.op_type.startswith("DynamicQuantize"):
-        yield (
-            f"it is dynamically quantized: {where} chooses its range in each run",
-            "Give the float file that it was made from",
-        )
-    if node.op_type in INTEGER_OPS.split():
-        yield (
-            f"it is quantized to integer operators (QOperator format): {where}",
-            "Give the float file, or quantize with pairs (QuantFormat.QDQ)",
-        )
-    if node.domain in OWN and not onnx.defs.has(node.op_type, max_inclusive_version=opset):
-        first = _first_opset(node.op_type)
-        if first:
-            yield (
-                f"{where} needs opset {first}, and the file is of opset {opset}",
-                f"Export it with opset {first}",
-            )
-
-
-def _first_opset(op_type: str) -> int:
-    """Return the first opset that has an operator, 0 for none."""
-    versions = [
-        s.since_version
-        for s in onnx.defs.get_all_schemas_with_history()
-        if s.name == op_type and s.domain in OWN
-    ]
-    return min(versions, default=0)
-
-
-def _value_refusals(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
-    for what, values in (("input", graph.input), ("output", graph.output)):
-        counts = Counter(v.name for v in values)
-        twice = next((n for n, k in counts.items() if k > 1), None)
-        if twice is not None:
-            yield f"it has two {what}s of the name {twice!r}", "Export it again"
-        for value in values:
-            if not value.type.HasField("tensor_type"):
-                kind = value.type.WhichOneof("value") or "nothing"
-                yield (
-                    f"its {what} {value.name!r} is of {kind}, not a tensor",
-                    "Export it with tensors",
-                )
-            elif value.type.tensor_type.elem_type not in TORCH_TYPES:
-                code = value.type.tensor_type.elem_type
-                kind = TensorProto.DataType.Name(code)
-                yield f"its {what} {value.name!r} is of the type {kind}", "Export it with numbers"
-    made = Counter(o for n in graph.node for o in n.output if o)
-    made.update(v.name for v in graph.input)
-    twice = next((n for n, k in made.items() if k > 1), None)
-    if twice is not None:
-        yield f"two nodes make {twice!r}", "Export it again"
+def _rename_twins_(graph: onnx.GraphProto) -> list[str]:
+    """Give each node a name of its own; return what a user must know."""
+    taken = names_of(graph.node)
+    seen: set[str] = set()
+    renamed: list[tuple[str, str]] = []
+    for node in graph.node:
+        if node.name in seen:
+            name = next(n for k in count(1) if (n := f"{node.name}_{k}") not in taken)
+            renamed.append((node.name, name))
+            node.name = name
+            taken.add(name)
+        seen.update({node.name} - {""})
+    if not renamed:
+        return []
+    more = f", and {len(renamed) - 1} more" if len(renamed) > 1 else ""
+    old, new = renamed[0]
+    return [f"two nodes have the name {old}: the second is renamed {new}{more}"]
 
 
 def _sort_(prepared: Prepared) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -35,6 +36,25 @@ def resize(call: Call) -> torch.Tensor:
         "scale_factor": None if scales is None else scales[2:],
     }
     return _interpolate(call, x, mode, place, spatial)
+
+
+def resized(call: Call) -> list[Any]:
+    """Return the sizes of the result of a resampling, none where only its data give them."""
+    if call.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return []
+    x = call.x()
+    try:
+        scales, sizes = _of_all_axes(call, x, *_targets(call))
+    except UnreadError:
+        return []
+    if sizes is not None:
+        return sizes
+    pairs = list(zip(x.shape, scales or [], strict=True))
+    if not all(float(f).is_integer() or isinstance(size, int) for size, f in pairs):
+        return []
+    return [
+        size * int(f) if float(f).is_integer() else int(size * np.float32(f)) for size, f in pairs
+    ]
 
 
 def _targets(call: Call) -> tuple[list[float] | None, list[Any] | None]:

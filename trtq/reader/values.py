@@ -14,20 +14,15 @@ import numpy.typing as npt
 import torch
 from onnx import TensorProto
 
+from trtq.graph import dtypes
+
 Array = npt.NDArray[Any]
 LARGEST_HOST = 4096  # values that are kept as numbers beside the buffer
 # FP16 and BF16 files are computed in float32, as every model is calibrated.
 TORCH_TYPES: dict[int, torch.dtype] = {
-    TensorProto.FLOAT: torch.float32,
+    **dtypes.TORCH_TYPES,
     TensorProto.FLOAT16: torch.float32,
     TensorProto.BFLOAT16: torch.float32,
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.INT64: torch.int64,
-    TensorProto.INT32: torch.int32,
-    TensorProto.INT16: torch.int16,
-    TensorProto.INT8: torch.int8,
-    TensorProto.UINT8: torch.uint8,
-    TensorProto.BOOL: torch.bool,
 }
 HALVES: dict[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,

@@ -167,9 +167,14 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         return self.judged[1].value
 
     @property
+    def images_words(self) -> str:
+        """How many samples of what kind, as a person reads it."""
+        return f"{self.images} {'random inputs' if self.data.get('random') else 'images'}"
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
-        parts = [f"{self.images} {'random inputs' if self.data.get('random') else 'images'}"]
+        parts = [self.images_words]
         if self.top1 is not None:
             parts.append(f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %")
         if self.miou is not None:

@@ -90,7 +90,7 @@ def summarize_run(folder: Path) -> RunSummary:
 
 def _calibration_row(run: RunSummary) -> tuple[list[Row], str]:
     p = run.quantize.parity
-    where = f"{p.images} calibration images"
+    where = f"{p.images} {run.quantize.images_words}"
     return _against_float(p.answer, f"{where}, torch simulation"), where
 
 
@@ -104,7 +104,7 @@ def _accuracy_rows(run: RunSummary) -> list[Row]:
         if seen is None
         else f"{seen or 'none'} of them used for calibration"
     )
-    how = f"{e.images} images, {held}; {e.runtime}"
+    how = f"{e.images_words}, {held}; {e.runtime}"
     rows = [Row(s.title, _reference(e, s), _value(s.own), how) for s in _shown(e)]
     outputs = _outputs(e)
     for output in outputs:
@@ -305,7 +305,7 @@ def _kept(run: RunSummary) -> list[str]:
     e = run.evaluate
     if e is None:
         return [_kept_in_calibration(run)]
-    measure, where = measure_of(run), f"on {e.images} images"
+    measure, where = measure_of(run), f"on {e.images_words}"
     if measure is not None:
         own, theirs = measure
         assert theirs.value is not None

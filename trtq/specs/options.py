@@ -111,11 +111,10 @@ HighPrecision = Annotated[
 DeviceName = Annotated[
     str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", examples=["auto", "cpu", "cuda", "cuda:1"])
 ]
-CalibrationDevice = Annotated[
+ComputeDevice = Annotated[
     DeviceName,
     Doc(
-        description="Where calibration runs the model: cpu, cuda, cuda:N, or auto for a GPU where "
-        "there is one."
+        description="Where torch computes: cpu, cuda, cuda:N, or auto for a GPU where there is one."
     ),
 ]
 ParityImages = Annotated[
@@ -172,4 +171,4 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
-    device: CalibrationDevice = "cpu"
+    device: ComputeDevice = "cpu"

@@ -29,7 +29,7 @@ from trtq.specs.fields import (
     Target,
 )
 from trtq.specs.inputs import ModelInputSpec
-from trtq.specs.options import Options, TaskName
+from trtq.specs.options import ComputeDevice, Options, TaskName
 
 RangesBy = Annotated[Calibrator, Doc(description="How activations get their range.")]
 AnalyzedBits = Annotated[
@@ -94,6 +94,7 @@ class AnalyzeOptions(Options, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: AnalysisCache = None
+    device: ComputeDevice = "cpu"
 
 
 class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -121,6 +122,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: AnalysisCache = None
+    device: ComputeDevice = "cpu"
 
 
 class AllocateOptions(Options, frozen=True, kw_only=True):
@@ -232,6 +234,7 @@ class SearchOptions(Options, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: CalibCache = None
+    device: ComputeDevice = "cpu"
 
     @property
     def keeps_score(self) -> bool:
@@ -285,6 +288,7 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: CalibCache = None
+    device: ComputeDevice = "cpu"
 
 
 class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from trtq.onnx_session import exact_session
 from trtq.testing.trtexec import DEFAULT_WORKSPACE, trouble
 
 MAGIC = b"no plan of TensorRT\n"
@@ -330,8 +331,7 @@ class _Engine:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.session = exact_session(model, options)
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = {o.name: o for o in self.session.get_outputs()}
         self.names = [*self.inputs, *self.outputs]

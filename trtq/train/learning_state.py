@@ -68,7 +68,9 @@ class LearningState:
             for i, p in enumerate(self._parameters()):
                 p.copy_(tensors[f"{i}.value"])
                 if f"{i}.step" in tensors:
-                    self.optimizer.state[p] = {k: tensors[f"{i}.{k}"] for k in ADAM}
+                    self.optimizer.state[p] = {
+                        k: tensors[f"{i}.{k}"].to("cpu" if k == "step" else p.device) for k in ADAM
+                    }
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global"])
         return meta.done, meta.losses
@@ -90,9 +92,9 @@ class LearningState:
         }
         for i, p in enumerate(self._parameters()):
             state: Mapping[str, torch.Tensor] = self.optimizer.state[p]
-            tensors[f"{i}.value"] = p.detach().contiguous()
+            tensors[f"{i}.value"] = p.detach().cpu().contiguous()
             # There is none for a parameter that never got a gradient.
-            tensors |= {f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state}
+            tensors |= {f"{i}.{k}": state[k].cpu().contiguous() for k in ADAM if k in state}
         meta = {"key": self.key, "done": done, "losses": losses}
         write_bytes(
             self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()})

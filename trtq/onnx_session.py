@@ -1,0 +1,36 @@
+"""Sessions of ONNX Runtime that compute a model as it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Optimizers that change what a file computes, and that "session.disable_quant_qdq" does not reach.
+CHANGE_VALUES = (
+    # They drop a Relu before an FP8 pair, and refuse a Clip before one.
+    *("ReluQuantRewrite", "ClipQuantRewrite"),
+    # They move a Transpose behind the pair that follows it: an output of the model in front of the
+    # Transpose then gets the quantized values.
+    *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"),
+    # It makes zeros that a Pad puts in front of a MaxPool the pool's own border, which counts as
+    # minus infinity.
+    "Pad_Fusion",
+)
+CPU: tuple[str, dict[str, int]] = ("CPUExecutionProvider", {})
+
+
+def exact_session(source: str | bytes, options: Any, provider: tuple[str, Any] = CPU) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` that computes every node and pair in float.
+
+    Args:
+        source: the path of a model, or a model as bytes.
+        options: ``onnxruntime.SessionOptions``; it is changed.
+        provider: name and settings.
+    """
+    import onnxruntime as ort
+
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # No latency is measured: threads that wait leave the cores to others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(
+        source, options, providers=[provider], disabled_optimizers=CHANGE_VALUES
+    )
