@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
@@ -30,6 +30,20 @@ LOW = 0.1  # quantile of the channel ranges that is called low
 POOR_DB = 15.0  # a layer's own outputs with both operands at 8 bits; 30 dB and more are usual
 BITS = (8, 8)
 IMAGES, ROWS = 8, 512
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        ratio: largest over low channel range from which a tensor is extreme.
+        images: that ranges and rows are taken from.
+        rows: positions of an activation on which the error is measured.
+    """
+
+    ratio: float = EXTREME
+    images: int = IMAGES
+    rows: int = ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +178,12 @@ def _extreme_pairs(context: MethodContext, ratio: float) -> Iterator[tuple[Pair,
             yield extreme.pair, extreme.ratio
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Fold factors into each pair with an extreme tensor, where that lowers its output error."""
     balanced: dict[str, dict[str, float]] = {}
-    for pair, before in list(_extreme_pairs(context, float(arguments["ratio"]))):
+    for pair, before in list(_extreme_pairs(context, arguments.ratio)):
         readers = {pair.activation: pair.consumers}
-        watch = _watched(context, readers, int(arguments["images"]), int(arguments["rows"]))
+        watch = _watched(context, readers, arguments.images, arguments.rows)
         amax, rows = watch.amax[pair.activation.name], watch.samples[pair.activation.name]
         weights = [_even(weight_matrix(context, c, pair.channels), rows) for c in pair.consumers]
         best, factors = best_strength(rows, amax, weights, widths(context, pair.consumers[0]))
@@ -191,7 +205,7 @@ METHOD = Method(
     stage="before",
     source="Nagel et al. 2019, Data-Free Quantization; factors as in Xiao et al. 2023, eq. 4, for "
     "the least output error",
-    arguments={"ratio": EXTREME, "images": IMAGES, "rows": ROWS},
+    arguments=Arguments(),
     run=run,
     exact=True,
     not_applicable_reason=needs(
