@@ -14,9 +14,10 @@ from trtq.commands.board_accuracy import Compared, compare_on_samples
 from trtq.data.adapters import open_data
 from trtq.data.opened import Request
 from trtq.data.preprocess import Preprocess
-from trtq.engine.agreement import check_agreement
+from trtq.engine.agreement import AgreementRecord, check_agreement, require_agreement
 from trtq.engine.job import prepare
 from trtq.engine.runner import OnnxRunner
+from trtq.errors import AgreementError
 from trtq.export.onnx_file import get_metadata, set_metadata_
 from trtq.specs import BuildSpec
 
@@ -78,6 +79,11 @@ def test_boxes_that_are_gone_fail_the_gate_although_numbers_are_close(file, cell
     assert not seen.passed
     assert seen.alike[0].name == "agreement mAP" and seen.alike[0].value < 50
     assert "agreement mAP" in seen.words
+    own = "10 points below the 100.00 % that the file's codes keep of its float model, at most 90 %"
+    assert seen.limit == f"agreement mAP at least 90.00 %: {own}"
+    record = AgreementRecord(images=8, yardstick="y", comparisons=[seen], missing=[])
+    with pytest.raises(AgreementError, match=r"\(expected agreement mAP at least 90.00 %: 10 po"):
+        require_agreement(record)
 
 
 def test_random_inputs_and_files_without_a_task_are_compared_as_numbers(file, cells):
