@@ -32,20 +32,6 @@ BITS = (8, 8)
 IMAGES, ROWS = 8, 512
 
 
-class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
-
-    Attributes:
-        ratio: largest over low channel range from which a tensor is extreme.
-        images: that ranges and rows are taken from.
-        rows: positions of an activation on which the error is measured.
-    """
-
-    ratio: float = EXTREME
-    images: int = IMAGES
-    rows: int = ROWS
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extreme:
     """A tensor with an extreme channel-range ratio.
@@ -79,7 +65,8 @@ def range_ratio(ranges: torch.Tensor) -> float:
     live = ranges[ranges > 0]
     if not len(live):
         return 1.0
-    return float(live.max() / live.quantile(LOW, interpolation="higher"))
+    ordered = live.sort().values
+    return float(ordered[-1] / ordered[math.ceil(LOW * (len(live) - 1))])
 
 
 def find_extremes(context: MethodContext, ratio: float = EXTREME) -> list[Extreme]:
@@ -176,6 +163,20 @@ def _extreme_pairs(context: MethodContext, ratio: float) -> Iterator[tuple[Pair,
     for extreme in find_extremes(context, ratio):
         if extreme.pair is not None and extreme.pair.restore is None:
             yield extreme.pair, extreme.ratio
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """Arguments of the method.
+
+    Attributes:
+        ratio: largest over low channel range from which an activation is extreme.
+        images: calibration images whose channels are looked at.
+        rows: positions of each activation that output errors are measured on.
+    """
+
+    ratio: float = EXTREME
+    images: int = IMAGES
+    rows: int = ROWS
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
