@@ -169,7 +169,7 @@ class Arguments(msgspec.Struct, frozen=True):
     """Arguments of the method.
 
     Attributes:
-        ratio: of the widest to the narrowest channel of an activation, from which it is balanced.
+        ratio: largest over low channel range from which an activation is extreme.
         images: calibration images whose channels are looked at.
         rows: positions of each activation that output errors are measured on.
     """
