@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests.conftest import read, run_cli, spec
-from trtq import EvaluateSpec, evaluate, quantize
+from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
 from trtq.data.answers import OutputComparison, Tally, compare_answers, kind_of, percent_words
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
@@ -356,6 +356,19 @@ def test_a_model_that_does_not_look_is_refused(images: Path, tmp_path: Path):
     with pytest.raises(ParityError, match="The model gives the same answer for every image"):
         quantize(spec(images, tmp_path / "out", model=f"{__name__}:constant"))
     assert not (tmp_path / "out/quantize.json").exists()
+
+
+def test_a_constant_answer_is_noted_where_random_numbers_may_be_the_reason(tmp_path: Path):
+    said = "the model gives the same answer for every one of 4 samples"
+    record = quantize(
+        QuantizeSpec(
+            model=f"{__name__}:constant",
+            data="random:4",
+            input_size=(3, 32, 32),
+            out=str(tmp_path / "out"),
+        )
+    )
+    assert any(n.startswith(said) for n in record.notes)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import trtq
+from tests.support.hybrid import SETTINGS, hybrid, images, options
 from tests.support.pretend_gpu import pretend_gpu
 from trtq.errors import CalibrationError
 from trtq.graph.device import device_of, with_smaller_batches
@@ -49,43 +49,14 @@ MAY_READ = {
 }
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.last = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
-
-    def forward(self, x):
-        y = self.norm(x)
-        x = x + self.attention(y, y, y, need_weights=False)[0]
-        return x + self.mlp(self.last(x))
-
-
-class Hybrid(nn.Module):
-    """A convolution, a depthwise one, a residual add, an attention and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.deep = nn.Conv2d(16, 16, 3, groups=16, padding=1)
-        self.patch, self.block, self.head = nn.Conv2d(16, 32, 4, 4), Block(), nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.stem(x)))
-        x = torch.relu(self.deep(x)) + x
-        return self.head(self.block(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
-
-
 @pytest.fixture(scope="module")
 def net():
-    torch.manual_seed(0)
-    return Hybrid().eval()
+    return hybrid()
 
 
 @pytest.fixture(scope="module")
 def data():
-    return torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return images()
 
 
 @pytest.fixture
@@ -105,16 +76,6 @@ def on_both(tmp_path, monkeypatch):
     return run
 
 
-SETTINGS = {
-    "smooth, max": {},
-    "mse, shifted scales": {"bits": "w4a4", "method": ("repq",), "calibrator": "mse"},
-    "channel scales": {"method": ("qads",), "calibrator": "entropy"},
-    "ranking": {"method": ("ranking",), "calibrator": "ema"},
-    "learned rounding": {"bits": "w4a8", "method": ("bias-correction", "reconstruct")},
-    "integer softmax": {"method": ("integer-softmax",), "calibrator": "percentile"},
-}
-
-
 FAST = {"smooth, max", "learned rounding", "integer softmax"}
 
 
@@ -122,12 +83,7 @@ FAST = {"smooth, max", "learned rounding", "integer softmax"}
     "name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in SETTINGS]
 )
 def test_quantize(net, data, on_both, name):
-    options = dict(SETTINGS[name])
-    if "method" in options:
-        options["preset_quant"] = "none"
-    if "reconstruct" in options.get("method", ()):
-        options["method_arg"] = {"reconstruct.steps": 3}
-    here, there = on_both(lambda device: trtq.quantize(net, data, device=device, **options))
+    here, there = on_both(lambda device: trtq.quantize(net, data, device=device, **options(name)))
     assert there.inputs.model.device.type == "cuda"
     assert there.encodings.amax.keys() == here.encodings.amax.keys()
     for key, value in there.encodings.amax.items():

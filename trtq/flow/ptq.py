@@ -197,6 +197,7 @@ def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
         advance=progress.advance,
         resume=ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache"),
         images=lambda count: inputs.images(count, options.batch_size),
+        time_budget_s=None if options.time_budget is None else 60.0 * options.time_budget,
     )
 
 

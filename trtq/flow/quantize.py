@@ -71,7 +71,10 @@ def quantize_model(
         )
     done, preset = attempt_preset(inputs, options)
     require_parity(done.parity)
-    require_varying(done.parity)
+    if samples.drawn or model.random_weights:
+        note_constant(done.parity, run)
+    else:
+        require_varying(done.parity)
     note_margin(done.parity, run)
     mark_fp16_ranges_(inputs, options, (fp32, done.qdq))
     return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
@@ -108,6 +111,15 @@ def _with_preprocess(model: Model, samples: Samples) -> Model:
         f"they have {samples.preprocess}, the model has {model.preprocess}",
         "Open them with the model: trtq.samples(data, model)",
     )
+
+
+def note_constant(parity: ParityRecord, run: Run) -> None:
+    """Note an answer that is the same for every sample where random numbers may be the reason."""
+    if parity.constant:
+        run.note(
+            f"the model gives the same answer for every one of {parity.images} samples: the "
+            "comparison with the float model says nothing"
+        )
 
 
 def note_margin(parity: ParityRecord, run: Run) -> None:

@@ -41,6 +41,7 @@ class MethodContext:
         begin: announce (what, how many steps).
         advance: a number of steps is done.
         resume: folder for what a long method must not lose; None keeps nothing.
+        time_budget_s: seconds that a method which learns may take; None without a limit.
     """
 
     graph: fx.GraphModule
@@ -51,6 +52,7 @@ class MethodContext:
     advance: Callable[[int], None]
     dynamic_batch: bool = True
     resume: Path | None = None
+    time_budget_s: float | None = None
     encodings: Encodings = field(default_factory=lambda: Encodings(amax={}, formats={}))
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 

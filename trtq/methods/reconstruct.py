@@ -22,9 +22,11 @@ from trtq.graph.device import device_of, rng_devices
 from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
+from trtq.methods.pace import Pace
 from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
+from trtq.typed import present
 
 USUAL_VALUES = 3 * 224 * 224  # of a sample; steps of larger ones have fewer
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
@@ -182,14 +184,14 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
             "nothing to learn"
         )
         return {"steps": 0, "images": len(feed[0]), "weights": 0, "ranges": 0, "loss": []}
-    losses = _learn(context, arguments, feed, weights, ranges)
+    steps, losses = _learn(context, arguments, feed, weights, ranges)
     for q in context.placement.active:
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
         elif shared[q.name] in ranges:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
     return {
-        "steps": arguments.steps,
+        "steps": steps,
         "images": len(feed[0]),
         "weights": len(weights),
         "ranges": len(ranges),
@@ -218,8 +220,8 @@ def _learn(
     feed: Feed,
     weights: Mapping[str, SoftRounding],
     ranges: Mapping[str, LearnedRange],
-) -> list[float]:
-    """Run the steps and return the first and the last loss.
+) -> tuple[int, list[float]]:
+    """Run the steps; return how many they were, and the first and the last loss.
 
     A run that was stopped continues where it was.
     """
@@ -248,18 +250,20 @@ def _learn(
             key=[
                 context.encodings.digest(),
                 asdict(arguments),
+                *present([context.time_budget_s]),
                 *(sha256_bytes(t.cpu().numpy().tobytes()) for t in feed),
             ],
         )
         done, losses = state.load(context.resume)
-        if 0 < done < steps:
+        pace = Pace("reconstruct", steps, context.time_budget_s, context.note, state.total)
+        if 0 < done < pace.total:
             context.note(
-                f"reconstruct goes on at step {done} of {steps}, where an earlier run stopped"
+                f"reconstruct goes on at step {done} of {pace.total}, where an earlier run stopped"
             )
         context.advance(done)
-        for i in range(done, steps):
+        while done < pace.total:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1.0 + math.cos(math.pi * i / steps)) / 2.0
+                group["lr"] = rate * (1.0 + math.cos(math.pi * done / pace.total)) / 2.0
             rows = torch.randint(count, (min(batch, count),), generator=generator)
             part = tuple(t[rows] for t in feed)
             if float(torch.rand((), generator=generator)) < arguments.flip:
@@ -272,12 +276,15 @@ def _learn(
             if not math.isfinite(losses[1]):
                 raise CalibrationError(
                     "Learning the rounding failed",
-                    f"the loss is {losses[1]} at step {i}",
+                    f"the loss is {losses[1]} at step {done}",
                     "Use a smaller --method-arg reconstruct.lr=0.01",
                 )
-            state.save(context.resume, i + 1, losses, last=i + 1 == steps)
+            done += 1
+            pace.did(done)
+            state.total = pace.total if pace.settled else 0
+            state.save(context.resume, done, losses, last=done == pace.total)
             context.advance(1)
-    return losses
+    return pace.total, losses
 
 
 def _runs(context: MethodContext, feed: Feed) -> list[Feed]:

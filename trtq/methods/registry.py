@@ -50,6 +50,12 @@ def get_method(name: str) -> Method:
             f"Cannot use the method {name!r}",
             f"it is of type {type(extension).__name__}, expected trtq.methods.base.Method",
         )
+    if not isinstance(extension.arguments, msgspec.Struct):
+        raise UsageError(
+            f"Cannot use the method {name!r}",
+            f"its arguments are a {type(extension.arguments).__name__}, expected a msgspec.Struct",
+            "Declare them as in docs/extending.md: class Arguments(Struct, frozen=True)",
+        )
     return dataclasses.replace(extension, name=name)
 
 

@@ -117,6 +117,13 @@ ComputeDevice = Annotated[
         description="Where torch computes: cpu, cuda, cuda:N, or auto for a GPU where there is one."
     ),
 ]
+TimeBudget = Annotated[
+    Annotated[float, Meta(gt=0)] | None,
+    Doc(
+        description="Minutes that a method which learns (reconstruct) may take: it does the steps "
+        "that fit. Default: all of them."
+    ),
+]
 ParityImages = Annotated[
     int,
     Meta(ge=1),
@@ -172,3 +179,4 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
     device: ComputeDevice = "cpu"
+    time_budget: TimeBudget = None

@@ -32,6 +32,7 @@ from trtq.specs.options import (
     ParityImages,
     Requantize,
     TaskName,
+    TimeBudget,
     WeightStorage,
 )
 
@@ -73,6 +74,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
     device: ComputeDevice = "cpu"
+    time_budget: TimeBudget = None
 
 
 class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ class _State(msgspec.Struct):
     key: str
     done: int
     losses: list[float]
+    total: int = 0
 
 
 class LearningState:
@@ -33,6 +34,9 @@ class LearningState:
         optimizer: Adam; its parameters are what is learned.
         generator: draws the images.
         key: everything the result depends on. A file of another key is never read.
+
+    Attributes:
+        total: steps that are done in the end, 0 before that is known.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class LearningState:
         self.optimizer, self.generator = optimizer, generator
         self.key = digest_of([key, str(torch.__version__), __version__])
         self.saved = time.monotonic()
+        self.total = 0
 
     def path(self, folder: Path) -> Path:
         """Return the file of this run."""
@@ -73,6 +78,7 @@ class LearningState:
                     }
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global"])
+        self.total = meta.total
         return meta.done, meta.losses
 
     def _fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -95,7 +101,7 @@ class LearningState:
             tensors[f"{i}.value"] = p.detach().cpu().contiguous()
             # There is none for a parameter that never got a gradient.
             tensors |= {f"{i}.{k}": state[k].cpu().contiguous() for k in ADAM if k in state}
-        meta = {"key": self.key, "done": done, "losses": losses}
+        meta = {"key": self.key, "done": done, "losses": losses, "total": self.total}
         write_bytes(
             self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()})
         )
