@@ -155,7 +155,8 @@ def test_softmax_of_equal_logits_and_masked_ones_survives_the_approximation():
     context = bench_of(Masked())
     (x,) = next(iter(context.images(4)))
     wanted = context.graph(x)
-    done = get_method("integer-softmax").run(context, {"segments": 4, "images": 4})
+    method = get_method("integer-softmax")
+    done = method.run(context, method.values({"segments": 4, "images": 4}))
     assert done["softmaxes"] == 1
     torch.testing.assert_close(
         context.graph(x), wanted, rtol=1e-4, atol=1e-5

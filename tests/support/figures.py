@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import IO, Any
 
 from matplotlib.figure import Figure
@@ -11,12 +12,12 @@ from matplotlib.text import Text
 DRAW = Figure.savefig
 
 
-def save_outline(figure: Figure, file: IO[str], **options: Any) -> None:
+def save_outline(figure: Figure, file: IO[str] | str | Path, **options: Any) -> None:
     """Write an SVG with the figure's labels, without numbers on the axes.
 
-    Other formats are drawn.
+    Other formats and named files are drawn.
     """
-    if options.get("format") != "svg":
+    if isinstance(file, (str, Path)) or options.get("format") != "svg":
         DRAW(figure, file, **options)
         return
     labels = (html.escape(t.get_text()) for t in figure.findobj(Text))
