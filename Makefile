@@ -29,20 +29,22 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
-# Lint, docs and tests side by side, on two cores with two workers more (tests of boards mostly wait), then the tests that look at time, alone.
+# Lint, docs and tests side by side, on two cores with one worker more (tests of boards mostly wait; each worker takes 20 s of processor time to
+# begin), then the tests that look at time, alone.
 test:
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system
 	$(MAKE) --no-print-directory --jobs 3 --output-sync=line lint docs test-beside
 	$(BIN)/python -m pytest $$(grep -rlF mark.alone tests --include=test_*.py) --durations=10 -m "alone and not slow and not gpu"
 
 test-beside: venv
-	$(BIN)/python -m pytest -n 4 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 
 test-slow: venv system
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: venv  ## on a machine with an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --durations=10
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/results/gpu.md
 
 # Types of TensorRT's Python API. They depend on TensorRT itself, so they come without dependencies and beside the environment; and as published
 # they do not parse: a parameter is called "in", and one without a default follows others.

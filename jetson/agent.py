@@ -2040,12 +2040,13 @@ class Cuda:
 
 
 def infer(asked: Dict[str, Any]) -> int:
-    """Run an engine on float32 inputs from a file and write its outputs as float32.
+    """Run an engine on inputs from a file and write its outputs, all in the engine's own types.
 
-    The inputs follow one another in the file; the outputs are written batch by batch.
+    The file holds the inputs batch by batch, and in each batch one input after another; the outputs
+    are written in the same way.
 
-    ``asked`` is ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch", "dla"}``. The
-    answers go to ``output`` in the order of the engine's outputs.
+    ``asked`` is ``{"engine", "input", "output", "inputs": [{"name", "shape", "dtype"}], "count",
+    "batch", "dla"}``; shapes are without the batch.
     """
     trt = importlib.import_module("tensorrt")  # type: Any
 
@@ -2068,50 +2069,45 @@ def infer(asked: Dict[str, Any]) -> int:
         engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT if named else engine.binding_is_input(n)
         for n in names
     ]
-    kinds = [
-        str(engine.get_tensor_dtype(n) if named else engine.get_binding_dtype(n)).split(".")[-1]
+    kinds = {
+        n: str(engine.get_tensor_dtype(n) if named else engine.get_binding_dtype(n)).split(".")[-1]
         for n in names
-    ]
-    if sum(is_input) != 1 or any(k != "FLOAT" for k in kinds):
-        raise Refused(
-            "only engines with one float32 input and float32 outputs can be run here, this one "
-            "has %s" % ", ".join("%s %s" % p for p in zip(names, kinds))
-        )
-    item = 4
-    for d in asked["shape"]:
-        item *= d
+    }
+    given = {one["name"]: one for one in asked["inputs"]}  # type: Dict[str, Any]
+    _require_types([n for n, inward in zip(names, is_input) if inward], kinds, given)
+    items = [(n, SIZES[kinds[n]] * product(one["shape"])) for n, one in given.items()]
     addresses = {}  # type: Dict[str, int]
     sizes = {}  # type: Dict[str, int]
     described = []  # type: List[Dict[str, Any]]
-    shape = [asked["batch"]] + asked["shape"]
-    first = names[is_input.index(True)]
-    if named:
-        context.set_input_shape(first, shape)
-    elif -1 in list(engine.get_binding_shape(first)):
-        context.set_binding_shape(names.index(first), shape)
+    for name, one in given.items():
+        shape = [asked["batch"]] + one["shape"]
+        if named:
+            context.set_input_shape(name, shape)
+        elif -1 in list(engine.get_binding_shape(name)):
+            context.set_binding_shape(names.index(name), shape)
     for i, name in enumerate(names):
         dims = list(context.get_tensor_shape(name) if named else context.get_binding_shape(i))
-        size = SIZES[kinds[i]]
-        for d in dims:
-            size *= d
+        size = SIZES[kinds[name]] * product(dims)
         addresses[name], sizes[name] = cuda.allocate(size), size
         if not is_input[i]:
-            described.append({"name": name, "shape": dims[1:]})
+            described.append({"name": name, "shape": dims[1:], "dtype": kinds[name]})
         if named:
             context.set_tensor_address(name, addresses[name])
     _drop([asked["output"]])
     with open(asked["input"], "rb") as source, create(asked["output"]) as out:
         left = asked["count"]
         while left > 0:
-            block = source.read(item * min(asked["batch"], left))
-            real = len(block) // item
-            if not real:
-                raise Refused(
-                    "%d images are missing from %s" % (left, asked["input"]), hint("upload-again")
-                )
-            # the last batch is filled up, its filling not kept
-            block += b"\0" * (item * asked["batch"] - len(block))
-            cuda.copy(addresses[first], block, len(block), up=True)
+            real = min(asked["batch"], left)
+            for name, item in items:
+                block = source.read(item * real)
+                if len(block) != item * real:
+                    raise Refused(
+                        "%d samples are missing from %s" % (left, asked["input"]),
+                        hint("upload-again"),
+                    )
+                # the last batch is filled up, its filling not kept
+                block += b"\0" * (item * (asked["batch"] - real))
+                cuda.copy(addresses[name], block, len(block), up=True)
             done = (
                 context.execute_async_v3(0)
                 if hasattr(context, "execute_async_v3")
@@ -2128,6 +2124,27 @@ def infer(asked: Dict[str, Any]) -> int:
             left -= real
     print(MARK + json.dumps({"event": "answers", "outputs": described, "batch": asked["batch"]}))
     return 0
+
+
+def _require_types(inputs: List[str], kinds: Dict[str, str], given: Dict[str, Any]) -> None:
+    """Refuse inputs of other names or types than the engine's."""
+    wanted = sorted("%s %s" % (n, kinds[n]) for n in inputs)
+    there = sorted("%s %s" % (n, one["dtype"]) for n, one in given.items())
+    if wanted != there:
+        raise Refused(
+            "the engine takes %s, it was given %s" % (", ".join(wanted), ", ".join(there))
+        )
+    unknown = sorted("%s %s" % (n, k) for n, k in kinds.items() if k not in SIZES)
+    if unknown:
+        raise Refused("types that cannot be run here: %s" % ", ".join(unknown))
+
+
+def product(sizes: List[int]) -> int:
+    """Return the number of values of a tensor."""
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
 
 
 # The protocol.

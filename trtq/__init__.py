@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.bench.gate import gate as gate
     from trtq.bench.objects import bench as bench
     from trtq.bench.record import BenchRecord as BenchRecord
-    from trtq.commands.advise import AdviseRecord as AdviseRecord
     from trtq.commands.advise import advise as advise
     from trtq.commands.allocate import allocate as allocate
     from trtq.commands.audit import AuditRecord as AuditRecord
@@ -73,6 +72,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.quant.encodings import Encodings as Encodings
     from trtq.recipe import Recipe as Recipe
     from trtq.recipe import load_recipe as load_recipe
+    from trtq.records.advise import AdviseRecord as AdviseRecord
     from trtq.records.allocate import AllocateRecord as AllocateRecord
     from trtq.records.analyze import AnalyzeRecord as AnalyzeRecord
     from trtq.records.evaluate import EvaluateRecord as EvaluateRecord

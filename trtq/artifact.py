@@ -416,6 +416,7 @@ ADDED = frozenset(
         "save_pictures",
         "shapes",
         "task",
+        "time_budget",
         "tokenizer",
     ]
 )

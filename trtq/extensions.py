@@ -7,6 +7,7 @@ so a broken one never affects other commands.
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +32,21 @@ def installed(kind: str) -> dict[str, list[EntryPoint]]:
     Args:
         kind: one of ``KINDS``.
     """
-    from importlib.metadata import entry_points  # 40 ms, and few commands name an extension
-
     points: dict[str, list[EntryPoint]] = {}
-    for point in sorted(entry_points(group=f"trtq.{kind}"), key=lambda p: (p.name, p.value)):
+    for point in _entry_points(f"trtq.{kind}", tuple(sys.path)):
         same = points.setdefault(point.name, [])
         if point.value not in [p.value for p in same]:
             same.append(point)
     return points
+
+
+@functools.cache
+def _entry_points(group: str, path: tuple[str, ...]) -> list[EntryPoint]:
+    """Return the entry points of a group in order; reading those of all packages takes 25 ms."""
+    del path  # what is installed there is read once a process
+    from importlib.metadata import entry_points  # 40 ms, and few commands name an extension
+
+    return sorted(entry_points(group=group), key=lambda p: (p.name, p.value))
 
 
 def is_known(kind: str, name: str) -> bool:

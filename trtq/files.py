@@ -8,6 +8,7 @@ ENCODINGS = "encodings.safetensors"
 MODEL_FILES = (FP32, QDQ, ENCODINGS)
 
 QUANTIZE_JSON = "quantize.json"
+ADVISE_JSON = "advise.json"
 EVALUATE_JSON = "evaluate.json"
 PICTURES = "pictures"  # folder of pictures beside evaluate.json
 FINETUNE_JSON = "finetune.json"

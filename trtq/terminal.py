@@ -66,7 +66,8 @@ def visible(text: object, *, lines: bool = False) -> str:
     'evil\\u202egnp.exe'
     """
     plain = str(text)
-    if plain.isascii() and plain.isprintable():
+    inside = plain.replace("\n", "") if lines else plain
+    if inside.isascii() and inside.isprintable():
         return plain
     return "".join(
         c if c in KEPT or (lines and c == "\n") or not _is_hidden(c) else _escape(c) for c in plain

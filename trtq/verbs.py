@@ -47,10 +47,10 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb("doctor", "Versions, devices, sensors, what is missing and how to get it."),
         Verb(
             "advise",
-            "Which way of quantizing fits a model, and what to type.",
+            "Which way of quantizing fits a model; which layers of a quantized one lose from INT8.",
             "trtq.commands.advise:advise",
             "AdviseSpec",
-            "trtq.commands.advise:AdviseRecord",
+            "trtq.records.advise:AdviseRecord",
         ),
         Verb(
             "run",

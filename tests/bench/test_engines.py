@@ -49,7 +49,7 @@ def images(count):
 def test_three_times_of_an_engine_are_three_figures(runner):
     cuda = FakeCuda()
     workload = EngineWorkload(runner, images(2), cuda=cuda)
-    assert workload.settings["graph"] == "used"
+    assert workload.settings.graph == "used"
     cuda.launch = lambda: workload.bound.launch(0)
     workload.call()
     gpu, enqueue = workload.split(20)
@@ -63,12 +63,10 @@ def test_a_graph_that_cannot_be_captured_is_said(runner):
     workload = EngineWorkload(
         runner, images(1), cuda=FakeCuda(refuses="operation not permitted when stream is capturing")
     )
-    assert (
-        workload.settings["graph"] == "not used: operation not permitted when stream is capturing"
-    )
+    assert workload.settings.graph == "not used: operation not permitted when stream is capturing"
     workload.call()
     assert (
-        EngineWorkload(runner, images(1), graph=False, cuda=FakeCuda()).settings["graph"]
+        EngineWorkload(runner, images(1), graph=False, cuda=FakeCuda()).settings.graph
         == "not used: not asked for"
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import read, run_cli
 from trtq import CompareSpec, GateSpec, compare, gate
-from trtq.bench.system_info import differences
+from trtq.bench.machine_card import differences
 from trtq.errors import ArtifactError, UsageError
 
 # ---- compare records, gate ---------------------------------------------------------------------

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.conftest import read
 from trtq.bench import system_info as cards
 from trtq.bench.clocks import locked_clocks
+from trtq.bench.machine_card import Card, JetsonCard, incomplete
 from trtq.bench.meters.nvml import Gpu
-from trtq.bench.system_info import Watch, incomplete, take_card
+from trtq.bench.system_info import Watch, take_card
 from trtq.testing.nvml import load_fake_nvml, write_fake_nvml
 
 # ---- the machine -------------------------------------------------------------------------------
@@ -28,11 +30,11 @@ def test_a_card_of_a_gpu_is_complete_also_where_the_board_is_silent(tmp_path):
         uuid="GPU-0",
     )
     card = take_card("cuda:0", gpu=gpu)
-    assert card["gpu"]["power_limit_w"] is None
-    assert card["missing"]["power_limit_w"] == "this board does not report it"
+    assert card.gpu.power_limit_w is None
+    assert card.missing["power_limit_w"] == "this board does not report it"
     assert incomplete(card) == []
-    assert incomplete({k: v for k, v in card.items() if k not in ("gpu", "missing")}) != []
-    assert incomplete({}) == ["kind"]
+    assert incomplete(replace(card, gpu=None, missing={})) != []
+    assert incomplete(Card()) == ["kind"]
 
 
 def test_a_card_of_a_jetson(tmp_path, monkeypatch):
@@ -46,15 +48,10 @@ def test_a_card_of_a_jetson(tmp_path, monkeypatch):
     (tools / "nvpmodel").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     card = take_card("cuda:0", root=tmp_path)
-    assert card["kind"] == "jetson"
+    assert card.kind == "jetson"
     l4t = "# R35 (release), REVISION: 4.1"
-    assert card["jetson"] == {
-        "model": "Jetson-AGX",
-        "l4t": l4t,
-        "power_mode": "NV Power Mode: MAXN",
-        "clocks": None,
-    }
-    assert "may need root" in card["missing"]["clocks"]
+    assert card.jetson == JetsonCard(model="Jetson-AGX", l4t=l4t, power_mode="NV Power Mode: MAXN")
+    assert "may need root" in card.missing["clocks"]
     assert incomplete(card) == []
 
 
@@ -92,7 +89,7 @@ def test_what_cannot_be_watched_is_said(tmp_path):
     assert found["watching the SM clock"] == "this board does not report it"
     assert "watching the clock event reasons" in found
     assert "watching the power cap" in found
-    assert take_card("cuda:0", gpu=gpu)["missing"]["SM clock"] == "this board does not report it"
+    assert take_card("cuda:0", gpu=gpu).missing["SM clock"] == "this board does not report it"
 
 
 def test_clocks_that_move_and_a_machine_that_sleeps(tmp_path, monkeypatch):

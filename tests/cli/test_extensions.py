@@ -45,7 +45,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (site / "wide_package.py").write_text(METHOD)
     (site / "broken_package.py").write_text("import sys\nsys.exit('no licence')\n")
     negative = "\n\ndef negative(hist, qmax):\n    return -1.0\n"
-    (site / "half_package.py").write_text(CALIBRATOR + negative)
+    older = METHOD.replace("METHOD", "OLD").replace("=Arguments()", "={'factor': 1.1}")
+    (site / "half_package.py").write_text(CALIBRATOR + negative + older)
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
     yield site
@@ -70,7 +71,7 @@ def test_an_entry_point_is_a_method(images, package: Path, tmp_path: Path):
 def test_a_place_is_a_method(package: Path, by_file):
     name = f"{package}/wide_package.py:METHOD" if by_file else "wide_package:METHOD"
     ((method, arguments),) = choose([name], {f"{name}.factor": "1.25"})
-    assert (method.name, arguments) == (name, {"factor": 1.25})
+    assert (method.name, arguments.factor) == (name, 1.25)
     names = [m.name for m, _ in choose([name, "smooth"], {})]
     assert names == ["smooth", name]  # after trtq's own
 
@@ -107,6 +108,10 @@ def test_a_calibrator_from_outside(images, package: Path, tmp_path: Path):
         ),
         ("missing", r"Cannot load the method 'missing': importing wide_package:NOTHING.*NOTHING"),
         ("function", r"it is of type function, expected trtq\.methods\.base\.Method"),
+        (
+            "half_package:OLD",
+            r"its arguments are a dict, expected a msgspec\.Struct\. Declare them as in docs",
+        ),
         ("widden", r"Unknown method 'widden'\. Did you mean widen"),
         ("wide_package:METHODS", r"has no callable 'METHODS'|has no .*'METHODS'"),
         ("no_such_package:METHOD", r"importing no_such_package raised ModuleNotFoundError"),

@@ -310,8 +310,10 @@ def test_files_of_a_measurement_in_another_form(tmp_path):
             read_times(content, (10, 3))
     with pytest.raises(BoardError, match="does not say what it wrote"):
         outputs_of(["a", "b"], "bad")
+    with pytest.raises(BoardError, match="Invalid enum value 'FP4'"):
+        outputs_of(['@trtq {"outputs": [{"name": "y", "dtype": "FP4", "shape": [1]}]}'], "bad")
     with pytest.raises(BoardError, match="Expected `int` >= 0"):
-        outputs_of(['@trtq {"outputs": [{"name": "y", "shape": [-1]}]}'], "bad")
+        outputs_of(['@trtq {"outputs": [{"name": "y", "dtype": "FLOAT", "shape": [-1]}]}'], "bad")
 
 
 def test_fleet_bench_writes_inside_its_folder_alone(bad, place, tmp_path):

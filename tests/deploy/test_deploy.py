@@ -337,7 +337,7 @@ def test_a_board_that_is_pinned_already_stays_so(orin, tmp_path):
     record = deploy(
         spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", lock_clocks=True, power_mode="25W")
     )
-    assert (record.rows[0].settings["clocks"], record.rows[0].settings["power_mode"]) == (
+    assert (record.rows[0].settings.clocks, record.rows[0].settings.power_mode) == (
         "pinned",
         "25W",
     )

@@ -104,7 +104,7 @@ def test_bench_on_a_board(orin, tmp_path):
     assert record.command.endswith(
         f"--device ssh:orin --duration 0.3 --min-samples 50 --out {tmp_path / 'o'}"
     )
-    assert record.card["jetson"]["power_mode"] == record.rows[0].settings["power_mode"]
+    assert record.card.jetson.power_mode == record.rows[0].settings.power_mode
     other = read(tmp_path / "o/bench.json")
     other["rows"][0]["gpu"]["median"]["value"] *= 1.01
     other["rows"][0]["state"]["latency_ms"] *= 1.01

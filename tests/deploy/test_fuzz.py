@@ -25,7 +25,7 @@ import msgspec
 import pytest
 
 from tests.support.boards import pooling
-from trtq.bench.record import BenchRow
+from trtq.bench.record import BenchRow, RowSettings
 from trtq.commands.deploy import deploy
 from trtq.deploy import agent_client, measure, stream
 from trtq.deploy.agent_client import Agent
@@ -196,7 +196,7 @@ def use(answers: dict[str, bytes], folder: Path) -> None:
     """Do with the answers what the verbs do."""
     with Agent(DEVICE, Silent(), patience_s=0.0) as agent:
         board: Board = probe(agent)
-        assert board.lines and board.target and board.card({"power_mode": "x", "clocks": "y"})
+        assert board.lines and board.target and board.card(RowSettings(power_mode="x", clocks="y"))
         msgspec.json.encode([board, board.workspace])
         for entry in agent.ask("list", Listing).engines:
             assert "/" not in entry.file

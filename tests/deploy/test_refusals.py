@@ -31,7 +31,7 @@ def test_no_sudo(place, tmp_path):
         ):
             deploy(spec(board, model, tmp_path / "o", power_mode="MODE_15W"))
         record = deploy(spec(board, model, tmp_path / "o"))  # all the rest works
-        assert record.rows[0].settings["clocks"] == "not pinned"
+        assert record.rows[0].settings.clocks == "not pinned"
         assert any("not pinned" in n for n in record.rows[0].notes)
         assert (board.root / "var/lib/nvpmodel/changes").read_text() == ""
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
 import trtq
 from tests.support.detector import CellDetector, pictures
-from trtq.commands.board_accuracy import Compared, compare_on_images
+from trtq.commands.board_accuracy import Compared, compare_on_samples
 from trtq.data.adapters import open_data
 from trtq.data.opened import Request
 from trtq.data.preprocess import Preprocess
-from trtq.engine.agreement import check_agreement
+from trtq.engine.agreement import AgreementRecord, check_agreement, require_agreement
+from trtq.engine.job import prepare
 from trtq.engine.runner import OnnxRunner
+from trtq.errors import AgreementError
 from trtq.export.onnx_file import get_metadata, set_metadata_
+from trtq.specs import BuildSpec
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,11 @@ def test_boxes_that_are_gone_fail_the_gate_although_numbers_are_close(file, cell
     assert not seen.passed
     assert seen.alike[0].name == "agreement mAP" and seen.alike[0].value < 50
     assert "agreement mAP" in seen.words
+    own = "10 points below the 100.00 % that the file's codes keep of its float model, at most 90 %"
+    assert seen.limit == f"agreement mAP at least 90.00 %: {own}"
+    record = AgreementRecord(images=8, yardstick="y", comparisons=[seen], missing=[])
+    with pytest.raises(AgreementError, match=r"\(expected agreement mAP at least 90.00 %: 10 po"):
+        require_agreement(record)
 
 
 def test_random_inputs_and_files_without_a_task_are_compared_as_numbers(file, cells):
@@ -86,22 +95,21 @@ def test_random_inputs_and_files_without_a_task_are_compared_as_numbers(file, ce
     assert checked(plain, blind(plain), images).alike is msgspec.UNSET
 
 
-def test_a_board_is_scored_by_the_task(file, cells):
-    given = open_data(Request(text=cells))
+def test_a_board_is_scored_by_the_task(file, cells, tmp_path):
+    onnx.save(file, tmp_path / "m.onnx")
+    job = prepare(BuildSpec(onnx=str(tmp_path / "m.onnx"), target="orin", out="e.engine"))
+    picture = msgspec.convert(get_metadata(file)["preprocess"], Preprocess)
+    samples = open_data(Request(text=cells)).make(None, picture).select([0, 3, 5])
     compared = Compared(
-        judged=file,
-        built_from=file,
-        metadata=get_metadata(file),
-        yardstick="the file",
-        name="model.qdq.onnx",
-        data=cells,
+        judged=file, built_from=file, yardstick="the file", job=job, data=cells, task=None
     )
 
-    def run(batch):
-        return OnnxRunner(file).run({"input": batch})
+    def run(batches):
+        parts = [OnnxRunner(file).run(batch) for batch in batches]
+        return {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
 
-    seen = compare_on_images(compared, given, [0, 3, 5], 2, run)
-    assert seen.task == "detection:yolo" and seen.top1 is None
+    seen = compare_on_samples(compared, samples, 2, run)
+    assert seen.task == "detection:yolo" and seen.top1 is None and seen.images == 3
     assert seen.figures == seen.reference_figures and seen.figures[0].name == "mAP"
     assert seen.words.startswith(f"{seen.figures[0].words} (the ONNX file ")
     assert seen.agreement.comparisons[0].alike[0].value == 100.0

@@ -141,7 +141,7 @@ def test_grouped_and_depthwise_consumers_take_their_own_channels_factors():
         x = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             before = context.graph(x)
-            get_method("equalize").run(context, {"rounds": 10})
+            get_method("equalize").run(context, get_method("equalize").values({"rounds": 10}))
             after = context.graph(x)
         assert torch.allclose(before, after, atol=1e-4)
         first, second = (context.graph.get_parameter(f"{n}.weight") for n in "ab")
@@ -181,7 +181,9 @@ def test_repq_centres_and_evens_out_what_a_layernorm_gives():
     context = bench_of(model)
     (x,) = next(iter(context.images(16)))
     wanted = context.graph(x)
-    done = get_method("repq").run(context, {"images": 16, "softmax": False})
+    done = get_method("repq").run(
+        context, get_method("repq").values({"images": 16, "softmax": False})
+    )
     assert (done["layernorms"], done["centred"], done["label"]) == (4, 4, "folded")
     torch.testing.assert_close(context.graph(x), wanted, rtol=1e-3, atol=1e-4)
     seen = {}
@@ -233,14 +235,14 @@ def test_qads_multiplies_where_it_cannot_fold_and_it_pays():
     context = bench_of(Gated())
     (x,) = next(iter(context.images(16)))
     wanted = context.graph(x)
-    done = get_method("qads").run(context, dict(get_method("qads").arguments))
+    done = get_method("qads").run(context, get_method("qads").arguments)
     assert "b" in done["explicit"]
     assert done["label"] == "ops"
     assert done["refused"] == ["b: silu.default lets no factor through"]
     assert any(n.meta.get("trtq_name") == "b.qads" for n in context.graph.graph.nodes)
     torch.testing.assert_close(context.graph(x), wanted, rtol=1e-3, atol=1e-3)
     untouched = bench_of(Gated())
-    done = get_method("qads").run(untouched, {**get_method("qads").arguments, "explicit": 0.0})
+    done = get_method("qads").run(untouched, get_method("qads").values({"explicit": 0.0}))
     assert done["explicit"] == []
 
 

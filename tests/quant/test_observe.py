@@ -14,10 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trtq
 from trtq.errors import CalibrationError, UsageError
 from trtq.graph.capture import capture
+from trtq.graph.device import on_device
+from trtq.quant import histogram
 from trtq.quant.calibrate import summarize_all
 from trtq.quant.calibrators import CALIBRATORS, Asked, find_calibrator
 from trtq.quant.formats import BitConfig
-from trtq.quant.histogram import NUM_BINS, Histogram, _count, dense, dense_view
+from trtq.quant.histogram import (
+    NUM_BINS,
+    Histogram,
+    _count,
+    counted,
+    counting_step,
+    dense,
+    dense_view,
+)
 from trtq.quant.observe import observe
 from trtq.quant.placement import place
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen
@@ -92,11 +102,11 @@ def test_statistics_stay_on_the_device_of_the_values(mode):
         statistic = find_calibrator(mode).gather(True)
         for _ in range(2):
             for each in (ends, bulk, channels, statistic):
-                each.add(Seen(x, *torch.aminmax(x), scratch))
+                each.add(Seen.of(x, scratch))
     kept = [ends.low, ends.high, bulk.zeros, channels.sums, channels.squares]
-    for histogram in (h for s in (bulk, statistic) for h in vars(s).values()):
-        if isinstance(histogram, Histogram):
-            kept += [histogram._counts, histogram._limit, histogram._amax]
+    for each in (h for s in (bulk, statistic) for h in vars(s).values()):
+        if isinstance(each, Histogram):
+            kept += [each._counts, each._limit, each._amax]
     assert {t.device.type for t in kept} == {"cuda"}
     assert len(kept) == 8 + {"mse": 9, "percentile": 3, "entropy": 3}.get(mode, 0)
 
@@ -106,7 +116,7 @@ def test_a_value_that_is_not_finite_counts_without_an_exception():
     scratch = torch.empty(1 << 18), torch.empty(1 << 18, dtype=torch.int32)
     for bad in (float("nan"), float("inf")):
         x = torch.tensor([[1.0, bad, -2.0]])
-        statistic.add(Seen(x, *torch.aminmax(x), scratch))
+        statistic.add(Seen.of(x, scratch))
 
 
 def test_bins_of_a_gpu_are_those_of_bincount():
@@ -178,9 +188,40 @@ def test_a_device_that_is_not_there_is_refused_before_any_work():
 def test_ranges_of_a_gpu_are_those_of_the_cpu(graph, mode):
     placement, x = place(graph, bits=BitConfig.parse("w4a4")), images()
     here = observe(graph, placement, x.split(6), mode=mode)
-    there = observe(graph, placement, x.split(6), mode=mode, device=torch.device("cuda", 0))
+    there = observe(on_device(graph, torch.device("cuda", 0)), placement, x.split(6), mode=mode)
     stats = [summarize_all(placement, seen, mode, 99.99) for seen in (here, there)]
     for name, one in stats[0].items():
         assert stats[1][name].amax == pytest.approx(one.amax, rel=1e-4)
         assert stats[1][name].bulk_rms == pytest.approx(one.bulk_rms, rel=1e-4)
     assert all(p.device.type == "cpu" for p in graph.parameters())  # the graph is not moved
+
+
+def test_a_large_tensor_is_counted_in_part_whatever_the_batch():
+    """Every k-th value, k prime to every size: each channel and each column has its share."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 200, 210).contiguous(memory_format=torch.channels_last)
+    step = counting_step((6, 200, 210))
+    assert step == 11  # 252,000 / 131,072 -> 2; 2, ..., 10 share a divisor with 6, 200 or 210
+    some = counted(x)
+    assert torch.equal(some, torch.cat([counted(one) for one in x.split(1)]))
+    assert torch.equal(some[0], x[0].permute(1, 2, 0).reshape(-1)[::11])
+    channels = torch.arange(6.0).reshape(1, 6, 1, 1).expand(1, 6, 200, 210)
+    shares = torch.bincount(counted(dense(channels)).flatten().int(), minlength=6)
+    assert int(shares.max() - shares.min()) <= 1
+    assert counting_step((64, 32, 64)) == 1  # 131,072 values: all
+
+
+def test_the_range_of_a_large_tensor_is_exact_and_its_mse_near_that_of_all_values(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 300, 310)
+    x[2, 5, 123, 77] = 30.0  # one value alone
+    scratch = torch.empty(1 << 18), torch.empty(1 << 18, dtype=torch.int32)
+    chosen = []
+    for most in (1 << 17, 1 << 30):
+        monkeypatch.setattr(histogram, "MOST_COUNTED", most)
+        ends, statistic = Ends(), find_calibrator("mse").gather(False)
+        for each in (ends, statistic):
+            each.add(Seen.of(x, scratch))
+        assert float(ends.high) == 30.0
+        chosen.append(find_calibrator("mse").choose(statistic, Asked(30.0, 8, None, 99.99)).amax)
+    assert abs(chosen[0] / chosen[1] - 1.0) < 0.1

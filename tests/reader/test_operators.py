@@ -1,11 +1,13 @@
 """Every operator of the table against ONNX's own tests of single nodes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from onnx import helper
 
-from tests.support.node_cases import node_cases
+from tests.support.node_cases import node_cases, read_case, write_cases
 from trtq.errors import TrtqError
 from trtq.ops.lookup import TABLE
 from trtq.reader import read_onnx
@@ -133,9 +135,15 @@ def _assert_same(case, got):
         np.testing.assert_allclose(answer, wanted, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture(scope="session")
+def cases(once) -> Path:
+    """The fast ones; making all of them takes ONNX 6 s."""
+    return once("node-cases", lambda folder: write_cases(folder, FAST))
+
+
 @pytest.mark.parametrize("name", FAST)
-def test_an_operator_computes_what_onnx_expects(name):
-    case = node_cases()[name]
+def test_an_operator_computes_what_onnx_expects(name, cases: Path):
+    case = read_case(cases, name)
     module, got = _answers(case)
     _assert_same(case, got)
     assert bool(module.opaque_nodes()) == (name in BY_RUNTIME)

@@ -77,6 +77,26 @@ def pooling(path: Path, doc: str = "", *, weights: int = 0, opset: int = 13) -> 
     return path
 
 
+def products(path: Path) -> Path:
+    """A model of two integer inputs that the stand-in can compute: the sum of their products."""
+    nodes = [
+        helper.make_node("Mul", ["ids", "mask"], ["both"]),
+        helper.make_node("Cast", ["both"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["floats", "axes"], ["output"], keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.INT64, ["N", "L"]) for n in ("ids", "mask")],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", 1])],
+        [numpy_helper.from_array(np.array([1], dtype=np.int64), "axes")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path
+    )
+    return path
+
+
 def spec(board: StandInBoard, model: Path, out: Path, **given) -> DeploySpec:
     return DeploySpec(device=name_of(board), model=str(model), out=str(out), **{**QUICK, **given})
 

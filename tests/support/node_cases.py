@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -56,7 +58,16 @@ def _stored(test) -> Case:
     return Case(test.name, model, [given[i] for i in kept], list(wanted))
 
 
-def named(*names: str) -> Iterator[Case]:
-    """Yield the cases with these names."""
+def write_cases(folder: Path, names: Iterable[str]) -> None:
+    """Write the cases with these names, for processes that need no others."""
     cases = node_cases()
-    yield from (cases[n] for n in names)
+    for name in names:
+        case = cases[name]
+        content = case.model.SerializeToString(), case.inputs, case.outputs
+        (folder / name).write_bytes(pickle.dumps(content))
+
+
+def read_case(folder: Path, name: str) -> Case:
+    """Return one of the cases that were written."""
+    model, inputs, outputs = pickle.loads((folder / name).read_bytes())
+    return Case(name, onnx.ModelProto.FromString(model), inputs, outputs)

@@ -38,6 +38,28 @@ def test_masks_are_sums_of_prototypes_inside_the_box():
     assert none.masks is not None and none.masks.shape == (0, 64, 64)
 
 
+def test_yolov5_seg_has_an_objectness_before_the_scores():
+    """Three anchors a cell, the anchors first, as its own export writes them."""
+    anchors = 3 * CELLS
+    outputs = {"output0": (1, anchors, 5 + 2 + 3), "output1": (1, 3, 16, 16)}
+    head = find_head(Facts(outputs=outputs, size=SIZE))
+    assert (head.name, head.classes, head.last) == ("yolo-objectness-masks", 2, True)
+    assert head.outputs == ("output0", "output1") and head.gives == ("masks",)
+    values = np.zeros((1, anchors, 10), dtype=np.float32)
+    values[0, 100] = [16, 16, 24, 16, 0.5, 0.25, 0.5, 1, 0, -1]
+    maps = np.zeros((1, 3, 16, 16), dtype=np.float32)
+    maps[0, 0] = 0.5
+    maps[0, 2, :, 4:] = 1
+    (found,) = head.decode({"output0": values, "output1": maps}, SIZE)
+    assert found.classes.tolist() == [1] and found.scores.tolist() == [0.25]
+    assert found.masks[0, 8:24, 4:16].all() and found.masks.sum() == 16 * 12
+    opened = {"output0": (1, "anchors", 10), "output1": (1, 3, 16, 16)}
+    with pytest.raises(UsageError, match="yolo-masks with 3 classes or .* yolo-objectness-masks"):
+        find_head(Facts(outputs=opened, size=SIZE))
+    labels = Facts(outputs=opened, size=SIZE, classes=("a", "b"))
+    assert find_head(labels).name == "yolo-objectness-masks"
+
+
 @pytest.mark.parametrize("size", [(64, 64), (60, 100), (16, 20), (8, 33)])
 def test_masks_as_torch_resizes_them(size):
     random = np.random.default_rng(1)
@@ -134,5 +156,5 @@ def test_six_numbers_can_be_something_else():
     assert find_head(selected(3 * CELLS)).name == "yolo-objectness"
     with pytest.raises(UsageError, match="yolo-objectness with 1 classes or output0 as end-to-end"):
         find_head(Facts(outputs={"output0": (1, 300, 6)}, classes=("a",)))
-    with pytest.raises(UsageError, match="No detection head is known"):
+    with pytest.raises(UsageError, match="Cannot read rotated boxes"):
         find_head(selected(metadata={"task": "obb"}))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from trtq.errors import UsageError
 from trtq.tasks.facts import Facts
@@ -98,3 +99,44 @@ def test_rt_detr_of_ultralytics_has_one_output():
     with pytest.raises(UsageError, match="No detection head is known"):
         find_head(unnamed)
     assert find_head(unnamed, "rt-detr-rows").classes == 80
+
+
+def rf_facts(columns: int, names: int = 0, **more) -> Facts:
+    classes = tuple(f"c{i}" for i in range(names))
+    outputs = {"dets": ("batch", QUERIES, 4), "labels": ("batch", QUERIES, columns), **more}
+    return Facts(outputs=outputs, size=SIZE, classes=classes)
+
+
+def test_rf_detr_as_its_own_export_names_it():
+    head = find_head(rf_facts(3))
+    assert (head.name, head.classes, head.outputs) == ("rf-detr", 3, ("labels", "dets"))
+    given = answer(([0, -np.log(3), 9], [0.25, 0.5, 0.5, 1]), ([np.nan, -20, -20], [0.5] * 4))
+    named = {"labels": given["logits"], "dets": given["pred_boxes"]}
+    (found,) = head.decode(named, SIZE)
+    assert found.classes[:3].tolist() == [2, 0, 1]
+    assert found.scores[1:3].tolist() == pytest.approx([0.5, 0.25])
+    # Fine-tuned, there is one column more than classes: it is no class.
+    tuned = find_head(rf_facts(3, names=2))
+    assert tuned.classes == 2
+    (found,) = tuned.decode(named, SIZE)
+    assert found.classes.tolist() == [0, 1]
+    np.testing.assert_allclose(found.xyxy, [[0, 0, 50, 50]] * 2)
+    raw = tuned.raw({n: torch.from_numpy(v) for n, v in named.items()}, SIZE)
+    assert tuple(raw.scores.shape) == (1, QUERIES, 2)
+    with pytest.raises(UsageError, match="do not have the 7 classes"):
+        find_head(rf_facts(3, names=7))
+    assert find_head(rf_facts(3, names=3)).classes == 3
+
+
+def test_rf_detr_with_masks():
+    head = find_head(rf_facts(2, masks=("batch", QUERIES, 5, 10)))
+    assert head.outputs == ("labels", "dets", "masks") and head.gives == ("masks",)
+    given = answer(([5, -20], [0.25, 0.5, 0.5, 1]))
+    maps = np.full((1, QUERIES, 5, 10), -1, np.float32)
+    maps[0, 0, :, :5] = 1
+    named = {"labels": given["logits"], "dets": given["pred_boxes"], "masks": maps}
+    (found,) = head.decode(named, SIZE)
+    assert found.masks.shape == (1, 50, 100)
+    assert found.masks[0, :, :50].all() and not found.masks[0, :, 50:].any()
+    raw = head.raw({n: torch.from_numpy(v) for n, v in named.items()}, SIZE)
+    assert tuple(raw.boxes.shape) == (1, QUERIES, 4)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from trtq.errors import UsageError
 from trtq.tasks.facts import Facts
@@ -163,7 +164,7 @@ def test_metadata_decide_where_the_size_is_open():
         (
             facts((1, 7, CELLS), metadata={"task": "obb"}),
             None,
-            "No detection head is known.*task obb",
+            "Cannot read rotated boxes.*task obb",
         ),
         (
             Facts(outputs={"a": (1, 7, CELLS), "b": (1, 9, CELLS)}, size=SIZE),
@@ -240,3 +241,53 @@ def test_a_large_head_is_decoded_in_milliseconds():
         times.append(time.perf_counter() - start)
     assert len(found) == 300 and (np.diff(found.scores) <= 0).all()
     assert min(times) < 0.1, times
+
+
+def split(boxes=("n", CELLS, 4), scores=("n", CELLS, 3), names=("b", "s"), **more) -> Facts:
+    outputs = dict(zip(names, (boxes, scores), strict=True))
+    return Facts(outputs=outputs, size=SIZE, **more)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_yolo_nas_gives_corners_and_scores_apart(turned: bool):
+    """DAMO-YOLO, too; PP-YOLOE has the classes before the anchors."""
+    scores = ("n", 3, CELLS) if turned else ("n", CELLS, 3)
+    head = find_head(split(scores=scores))
+    assert (head.name, head.classes, head.outputs) == ("yolo-split", 3, ("b", "s"))
+    boxes, values = np.zeros((1, CELLS, 4), np.float32), np.zeros((1, CELLS, 3), np.float32)
+    boxes[0, :4] = [[10, 10, 30, 20], [11, 10, 30, 20], [np.nan] * 4, [0, 0, 8, 8]]
+    values[0, :4] = [[0, 0.5, 0], [0, 0.75, 0], [0.9, 0, 0], [0.25, 0, 0.125]]
+    given = {"b": boxes, "s": values.transpose(0, 2, 1) if turned else values}
+    (found,) = head.decode(given, SIZE)
+    assert found.scores.tolist() == [0.75, 0.25, 0.125] and found.classes.tolist() == [1, 0, 2]
+    assert found.xyxy.tolist() == [[11, 10, 30, 20], [0, 0, 8, 8], [0, 0, 8, 8]]
+    raw = head.raw({n: torch.from_numpy(v) for n, v in given.items()}, SIZE)
+    assert tuple(raw.scores.shape) == (1, CELLS, 3)
+    assert raw.boxes[0, 0].tolist() == [20, 15, 20, 10]  # centre, width and height
+
+
+def test_two_outputs_that_are_no_boxes_and_scores():
+    four = split(scores=("n", CELLS, 4), names=("x", "y"))
+    with pytest.raises(UsageError, match="The head yolo-split can read the outputs in 2 ways"):
+        find_head(four)
+    named = split(scores=("n", CELLS, 4), names=("scores", "pred_boxes"))
+    assert find_head(named).outputs == ("pred_boxes", "scores")
+    other = split(boxes=("n", 100, 4), scores=("n", 100, 3))
+    with pytest.raises(UsageError, match="No detection head is known"):
+        find_head(other)
+    assert find_head(other, "yolo-split").classes == 3
+    third = Facts(outputs={**split().outputs, "centerness": ("n", CELLS, 1)}, size=SIZE)
+    with pytest.raises(UsageError):
+        find_head(third, "yolo-split")
+
+
+def test_rotated_boxes_are_refused():
+    """The angle behind the scores would be read as one more class."""
+    metadata = {"task": "obb", "names": "{0: 'ship', 1: 'plane'}"}
+    for shape in ((1, 4 + 2 + 1, CELLS), (1, 300, 7)):
+        known = Facts(outputs={"output0": shape}, size=SIZE, metadata=metadata)
+        for asked in (None, "yolo"):
+            with pytest.raises(
+                UsageError, match="Cannot read rotated boxes: .* say task obb: its boxes have an"
+            ):
+                find_head(known, asked)

@@ -55,11 +55,14 @@ def test_depth_agreement_and_its_forms():
     alike = DEPTH.agreement()
     alike.add(np.array([[[2.0, 3.0], [2.0, 5.0]]], dtype=np.float32), reference)
     assert [f.name for f in alike.figures] == [
-        "agreement delta1",
+        "agreement within 10 %",
         "agreement AbsRel",
         "agreement RMSE",
     ]
-    assert figures(alike)["agreement delta1"] == pytest.approx(66.6667)
+    assert figures(alike)["agreement within 10 %"] == pytest.approx(66.6667)
+    scaled = DEPTH.agreement()  # 20 % off everywhere is another map, although delta1 counts it
+    scaled.add(1.2 * np.abs(reference), np.abs(reference))
+    assert scaled.figures[0].value == 0.0
     assert DEPTH.decode({"d": np.zeros((2, 1, 3, 4))}, None).shape == (2, 3, 4)
     assert DEPTH.decode({"d": np.zeros((2, 3, 4))}, None).shape == (2, 3, 4)
     assert DEPTH.difference(reference[0], reference[0]) == 0.0

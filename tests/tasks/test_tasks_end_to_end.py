@@ -9,9 +9,12 @@ from PIL import Image
 from torch import nn
 
 import trtq
+from trtq import EvaluateSpec, evaluate
 from trtq.artifact import read_json
+from trtq.data.image_files import open_images
+from trtq.data.opened import Request
 from trtq.data.preprocess import ImagePlace, resolve_preprocess
-from trtq.errors import UsageError
+from trtq.errors import DataError, UsageError
 from trtq.flow.gallery import View, visible
 from trtq.testing.images import write_scenes
 
@@ -106,9 +109,52 @@ def test_depth_from_files_with_targets(tmp_path):
     done = quantized(model, str(tmp_path), "depth", input_size=(3, SIDE, SIDE))
     seen = done.evaluate(str(tmp_path))
     assert list(seen.figures) == ["AbsRel", "RMSE", "delta1"]
-    assert seen.agreement["agreement delta1"].value > 99.0
+    assert seen.agreement["agreement within 10 %"].value > 99.0
     assert "the maps of 16x16 are resized to the targets of 32x32, bilinear" in seen.notes
     assert f"AbsRel {seen.figures['AbsRel'].value:.4g}" in str(seen)
+
+
+def test_depth_of_images_with_maps_beside_them(tmp_path):
+    """One ``.npy`` of [H, W] for each image, cropped and turned as its image is."""
+    rng = np.random.default_rng(0)
+    folders = [tmp_path / n for n in ("images", "depths")]
+    for folder in folders:
+        folder.mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(
+            folders[0] / f"{i}.png"
+        )
+        np.save(folders[1] / f"{i}.npy", rng.uniform(0.5, 2.0, (40, 48)).astype(np.float32))
+    model = Body(nn.Softplus(), 1)
+    done = quantized(model, str(folders[0]), "depth", input_size=(3, SIDE, SIDE))
+    path = done.export().save(tmp_path / "m.onnx")
+    spec = {"onnx": str(path), "data": str(folders[0]), "masks": str(folders[1])}
+    record = evaluate(EvaluateSpec(**spec, task="depth"))
+    names = [f.name for f in record.figures]
+    assert names == ["AbsRel", "RMSE", "delta1"] and record.images == 4
+    picture, _ = resolve_preprocess(input_size=(3, SIDE, SIDE))
+    given = open_images(Request(text=str(folders[0]), masks=str(folders[1])))
+    samples = given.make(None, picture)
+    (batch,) = samples.batches(4)
+    first = np.load(folders[1] / "0.npy")
+    maps = batch.targets()
+    assert (maps.dtype, list(maps.shape)) == (torch.float32, [4, SIDE, SIDE])
+    assert set(maps[0].unique().tolist()) <= {*first.ravel().tolist(), 0.0}
+    with pytest.raises(DataError, match="they hold numbers, the model has 4 classes"):
+        samples.expect(4, "m")
+    for wrong, why in (
+        (np.zeros((2, 3, 4), np.float32), r"it is float32 \[2, 3, 4\]"),
+        (np.array(["a"]), "it is <U1"),
+    ):
+        np.save(folders[1] / "1.npy", wrong)
+        with pytest.raises(DataError, match=f"Cannot use the map 1.npy of .*: {why}"):
+            next(samples.batches(4)).targets()
+    (folders[1] / "1.npy").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="it is no array of NumPy"):
+        next(samples.batches(4)).targets()
+    (folders[1] / "1.npy").unlink()
+    with pytest.raises(DataError, match="1.png of .* has no mask in .*depths"):
+        given.make(None, picture)
 
 
 def test_lines_of_text(tmp_path):

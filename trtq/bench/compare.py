@@ -6,6 +6,8 @@ import itertools
 import time
 from pathlib import Path
 
+import msgspec
+
 from trtq.artifact import (
     Environment,
     Record,
@@ -18,9 +20,10 @@ from trtq.bench.gate import read_record
 from trtq.bench.history import remember_verdicts
 from trtq.bench.int8_verdict import judge_files
 from trtq.bench.interleaved import TurnSettings
+from trtq.bench.machine_card import Card, differences, different_machines
 from trtq.bench.meters.nvml import Gpu
-from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict, shown
-from trtq.bench.system_info import differences, open_gpu, take_card
+from trtq.bench.record import BenchRecord, BenchRow, Verdict, shown
+from trtq.bench.system_info import open_gpu, take_card
 from trtq.bench.workload import LoadOptions, device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import COMPARE_JSON
@@ -137,7 +140,7 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
     """
     a = read_record(first)
     b = read_record(second)
-    unlike = [f"card, {d}" for d in differences(a.card, b.card)]
+    unlike = [f"card, {d}" for d in different_machines(a.card, b.card)]
     packages = a.environment.packages, b.environment.packages
     unlike += [f"package, {d}" for d in differences(*packages)]
     pairs = [
@@ -153,9 +156,8 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
             "Measure both alike: trtq bench",
         )
     for x, y in pairs:
-        unlike += [
-            f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)
-        ]
+        settings = differences(msgspec.to_builtins(x.settings), msgspec.to_builtins(y.settings))
+        unlike += [f"settings of {Path(y.file).name}, {d}" for d in settings]
     notes = [_medians(x, y) for x, y in pairs]
     return unlike, notes, a.valid and b.valid and not unlike
 

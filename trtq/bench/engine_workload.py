@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trtq.bench.record import RowSettings
 from trtq.engine.runner import Bound, EngineRunner
 from trtq.errors import first_line
 from trtq.export.feeds import AnyArray, Inputs
@@ -65,12 +66,12 @@ class EngineWorkload:
         self.why_whole = "" if self.apart else "there are no CUDA events on this device"
         self.graph: Any = None
         why_no_graph = self._capture() if graph else "not asked for"
-        self.settings = {
-            "runtime": "TensorRT",
-            "transfers": "included in e2e, not in GPU time",
-            "wait": "stream synchronize",
-            "graph": "used" if self.graph is not None else f"not used: {why_no_graph}",
-        }
+        self.settings = RowSettings(
+            runtime="TensorRT",
+            transfers="included in e2e, not in GPU time",
+            wait="stream synchronize",
+            graph="used" if self.graph is not None else f"not used: {why_no_graph}",
+        )
 
     def _bind(self, context: Any) -> Bound:
         on_device = {n: t.to(self.runner.device) for n, t in self.host.items()}

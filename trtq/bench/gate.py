@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from trtq.artifact import (
     Environment,
@@ -19,9 +22,9 @@ from trtq.artifact import (
     read_json,
 )
 from trtq.bench.gate_accuracy import Check, Outcome, accuracy_checks
+from trtq.bench.machine_card import differences, different_machines, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.bench.statistics import Quantile
-from trtq.bench.system_info import differences, incomplete
 from trtq.errors import ArtifactError, UsageError
 from trtq.specs import GateSpec
 from trtq.terminal import stack
@@ -147,7 +150,7 @@ def _doubts(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
         for r in record.rows
         for why in r.reasons
     ]
-    machines = differences(baseline.card, candidate.card)
+    machines = different_machines(baseline.card, candidate.card)
     packages = differences(_packages(baseline), _packages(candidate))
     reasons += [f"the machines differ: {text}" for text in machines]
     return reasons + [f"the packages differ: {text}" for text in packages]
@@ -159,7 +162,7 @@ def _packages(record: BenchRecord) -> dict[str, str]:
 
 
 def _notes(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
-    same_host = candidate.card.get("host") == baseline.card.get("host")
+    same_host = candidate.card.host == baseline.card.host
     return [
         *([] if same_host else ["the two records come from two hosts"]),
         "two runs at two times: trtq compare lets the files take turns, which is the stronger test",
@@ -194,10 +197,7 @@ def _pair(
         if other is None:
             why.append(f"the candidate has no row for {label}")
             continue
-        unlike = differences(
-            {"input_shape": row.request_shape, "device": row.device, **row.settings},
-            {"input_shape": other.request_shape, "device": other.device, **other.settings},
-        )
+        unlike = differences(_setup(row), _setup(other))
         why += [
             f"the rows of {label} differ: {d}"
             for d in unlike
@@ -205,6 +205,12 @@ def _pair(
         ]
         pairs.append((row, other))
     return pairs, why
+
+
+def _setup(row: BenchRow) -> dict[str, Any]:
+    """Return what two rows must share to be compared."""
+    settings: dict[str, Any] = msgspec.to_builtins(row.settings)
+    return {"input_shape": row.request_shape, "device": row.device, **settings}
 
 
 def _label(row: BenchRow) -> str:

@@ -17,8 +17,9 @@ from trtq.bench.clocks import locked_clocks
 from trtq.bench.history import remember
 from trtq.bench.int8_verdict import find_baseline, is_quantized, judge_files
 from trtq.bench.interleaved import TurnSettings
+from trtq.bench.machine_card import Card
 from trtq.bench.meters.nvml import Gpu
-from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict
+from trtq.bench.record import BenchRecord, BenchRow, Verdict
 from trtq.bench.row import BenchContext, RowMeasurement, load_options
 from trtq.bench.sampling import said
 from trtq.bench.system_info import open_gpu, take_card
@@ -145,10 +146,11 @@ def _clocks(spec: BenchSpec, gpu: Gpu | None, card: Card) -> Iterator[None]:
         yield
         return
     if gpu is None:
-        card["missing"]["locked_clocks"] = "there is no GPU whose clocks could be held"
+        card.missing["locked_clocks"] = "there is no GPU whose clocks could be held"
         yield
         return
     with locked_clocks(gpu) as outcome:
-        card["gpu"]["locked_clocks"] = outcome
-        card["missing"].pop("locked_clocks", None)
+        if card.gpu is not None:
+            card.gpu.locked_clocks = outcome
+            card.missing.pop("locked_clocks", None)
         yield

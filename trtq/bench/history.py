@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import sha256_bytes
-from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict
+from trtq.bench.machine_card import Card
+from trtq.bench.record import BenchRecord, BenchRow, Verdict
 from trtq.errors import NO_HOME, ArtifactError, SystemRefusalError, UsageError
 from trtq.paths import path_variable, user_folder
 from trtq.terminal import visible
@@ -121,10 +122,9 @@ def remember(record: BenchRecord, path: Path | None = None) -> None:
 
 def _whole(row: BenchRow | Verdict, card: Card) -> dict[str, object]:
     """Return the fields that hold a row and its machine as they were recorded."""
-    gpu = card.get("gpu") or card.get("jetson") or {}
     return {
-        "host": card.get("host"),
-        "machine": str(gpu.get("name") or gpu.get("model") or card.get("cpu")),
+        "host": card.host,
+        "machine": card.machine,
         "row": msgspec.json.encode(row).decode(),
         "card": msgspec.json.encode(card).decode(),
     }

@@ -7,11 +7,33 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import Environment, Record
+from trtq.bench.machine_card import Card
 from trtq.bench.statistics import Drift, Outliers, Quantile
 from trtq.terminal import stack
 from trtq.typed import present
 
-Card = dict[str, Any]  # the machine card; its fields depend on the device
+
+class RowSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What changes the meaning of a row's times; None where it does not apply.
+
+    Attributes:
+        transfers: whether copies are in the times; ``wait``: how the host waits for the device.
+        graph: whether a CUDA graph was launched, and why not.
+        scenario, streams, latency_bound: of the throughput; ``rate``: requests per second.
+        power_mode, clocks, warmup_ms: of a board.
+    """
+
+    runtime: str | None = None
+    transfers: str | bool | None = None
+    wait: str | None = None
+    graph: str | None = None
+    scenario: str | None = None
+    streams: int | None = None
+    latency_bound: float | None = None
+    rate: float | None = None
+    power_mode: str | None = None
+    clocks: str | None = None
+    warmup_ms: int | None = None
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,7 +258,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     repeats: list[float] = []
     unavailable: dict[str, str] = {}
     warmup_calls: int = 0
-    settings: dict[str, Any]
+    settings: RowSettings
     state: dict[str, Any] = {}
     valid: bool
     reasons: list[str]
@@ -278,8 +300,8 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(
                 f"{1e3 * self.energy.gross_j:.3g} mJ an image ({self.energy.scope}, gross)"
             )
-        if "graph" in self.settings:
-            parts.append(f"CUDA graph {self.settings['graph']}")
+        if self.settings.graph is not None:
+            parts.append(f"CUDA graph {self.settings.graph}")
         parts.append("VALID" if self.valid else f"NOT VALID: {'; '.join(self.reasons)}")
         return ", ".join(parts)
 

@@ -112,7 +112,7 @@ class RowMeasurement:
             input_shapes=workload.shapes,
             unavailable=self.unavailable,
             warmup_calls=self.warmup_calls,
-            settings={**workload.settings, **_mode_settings(self.spec)},
+            settings=msgspec.structs.replace(workload.settings, **_mode_settings(self.spec)),
             state={**watch.summary(), "loop_overhead_us": round(loop_overhead(10_000), 3)},
             valid=not self.reasons,
             reasons=self.reasons,

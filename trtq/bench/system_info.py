@@ -8,35 +8,19 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from trtq.bench.machine_card import NEEDED, Card, JetsonCard
 from trtq.bench.meters.jetson import LINES, is_jetson
 from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu, GpuState
-from trtq.bench.record import Card
 from trtq.errors import MeterError
 from trtq.machine import cpu_name
 from trtq.typed import present
 
-# Without these a record cannot be held against another one: present, or with the reason why not in
-# "missing".
-NEEDED = {
-    "cpu": ("cpu", "cores", "governor", "affinity", "container", "host"),
-    "gpu": (
-        "name",
-        "uuid",
-        "driver",
-        "power_limit_w",
-        "sm_clock_max_mhz",
-        "ecc",
-        "mig",
-        "locked_clocks",
-    ),
-    "jetson": ("model", "l4t", "power_mode", "clocks"),
-}
 MAX_SPREAD = 0.02
 MAX_OTHERS = 0.10
 
@@ -56,28 +40,28 @@ def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) ->
     affinity = getattr(os, "sched_getaffinity", None)
     if affinity is None:
         missing["affinity"] = "this system has none"
-    card: Card = {
-        "kind": _kind(device, root),
-        "device": device,
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "governor": governor,
-        "affinity": sorted(affinity(0)) if affinity is not None else None,
-        "load": [round(v, 2) for v in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "container": _container(root),
-        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
-        "kernel": platform.release(),
-    }
-    if card["kind"] == "jetson":
-        card["jetson"] = _jetson(root, missing)
+    card = Card(
+        kind=_kind(device, root),
+        device=device,
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        governor=governor,
+        affinity=sorted(affinity(0)) if affinity is not None else None,
+        load=[round(v, 2) for v in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        container=_container(root),
+        host=hashlib.sha256(platform.node().encode()).hexdigest()[:12],
+        kernel=platform.release(),
+        missing=missing,
+    )
+    if card.kind == "jetson":
+        card.jetson = _jetson(root, missing)
     elif gpu is not None:
-        card["gpu"] = {**gpu.card(), "locked_clocks": None}
+        card.gpu = gpu.card()
         gpu.state()  # what it does not say goes into "missing", too
         missing["locked_clocks"] = "clocks were not locked by trtq"
         missing |= {NAMES.get(k, k): v for k, v in gpu.missing.items()}
     elif device != "cpu":
         missing |= dict.fromkeys(NEEDED["gpu"], "no NVML")
-    card["missing"] = missing
     return card
 
 
@@ -94,35 +78,6 @@ NAMES = {
     "largest SM clock": "sm_clock_max_mhz",
     "compute mode": "compute_mode",
 }
-
-
-def incomplete(card: Mapping[str, Any]) -> list[str]:
-    """Return what a card lacks without saying why; a record with such a card is not comparable."""
-    kind = str(card.get("kind", ""))
-    if kind not in NEEDED:
-        return ["kind"]
-    missing = card.get("missing", {})
-    lacking = [k for k in NEEDED["cpu"] if card.get(k) is None and k not in missing]
-    if kind != "cpu":
-        part = card.get(kind, {})
-        lacking += [k for k in NEEDED[kind] if part.get(k) is None and k not in missing]
-    return lacking
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Return, in words, the fields in which two cards differ and should not.
-
-    The load, the reasons for what is missing, and a Jetson's clocks at that moment may differ.
-    """
-    free = {"load", "missing", "container", "clocks"}
-    fields = []
-    for key in sorted((set(a) | set(b)) - free):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            fields += [f"{key}.{text}" for text in differences(left, right)]
-        elif left != right:
-            fields.append(f"{key}: {left} and {right}")
-    return fields
 
 
 class Reading(NamedTuple):
@@ -311,16 +266,16 @@ def _container(root: Path) -> str:
     )
 
 
-def _jetson(root: Path, missing: dict[str, str]) -> dict[str, Any]:
+def _jetson(root: Path, missing: dict[str, str]) -> JetsonCard:
     """Return board, release and power mode; what the tools do not say is in ``missing``."""
-    board: dict[str, Any] = {
-        "model": (_text(root / "proc/device-tree/model") or "").strip("\0") or None,
-        "l4t": (_text(root / LINES) or "").partition("\n")[0] or None,
-        "power_mode": _output(["nvpmodel", "-q"]),
-        "clocks": _output(["jetson_clocks", "--show"]),
-    }
+    board = JetsonCard(
+        model=(_text(root / "proc/device-tree/model") or "").strip("\0") or None,
+        l4t=(_text(root / LINES) or "").partition("\n")[0] or None,
+        power_mode=_output(["nvpmodel", "-q"]),
+        clocks=_output(["jetson_clocks", "--show"]),
+    )
     for key, tool in (("power_mode", "nvpmodel -q"), ("clocks", "jetson_clocks --show")):
-        if board[key] is None:
+        if getattr(board, key) is None:
             missing[key] = f"{tool} says nothing here (it may need root)"
     return board
 

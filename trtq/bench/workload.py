@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtq.bench.engine_workload import EngineWorkload, shapes_of
+from trtq.bench.record import RowSettings
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine
 from trtq.engine.random_inputs import random_feed, table_sizes
@@ -41,7 +42,7 @@ class Workload(Protocol):
     device: str
     shape: list[int]
     shapes: dict[str, list[int]]
-    settings: dict[str, Any]
+    settings: RowSettings
     apart: bool
     why_whole: str
 
@@ -201,10 +202,10 @@ class OnnxWorkload:
             self.why_whole = "the request runs on the CPU: there is no GPU time in it"
         self.shapes = shapes_of(self.feed)
         self.shape = next(iter(self.shapes.values()))
-        self.settings = {
-            "runtime": "ONNX Runtime, its own graph optimisation and integer kernels",
-            "transfers": "included",
-        }
+        self.settings = RowSettings(
+            runtime="ONNX Runtime, its own graph optimisation and integer kernels",
+            transfers="included",
+        )
         self.outputs: list[AnyArray] = []
 
     def _draw(self) -> dict[str, AnyArray]:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from trtq.errors import TrtqError, explain_system, reason
+from trtq.machine import yield_cores_
 from trtq.terminal import ClosedOutputError, drop_output_, flush_output, prepare_streams_, say
 from trtq.verbs import SECTIONS, VERBS
 from trtq.version import __version__
@@ -87,6 +88,7 @@ class Terminated(KeyboardInterrupt):
 def main() -> None:
     """Entry point of the ``trtq`` command: errors are printed in one line, without a traceback."""
     prepare_streams_()
+    yield_cores_()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _stop)

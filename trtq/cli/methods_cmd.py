@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from msgspec.structs import asdict
 
 from trtq.cli.display import print_json
 from trtq.errors import UsageError
@@ -38,7 +39,7 @@ def command(as_json: bool) -> None:
                 "label": m.label,
                 "summary": m.summary,
                 "source": m.source,
-                "arguments": dict(m.arguments),
+                "arguments": asdict(m.arguments),
             }
             for m in methods
         ]
@@ -47,7 +48,8 @@ def command(as_json: bool) -> None:
         for m in methods:
             say(f"{m.name}  [{m.label}]  {m.summary}")
             say(f"    {m.source}")
-            if m.arguments:
-                say("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in m.arguments.items()))
+            arguments = asdict(m.arguments)
+            if arguments:
+                say("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in arguments.items()))
     for name, why in broken:
         say(f"{name}  [broken]  {why}", err=True)

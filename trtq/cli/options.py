@@ -23,6 +23,7 @@ METAVARS = {
     "dynamic": "NAME=AXES",
     "input": "NAME=SIZES",
     "outputs": "NAME",
+    "measured": "RECORD",
     "candidates": "MODEL[=CHECKPOINT]",
     "correct": "DEVICE=FACTOR",
     "target": "DEVICE",

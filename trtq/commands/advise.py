@@ -1,6 +1,6 @@
 """``trtq advise``: S2's decision matrix (Table IV and section III.C) as a table.
 
-The table looks at data, labels, target and budget.
+The table looks at data, labels, target and budget. For a Q/DQ file see ``advise_int8``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import Environment, Record, environment, header
+from trtq.artifact import environment, header
+from trtq.commands.advise_int8 import advise_int8, quantized_file
 from trtq.commands.loading import inputs_of, open_given, open_model, open_preprocess
 from trtq.cost.devices import Device, find_device
 from trtq.data.adapters import open_data
@@ -27,82 +28,18 @@ from trtq.flow.pricing import Pricing, uniform
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture_inputs
 from trtq.known_records import read_known
+from trtq.progress import Progress
 from trtq.quant.formats import HALF, BitConfig
+from trtq.records.advise import AdviseRecord, Facts, Row
 from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
-from trtq.specs import AdviseSpec, ModelInputSpec, option_words
+from trtq.specs import AdviseSpec, ModelInputSpec, option_name, option_words
 from trtq.tasks import find_task
 
 FEW, MANY = 128, 5_000  # images: "limited" and "full set" of the table, which gives no numbers
 SMALL_LOSS = 0.5  # points: S2 prefers PTQ where INT8 loses less (section III.C)
 WIDTHS = (8, 6, 5, 4, 3, 2)
-
-
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at.
-
-    Attributes:
-        family: of the model, and ``counted``, why.
-        images, labels: of the data.
-        training: labelled images one may train on.
-        target: the device, and whether it has INT8 kernels; both None when none was named.
-        bits: the widest uniform weights that meet every budget, 16 where FP16 meets them, None
-            where nothing does.
-        strict: at most half a point may go.
-        int8_change: points that a measured INT8 model lost, None where none was given.
-    """
-
-    family: str
-    counted: str
-    images: int
-    labels: bool
-    training: int
-    target: str | None
-    int8: bool | None
-    bits: int | None
-    strict: bool
-    int8_change: float | None
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the matrix.
-
-    Attributes:
-        scenario, data, precision, strategy: as S2 prints them; the first line is ours.
-        applies: the facts fit.
-        why: what of the facts decided.
-    """
-
-    scenario: str
-    data: str
-    precision: str
-    strategy: str
-    applies: bool
-    why: str
-
-
-class AdviseRecord(Record, frozen=True, kw_only=True):
-    """The matrix with the lines that fit; the first of them is the advice.
-
-    Attributes:
-        commands: what to type.
-        notes: what does not fit the table.
-    """
-
-    model: str
-    facts: Facts
-    rows: list[Row]
-    strategy: str
-    precision: str
-    commands: list[str]
-    notes: list[str]
-    environment: Environment
-
-    @property
-    def summary(self) -> str:
-        """One line for a person."""
-        row = next(r for r in self.rows if r.applies)
-        return f"{self.model}: {self.strategy} ({self.precision}), because {row.why}"
+FOR_INT8 = ("engine", "baseline", "measured", "shapes", "batch", "keep_winners", "out")
 
 
 def _no_int8(f: Facts) -> str | None:
@@ -170,12 +107,20 @@ MATRIX: tuple[tuple[str, str, str, str, Callable[[Facts], str | None]], ...] = (
 )
 
 
-def advise(spec: AdviseSpec) -> AdviseRecord:
-    """Return the matching lines of S2's Table IV, in trial order, and the commands of the first.
+def advise(spec: AdviseSpec, progress: Progress | None = None) -> AdviseRecord:
+    """Return how to quantize a model, or which regions of a quantized one lose from INT8.
+
+    For a float model: the matching lines of S2's Table IV, in trial order, and the commands of the
+    first. For a Q/DQ file, the folder of ``trtq quantize`` or an engine: its regions in INT8 and
+    in FP16.
 
     Raises:
-        TrtqError: the model, the images, a budget or the device cannot be read.
+        TrtqError: the model, the images, a budget, an engine or the device cannot be read.
     """
+    path = quantized_file(spec.model)
+    if path is not None:
+        return advise_int8(spec, path, progress)
+    _require_float_options(spec)
     device = find_device(spec.target) if spec.target else None
     parse_budgets(spec.budget)
     notes: list[str] = []
@@ -217,6 +162,24 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
         notes=notes,
         environment=environment(),
     )
+
+
+def _require_float_options(spec: AdviseSpec) -> None:
+    """Refuse options of a quantized file, and a float model without images.
+
+    Raises:
+        UsageError: names them.
+    """
+    defaults = {f.name: f.default for f in msgspec.structs.fields(AdviseSpec)}
+    given = [n for n in FOR_INT8 if getattr(spec, n) != defaults[n]]
+    if given:
+        raise UsageError(
+            f"{option_name(given[0])} is for a quantized model",
+            f"{spec.model} has no Q/DQ pairs",
+            "Give what trtq quantize wrote: out/model.qdq.onnx",
+        )
+    if not spec.data:
+        raise UsageError("trtq advise needs --data", hint="See trtq advise --help")
 
 
 def _images(given: Data) -> Samples:

@@ -1,4 +1,4 @@
-"""The answers of an engine on a board against those of the ONNX file on the same images here."""
+"""The answers of an engine on a board against those of the ONNX file on the same samples here."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import torch
 
+from trtq.commands.board_samples import feeds
 from trtq.data.answers import kind_in, kind_of_array
 from trtq.data.metrics import Array, predictions
-from trtq.data.opened import Data
-from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Batch, Samples, target_array
 from trtq.deploy.record import Accuracy
 from trtq.engine.agreement import answers, check_agreement
+from trtq.engine.job import Job
 from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner
 from trtq.errors import BoardError, UsageError
-from trtq.export.feeds import AnyArray, Given, InputSlot, count_of
+from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, count_of
+from trtq.export.onnx_file import get_metadata
 from trtq.tasks import Figure, Task
 
 
@@ -31,74 +33,68 @@ class Compared:
     Attributes:
         judged: what the engine's answers are compared with.
         built_from: what the engine was built from.
-        metadata: of the file that was sent.
         yardstick: what ``judged`` is, in words.
-        name: path of the file.
-        data: the images, as the user named them.
+        job: the build.
+        data: the samples, as the user named them.
+        task: what the outputs mean; default: what the file says.
     """
 
     judged: onnx.ModelProto
     built_from: onnx.ModelProto
-    metadata: Mapping[str, Any]
     yardstick: str
-    name: str
+    job: Job
     data: str
+    task: str | None
 
 
-def compare_on_images(
+def compare_on_samples(
     compared: Compared,
-    given: Data,
-    indices: Sequence[int],
+    samples: Samples,
     size: int,
-    run: Callable[[Array], dict[str, Array]],
+    run: Callable[[Sequence[Inputs]], dict[str, AnyArray]],
 ) -> Accuracy:
     """Return how far the engine's answers are those of the ONNX file.
 
     Args:
         compared: the models.
-        given: the images, with their labels or boxes.
-        indices: of those that are used.
-        size: images in a batch.
-        run: returns the engine's outputs by name for float32 [N, C, H, W].
+        samples: with their labels or boxes.
+        size: samples in a batch.
+        run: returns the engine's outputs by name, over all batches of arrays by input name.
 
     Raises:
-        BoardError: the file does not say how images become its input.
+        BoardError: the engine lacks an output of the file.
+        UsageError: the outputs are not those of the task.
     """
-    stored = compared.metadata.get("preprocess")
-    if stored is None:
-        raise BoardError(
-            f"Cannot run the images of {compared.data}",
-            f"{compared.name} does not say how images become its input",
-        )
-    samples = given.make(None, msgspec.convert(stored, Preprocess)).select(indices)
-    shown = list(samples.batches(size))
-    images = [b.input.numpy() for b in shown]
-    outputs = run(np.concatenate(images))
+    pairs = list(feeds(compared.job, samples, size))
+    shown, given = [b for b, _ in pairs], [fed for _, fed in pairs]
+    outputs = run(given)
+    _require_outputs(compared, outputs)
     agreement = check_agreement(
         compared.judged,
         compared.built_from,
-        images,
+        given,
         engine=_Answered(outputs),
         rebuild=_not_there,
         missing=[],
         yardstick=compared.yardstick,
+        task=compared.task,
     )
     top1, reference_top1, scores = None, None, next(iter(outputs.values()))
-    is_classes = kind_of_array(scores, kind_in(compared.metadata)) == "classes"
-    labels = given.source.labels if given.source is not None else None
-    meaning = meaning_of(compared.judged, images[0], outputs, None)
+    metadata = get_metadata(compared.judged)
+    is_classes = kind_of_array(scores, kind_in(metadata)) == "classes"
+    meaning = meaning_of(compared.judged, given[0], outputs, None, compared.task)
     scored = meaning is not None and meaning.task.takes_targets and samples.has_targets
-    here = answers(OnnxRunner(compared.judged), images) if scored or labels is not None else {}
-    if labels is not None and is_classes:
-        wanted = np.asarray([labels[i] for i in indices])
-        top1 = _hits(scores.astype(np.float64), wanted)
-        reference_top1 = _hits(here[next(iter(here))], wanted)
+    labels = _labels(shown) if is_classes and samples.has_targets else None
+    here = answers(OnnxRunner(compared.judged), given) if scored or labels is not None else {}
+    if labels is not None:
+        top1 = _hits(scores.astype(np.float64), labels)
+        reference_top1 = _hits(here[next(iter(here))], labels)
     figures = dict[str, list[Figure]]()
     if meaning is not None and scored and not is_classes:
         sides = {"figures": outputs, "reference_figures": here}
         figures = {k: _scores(meaning.task, side, shown, samples) for k, side in sides.items()}
     return Accuracy(
-        images=len(indices),
+        images=sum(len(b) for b in shown),
         data=compared.data,
         top1=top1,
         reference_top1=reference_top1,
@@ -107,6 +103,31 @@ def compare_on_images(
         figures=figures.get("figures", msgspec.UNSET),
         reference_figures=figures.get("reference_figures", msgspec.UNSET),
     )
+
+
+def _require_outputs(compared: Compared, outputs: Mapping[str, AnyArray]) -> None:
+    """Refuse an engine that lacks outputs of the file.
+
+    Raises:
+        BoardError: names them.
+    """
+    missing = [o.name for o in compared.judged.graph.output if o.name not in outputs]
+    if missing:
+        reads = f", which the task {compared.task} reads" if compared.task else ""
+        raise BoardError(
+            "Cannot compare the engine on the board",
+            f"it lacks the outputs {', '.join(missing)}{reads}; it answers with "
+            f"{', '.join(outputs)}",
+            "Build it again: --again",
+        )
+
+
+def _labels(shown: Sequence[Batch]) -> Array | None:
+    """Return the classes of samples; None where their targets are no classes."""
+    targets = [b.targets() for b in shown]
+    if not all(isinstance(t, torch.Tensor) and t.ndim == 1 for t in targets):
+        return None
+    return np.concatenate([target_array(t) for t in targets if t is not None])
 
 
 def _scores(

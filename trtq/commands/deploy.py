@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +44,8 @@ from trtq.specs import DeployOptions, DeploySpec, changed_words
 from trtq.workspace import Workspace
 
 if TYPE_CHECKING:
-    from trtq.data.metrics import Array
     from trtq.data.opened import Data
+    from trtq.export.feeds import AnyArray, Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
     # Opened before minutes are spent on the board.
-    images = _images(spec, progress.note) if spec.data is not None else None
+    data = _opened(spec, progress.note)
     with Agent(device, progress, patience_s=spec.patience) as agent:
         board = probe(agent)
         require_mode(spec, board)
@@ -105,11 +105,9 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         work = Workspace(folder, DEPLOY_JSON, progress, clock)
         with work.locked():
             order = order_build(spec, board, work)
-            if images is not None and images.source is not None:
-                from trtq.commands.evaluate import require_numbers
-
-                require_numbers(images.source, get_metadata(order.judged), source.parent)
-            return _Deployment(spec, agent, board, order, work).run()
+            if data is not None:
+                _require_fit(spec, order, data, source.parent)
+            return _Deployment(spec, agent, board, order, work, data).run()
 
 
 def name_of(model: Path) -> str:
@@ -121,26 +119,49 @@ def name_of(model: Path) -> str:
     return slug(f"{folder}-{model.stem}" if folder else model.stem)
 
 
-def _images(spec: DeployOptions, note: Callable[[str], None]) -> Data:
-    from trtq.data.adapters import open_data  # a deployment without images does without
-    from trtq.data.opened import Request
+def _opened(spec: DeployOptions, note: Callable[[str], None]) -> Data | None:
+    """Return the data of a deployment; None without any."""
+    if spec.data is None:
+        given = next((n for n in ("task", "tokenizer") if getattr(spec, n) is not None), None)
+        if given is not None:
+            raise UsageError(
+                f"--{given} needs --data", "without samples nothing is compared", "Add --data DATA"
+            )
+        return None
+    from trtq.commands.board_samples import open_samples  # a deployment without data does without
 
-    given = open_data(Request(text=spec.data or "", class_index=spec.class_index, note=note))
-    if given.source is None:
-        raise UsageError(
-            f"Cannot run {spec.data} on a board",
-            "its samples are no images",
-            "Give images, or coco: or yolo: data",
-        )
-    return given
+    return open_samples(spec, note)
+
+
+def _require_fit(spec: DeployOptions, order: Order, data: Data, folder: Path) -> None:
+    """Refuse labels of other classes, and a task without its outputs, before a build.
+
+    Raises:
+        DataError, UsageError: say what does not fit.
+    """
+    if data.source is not None:
+        from trtq.commands.evaluate import require_numbers
+
+        require_numbers(data.source, get_metadata(order.judged), folder)
+    if spec.task is not None or data.source is None:
+        from trtq.commands.board_samples import require_fit, samples_for_board
+
+        require_fit(spec.task, order.judged, order.job, samples_for_board(spec, order.job, data))
 
 
 class _Deployment:
     """One run of ``deploy`` once everything is known."""
 
     def __init__(
-        self, spec: DeploySpec, agent: Agent, board: Board, order: Order, work: Workspace
+        self,
+        spec: DeploySpec,
+        agent: Agent,
+        board: Board,
+        order: Order,
+        work: Workspace,
+        data: Data | None,
     ) -> None:
+        self.data = data
         self.spec, self.agent, self.board, self.work = spec, agent, board, work
         self.job, self.judged = order.job, order.judged
         self.told, self.note = work.progress, work.note
@@ -250,9 +271,9 @@ class _Deployment:
             return ""
         from trtq.data.adapters import fingerprint
 
-        return digest_of(
-            [manifest.engine_sha256, fingerprint(spec.data, spec.class_index), spec.images]
-        )
+        content = fingerprint(spec.data, spec.class_index, tokenizer=spec.tokenizer)
+        named = [spec.task] if spec.task is not None else []
+        return digest_of([manifest.engine_sha256, content, spec.images, *named])
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
@@ -372,29 +393,25 @@ class _Deployment:
         self, manifest: EngineManifest, path: str, seen: Seen, key: str
     ) -> Accuracy | None:
         """Return the accuracy on the images, None where none are given or they cannot be run."""
-        if self.spec.data is None:
+        if self.data is None:
             return None
         if seen.accuracy is not None and seen.images_key == key and not self.spec.again:
             return seen.accuracy
         try:
-            return self._accuracy(manifest, path)
-        except BoardError as exc:
+            return self._accuracy(self.data, manifest, path)
+        except (BoardError, UsageError) as exc:
             self.unavailable["accuracy"] = exc.reason or exc.message
             self.told.note(f"accuracy n/a: {exc}")
             return None
 
-    def _accuracy(self, manifest: EngineManifest, path: str) -> Accuracy:
-        """Run images on the board, and the ONNX file on the same images here."""
-        from trtq.commands.board_accuracy import Compared, compare_on_images
+    def _accuracy(self, data: Data, manifest: EngineManifest, path: str) -> Accuracy:
+        """Run samples on the board, and the ONNX file on the same samples here."""
+        from trtq.commands.board_accuracy import Compared, compare_on_samples
+        from trtq.commands.board_samples import samples_for_board
         from trtq.deploy.accuracy import BATCH, BoardRunner
 
         spec, job = self.spec, self.job
-        if len(job.sizes.inputs) != 1:
-            raise BoardError(
-                f"Cannot run the images of {spec.data}",
-                f"they fill one input, {job.spec.onnx} has "
-                f"{'; '.join(i.words for i in job.sizes.inputs)}",
-            )
+        samples = samples_for_board(spec, job, data)
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         builder = BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)
@@ -404,21 +421,18 @@ class _Deployment:
             built_from=self.judged
             if job.spec.calibration
             else job.source(job.settings(builder), self.board.release),
-            metadata=get_metadata(job.model),
             yardstick=yardstick(job),
-            name=job.spec.onnx,
+            job=job,
             data=str(spec.data),
+            task=spec.task,
         )
-        given = _images(spec, self.told.note)
-        assert given.source is not None
-        count = min(spec.images, len(given.source))
-        count -= count % size if low == high and count > size else 0
+        engine = (path, manifest.engine_sha256)
+        runner = BoardRunner(self.agent, self.board, engine, size, dla=spec.dla)
 
-        def answers(batch: Array) -> dict[str, Array]:
-            engine = (path, manifest.engine_sha256)
-            return BoardRunner(self.agent, self.board, engine, size, dla=spec.dla).run(batch)
+        def answers(batches: Sequence[Inputs]) -> dict[str, AnyArray]:
+            return runner.run(batches, manifest.input_slots)
 
-        return compare_on_images(compared, given, given.source.sample(count, 0), size, answers)
+        return compare_on_samples(compared, samples, size, answers)
 
     def _remember(self, record: DeployRecord) -> None:
         """Put the rows into bench.json and the history, like those measured here."""

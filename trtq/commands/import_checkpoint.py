@@ -33,6 +33,7 @@ from trtq.flow.inputs import Inputs
 from trtq.flow.pair import save_pair
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
+from trtq.graph.device import choose_device
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant
 from trtq.models.load import LoadedModel
@@ -96,6 +97,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             compute what was simulated.
     """
     run = Run(or_silent(progress))
+    choose_device(spec.device)
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
@@ -182,7 +184,7 @@ def _take_over(
     encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
     run.note(*lines)
     inputs = Inputs(
-        model=model,
+        model=model.on(choose_device(spec.device)),
         samples=samples.take(spec.parity_images, spec.seed),
         answer=model.answer_kind(samples.classes),
         run=run,

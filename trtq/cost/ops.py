@@ -76,9 +76,7 @@ def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
         ops: in the order they run.
         outputs: tensors that leave the model.
     """
-    groups = _Groups()
-    for op in ops:
-        groups.add(op)
+    groups = Groups.of(ops)
     leaving = {groups.root.get(t, t) for t in outputs}
     readers = groups.readers()
     return [
@@ -88,7 +86,7 @@ def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
 
 
 @dataclass(slots=True)
-class _Groups:
+class Groups:
     """The ops of each kernel.
 
     Attributes:
@@ -102,6 +100,14 @@ class _Groups:
     root: dict[str, str] = field(default_factory=dict)
     made_by: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ops: Iterable[Op]) -> Groups:
+        """Return the kernels of ops in the order they run."""
+        groups = cls()
+        for op in ops:
+            groups.add(op)
+        return groups
 
     def add(self, op: Op) -> None:
         """Put an op into the kernel that it joins, or into a new one."""
@@ -141,7 +147,7 @@ class _Groups:
 def _kernel(
     index: int,
     group: Sequence[Op],
-    groups: _Groups,
+    groups: Groups,
     readers: Mapping[str, set[int]],
     leaving: set[str],
 ) -> Kernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -12,8 +13,10 @@ from trtq.artifact import digest_of
 from trtq.data.decode import TURNED, UndecodableError, decode_mask, turn
 from trtq.data.preprocess import Preprocess
 from trtq.data.source import Source, open_source
-from trtq.errors import DataError
+from trtq.errors import DataError, reason
 
+ARRAYS = "images:"  # in front of a folder: arrays in .npy files count as images
+MAP_AXES = 2
 # Cityscapes names an image and its mask with other endings; what lies between is the same.
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_labelTrainIds")
 
@@ -90,6 +93,7 @@ class PixelLabels(Labels):
     """
 
     dense = True
+    what, hint = "mask", "Give masks whose pixels are class indices: one channel, or a palette"
 
     def __init__(self, source: Source, masks: str, preprocess: Preprocess, ignore: int) -> None:
         super().__init__(source)
@@ -123,17 +127,25 @@ class PixelLabels(Labels):
         self.expected = classes, model
 
     def _mask(self, index: int) -> np.ndarray:
-        """Return the class indices of an image's pixels, turned as the image is."""
+        """Return the values of an image's pixels, turned as the image is."""
         place = self.places[index]
         try:
-            values = decode_mask(self.masks.read(place))
+            values = self._decode(self.masks.read(place))
         except UndecodableError as exc:
             raise DataError(
-                f"Cannot use the mask {self.masks.ids[place]} of {self.masks.name}",
+                f"Cannot use the {self.what} {self.masks.ids[place]} of {self.masks.name}",
                 str(exc),
-                "Give masks whose pixels are class indices: one channel, or a palette",
+                self.hint,
             ) from exc
         return self._upright(index, values)
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        """Return the values of a file, [H, W].
+
+        Raises:
+            UndecodableError: says what it is.
+        """
+        return decode_mask(data)
 
     def _upright(self, index: int, values: np.ndarray) -> np.ndarray:
         """Return a mask in the geometry of its image.
@@ -161,6 +173,47 @@ class PixelLabels(Labels):
     def identity(self) -> object:
         """Return what tells two sets of masks apart."""
         return [self.masks.identity(), self.ignore]
+
+
+class PixelMaps(PixelLabels):
+    """Numbers of pixels, such as depths, from one ``.npy`` file per image.
+
+    What a crop or a letterbox adds beyond the image is 0, which counts for nothing.
+
+    Args:
+        source: the images.
+        maps: folder or .zip of them, each [H, W] of the name of its image.
+        preprocess: of the images; maps follow its geometry.
+    """
+
+    dense = False
+    what, hint = "map", "Write one number for each pixel: numpy.save(path, values) of [H, W]"
+
+    def __init__(self, source: Source, maps: str, preprocess: Preprocess) -> None:
+        super().__init__(source, ARRAYS + maps.removeprefix(ARRAYS), preprocess, 0)
+
+    def of(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the numbers of the images' pixels, float32 [N, H, W]."""
+        return torch.stack([self.preprocess.apply_map(self._mask(i)) for i in indices])
+
+    def expect(self, classes: int, model: str) -> None:  # noqa: D102
+        raise DataError(
+            f"The maps of {self.source.name} do not fit {model}",
+            f"they hold numbers, the model has {classes} classes",
+            "Give masks of class indices, or the task of the model: --task depth",
+        )
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        try:
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as exc:
+            raise UndecodableError(f"it is no array of NumPy ({reason(exc)})") from exc
+        if not isinstance(values, np.ndarray):
+            raise UndecodableError("it holds several arrays")
+        values = values.reshape(values.shape[-2:]) if values.shape[:-2] == (1,) else values
+        if values.ndim != MAP_AXES or values.dtype.kind not in "fiu":
+            raise UndecodableError(f"it is {values.dtype} {list(values.shape)}")
+        return values
 
 
 def _by_key(masks: Source, names: Sequence[str], place: Mapping[str, int]) -> dict[str, int]:
@@ -193,7 +246,18 @@ def _key(name: str) -> str:
 def open_labels(
     source: Source, masks: str | None, preprocess: Preprocess, ignore: int
 ) -> Labels | None:
-    """Return the labels of a source: masks where given, else class folders, else None."""
+    """Return the labels of a source: masks or maps where given, else class folders, else None."""
+    if masks is not None and _are_arrays(masks):
+        return PixelMaps(source, masks, preprocess)
     if masks is not None:
         return PixelLabels(source, masks, preprocess, ignore)
     return Labels(source) if source.labels is not None else None
+
+
+def _are_arrays(masks: str) -> bool:
+    """Whether all files of a folder or a .zip are ``.npy`` files."""
+    try:
+        names = open_source(ARRAYS + masks.removeprefix(ARRAYS)).ids
+    except DataError:
+        return False  # opened as masks, it says why
+    return all(PurePosixPath(n).suffix.lower() == ".npy" for n in names)

@@ -156,6 +156,15 @@ class Preprocess(
         classes = torch.from_numpy(np.asarray(placed).astype(np.int64)) - 1
         return torch.where(classes < 0, ignore, classes)
 
+    def apply_map(self, values: np.ndarray) -> torch.Tensor:
+        """Return a map of numbers, resized and cropped as its image is, float32 [H, W].
+
+        No two numbers are mixed; what a crop or a letterbox adds beyond the image is 0.
+        """
+        layer = Image.fromarray(values.astype(np.float32))
+        placed = self._place(layer, Image.Resampling.NEAREST, fill=0)
+        return torch.from_numpy(np.array(placed, dtype=np.float32))
+
     def place(self, width: int, height: int) -> ImagePlace:
         """Return where an upright image of a size is in the input, for boxes and points."""
         resized, box = self._steps(width, height)

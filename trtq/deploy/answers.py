@@ -417,9 +417,10 @@ def outputs_of(lines: list[str], name: str) -> list[Output]:
 
 
 class Output(msgspec.Struct, frozen=True):
-    """One output of an engine; ``shape`` is without the batch."""
+    """One output of an engine; ``shape`` is without the batch, ``dtype`` as TensorRT calls it."""
 
     name: Short
+    dtype: Literal["FLOAT", "HALF", "INT32", "INT64", "INT8", "UINT8", "BOOL"]
     shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 31)]], Meta(max_length=16)]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 
+from trtq.bench.machine_card import Card, JetsonCard
+from trtq.bench.record import RowSettings
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import BoardAnswer, BoardFacts, hint_words
 from trtq.errors import BoardError
@@ -103,35 +102,32 @@ class Board(BoardFacts, frozen=True, kw_only=True):
         total, row = self.memory.get("MemTotal"), board_row(self.board)
         return None if total is None or row is None else row.workspace_for(total)
 
-    def card(self, held: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the machine card of records.
-
-        ``held`` has the power mode and the clocks during the measurement.
-        """
-        jetson = {
-            "model": self.model,
-            "soc": self.soc,
-            "l4t": self.l4t,
-            "jetpack": self.jetpack,
-            "power_mode": held["power_mode"],
-            "clocks": held["clocks"],
-            "gpu_max_hz": self.clocks.gpu.max_freq,
-        }
-        missing = dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board")
-        return {
-            "kind": "jetson",
-            "host": self.user,
-            "cpu": self.machine,
-            "container": "docker" if self.container else "none seen",
-            "jetson": jetson,
-            "kernel": self.kernel,
-            "memory_bytes": self.memory.get("MemTotal"),
-            "tensorrt": self.tensorrt,
-            "trtexec": self.number,
-            "python": self.python,
-            "missing": missing
-            | {k: "the board does not say" for k, v in jetson.items() if v is None},
-        }
+    def card(self, settings: RowSettings) -> Card:
+        """Return the machine card of records for what held during the measurement."""
+        jetson = JetsonCard(
+            model=self.model,
+            soc=self.soc,
+            l4t=self.l4t,
+            jetpack=self.jetpack,
+            power_mode=settings.power_mode,
+            clocks=settings.clocks,
+            gpu_max_hz=self.clocks.gpu.max_freq,
+        )
+        silent = (k for k, v in msgspec.structs.asdict(jetson).items() if v is None)
+        return Card(
+            kind="jetson",
+            host=self.user,
+            cpu=self.machine,
+            container="docker" if self.container else "none seen",
+            jetson=jetson,
+            kernel=self.kernel,
+            memory_bytes=self.memory.get("MemTotal"),
+            tensorrt=self.tensorrt,
+            trtexec=self.number,
+            python=self.python,
+            missing=dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board")
+            | dict.fromkeys(silent, "the board does not say"),
+        )
 
     @property
     def lines(self) -> list[str]:

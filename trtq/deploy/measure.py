@@ -17,7 +17,7 @@ import numpy as np
 
 from trtq.artifact import digest_of, sha256_file
 from trtq.bench.latency import doubts, summarize
-from trtq.bench.record import BenchRow
+from trtq.bench.record import BenchRow, RowSettings
 from trtq.bench.sampling import Samples, Warmup
 from trtq.bench.statistics import Values
 from trtq.bench.trtexec_bench import Duration, Fed, command
@@ -325,13 +325,13 @@ class BoardBench:
             memory=memory,
             energy=energy,
             unavailable=missing,
-            settings={
-                "power_mode": before.power_mode,
-                "clocks": "pinned" if pinned else "not pinned",
-                "graph": "captured" if log.cuda_graph else "not used",
-                "transfers": log.transfers,
-                "warmup_ms": WARMUP_MS,
-            },
+            settings=RowSettings(
+                power_mode=before.power_mode,
+                clocks="pinned" if pinned else "not pinned",
+                graph="captured" if log.cuda_graph else "not used",
+                transfers=log.transfers,
+                warmup_ms=WARMUP_MS,
+            ),
             state={
                 "latency_ms": log.rows["latency"].median if "latency" in log.rows else None,
                 "before": msgspec.to_builtins(before),

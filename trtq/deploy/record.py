@@ -270,8 +270,7 @@ def _fleet_row(engine: FleetRow, row: BenchRow) -> FleetRow:
     return msgspec.structs.replace(
         engine,
         batch=row.batch,
-        power_mode=f"{row.settings.get('power_mode') or 'unknown'}, "
-        f"clocks {row.settings.get('clocks')}",
+        power_mode=f"{row.settings.power_mode or 'unknown'}, clocks {row.settings.clocks}",
         load_ms=row.load[0].total.median if row.load else None,
         latency_ms=median.value if median else None,
         low_ms=median.low if median else None,

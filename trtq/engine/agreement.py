@@ -59,6 +59,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             float file.
         alike: what the task of the file says of the answers against the file's; unset without one,
             and for inputs that are no real data.
+        limit: of the first of these figures, and how it was set.
         parts_at: the first tensor that differs, "" when it agrees.
         passed: within the margin.
     """
@@ -70,6 +71,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     finite: bool
     margin_db: float | None
     alike: list[Figure] | msgspec.UnsetType = msgspec.UNSET
+    limit: str | msgspec.UnsetType = msgspec.UNSET
     parts_at: str
     passed: bool
 
@@ -121,6 +123,7 @@ def check_agreement(
     missing: Sequence[str],
     yardstick: str,
     real: bool = True,
+    task: str | None = None,
 ) -> AgreementRecord:
     """Compare on the same images.
 
@@ -134,11 +137,12 @@ def check_agreement(
         missing: why something is not compared, for the record.
         yardstick: what ``model`` is, for the record.
         real: the images are no random numbers, so that answers mean something.
+        task: what the answers mean; default: what the file says.
     """
     wanted, known = answers(OnnxRunner(model), images), kind_in(get_metadata(model))
     plain = answers(OnnxRunner(strip_qdq(model)), images) if count_qdq(model) else None
     error = None if plain is None else worst_sqnr(plain, wanted)
-    meaning = meaning_of(model, images[0], wanted, plain) if real else None
+    meaning = meaning_of(model, images[0], wanted, plain, task) if real else None
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
         said = "what was built, in ONNX Runtime" + (
@@ -154,7 +158,8 @@ def check_agreement(
         if meaning is not None and found.finite:
             alike = meaning.alike(got)
             passed = found.passed and meaning.holds(alike)
-            found = msgspec.structs.replace(found, alike=alike, passed=passed)
+            limit = meaning.limit(alike) or msgspec.UNSET
+            found = msgspec.structs.replace(found, alike=alike, passed=passed, limit=limit)
         if not found.passed:
             found = msgspec.structs.replace(
                 found, parts_at=_located(opener, model, source, images[0])
@@ -187,6 +192,7 @@ def require_agreement(record: AgreementRecord) -> None:
                 far = ", ".join([*(f.words for f in c.alike or ()), far])
             elif c.finite:
                 far = c.words
+            asked = f" (expected {c.limit})" if c.limit else ""
             own = (
                 ""
                 if c.margin_db is None
@@ -194,7 +200,7 @@ def require_agreement(record: AgreementRecord) -> None:
             )
             raise AgreementError(
                 "The engine does not compute what the ONNX file says",
-                f"{c.runner}: {far}{own}; they part first at {c.parts_at}",
+                f"{c.runner}: {far}{asked}{own}; they part first at {c.parts_at}",
                 "Keep that layer in float: trtq quantize ... --high-precision LAYER, or build "
                 "with --precision fp32",
             )

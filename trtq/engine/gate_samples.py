@@ -5,7 +5,7 @@ Data are of any form; ``random`` draws inputs that are no data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,20 +114,26 @@ def _tensors(job: Job, data: Data) -> list[Given]:
     found: list[Given] = []
     for batch in drawn.batches(job.batch[1]):
         arrays = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
-        _require_built_for(job, batch.ids[0], {n: a.shape for n, a in arrays.items()})
+        shapes = {n: a.shape for n, a in arrays.items()}
+        require_built_for(job, samples.name, batch.ids[0], shapes)
         found.append(arrays)
     return found
 
 
-def _require_built_for(job: Job, sample: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a batch of other sizes than the engine is built for."""
+def require_built_for(
+    job: Job, data: str, sample: str, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a batch of other sizes than the engine is built for.
+
+    Raises:
+        DataError: names the axis.
+    """
     for name, shape in shapes.items():
         spans = job.sizes.spans.get(name, ())
         for axis, (size, (least, _, most)) in enumerate(zip(shape, spans, strict=True)):
-            if not least <= size <= most:
+            if not least <= size <= most and (axis or size > most):
                 raise DataError(
-                    f"Cannot compare the engine with {job.spec.onnx} on sample {sample} of "
-                    f"{job.spec.data}",
+                    f"Cannot compare the engine with {job.spec.onnx} on sample {sample} of {data}",
                     f"axis {axis} of {name} is {size}, the engine is built for {least} to {most}",
                     "Give sizes that include it with --shapes, or other samples",
                 )

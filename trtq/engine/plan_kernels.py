@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from trtq.cost.devices import Device
 from trtq.cost.ops import Kernel
@@ -43,6 +44,7 @@ SIZES = {
 }
 TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8"}
 PRODUCTS = {"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}
+MAIN = b"\nmain {"
 FROM_ONNX = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -73,6 +75,7 @@ class PlanKernel:
         depthwise: a grouped convolution of one channel a group, as it runs.
         unknown: it multiplies, and its row does not say how much.
         layers: names of the ONNX nodes in it.
+        fused: its product has a row of its own, in the body of the kernel.
     """
 
     name: str
@@ -84,6 +87,7 @@ class PlanKernel:
     depthwise: bool
     unknown: bool
     layers: tuple[str, ...] = ()
+    fused: bool = False
 
     def time(self, device: Device) -> KernelTime:
         """Return the roofline's time of the kernel; the counts are of the whole batch already."""
@@ -121,7 +125,9 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
     tensors = {
         m.group(2): _tensor(m.group(1), m.group(3).decode(), batch) for m in TENSOR.finditer(plan)
     }
-    found = []
+    found: list[PlanKernel] = []
+    inner: list[PlanKernel] = []
+    end = _end_of_main(plan)
     for match in ROW.finditer(plan):
         kernel = _kernel(
             match.group(1).decode(),
@@ -131,8 +137,41 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
         )
         if kernel is None:
             return None
-        found.append(kernel)
-    return found or None
+        (found if match.start() < end else inner).append(kernel)
+    return _with_products(found, inner) or None
+
+
+def _end_of_main(plan: bytes) -> int:
+    """Return where the rows of the main graph end; bodies of fused kernels follow it."""
+    start = plan.find(MAIN)
+    end = plan.find(b"\n}", start) if start >= 0 else -1
+    return end if end >= 0 else len(plan)
+
+
+def _with_products(kernels: Sequence[PlanKernel], inner: Sequence[PlanKernel]) -> list[PlanKernel]:
+    """Return the kernels of a plan, each fused one with the product of its body.
+
+    A row of a body that belongs to no fused kernel stays a kernel.
+    """
+    done = list(kernels)
+    for part in inner:
+        at = next((i for i, k in enumerate(done) if _holds(k, part)), None)
+        if at is None:
+            done.append(part)
+        elif part.macs >= done[at].macs:
+            done[at] = replace(
+                done[at],
+                kind=part.kind,
+                macs=part.macs,
+                depthwise=part.depthwise,
+                unknown=part.unknown,
+            )
+    return done
+
+
+def _holds(kernel: PlanKernel, part: PlanKernel) -> bool:
+    """Whether a row of a body is the product of a fused kernel."""
+    return kernel.fused and bool(part.layers) and set(part.layers) <= set(kernel.layers)
 
 
 def _tensor(dims: bytes, kind: str, batch: int) -> _Tensor:
@@ -168,6 +207,7 @@ def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> 
         depthwise=kind == "corrltn" and _is_depthwise(row, reads),
         unknown=kind == "runtime_fusion" or (kind in PRODUCTS and not macs),
         layers=tuple(n.decode(errors="replace") for n in FROM_ONNX.findall(row)),
+        fused=kind == "runtime_fusion",
     )
 
 

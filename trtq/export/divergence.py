@@ -40,7 +40,7 @@ class _Forced(fx.Interpreter):
             # A pair that is not in the file is an equal one on the same tensor; what follows, and
             # the output, are still compared.
             return result
-        theirs = torch.from_numpy(self.values[call.name])
+        theirs = torch.from_numpy(self.values[call.name]).to(result.device)
         if call.of_constant:
             theirs = _as_in_graph(theirs, result)
         call = FakeQuantizeCall(*self.fetch_args_kwargs_from_env(n)[0])
@@ -91,13 +91,14 @@ def first_divergence(
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
     feed = as_feed(batch)
-    given = feed_for(input_slots(session), [t.numpy() for t in feed], "model")
+    given = feed_for(input_slots(session), [t.cpu().numpy() for t in feed], "model")
     got = session.run([*names, *outputs.values()], given)
     forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
     with torch.inference_mode():
         answer = outputs_of(forced.run(*feed))
     for name, ours, theirs in zip(names, answer, got, strict=False):
-        if forced.first is None and not same_answer(ours.detach().numpy(), np.asarray(theirs)):
+        mine = ours.detach().cpu().numpy()
+        if forced.first is None and not same_answer(mine, np.asarray(theirs)):
             which = "the output" if len(names) == 1 else f"the output {name}"
             return f"{which}, after the last quantizer"
     return forced.first

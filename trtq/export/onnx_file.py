@@ -52,6 +52,7 @@ METADATA: dict[str, Any] = {
     "precision": str | None,
     "encodings_sha256": str | None,
     "float_nodes": dict[str, str],
+    "kept_float": dict[str, str],
     "answer": str | None,
     "task": str | None,
     "classes": list[str] | None,
@@ -67,10 +68,12 @@ def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
-    """Store JSON values under ``trtq.KEY`` in the model's metadata."""
-    for key, value in values.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_PREFIX + key, msgspec.json.encode(value).decode()
+    """Store JSON values under ``trtq.KEY`` in the model's metadata, in place of older ones."""
+    new = {f"{METADATA_PREFIX}{key}": msgspec.json.encode(v).decode() for key, v in values.items()}
+    for entry in [e for e in model.metadata_props if e.key in new]:
+        model.metadata_props.remove(entry)
+    for key, value in new.items():
+        model.metadata_props.add(key=key, value=value)
 
 
 def target_metadata(target: Target | None) -> dict[str, str]:

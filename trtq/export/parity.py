@@ -149,7 +149,7 @@ def check_parity(
                 _Answers(
                     _arrays(graph(*fast)),
                     _arrays(probe.run(*fast)),
-                    run_batch(session, [t.numpy() for t in batch]),
+                    run_batch(session, [t.cpu().numpy() for t in batch]),
                 )
             )
             if seen is not None:
@@ -175,7 +175,7 @@ class _Answers(NamedTuple):
 
 
 def _arrays(answer: object) -> list[Array]:
-    return [t.detach().numpy() for t in outputs_of(answer)]
+    return [t.detach().cpu().numpy() for t in outputs_of(answer)]
 
 
 def _together(records: Sequence[ParityRecord]) -> ParityRecord:
@@ -204,7 +204,7 @@ def require_same_float(
     """
     feed, session = as_feed(batch), open_session(exported)
     answer = _arrays(computed(graph, feed))
-    runtime = run_batch(session, [t.numpy() for t in feed])
+    runtime = run_batch(session, [t.cpu().numpy() for t in feed])
     selects = _selects(graph)
     for output, wanted, got in zip(session.get_outputs(), answer, runtime, strict=True):
         if not (same_answer(wanted, got) or (selects and _same_rows(wanted, got))):

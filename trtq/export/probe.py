@@ -11,8 +11,9 @@ import torch
 from torch import fx
 
 from trtq.data.metrics import ratio_db
+from trtq.graph.device import device_of
 from trtq.quant.fake_quantize import FakeQuantizeCall
-from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
+from trtq.quant.histogram import NUM_BINS, Histogram, counted, dense, dense_view, new_scratch
 
 COARSE_BINS = 64
 
@@ -39,21 +40,22 @@ class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class _Sums:
-    """What one quantizer did so far.
+    """What one quantizer did so far, on the device of its tensor; only reading waits for it.
 
     Attributes:
-        signal, noise: sums of squares of its tensor, and of what it changed.
-        saturated, count: values beyond the outermost code, and all.
+        signal, noise: sums of squares of its tensor, and of what it changed, float64.
+        saturated: values beyond the outermost code.
+        count: all values.
         low, high: smallest and largest value.
         hist: magnitudes.
     """
 
-    signal: float = 0.0
-    noise: float = 0.0
-    saturated: float = 0.0
+    signal: torch.Tensor | float = 0.0
+    noise: torch.Tensor | float = 0.0
+    saturated: torch.Tensor | float = 0.0
     count: int = 0
-    low: float = math.inf
-    high: float = -math.inf
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
     hist: Histogram = field(default_factory=Histogram)
 
     def add(
@@ -64,17 +66,27 @@ class _Sums:
     ) -> None:
         """Count one batch."""
         x = call.x
-        low, high = (float(v) for v in torch.aminmax(x))
-        self.signal += _energy(x)
-        self.noise += _energy(x - result)
+        low, high = torch.aminmax(x)
+        self.signal = self.signal + _energy(x)
+        self.noise = self.noise + _energy(x - result)
         self.count += x.numel()
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
         top, bottom = call.qmax + 0.5, call.qmin - 0.5
-        even = call.kind in ("uniform", "fp8")
-        if not even or high > top * float(call.scale) or low < bottom * float(call.scale):
+        if not _surely_within(call, low, high, top, bottom):
             where = call.positions(x)
-            self.saturated += float(((where > top) | (where < bottom)).sum())
-        self.hist.add(x, max(abs(low), abs(high)), scratch)
+            self.saturated = self.saturated + ((where > top) | (where < bottom)).sum()
+        self.hist.add(counted(dense(x)), torch.maximum(low.abs(), high.abs()), scratch)
+
+
+def _surely_within(
+    call: FakeQuantizeCall, low: torch.Tensor, high: torch.Tensor, top: float, bottom: float
+) -> bool:
+    """Whether no value can be beyond the codes; on a GPU counting is cheaper than asking."""
+    if low.device.type != "cpu" or call.kind not in ("uniform", "fp8"):
+        return False
+    scale = float(call.scale)
+    return float(high) <= top * scale and float(low) >= bottom * scale
 
 
 class Probe(fx.Interpreter):
@@ -83,7 +95,7 @@ class Probe(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.sums: dict[str, _Sums] = {}
-        self.scratch = new_scratch()
+        self.scratch = new_scratch(device_of(graph))
         self.weights: dict[fx.Node, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -107,23 +119,24 @@ class Probe(fx.Interpreter):
         """Return what was measured, by quantizer name."""
         stats = {}
         for name, sums in self.sums.items():
-            sqnr = ratio_db(sums.signal, sums.noise)
+            assert sums.low is not None and sums.high is not None
+            sqnr = ratio_db(float(sums.signal), float(sums.noise))
             bins = sums.hist.counts.reshape(COARSE_BINS, NUM_BINS // COARSE_BINS)
             stats[name] = QuantizerStats(
                 sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None,
-                saturated=sums.saturated / max(sums.count, 1.0),
+                saturated=float(sums.saturated) / max(sums.count, 1),
                 histogram=bins.sum(axis=1).tolist(),
                 histogram_limit=sums.hist.limit,
-                low=sums.low,
-                high=sums.high,
+                low=float(sums.low),
+                high=float(sums.high),
             )
         return stats
 
 
-def _energy(x: torch.Tensor) -> float:
-    """Return the sum of squares.
+def _energy(x: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares, float64, shape [].
 
     Dot products in float32 are blocked, so their error stays near 1e-6.
     """
     flat = dense_view(x)
-    return float(torch.dot(flat, flat))
+    return torch.dot(flat, flat).double()

@@ -85,13 +85,13 @@ def _replace_(view: View, node: onnx.NodeProto, name: str) -> None:
 def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Return ``model`` in which these nodes read the inputs of their Q/DQ pairs.
 
-    Other readers of the pairs keep them.
+    Other readers of the pairs keep them. A node without a name has that of its first output.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for scope in scopes(result):
         view = View(result, scope=scope)
-        for node in [n for n in scope.graph.node if n.name in nodes]:
+        for node in [n for n in scope.graph.node if label_of(n) in nodes]:
             for i, name in enumerate(node.input):
                 if view.pair(name) is not None:
                     node.input[i] = _unpaired(view, name)

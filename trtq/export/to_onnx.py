@@ -12,6 +12,7 @@ from torch import fx
 from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower
 from trtq.export.lowering import lower, lower_into
+from trtq.graph.device import CPU, on_device
 from trtq.graph.naming import node_name
 from trtq.graph.onnx_origin import onnx_node_of, origin_of
 from trtq.onnx_node import names_of
@@ -38,6 +39,7 @@ def export_onnx(
         ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot;
             names the op and the cause.
     """
+    simulated = on_device(simulated, CPU)
     refused: dict[str, str] = {}
     while True:
         borrower = Borrower(simulated, lower_into)

@@ -19,7 +19,7 @@ from trtq.flow.model import Model, require_float
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
-from trtq.graph.device import device_of
+from trtq.graph.device import choose_device, device_of, with_smaller_batches
 from trtq.graph.feed import Feed, first_output, outputs_of
 from trtq.graph.nodes import operands
 from trtq.graph.signature import results
@@ -28,7 +28,7 @@ from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzedModel, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
-from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext
+from trtq.search.sensitivity import Measured, MetricArguments, Sensitivity, SensitivityContext
 from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeOptions
 from trtq.tasks import Task, find_task
@@ -38,7 +38,6 @@ from trtq.workers import Workers
 
 Batches = list[tuple[Feed, Feed]]
 BY_OUTPUTS = ("jsd", *sorted(NEEDS_TARGETS))  # metrics of what the outputs mean
-ARGUMENTS = ("probes", "trials", "epsilon", "seed")
 
 
 def analyze_model(
@@ -70,7 +69,7 @@ def analyze_model(
     widths = check_analysis(samples, options, task)
     require_float(model.module, model.name, "Give the float file that it was made from")
     learned = _task(model, samples, options, task, run)
-    model = model.judged_by(samples)
+    model = model.judged_by(samples).on(choose_device(options.device))
     if learned is None:
         _require_scores(model, samples, options)
     drawn = samples.take(max(options.calib_images, options.images), options.seed)
@@ -86,7 +85,12 @@ def analyze_model(
         units=_cache(model, drawn, batches, options, workers, learned),
         begin=run.progress.begin,
         advance=run.progress.advance,
-        arguments={name: getattr(options, name) for name in ARGUMENTS},
+        arguments=MetricArguments(
+            probes=options.probes,
+            trials=options.trials,
+            epsilon=options.epsilon,
+            seed=options.seed,
+        ),
         one_by_one=not model.graph.dynamic_batch,
     )
     if learned is not None:
@@ -223,13 +227,18 @@ def _layers(
     """
     count = min(options.calib_images, len(drawn))
     run.progress.begin(f"Calibrating ({options.calibrator})", count)
-    layers = prepare_layers(
-        model.graph.module,
-        widths,
-        drawn.inputs(count, _size(model, options), model.input_names),
-        calibrator=options.calibrator,
-        percentile=options.percentile,
-        progress=run.progress.advance,
+    layers = with_smaller_batches(
+        lambda batch: prepare_layers(
+            model.graph.module,
+            widths,
+            drawn.inputs(count, batch, model.input_names),
+            calibrator=options.calibrator,
+            percentile=options.percentile,
+            progress=run.progress.advance,
+        ),
+        _size(model, options),
+        run.note,
+        "calibration",
     )
     labels = [o.label for o in widths if o.quantized]
     whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
@@ -316,14 +325,14 @@ def _cache(
     """Return the pieces of this analysis that are done."""
     folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
     # what a task compares with follows from the model
-    targets = task.label if task is not None else [t.tolist() for _, (t,) in batches]
+    targets = task.label if task is not None else [t.cpu().tolist() for _, (t,) in batches]
     depends = [
         model.weights_sha256,
         structure_digest(model.graph.module),
         drawn.digest(),
         targets,
         preprocess_digest(drawn),
-        options.without("calib_cache"),
+        options.without("calib_cache", "device"),
         str(torch.__version__),
         __version__,
     ]

@@ -11,6 +11,7 @@ from torch import fx
 from trtq.export.parity import ParityRecord, check_parity
 from trtq.export.probe import QuantizerStats
 from trtq.flow.inputs import Inputs
+from trtq.graph.device import with_smaller_batches
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Figure, Score
 from trtq.tasks.base import Outputs
@@ -36,8 +37,20 @@ def compare_simulation(
     inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
 ) -> Comparison:
     """Compare the float model, torch's simulation and ONNX Runtime on calibration samples."""
-    count = _compared(inputs, options)
-    compared = list(inputs.images(count, options.batch_size))
+    parity, measured, counts = with_smaller_batches(
+        lambda batch: _compare(inputs, _compared(inputs, options), batch, simulated, qdq),
+        options.batch_size,
+        inputs.run.note,
+        "comparing torch and ONNX Runtime",
+    )
+    inputs.run.clock.lap("parity")
+    return Comparison(parity, measured, () if counts is None else tuple(counts.figures))
+
+
+def _compare(
+    inputs: Inputs, count: int, batch: int, simulated: fx.GraphModule, qdq: onnx.ModelProto
+) -> tuple[ParityRecord, dict[str, QuantizerStats], Score | None]:
+    compared = list(inputs.images(count, batch))
     progress = inputs.run.progress
     progress.begin("Comparing torch and ONNX Runtime", min(count, len(inputs.samples)))
     counts = None if inputs.task is None else inputs.task.agreement()
@@ -50,8 +63,7 @@ def compare_simulation(
         progress=progress.advance,
         seen=None if counts is None else _counting(inputs, counts),
     )
-    inputs.run.clock.lap("parity")
-    return Comparison(parity, measured, () if counts is None else tuple(counts.figures))
+    return parity, measured, counts
 
 
 def _counting(inputs: Inputs, counts: Score) -> Callable[[Outputs, Outputs], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from trtq.flow.model import Model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
-from trtq.graph.device import choose_device, to_device_
+from trtq.graph.device import choose_device
 from trtq.platform.target import check_files, opset_of
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
@@ -122,9 +122,10 @@ class Training:
         workers: Workers | None = None,
         task: Task | None = None,
     ) -> None:
-        self.start, self.options, self.run = start, options, run or Run()
+        self.options, self.run = options, run or Run()
         self.workers = workers or Workers()
         self.device = choose_device(options.device, self.workers)
+        self.start = start = replace(start, model=start.model.on(self.device))
         self.train_samples, self.val = samples
         self.note, self.clock = self.run.note, self.run.clock
         check_files(options)
@@ -207,7 +208,6 @@ class Training:
             codebook=options.codebook,
         )
         require_trainable(options, graph)
-        to_device_(graph.module, self.device)
         return graph
 
     def _setup(self, classes: int, objective: Objective) -> TrainingSetup:
@@ -216,7 +216,7 @@ class Training:
             objective=objective,
             task=self.task,
             outputs=[t.name for t in captured.signature.outputs],
-            teacher=to_device_(captured.module, self.device),
+            teacher=captured.module,
             train=self.train_samples,
             val=None if val is None else val.select(spread(len(val), self.options.val_limit)),
             batch=self.options.batch_size if captured.dynamic_batch else 1,
@@ -272,7 +272,6 @@ class Training:
             ParityError: torch and ONNX Runtime do not compute the same.
         """
         self.trainer.take_best_()
-        to_device_(self.start.model.graph.module, torch.device("cpu"))
         options, train = self.options, self.train_samples
         inputs = Inputs(
             model=self.start.model,

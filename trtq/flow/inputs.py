@@ -15,6 +15,7 @@ from trtq.export.onnx_file import set_metadata_, target_metadata
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.run import Run
+from trtq.graph.device import moved
 from trtq.graph.feed import Feed
 from trtq.graph.signature import SIGNATURE
 from trtq.platform.target import Target, opset_of
@@ -49,7 +50,8 @@ class Inputs:
         """Return batches of the first ``count`` calibration samples."""
         size = self.model.largest_batch
         most = batch_size if size is None else min(batch_size, size)
-        return self.samples.inputs(count, most, self.model.input_names)
+        feeds = self.samples.inputs(count, most, self.model.input_names)
+        return moved(feeds, self.model.device)
 
     def of_usual_size(self, count: int, *, least: int) -> int:
         """Return how many samples have as many values as ``count`` images of 3x224x224 at most.

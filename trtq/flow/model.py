@@ -14,6 +14,7 @@ from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
 from trtq.data.samples import Samples
 from trtq.errors import UsageError
 from trtq.graph.capture import CapturedGraph, capture_inputs
+from trtq.graph.device import device_of, on_device
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
@@ -119,6 +120,19 @@ class Model:
             preprocess=preprocess,
             notes=(*about_weights(loaded), *about_input, *graph.notes),
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its graph computes."""
+        return device_of(self.graph.module)
+
+    def on(self, device: torch.device) -> Model:
+        """Return the model with a graph that computes on ``device``; itself where it does."""
+        if self.device == device:
+            return self
+        examples = tuple(t.to(device) for t in self.graph.examples)
+        there = on_device(self.graph.module, device)
+        return replace(self, graph=replace(self.graph, module=there, examples=examples))
 
     @property
     def largest_batch(self) -> int | None:

@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from trtq.errors import UsageError
+from trtq.flow.extremes import handle_extremes
 from trtq.flow.inputs import Inputs
 from trtq.flow.ptq import Attempt, attempt, fitting
 from trtq.graph.blocks import Family, family_of
@@ -30,6 +31,7 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     family: Family = likely if options.preset_quant == "auto" else options.preset_quant
     reason = counted if options.preset_quant == "auto" else "asked for"
     current = fitting(inputs, start(options, family), options.method, inputs.run.note)
+    current, extremes = handle_extremes(inputs, current)
     names = ", ".join(current.method)
     kept = PRESETS[family].high_precision
     floats = f"; in float: {', '.join(kept)}" if kept else ""
@@ -51,6 +53,7 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
         taken=next(t.step for t in reversed(tried) if t == _tried(t.step, best)),
         high_precision=list(best.options.high_precision),
         attention=best.options.attention,
+        extremes=extremes or msgspec.UNSET,
     )
 
 

@@ -23,10 +23,10 @@ from trtq.export.probe import QuantizerStats
 from trtq.flow.compare import compare_simulation
 from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
-from trtq.graph.device import CPU, choose_device
+from trtq.graph.device import CPU, choose_device, with_smaller_batches
 from trtq.graph.feed import outputs_of
 from trtq.machine import package_version
-from trtq.methods.base import Method, MethodContext, Value
+from trtq.methods.base import Method, MethodContext
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
 from trtq.platform.target import Target, check_files
@@ -36,7 +36,7 @@ from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
-from trtq.quant.observe import observe
+from trtq.quant.observe import observe, sampled_note
 from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
@@ -106,7 +106,7 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
         TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
     """
     chosen = choose(options.method, options.method_arg)
-    context = _context(inputs, options)
+    context = method_context(inputs, options)
     for method, _ in chosen:
         require_fit(method, context)
     clock = inputs.run.clock
@@ -122,8 +122,9 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
         if method.finish is not None:
             method.finish(context, arguments)
     after = _apply(inputs, context, [c for c in chosen if c[0].stage == "after"])
-    encodings.round_scales_to_fp16_()
     encodings.constants = {**context.folded, **encodings.constants}
+    encodings.to_cpu_()
+    encodings.round_scales_to_fp16_()
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(context.graph)}
     simulated = insert_fake_quantize(context.graph, context.placement, encodings)
     qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
@@ -155,7 +156,7 @@ def fitting(
     """
     if set(options.method) <= set(asked):
         return options
-    context = _context(inputs, options)
+    context = method_context(inputs, options)
     unfit = {
         m.name: reason
         for m, _ in choose(options.method, options.method_arg)
@@ -169,7 +170,7 @@ def fitting(
     )
 
 
-def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
+def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
     """Return a copy of the captured graph with its quantizers, for the methods."""
     captured = inputs.model.graph
     progress = inputs.run.progress
@@ -196,6 +197,7 @@ def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
         advance=progress.advance,
         resume=ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache"),
         images=lambda count: inputs.images(count, options.batch_size),
+        time_budget_s=None if options.time_budget is None else 60.0 * options.time_budget,
     )
 
 
@@ -208,7 +210,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def _apply(
-    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Value]]]
+    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, msgspec.Struct]]
 ) -> list[MethodRecord]:
     records = []
     for method, arguments in chosen:
@@ -219,7 +221,11 @@ def _apply(
         label = did.pop("label", method.label)
         records.append(
             MethodRecord(
-                name=method.name, label=label, source=method.source, arguments=arguments, did=did
+                name=method.name,
+                label=label,
+                source=method.source,
+                arguments=msgspec.structs.asdict(arguments),
+                did=did,
             )
         )
         inputs.run.clock.lap(method.name)
@@ -249,7 +255,7 @@ def _calibrate(
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
     """Return the statistics of every observed activation, their source, and what the cache did."""
     graph, placement, samples = context.graph, context.placement, inputs.samples
-    device = choose_device(options.device)
+    device = inputs.model.device
     elsewhere = {} if device == CPU else {"device": device.type}  # sums have another order there
     widths = [[q.name, q.format.bits] for q in placement.quantizers]
     key = CacheKey(
@@ -280,17 +286,22 @@ def _calibrate(
         stats, note = cache.load(key)
         if stats is None:
             progress.begin(f"Calibrating ({options.calibrator})", len(samples))
-            images = inputs.images(len(samples), options.batch_size)
-            seen = observe(
-                graph,
-                placement,
-                images,
-                mode=options.calibrator,
-                device=device,
-                progress=progress.advance,
+            seen = with_smaller_batches(
+                lambda batch: observe(
+                    graph,
+                    placement,
+                    inputs.images(len(samples), batch),
+                    mode=options.calibrator,
+                    progress=progress.advance,
+                ),
+                options.batch_size,
+                inputs.run.note,
+                "calibration",
             )
             stats = summarize_all(placement, seen, options.calibrator, options.percentile)
             cache.save(key, stats)
     progress.note(f"calibration cache {note}")
+    if sampled := sampled_note(placement):
+        inputs.run.note(sampled)
     inputs.run.clock.lap("calibrate")
     return stats, origin, note

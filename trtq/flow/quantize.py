@@ -23,6 +23,7 @@ from trtq.flow.ptq import check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
+from trtq.graph.device import choose_device, described
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
 
@@ -54,7 +55,10 @@ def quantize_model(
     run = run or Run()
     check_options(options)
     _require_float(model, options, run)
-    model = _with_preprocess(model, samples)
+    device = choose_device(options.device)
+    model = _with_preprocess(model, samples).on(device)
+    if told := described(device):
+        run.note(told)
     answer = model.answer_kind(samples.classes)
     task = bind_task(task or options.task, model, samples, run)
     inputs = Inputs(model=model, samples=samples, answer=answer, run=run, task=task)

@@ -32,6 +32,7 @@ from trtq.flow.search_score import floor_of, judged_by, require_comparable, requ
 from trtq.flow.search_tries import Tried, Tries
 from trtq.flow.search_walk import WIDE, Goals, Walk, widths_of
 from trtq.flow.task import bind_task
+from trtq.graph.device import choose_device
 from trtq.quant.formats import read_options
 from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
@@ -166,7 +167,8 @@ class _Search:
         for candidate in self.candidates:
             model = candidate.model
             require_float(model.module, model.name, "Give the float file that it was made from")
-            candidate.model = model.judged_by(candidate.scored)
+            device = choose_device(self.options.device)
+            candidate.model = model.judged_by(candidate.scored).on(device)
             asked = task or self.options.task
             candidate.task = bind_task(asked, candidate.model, candidate.scored, self.run)
             require_comparable(candidate)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import fx, nn
 
-from trtq.errors import UsageError
+from trtq.errors import CalibrationError, UsageError, first_line
+from trtq.graph.feed import Feed, as_feed
 from trtq.workers import Workers
+
+T = TypeVar("T")
 
 CPU = torch.device("cpu")
 
@@ -30,12 +35,37 @@ def on_device(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     return to_device_(copy.deepcopy(graph), device)
 
 
+def moved(
+    batches: Iterable[torch.Tensor | Sequence[torch.Tensor]], device: torch.device
+) -> Iterator[Feed]:
+    """Yield batches on ``device``, each while the one before it is at work.
+
+    To a GPU they go through pinned memory without waiting for it.
+    """
+    waiting: Feed | None = None
+    for batch in batches:
+        feed = tuple(_sent(t, device) for t in as_feed(batch))
+        if waiting is not None:
+            yield waiting
+        waiting = feed
+    if waiting is not None:
+        yield waiting
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.device == CPU and _in_use(device):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Args:
         asked: what the user wrote; ``auto`` takes a GPU where there is one.
         workers: of several processes on a machine each takes the GPU of its number.
+
+    A GPU then multiplies float32 as float32: TF32, which has 10 bits of mantissa, is switched off.
 
     Raises:
         UsageError: there is no such device, or several processes would share one.
@@ -56,10 +86,59 @@ def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
             f"torch sees {count} GPUs",
             "Give --device cpu, or see trtq doctor",
         )
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", number)
+
+
+def described(device: torch.device) -> str:
+    """Return what is said of a run on a GPU, "" for the CPU."""
+    if device.type != "cuda":
+        return ""
+    name = torch.cuda.get_device_name(device) if _in_use(device) else "a GPU"
+    return f"torch computes on {device} ({name}) in float32, TF32 off"
+
+
+def with_smaller_batches(
+    work: Callable[[int], T], batch: int, note: Callable[[str], None], what: str
+) -> T:
+    """Return what ``work(batch)`` gives; half the batch again where a GPU's memory is too small.
+
+    Args:
+        work: gives the same for any batch, and can be called again.
+        batch: samples at once.
+        note: receives a line for each time.
+        what: is done, for the line and the error.
+
+    Raises:
+        CalibrationError: one sample does not fit either.
+    """
+    while True:
+        try:
+            return work(batch)
+        except torch.OutOfMemoryError as exc:
+            if batch == 1:
+                raise CalibrationError(
+                    f"{what} does not fit into the memory of the GPU",
+                    first_line(exc),
+                    "Free its memory, or give --device cpu",
+                ) from exc
+        torch.cuda.empty_cache()
+        note(f"{what}: the GPU's memory is too small for {batch} samples, {batch // 2} at once now")
+        batch //= 2
 
 
 def device_of(graph: nn.Module) -> torch.device:
     """Return the device that a graph computes on: that of its first tensor, else the CPU."""
     tensors = (*graph.parameters(), *graph.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def rng_devices(device: torch.device) -> list[int]:
+    """Return the GPUs whose random numbers a fork on ``device`` must keep, for ``fork_rng``."""
+    return [device.index] if _in_use(device) else []
+
+
+def _in_use(device: torch.device) -> bool:
+    """Whether torch has started this GPU."""
+    started: Callable[[], bool] = torch.cuda.is_initialized
+    return device.type == "cuda" and started()

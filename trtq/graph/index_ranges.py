@@ -10,12 +10,8 @@ from torch import fx
 from trtq import ops
 from trtq.graph.nodes import get_constant, operands
 
-COPIES = (
-    "_to_copy",
-    "to",
-    "clone",
-    "expand",
-)  # hand values on, beside the operators that only move them
+# They hand values on, beside the operators that only move them.
+COPIES = ("_to_copy", "to", "clone", "expand")
 
 
 def embedding_rows(graph: fx.GraphModule) -> dict[str, int]:

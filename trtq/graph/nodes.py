@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from trtq import ops
+from trtq.graph.device import device_of
 
 
 def operands(node: fx.Node) -> tuple[Any, ...]:
@@ -67,10 +68,10 @@ def add_constant(
     unique, k = flat, 1
     while hasattr(graph, unique):
         unique, k = f"{flat}_{k}", k + 1
-    graph.register_buffer(unique, value.detach().clone())
+    graph.register_buffer(unique, value.detach().to(device_of(graph), copy=True))
     with graph.graph.inserting_before(before):
         node = graph.graph.get_attr(unique)
-    node.meta["val"] = value
+    node.meta["val"] = value.cpu()  # as all example values
     return node
 
 
@@ -78,6 +79,7 @@ def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> 
     """Replace the tensor behind a ``get_attr`` node, keeping its name."""
     owner, leaf = _owner(graph, str(node.target))
     is_parameter = isinstance(getattr(owner, leaf), torch.nn.Parameter)
+    value = value.to(device_of(graph))
     held = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
     setattr(owner, leaf, held)
 

@@ -67,7 +67,6 @@ def _session(text: str) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for library in _LIBRARIES:
         options.register_custom_ops_library(library)
     try:

@@ -41,6 +41,7 @@ class MethodContext:
         begin: announce (what, how many steps).
         advance: a number of steps is done.
         resume: folder for what a long method must not lose; None keeps nothing.
+        time_budget_s: seconds that a method which learns may take; None without a limit.
     """
 
     graph: fx.GraphModule
@@ -51,6 +52,7 @@ class MethodContext:
     advance: Callable[[int], None]
     dynamic_batch: bool = True
     resume: Path | None = None
+    time_budget_s: float | None = None
     encodings: Encodings = field(default_factory=lambda: Encodings(amax={}, formats={}))
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -88,6 +90,13 @@ class MethodContext:
         return [(n, weights[n]) for n in self.graph.graph.nodes if n in weights]
 
 
+class NoArguments(msgspec.Struct, frozen=True):
+    """What a method without arguments takes."""
+
+
+NO_ARGUMENTS = NoArguments()
+
+
 def _always_fits(_: MethodContext) -> str | None:
     return None
 
@@ -104,7 +113,7 @@ class Method:
         stage: ``before`` calibration (changes constants, exactly, or the placement or ops, with a
             label that says so), or ``after`` it (changes encodings).
         source: the paper, and the equation.
-        arguments: names and defaults.
+        arguments: with their defaults: a frozen struct of texts, numbers and booleans.
         run: does it; returns what goes into the record.
         not_applicable_reason: why it does not fit this model, None when it does.
         excludes: methods that it cannot be combined with.
@@ -117,37 +126,39 @@ class Method:
     label: Label
     stage: Literal["before", "after"]
     source: str
-    run: Callable[[MethodContext, Mapping[str, Any]], Report]
-    arguments: Mapping[str, Value] = field(default_factory=dict)
+    run: Callable[[MethodContext, Any], Report]
+    arguments: msgspec.Struct = NO_ARGUMENTS
     not_applicable_reason: Callable[[MethodContext], str | None] = _always_fits
     excludes: tuple[str, ...] = ()
     exact: bool = False
-    finish: Callable[[MethodContext, Mapping[str, Any]], None] | None = None
+    finish: Callable[[MethodContext, Any], None] | None = None
 
-    def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the arguments with defaults filled in, converted to their defaults' types.
+    def values(self, given: Mapping[str, Value]) -> msgspec.Struct:
+        """Return the arguments with ``given`` ones in them, converted to their defaults' types.
 
         Raises:
             UsageError: an unknown argument, or one of another type.
         """
-        values = dict(self.arguments)
-        for key, value in given.items():
-            if key not in values:
+        kinds = {k: type(v) for k, v in msgspec.structs.asdict(self.arguments).items()}
+        for key in given:
+            if key not in kinds:
                 raise UsageError(
-                    f"The method {self.name} has no argument {key!r}", hint=suggest(key, values)
+                    f"The method {self.name} has no argument {key!r}", hint=suggest(key, kinds)
                 )
-            try:
-                kind = type(values[key])
-                # The text "false" is not True.
-                values[key] = (
-                    str(value) if kind is str else msgspec.convert(value, kind, strict=False)
-                )
-            except msgspec.ValidationError as exc:
-                expected = type(values[key]).__name__
-                raise UsageError(
-                    f"Cannot use {self.name}.{key}={value}", f"expected {expected}"
-                ) from exc
-        return values
+        values = {k: self._converted(k, v, kinds[k]) for k, v in given.items()}
+        return msgspec.structs.replace(self.arguments, **values)
+
+    def _converted(self, key: str, value: Value, kind: type) -> Value:
+        """Return a value as its argument's type: the text "false" is False."""
+        if kind is str:
+            return str(value)
+        try:
+            converted: Value = msgspec.convert(value, kind, strict=False)
+        except msgspec.ValidationError as exc:
+            raise UsageError(
+                f"Cannot use {self.name}.{key}={value}", f"expected {kind.__name__}"
+            ) from exc
+        return converted
 
 
 Need = tuple[Callable[[MethodContext], object], str]  # what must hold, and why it does not fit

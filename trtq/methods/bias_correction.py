@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import msgspec
 import torch
 from torch import fx
 
@@ -22,6 +22,12 @@ from trtq.methods.base import (
 from trtq.quant.fake_quantize import along_axis
 
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    images: int = 32
 
 
 def _channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
@@ -134,14 +140,14 @@ def best_shift(
     return best, got + along_axis(best, got.ndim, axis)
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Correct the biases in the encodings, layer by layer in graph order.
 
     Each layer sees inputs that are already corrected. Corrections add up along the network and can
     hurt late layers (they do in EfficientNet-Lite0). Only the first layers are therefore corrected:
     as many as bring the outputs nearest to the float model's.
     """
-    feeds = _feeds(context, int(arguments["images"]))
+    feeds = _feeds(context, arguments.images)
     layers = {n: weight_and_bias(context.graph, n)[1] for n, _ in context.layers()}
     # A bias that two layers read cannot follow both.
     able = {n: bias for n, bias in layers.items() if bias is not None and len(bias.users) == 1}
@@ -182,7 +188,7 @@ METHOD = Method(
     label="folded",
     stage="after",
     source="Nagel et al. 2019, Data-Free Quantization, section 4.2 (empirical form)",
-    arguments={"images": 32},
+    arguments=Arguments(),
     run=run,
     not_applicable_reason=needs(
         (

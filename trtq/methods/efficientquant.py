@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 from torch import fx
 
@@ -17,6 +14,12 @@ from trtq.quant.placement import Quantizer
 
 GRANULARITY = ("layer", "channel")
 ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax only"
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    granularity: str = "layer"
 
 
 def attention_softmaxes(graph: fx.GraphModule) -> list[fx.Node]:
@@ -83,9 +86,9 @@ def _quantizer(
     return made
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Set the formats; calibration then finds the numbers."""
-    granularity = str(arguments["granularity"])
+    granularity = arguments.granularity
     if granularity not in GRANULARITY:
         raise UsageError(
             f"Cannot use efficientquant.granularity={granularity}",
@@ -122,7 +125,7 @@ METHOD = Method(
     label="simulated",
     stage="before",
     source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
-    arguments={"granularity": "layer"},
+    arguments=Arguments(),
     run=run,
     not_applicable_reason=needs((_has_layers, "it has no convolution and no attention")),
     excludes=(

@@ -7,9 +7,7 @@ Alike means of like size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+import msgspec
 import torch
 
 from trtq import ops
@@ -17,6 +15,12 @@ from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    rounds: int = 10
 
 
 def equalizing_factors(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -43,11 +47,11 @@ def _between_weights(context: MethodContext) -> list[Pair]:
     ]
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Equalise every pair repeatedly, until the factors are near 1."""
     pairs = _between_weights(context)
     largest = 1.0
-    for _ in range(int(arguments["rounds"])):
+    for _ in range(arguments.rounds):
         moved = 1.0
         for pair in pairs:
             first, second = (
@@ -81,7 +85,7 @@ METHOD = Method(
     label="folded",
     stage="before",
     source="Nagel et al. 2019, Data-Free Quantization, eq. 11",
-    arguments={"rounds": 10},
+    arguments=Arguments(),
     run=run,
     exact=True,
     not_applicable_reason=needs(

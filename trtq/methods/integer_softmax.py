@@ -5,9 +5,9 @@ A piecewise-linear, order-preserving function of the distance to the largest log
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +24,13 @@ aten = torch.ops.aten
 Floats = npt.NDArray[np.float64]
 FURTHEST = -20.0  # e^-20 is 2e-9: what lies further away adds nothing
 GRID, STARTS = 512, 48
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    segments: int = 8
+    images: int = 32
 
 
 def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
@@ -111,15 +118,15 @@ def _replace(context: MethodContext, softmax: fx.Node, knots: Floats, heights: F
     return len(made)
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Fit and replace every softmax of an attention."""
-    segments = int(arguments["segments"])
+    segments = arguments.segments
     if segments < 1:
         raise UsageError(f"Cannot use integer-softmax.segments={segments}", "expected 1 or more")
     softmaxes = attention_softmaxes(context.graph)
     watch = _Distances(context.graph, set(softmaxes))
     with torch.inference_mode():
-        for batch in context.images(int(arguments["images"])):
+        for batch in context.images(arguments.images):
             watch.run(*batch)
     ops, worst = 0, 0.0
     for softmax in softmaxes:
@@ -146,7 +153,7 @@ METHOD = Method(
     stage="before",
     source="S2, integer-only linear softmax: e^x = clip(a x + b, l, u), here with N segments "
     "fitted by least squares",
-    arguments={"segments": 8, "images": 32},
+    arguments=Arguments(),
     run=run,
     not_applicable_reason=needs(
         (

@@ -6,9 +6,8 @@ The factor is the one with the least error of the layer's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
@@ -21,6 +20,16 @@ from trtq.methods.smooth import best_strength
 from trtq.quant.fake_quantize import along_axis
 
 aten = torch.ops.aten
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    images: int = 32
+    rows: int = 256
+    steps: int = 50
+    lr: float = 0.05
+    explicit: float = 3.0
 
 
 def search_factors(
@@ -85,21 +94,21 @@ def _others(context: MethodContext, taken: set[fx.Node]) -> dict[fx.Node, list[f
     return found
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Search the factors of every input; fold them where that is exact.
 
     Elsewhere the factors are multiplied in where it pays.
     """
     pairs, refused = find_pairs(context)
-    threshold = float(arguments["explicit"])
+    threshold = arguments.explicit
     others = _others(context, {c for p in pairs for c in p.consumers}) if threshold > 0 else {}
     readers = {p.activation: list(p.consumers) for p in pairs} | others
     watch = Watch(
         context.graph,
         {a.name: channel_axis(c[0]) for a, c in readers.items()},
-        int(arguments["rows"]),
+        arguments.rows,
     )
-    watch.over(context.images(int(arguments["images"])))
+    watch.over(context.images(arguments.images))
     folds = {p.activation: p for p in pairs}
     gains, explicit = dict[str, float](), list[str]()
     context.begin("Searching channel factors", len(readers))
@@ -111,8 +120,8 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             amax,
             weights,
             widths(context, consumers[0]),
-            steps=int(arguments["steps"]),
-            lr=float(arguments["lr"]),
+            steps=arguments.steps,
+            lr=arguments.lr,
         )
         context.advance(1)
         gain = 10.0 * math.log10(plain / error) if error > 0 and plain > 0 else 0.0
@@ -164,7 +173,7 @@ METHOD = Method(
     stage="before",
     source="S2 section QADS, Y = (X / a)(a W); the search by gradient in log a is ours, the paper "
     "gives none",
-    arguments={"images": 32, "rows": 256, "steps": 50, "lr": 0.05, "explicit": 3.0},
+    arguments=Arguments(),
     run=run,
     exact=True,
     excludes=("smooth",),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+import msgspec
 import torch
 
 from trtq import ops
@@ -14,6 +12,19 @@ from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.quant.calibrate import summarize
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, Quantizer, attention_of
+
+
+class Clamp(msgspec.Struct, frozen=True):
+    """What ``--method-arg attention-percentile.NAME`` sets."""
+
+    percentile: float = 99.9
+    images: int = 256
+
+
+class Ema(msgspec.Struct, frozen=True):
+    """What ``--method-arg layernorm-ema.NAME`` sets."""
+
+    images: int = 128
 
 
 def _attention_tensors(context: MethodContext) -> list[Quantizer]:
@@ -51,9 +62,9 @@ def _range_again(
     return changed
 
 
-def clamp(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def clamp(context: MethodContext, arguments: Clamp) -> Report:
     """Set the range of queries, keys and values to a percentile of their magnitudes."""
-    percentile = float(arguments["percentile"])
+    percentile = arguments.percentile
     if not 50.0 < percentile <= 100.0:
         raise UsageError(
             f"Cannot use attention-percentile.percentile={percentile:g}",
@@ -66,19 +77,17 @@ def clamp(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             "clamp (--attention int8)"
         )
         return {"ranges": {}}
-    return {
-        "ranges": _range_again(context, tensors, "percentile", percentile, int(arguments["images"]))
-    }
+    return {"ranges": _range_again(context, tensors, "percentile", percentile, arguments.images)}
 
 
-def ema(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def ema(context: MethodContext, arguments: Ema) -> Report:
     """Set the range after every LayerNorm to a moving average over images.
 
     The average is over each image's largest magnitude.
     """
     return {
         "ranges": _range_again(
-            context, _layer_norm_outputs(context), "ema", 100.0, int(arguments["images"])
+            context, _layer_norm_outputs(context), "ema", 100.0, arguments.images
         )
     }
 
@@ -89,7 +98,7 @@ ATTENTION_PERCENTILE = Method(
     label="folded",
     stage="after",
     source="S2 eq. 1",
-    arguments={"percentile": 99.9, "images": 256},
+    arguments=Clamp(),
     run=clamp,
     not_applicable_reason=needs(
         (
@@ -106,7 +115,7 @@ LAYERNORM_EMA = Method(
     stage="after",
     source="S2, dynamic range estimation for LayerNorm: an exponential moving average of each "
     "image's largest magnitude",
-    arguments={"images": 128},
+    arguments=Ema(),
     run=ema,
     not_applicable_reason=needs(
         (_layer_norm_outputs, "no LayerNorm feeds a quantized layer; it is for transformers")

@@ -5,9 +5,9 @@ Queries and keys are quantized so that the order of the attention logits survive
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
@@ -18,6 +18,16 @@ from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.placement import Quantizer
 
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    gamma: float = 0.1
+    theta: float = 0.0
+    pairs: int = 256
+    images: int = 8
+    rounds: int = 2
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -72,7 +82,7 @@ def kendall(wanted: torch.Tensor, got: torch.Tensor) -> float:
 class _Search(fx.Interpreter):
     """Runs the float graph and chooses the ranges of each attention's operands on the way."""
 
-    def __init__(self, context: MethodContext, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, context: MethodContext, arguments: Arguments) -> None:
         super().__init__(context.graph)
         self.context, self.arguments = context, arguments
         self.attentions = _attentions(context)
@@ -91,7 +101,7 @@ class _Search(fx.Interpreter):
         encodings, keys = self.context.encodings, key.shape[-1]
         scale = query.shape[-1] ** -0.5
         generator = torch.Generator().manual_seed(0)
-        count = int(self.arguments["pairs"])
+        count = self.arguments.pairs
         first = torch.randint(keys, (count,), generator=generator)
         pairs = (
             first,
@@ -111,14 +121,12 @@ class _Search(fx.Interpreter):
 
         def score(amax: tuple[float, float]) -> float:
             got = logits(amax)
-            penalty = ranking_loss(
-                wanted, pair_differences(got, pairs), float(self.arguments["theta"])
-            )
-            return pearson(full, got) - float(self.arguments["gamma"]) * penalty
+            penalty = ranking_loss(wanted, pair_differences(got, pairs), self.arguments.theta)
+            return pearson(full, got) - self.arguments.gamma * penalty
 
         start = float(encodings.amax[lhs.name]), float(encodings.amax[rhs.name])
         best, best_score = start, score(start)
-        for _ in range(int(self.arguments["rounds"])):
+        for _ in range(self.arguments.rounds):
             for side in (0, 1):
                 for fraction in FRACTIONS:
                     tried = (
@@ -149,7 +157,7 @@ def _attentions(context: MethodContext) -> dict[fx.Node, tuple[Quantizer, Quanti
     return {n: (q["lhs"], q["rhs"]) for n, q in found.items() if len(q) == 2}
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Choose the ranges and report each attention's rank agreement before and after.
 
     The agreement is measured on sampled pairs.
@@ -163,7 +171,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
         return {"attentions": {}}
     context.begin("Ranking-aware attention ranges", len(search.attentions))
     with torch.inference_mode():
-        search.run(*joined(context.images(int(arguments["images"]))))
+        search.run(*joined(context.images(arguments.images)))
     return {"attentions": search.report}
 
 
@@ -175,7 +183,7 @@ METHOD = Method(
     stage="after",
     source="S1 section 4.6; Liu et al. 2021, Post-Training Quantization for Vision Transformer, "
     "eq. 5-8",
-    arguments={"gamma": 0.1, "theta": 0.0, "pairs": 256, "images": 8, "rounds": 2},
+    arguments=Arguments(),
     run=run,
     not_applicable_reason=needs(
         BATCHES,

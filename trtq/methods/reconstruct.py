@@ -10,21 +10,38 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
+from msgspec.structs import asdict, replace
 from torch import fx
 
 from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
+from trtq.graph.device import device_of, rng_devices
 from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
+from trtq.methods.pace import Pace
 from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
+from trtq.typed import present
 
 USUAL_VALUES = 3 * 224 * 224  # of a sample; steps of larger ones have fewer
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    steps: int = 200
+    batch: int = 32
+    images: int = 512
+    lr: float = 0.05
+    lr_range: float = 0.01
+    keep: float = 1.0
+    flip: float = 0.5
 
 
 class SoftRounding(torch.nn.Module):
@@ -41,8 +58,9 @@ class SoftRounding(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, step: torch.Tensor, qmin: int, qmax: int) -> None:
         super().__init__()
-        codes = weight / step
-        self.step, self.qmin, self.qmax, self.floor = step, qmin, qmax, codes.floor()
+        self.step = step.to(weight.device)
+        codes = weight / self.step
+        self.qmin, self.qmax, self.floor = qmin, qmax, codes.floor()
         rest = (codes - self.floor).clamp(0.01, 0.99)
         self.logits = torch.nn.Parameter(torch.logit((rest - GAMMA) / (ZETA - GAMMA)))
 
@@ -135,7 +153,7 @@ def _joins(node: fx.Node) -> bool:
 def _learners(
     context: MethodContext, shared: Mapping[str, str]
 ) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
-    encodings = context.encodings
+    encodings, device = context.encodings, device_of(context.graph)
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in context.placement.active:
         if q.format.bits == 8 or not q.format.has_kernel or shared[q.name] != q.name:
@@ -149,15 +167,15 @@ def _learners(
                 weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax
             )
         elif not q.is_weight:
-            ranges[q.name] = LearnedRange(step, fmt.qmin, fmt.qmax)
+            ranges[q.name] = LearnedRange(step.to(device), fmt.qmin, fmt.qmax)
     return weights, ranges
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Learn, then write the rounded weights and the ranges into the encodings."""
-    feed = joined(context.images(int(arguments["images"])))
+    feed = joined(context.images(arguments.images))
     if not context.dynamic_batch:
-        arguments = {**arguments, "batch": _few(context, feed, int(arguments["batch"]))}
+        arguments = replace(arguments, batch=_few(context, feed, arguments.batch))
     encodings, shared = context.encodings, shared_names(context.placement, context.encodings)
     weights, ranges = _learners(context, shared)
     if not weights and not ranges:
@@ -166,14 +184,14 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
             "nothing to learn"
         )
         return {"steps": 0, "images": len(feed[0]), "weights": 0, "ranges": 0, "loss": []}
-    losses = _learn(context, arguments, feed, weights, ranges)
+    steps, losses = _learn(context, arguments, feed, weights, ranges)
     for q in context.placement.active:
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
         elif shared[q.name] in ranges:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
     return {
-        "steps": int(arguments["steps"]),
+        "steps": steps,
         "images": len(feed[0]),
         "weights": len(weights),
         "ranges": len(ranges),
@@ -198,16 +216,16 @@ def _few(context: MethodContext, feed: Feed, batch: int) -> int:
 
 def _learn(
     context: MethodContext,
-    arguments: Mapping[str, Any],
+    arguments: Arguments,
     feed: Feed,
     weights: Mapping[str, SoftRounding],
     ranges: Mapping[str, LearnedRange],
-) -> list[float]:
-    """Run the steps and return the first and the last loss.
+) -> tuple[int, list[float]]:
+    """Run the steps; return how many they were, and the first and the last loss.
 
     A run that was stopped continues where it was.
     """
-    steps, batch, count = int(arguments["steps"]), int(arguments["batch"]), len(feed[0])
+    steps, batch, count = arguments.steps, arguments.batch, len(feed[0])
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
         _Learner(context.graph, {}, {}),
@@ -215,7 +233,7 @@ def _learn(
     taps = _blocks(context.graph)
     for runner in (learner, target):
         runner.taps = dict.fromkeys(taps, torch.empty(0))
-    rates = float(arguments["lr"]), float(arguments["lr_range"])
+    rates = arguments.lr, arguments.lr_range
     optimizer = torch.optim.Adam(
         [
             {"params": [w.logits for w in weights.values()], "lr": rates[0]},
@@ -224,31 +242,33 @@ def _learn(
     )
     generator = torch.Generator().manual_seed(0)
     context.begin("Learning the rounding", steps)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(rng_devices(device_of(context.graph))):
         torch.manual_seed(0)
         state = LearningState(
             optimizer,
             generator,
             key=[
                 context.encodings.digest(),
-                dict(arguments),
-                *(sha256_bytes(t.numpy().tobytes()) for t in feed),
+                asdict(arguments),
+                *present([context.time_budget_s]),
+                *(sha256_bytes(t.cpu().numpy().tobytes()) for t in feed),
             ],
         )
         done, losses = state.load(context.resume)
-        if 0 < done < steps:
+        pace = Pace("reconstruct", steps, context.time_budget_s, context.note, state.total)
+        if 0 < done < pace.total:
             context.note(
-                f"reconstruct goes on at step {done} of {steps}, where an earlier run stopped"
+                f"reconstruct goes on at step {done} of {pace.total}, where an earlier run stopped"
             )
         context.advance(done)
-        for i in range(done, steps):
+        while done < pace.total:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1.0 + math.cos(math.pi * i / steps)) / 2.0
+                group["lr"] = rate * (1.0 + math.cos(math.pi * done / pace.total)) / 2.0
             rows = torch.randint(count, (min(batch, count),), generator=generator)
             part = tuple(t[rows] for t in feed)
-            if float(torch.rand((), generator=generator)) < float(arguments["flip"]):
+            if float(torch.rand((), generator=generator)) < arguments.flip:
                 part = _mirrored(part)
-            learner.keep = float(arguments["keep"])
+            learner.keep = arguments.keep
             optimizer.zero_grad(set_to_none=True)
             now = _gradients(learner, target, _runs(context, part))
             optimizer.step()
@@ -256,12 +276,15 @@ def _learn(
             if not math.isfinite(losses[1]):
                 raise CalibrationError(
                     "Learning the rounding failed",
-                    f"the loss is {losses[1]} at step {i}",
+                    f"the loss is {losses[1]} at step {done}",
                     "Use a smaller --method-arg reconstruct.lr=0.01",
                 )
-            state.save(context.resume, i + 1, losses, last=i + 1 == steps)
+            done += 1
+            pace.did(done)
+            state.total = pace.total if pace.settled else 0
+            state.save(context.resume, done, losses, last=done == pace.total)
             context.advance(1)
-    return losses
+    return pace.total, losses
 
 
 def _runs(context: MethodContext, feed: Feed) -> list[Feed]:
@@ -278,7 +301,8 @@ def _gradients(learner: _Learner, target: _Learner, runs: Sequence[Feed]) -> flo
         with torch.no_grad():
             wanted = outputs_of(target.run(*part))
         got = outputs_of(learner.run(*part))
-        loss = sum(map(_relative, got, wanted), torch.zeros(())) / len(wanted)
+        start = torch.zeros((), device=wanted[0].device)
+        loss = sum(map(_relative, got, wanted), start) / len(wanted)
         for name in target.taps:
             loss = loss + _relative(learner.taps[name], target.taps[name]) / len(target.taps)
         loss = loss / len(runs)
@@ -311,15 +335,7 @@ METHOD = Method(
     source="Nagel et al. 2020, AdaRound, eq. 22-23, decided at every step; Li et al. 2021, BRECQ; "
     "Wei et al. 2022, QDrop (keep); "
     "Esser et al. 2020, LSQ",
-    arguments={
-        "steps": 200,
-        "batch": 32,
-        "images": 512,
-        "lr": 0.05,
-        "lr_range": 0.01,
-        "keep": 1.0,
-        "flip": 0.5,
-    },
+    arguments=Arguments(),
     run=run,
     not_applicable_reason=needs(
         (

@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from trtq import extensions
 from trtq.errors import UsageError
 from trtq.methods.base import Method, MethodContext, Value
@@ -18,6 +20,7 @@ from trtq.methods.base import Method, MethodContext, Value
 # needs no import of them.
 METHODS: Mapping[str, str] = {
     "integer-softmax": "trtq.methods.integer_softmax",
+    "balance": "trtq.methods.balance",
     "smooth": "trtq.methods.smooth",
     "qads": "trtq.methods.qads",
     "equalize": "trtq.methods.equalize",
@@ -47,6 +50,12 @@ def get_method(name: str) -> Method:
             f"Cannot use the method {name!r}",
             f"it is of type {type(extension).__name__}, expected trtq.methods.base.Method",
         )
+    if not isinstance(extension.arguments, msgspec.Struct):
+        raise UsageError(
+            f"Cannot use the method {name!r}",
+            f"its arguments are a {type(extension.arguments).__name__}, expected a msgspec.Struct",
+            "Declare them as in docs/extending.md: class Arguments(Struct, frozen=True)",
+        )
     return dataclasses.replace(extension, name=name)
 
 
@@ -62,7 +71,7 @@ def contradicts(name: str, others: Sequence[str]) -> bool:
 
 def choose(
     names: Sequence[str], arguments: Mapping[str, Any]
-) -> list[tuple[Method, dict[str, Value]]]:
+) -> list[tuple[Method, msgspec.Struct]]:
     """Return the methods asked for with their arguments, in the order they act.
 
     Raises:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
@@ -15,6 +15,13 @@ from trtq.methods.base import BATCHES, Method, MethodContext, Report, needs, wei
 from trtq.methods.efficientquant import attention_probabilities, log2_outputs_
 from trtq.methods.pairs import Pair, find_pairs, fold_factors
 from trtq.quant.fake_quantize import LOG_EPSILON
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    images: int = 32
+    softmax: bool = True
 
 
 class _Ends(fx.Interpreter):
@@ -73,12 +80,12 @@ def _own_constant(graph: fx.GraphModule, node: object) -> bool:
     return known and isinstance(node, fx.Node) and len(node.users) == 1
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Fold r1 and r2 of every LayerNorm, and give softmax outputs their logarithmic format."""
     pairs = _pairs(context)
     watch = _Ends(context.graph, {p.activation.name for p in pairs})
     with torch.inference_mode():
-        for batch in context.images(int(arguments["images"])):
+        for batch in context.images(arguments.images):
             watch.run(*batch)
     centred = []
     for pair in pairs:
@@ -93,7 +100,7 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
         fold_factors(
             context, pair, torch.where(live, spread / mean, torch.ones_like(spread)).clamp_min(1e-3)
         )
-    softmaxes = log2_outputs_(context, None) if arguments["softmax"] else []
+    softmaxes = log2_outputs_(context, None) if arguments.softmax else []
     return {
         "layernorms": len(pairs),
         "centred": len(centred),
@@ -102,12 +109,12 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     }
 
 
-def finish(context: MethodContext, arguments: Mapping[str, Any]) -> None:
+def finish(context: MethodContext, arguments: Arguments) -> None:
     """Set the step of the logarithm to 1/2, which is log-sqrt(2).
 
     The range of a softmax's codes ends where the codes run out.
     """
-    if not arguments["softmax"]:
+    if not arguments.softmax:
         return
     for q in context.placement.active:
         if q.format.kind == "log2":
@@ -126,7 +133,7 @@ METHOD = Method(
     stage="before",
     source="Li et al. 2023, RepQ-ViT, eq. 9-14 and 16-18, with symmetric codes: r2 centres each "
     "channel",
-    arguments={"images": 32, "softmax": True},
+    arguments=Arguments(),
     run=run,
     exact=True,
     finish=finish,

@@ -88,7 +88,7 @@ def output_error(
     """
     q_in, q_weight = (1 << (bits[0] - 1)) - 1, (1 << (bits[1] - 1)) - 1
     x = round_trip(rows / factors, (amax / factors).max(), q_in)
-    total = torch.zeros(())
+    total = torch.zeros((), device=rows.device)
     for weight in weights:
         w = weight * factors
         quantized = round_trip(w, w.abs().amax(dim=1, keepdim=True), q_weight)
@@ -103,7 +103,7 @@ def weight_matrix(context: MethodContext, consumer: fx.Node, channels: int) -> t
     """
     weight = context.constant(operands(consumer)[1])
     if weight.shape[1] != channels:  # grouped: zeros where a group does not read a channel
-        full = torch.zeros(weight.shape[0], channels, *weight.shape[2:])
+        full = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
         groups = channels // weight.shape[1]
         for o in range(weight.shape[0]):
             g = o // (weight.shape[0] // groups)

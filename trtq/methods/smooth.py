@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+import msgspec
 import torch
 
 from trtq.data.metrics import ratio_db
@@ -15,6 +13,14 @@ from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 RESTORE_DB = 1.0  # of output error that a Mul in front of an add must save
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """What ``--method-arg`` sets."""
+
+    strength: float = -1.0
+    images: int = 32
+    rows: int = 512
 
 
 def smoothing_factors(
@@ -64,7 +70,7 @@ def best_strength(
     return best, options[best]
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
+def run(context: MethodContext, arguments: Arguments) -> Report:
     """Fold factors into every pair.
 
     The strength is the one with the least output error unless one is given. Where an add reads the
@@ -72,11 +78,9 @@ def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """
     pairs, refused = find_pairs(context)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}
-    watch = Watch(context.graph, axes, int(arguments["rows"])).over(
-        context.images(int(arguments["images"]))
-    )
+    watch = Watch(context.graph, axes, arguments.rows).over(context.images(arguments.images))
     chosen: dict[str, float | None] = {}  # None: left as it is
-    given = float(arguments["strength"])
+    given = arguments.strength
     restored = list[str]()
     for pair in pairs:
         best, factors = _chosen(context, pair, watch, given)
@@ -115,7 +119,7 @@ METHOD = Method(
     stage="before",
     source="Xiao et al. 2023, SmoothQuant, eq. 4; the strength searched per layer for the least "
     "output error",
-    arguments={"strength": -1.0, "images": 32, "rows": 512},
+    arguments=Arguments(),
     run=run,
     exact=True,
     excludes=("qads",),

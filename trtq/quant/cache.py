@@ -17,7 +17,7 @@ from trtq.artifact import decode_json, digest_of, locked, sha256_bytes, write_by
 from trtq.errors import reason
 from trtq.quant.calibrate import ActivationStats
 
-CACHE_VERSION = 6  # raise it when what calibration computes from the same images changes
+CACHE_VERSION = 7  # raise it when what calibration computes from the same images changes
 FIELDS = ("amax", "low", "high", "bulk_rms", "lowest")
 
 

@@ -182,6 +182,7 @@ def make_encodings(
             encodings.amax[name] = torch.tensor(seen.amax, dtype=torch.float32)
             quantizer.format = msgspec.structs.replace(fmt, lowest=seen.lowest)
         encodings.formats[name] = quantizer.format
+    encodings.to_cpu_()
     reasons = {q.name: q.float_reason for q in placement.quantizers}
     encodings.left_in_float = {k: why for k, why in reasons.items() if why is not None}
     return encodings

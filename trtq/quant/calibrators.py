@@ -242,7 +242,7 @@ class Sides:
 
     def add(self, seen: Seen) -> None:
         """Count a batch; the other side's values count as 0."""
-        x = seen.values
+        x = seen.counted
         self.hist.add(x, seen.amax, seen.scratch)
         if self.narrow:
             self.positive.add(x.clamp_min(0.0), seen.high.clamp_min(0.0), seen.scratch)

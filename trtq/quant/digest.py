@@ -29,7 +29,7 @@ def weights_digest(graph: fx.GraphModule) -> str:
 def update_with_tensor(total: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     """Let a digest go on over a tensor: its name, type, shape and values."""
     total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-    total.update(tensor.detach().contiguous().numpy().tobytes())
+    total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
 
 
 def structure_digest(graph: fx.GraphModule) -> str:

@@ -101,6 +101,11 @@ class Encodings:
             if bool(((near - scale).abs() <= SETTLED_WITHIN * scale).all()):
                 self.amax[name] = near * fmt.qmax
 
+    def to_cpu_(self) -> None:
+        """Bring all numbers to the CPU, where they are kept; graphs have theirs where they are."""
+        for numbers in (self.amax, self.amin, self.constants):
+            numbers.update({k: v.cpu() for k, v in numbers.items()})
+
     def zero_point(self, name: str) -> torch.Tensor | None:
         """Return the code of real zero (of 1 for log2), round(-amin / step), float32.
 
@@ -150,7 +155,7 @@ class Encodings:
         """Return every tensor of the file by its key there."""
         groups = (("", self.amax), (AMIN, self.amin), (CONSTANT, self.constants))
         named = {prefix + k: v for prefix, values in groups for k, v in values.items()}
-        return {k: v.detach().to(torch.float32).contiguous() for k, v in named.items()}
+        return {k: v.detach().cpu().to(torch.float32).contiguous() for k, v in named.items()}
 
     def _header_json(self) -> bytes:
         header = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,6 +13,7 @@ NUM_BINS = 4096
 SMALLEST_LIMIT = 2.0**-96  # below it bins per unit would overflow float32
 CHUNK = 1 << 18  # elements per step: scratch memory stays at 2 MiB and in the cache
 MAX_SHIFT = 12  # all bins merge into the first
+MOST_COUNTED = 1 << 17  # values of one sample; of a larger tensor every k-th is counted
 
 Counts = npt.NDArray[np.int64]
 Scratch = tuple[torch.Tensor, torch.Tensor]
@@ -135,3 +139,26 @@ def dense_rows(x: torch.Tensor) -> torch.Tensor:
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)
     return x.reshape(len(x), -1)
+
+
+def counted(x: torch.Tensor) -> torch.Tensor:
+    """Return the values of a dense tensor that a histogram counts, shape [N, values].
+
+    These are all values of a sample, or every k-th one in memory order (:func:`counting_step`);
+    which ones does not depend on the batch.
+    """
+    rows = dense_rows(x) if x.ndim else x.reshape(1, 1)
+    step = counting_step(x.shape[1:])
+    return rows[:, ::step].contiguous() if step > 1 else rows
+
+
+def counting_step(sizes: Sequence[int]) -> int:
+    """Return k: of each sample of these sizes every k-th value is counted.
+
+    It is 1 up to ``MOST_COUNTED`` values. No size has a divisor in common with k, so that every
+    channel and every position has its share.
+    """
+    step = -(-math.prod(sizes) // MOST_COUNTED)
+    while step > 1 and any(math.gcd(size, step) > 1 for size in sizes):
+        step += 1
+    return step

@@ -14,11 +14,11 @@ from torch import fx, nn
 
 from trtq import ops
 from trtq.errors import CalibrationError
-from trtq.graph.device import CPU, on_device
-from trtq.graph.feed import Feed, as_feed, channels_last
+from trtq.graph.device import device_of, moved
+from trtq.graph.feed import Feed, channels_last
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import INTERVAL_BITS, find_calibrator
-from trtq.quant.histogram import Scratch, dense, dense_view, new_scratch
+from trtq.quant.histogram import MOST_COUNTED, Scratch, counting_step, new_scratch
 from trtq.quant.placement import Placement
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen, Statistic
 
@@ -76,8 +76,7 @@ class Observer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Observe ``x`` and return it unchanged."""
-        values = dense(x)
-        seen = Seen(values, *torch.aminmax(dense_view(values)), self.scratch)
+        seen = Seen.of(x, self.scratch)
         for statistic in self.range.statistics:
             statistic.add(seen)
         return x
@@ -100,12 +99,12 @@ def observe(
     batches: Iterable[torch.Tensor | Feed],
     *,
     mode: str,
-    device: torch.device = CPU,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Range]:
     """Run ``batches`` through ``graph`` and return the observed range of each activation.
 
-    The activations are those of ``placement``; the key is the node name.
+    The activations are those of ``placement``; the key is the node name. All happens on the device
+    of the graph.
 
     Args:
         graph: captured; not changed.
@@ -113,23 +112,21 @@ def observe(
             reported.
         batches: a tensor, or one an input, samples first; read once.
         mode: the calibrator's name.
-        device: where the model runs and its activations are counted.
         progress: called with the number of images after each batch.
 
     Raises:
         CalibrationError: no images, or NaN or infinity appeared; names the module where it first
             did.
     """
-    local = on_device(graph, device)
-    watched, ranges = _with_observers(local, placement, mode, device)
+    device = device_of(graph)
+    watched, ranges = _with_observers(graph, placement, mode, device)
     seen = 0
     with torch.inference_mode():
-        for batch in batches:
-            feed = tuple(t.to(device) for t in as_feed(batch))
+        for feed in moved(batches, device):
             watched(*channels_last(feed))
             seen += len(feed[0])
             if not _finite(ranges.values()):
-                _raise_not_finite(local, feed)
+                _raise_not_finite(graph, feed)
             if progress:
                 progress(len(feed[0]))
     if not seen:
@@ -164,6 +161,19 @@ def _with_observers(
             watched.graph.call_module(attr, (node,))
     watched.recompile()
     return watched, ranges
+
+
+def sampled_note(placement: Placement) -> str:
+    """Return what is said where histograms count a part of a tensor's values, else ""."""
+    shapes = [n.meta["val"].shape[1:] for n in placement.sources if "val" in n.meta]
+    steps = [counting_step(s) for s in shapes if all(isinstance(d, int) for d in s)]
+    large = [step for step in steps if step > 1]
+    if not large:
+        return ""
+    return (
+        f"histograms of {len(large)} large tensors count every k-th value, at most "
+        f"{MOST_COUNTED:,} of a sample (k up to {max(large)}); ranges are those of all values"
+    )
 
 
 def _finite(ranges: Iterable[Range]) -> bool:

@@ -86,6 +86,8 @@ def _on_codes(
     fmt, weight = quantizer.format, get_constant(graph, source)
     if not quantizer.is_weight or weight is None or (fmt.bits == 8 and fmt.has_kernel):
         return source
+    scale = scale.to(weight.device)
+    zero_point = None if zero_point is None else zero_point.to(weight.device)
     codes = torch.ops.trtq.fake_quantize(
         weight, scale, zero_point, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from trtq.quant.histogram import Histogram, Scratch
+from trtq.quant.histogram import MOST_COUNTED, Histogram, Scratch, counted, dense, dense_view
 
 BULK_IMAGES = 8
 MOMENT_IMAGES = 64  # means and variances of channels settle long before ranges do
@@ -21,14 +21,22 @@ class Seen(NamedTuple):
 
     Attributes:
         values: float32, shape [N, ...].
-        low, high: their smallest and largest, shape [].
+        counted: those of them that histograms count, shape [N, values].
+        low, high: smallest and largest of all values, shape [].
         scratch: work buffers for histograms.
     """
 
     values: torch.Tensor
+    counted: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
     scratch: Scratch
+
+    @classmethod
+    def of(cls, x: torch.Tensor, scratch: Scratch) -> Seen:
+        """Look at a batch of any layout."""
+        values = dense(x)
+        return cls(values, counted(values), *torch.aminmax(dense_view(values)), scratch)
 
     @property
     def amax(self) -> torch.Tensor:
@@ -67,14 +75,14 @@ class Ends:
 
 
 class Magnitudes:
-    """The histogram of all magnitudes."""
+    """The histogram of magnitudes."""
 
     def __init__(self) -> None:
         self.hist = Histogram()
 
     def add(self, seen: Seen) -> None:
         """Count a batch."""
-        self.hist.add(seen.values, seen.amax, seen.scratch)
+        self.hist.add(seen.counted, seen.amax, seen.scratch)
 
 
 class Bulk:
@@ -92,7 +100,7 @@ class Bulk:
     def add(self, seen: Seen) -> None:
         """Count a batch."""
         if self.samples < BULK_IMAGES:
-            x = seen.values[: BULK_IMAGES - self.samples]
+            x = seen.counted[: BULK_IMAGES - self.samples]
             self.hist.add(x, seen.amax, seen.scratch)
             self.zeros = self.zeros + (x.numel() - torch.count_nonzero(x))
         self.samples += len(seen.values)
@@ -126,6 +134,8 @@ class ChannelSums:
 
     def _add(self, x: torch.Tensor) -> None:
         in_memory = self.axis
+        if in_memory == 1 and x.ndim == 4:
+            x = x[:, :, :: _step(x)]  # rows of pixels
         if in_memory == 1 and x.ndim == 4 and not x.is_contiguous():
             x, in_memory = x.permute(0, 2, 3, 1), -1  # channels last
         if in_memory == 1:
@@ -138,3 +148,8 @@ class ChannelSums:
         self.sums = sums if self.sums is None else self.sums + sums
         self.squares = squares if self.squares is None else self.squares + squares
         self.count += x.numel() // sums.numel()
+
+
+def _step(x: torch.Tensor) -> int:
+    """Return that every k-th row of pixels is enough for sums: every one of a small tensor."""
+    return max(1, min(x.shape[2], x[0].numel() // MOST_COUNTED))

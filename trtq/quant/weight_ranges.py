@@ -77,9 +77,11 @@ def _least_output_error(
 ) -> torch.Tensor:
     """Return the best ``amax`` of each row of ``flat``, float32 [C_out, C_in / groups * taps]."""
     outputs, taps = flat.shape[0], flat.shape[1] // channels
-    mean = moments.mean.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
-    variance = moments.variance.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
-    group_of = torch.arange(outputs) // (outputs // groups)
+    mean, variance = (
+        m.to(flat.device).float().reshape(groups, channels).repeat_interleave(taps, dim=1)
+        for m in (moments.mean, moments.variance)
+    )
+    group_of = torch.arange(outputs, device=flat.device) // (outputs // groups)
     rows = max(1, CHUNK_VALUES // flat.shape[1])
     found = []
     for i in range(0, outputs, rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,11 +72,42 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = False
 
 
+class ExtremeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor whose channel ranges differ by orders of magnitude.
+
+    Attributes:
+        tensor: name of the activation.
+        layers: that read it.
+        ratio: largest over low channel range.
+            A tenth of the channels lies below the low range.
+        sqnr_db: of the layers' outputs at 8 bits before anything is done, mean of outputs.
+        action: ``balanced`` by factors that move into the next layer; ``scaled`` by a method that
+            was chosen anyway; ``float``: the layers stay in float.
+        why: of the action.
+    """
+
+    tensor: str
+    layers: list[str]
+    ratio: float
+    sqnr_db: float
+    action: Literal["balanced", "scaled", "float"]
+    why: str
+
+    @property
+    def words(self) -> str:
+        """The tensor for a person."""
+        return (
+            f"the channel ranges of {self.tensor} differ {self.ratio:,.0f}:1 (largest to lowest "
+            f"tenth; {', '.join(self.layers)} read it): {self.action}, {self.why}"
+        )
+
+
 class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The preset: which family and why, what was applied, and what was tried.
 
     More is tried when the quick check fails. ``taken`` is the attempt that was written, with its
-    ``methods``, ``high_precision`` and ``attention``.
+    ``methods``, ``high_precision`` and ``attention``. ``extremes`` are tensors whose channel ranges
+    differ by orders of magnitude.
     """
 
     family: str
@@ -88,6 +119,7 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     taken: str
     high_precision: list[str]
     attention: str
+    extremes: list[ExtremeRecord] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,8 +213,17 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
             f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; "
             f"output against float on {p.images} {self.images_words}: {self._alike}"
             f"{p.answer.words}; "
-            f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}{self._tried()}"
+            f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}{self._extremes}"
+            f"{self._tried()}"
         )
+
+    @property
+    def _extremes(self) -> str:
+        found = (self.preset.extremes if self.preset is not None else None) or []
+        if not found:
+            return ""
+        worst = max(e.ratio for e in found)
+        return f"; {len(found)} tensors with extreme channels (up to {worst:,.0f}:1)"
 
     @property
     def _alike(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from trtq.records.analyze import AnalyzedLayer
 from trtq.records.quantize import QuantizerRecord
@@ -85,6 +85,13 @@ def _drawing(width: float, height: float) -> Iterator[Any]:
         _ink(axes)
 
 
+def _log_scale(axes: Any) -> None:
+    """Make the y axis logarithmic, its numbers as plain text: TeX is not drawn in names."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+
+
 def _legend(axes: Any, columns: int) -> None:
     axes.legend(
         frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns
@@ -127,7 +134,7 @@ def sensitivity_figure(layers: Sequence[AnalyzedLayer], bits: Sequence[str], met
                 alpha=1.0 - 0.75 * i / max(len(shown), 1),
                 label=label,
             )
-        axes.set_yscale("log")
+        _log_scale(axes)
         axes.set_ylabel(f"loss by {metric}")
         step = max(1, len(layers) // 40)
         names = [v.name for v in layers[::step]]
@@ -218,7 +225,7 @@ def predicted_figure(predicted: Predicted, *, unit: str) -> str:
         costs, losses = [p.cost for p in front], [p.loss or math.nan for p in front]
         axes.plot(costs, losses, "-", color=INPUT, lw=1.2)
         axes.plot(at.cost, at.loss or math.nan, "o", ms=9, mfc="none", color=WEIGHT, mew=1.5)
-        axes.set_yscale("log")
+        _log_scale(axes)
         axes.set_xlabel(f"{predicted.axis}, {unit}, predicted")
         axes.set_ylabel(f"loss by {predicted.metric}, predicted")
         axes.grid(color=INK, alpha=0.2)
@@ -229,11 +236,10 @@ def histogram_figure(quantizer: QuantizerRecord) -> str:
     """Return the magnitudes of one activation, log counts, with its clip point."""
     counts, limit, amax = quantizer.histogram, quantizer.histogram_limit, quantizer.amax
     with _drawing(4.6, 2.1) as axes:
-        width = limit / len(counts)
-        centres = [(i + 0.5) * width for i in range(len(counts))]
-        axes.bar(centres, counts, width=width, color=INPUT, alpha=0.8)
+        edges = [i * limit / len(counts) for i in range(len(counts) + 1)]
+        axes.stairs(counts, edges, fill=True, color=INPUT, alpha=0.8)  # one path, not one a bar
         axes.axvline(amax, color=WARN, lw=1.5)
-        axes.set_yscale("log", nonpositive="clip")
+        _log_scale(axes)
         axes.text(amax, max(counts), f" amax {amax:.3g}", color=WARN, va="top", fontsize=8)
         axes.set_xlabel("magnitude")
         axes.set_ylabel("count")

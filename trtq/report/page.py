@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from trtq.artifact import write_bytes
 from trtq.bench.record import BenchRecord
 from trtq.deploy.record import DeployRecord, FleetRow
@@ -167,7 +169,11 @@ def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     cards = [("Where the files were made", software)]
     for record in run.bench.values():
-        lines = [(k.replace("_", " "), text) for k, v in record.card.items() if (text := _said(v))]
+        lines = [
+            (k.replace("_", " "), text)
+            for k, v in msgspec.to_builtins(record.card).items()
+            if (text := _said(v))
+        ]
         if ("Where they were measured", lines) not in cards:
             cards.append(("Where they were measured", lines))
     for m in run.engines[:1]:

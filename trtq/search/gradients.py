@@ -51,9 +51,9 @@ def gradient(context: SensitivityContext) -> Measured:
     bits is S_l / b (eq. 3.4).
     """
     runs = _runs(context)
-    trials = int(context.arguments["trials"])
-    epsilon = float(context.arguments["epsilon"])
-    seed = int(context.arguments["seed"])
+    trials = context.arguments.trials
+    epsilon = context.arguments.epsilon
+    seed = context.arguments.seed
 
     def slope(layer: Layer, noise: torch.Tensor) -> list[float]:
         weight = (layer.weight + noise).requires_grad_(True)
@@ -139,7 +139,7 @@ def hessian(context: SensitivityContext) -> Measured:
     Kendall's tau between the two halves of the probes reaches 0.95.
     """
     probe = _Probe(context)
-    count = int(context.arguments["probes"])
+    count = context.arguments.probes
     estimates: list[list[float]] = []
     context.begin("Hessian probes", count)
     for k in range(count):
@@ -194,7 +194,7 @@ class _Probe:
 
     def traces(self, k: int) -> list[float]:
         """Return the estimate of probe ``k`` for each layer."""
-        generator = np.random.default_rng([int(self.context.arguments["seed"]), k])
+        generator = np.random.default_rng([self.context.arguments.seed, k])
         loss, slopes = self.loss
         values = hutchinson(loss, self.weights, generator, slopes)
         for layer, value in zip(self.context.layers, values, strict=True):

@@ -179,13 +179,12 @@ def _add(
 ) -> None:
     w, x = quantizers["weight"], quantizers.get("input")
     weight, fmt = encodings.constant(graph, w.source), w.format
-    codes = fake_quantize(
-        weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name, fmt.kind
-    )
+    scale = encodings.scale(w.name).to(weight.device)
+    codes = fake_quantize(weight, scale, None, fmt.axis, fmt.qmin, fmt.qmax, w.name, fmt.kind)
     coding = Coding(weight=codes, scale=None)
     if x is not None and x.name in encodings.amax:
         coding.scale, coding.qmin, coding.qmax, coding.kind = (
-            encodings.scale(x.name),
+            encodings.scale(x.name).to(weight.device),
             x.format.qmin,
             x.format.qmax,
             x.format.kind,

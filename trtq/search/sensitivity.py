@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import fx
 
@@ -31,6 +32,21 @@ def first_divergence(answers: Feed, reference: Feed) -> torch.Tensor:
     return class_divergence(answers[0], reference[0])
 
 
+class MetricArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """How much work a metric does.
+
+    Attributes:
+        probes: of the Hessian, at most.
+        trials, epsilon: perturbations of each layer, and their size.
+        seed: of what is drawn.
+    """
+
+    probes: int
+    trials: int
+    epsilon: float
+    seed: int
+
+
 @dataclass(slots=True, kw_only=True)
 class SensitivityContext:
     """What a metric works on.
@@ -45,7 +61,6 @@ class SensitivityContext:
         units: finished pieces of work, kept on disk.
         begin: announce (what, how many).
         advance: a number of pieces is done.
-        arguments: probes, trials, epsilon, seed.
     """
 
     graph: fx.GraphModule
@@ -54,7 +69,7 @@ class SensitivityContext:
     units: WorkCache
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]
-    arguments: Mapping[str, float] = field(default_factory=dict)
+    arguments: MetricArguments
     loss: Callable[[Feed, Feed], torch.Tensor] = class_loss
     divergence: Callable[[Feed, Feed], torch.Tensor] = first_divergence
     one_by_one: bool = False

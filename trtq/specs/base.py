@@ -206,7 +206,10 @@ def _require_unicode(value: str, option: str) -> None:
 
 
 def _show(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    if not isinstance(value, tuple):
+        return repr(value)
+    numbers = all(isinstance(v, (int, float)) for v in value)
+    return ("x" if numbers else " ").join(map(str, value))
 
 
 def _form(name: str, kind: Any) -> str | None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc, PathDoc, Spec
+from trtq.specs.fields import Tokenizer
+from trtq.specs.options import TaskName
 
 
 class DeployOptions(Spec, frozen=True, kw_only=True):
@@ -93,10 +95,12 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     data: Annotated[
         str | None,
         PathDoc(
-            description="Images (as for quantize) to run on the board and hold against the ONNX "
-            "file."
+            description="Samples of any form (as for quantize) to run on the board and compare "
+            "with the ONNX file."
         ),
     ] = None
+    task: TaskName = None
+    tokenizer: Tokenizer = None
     images: Annotated[Annotated[int, Meta(ge=1)], Doc(description="How many of them.")] = 32
     class_index: Annotated[
         str | None, PathDoc(description="JSON list of folder names in class order.")

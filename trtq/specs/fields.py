@@ -83,7 +83,7 @@ Masks = Annotated[
     str | None,
     PathDoc(
         description="Masks of class indices, one of the same name for each image: a folder, or one "
-        "inside a .zip (camvid.zip/trainannot)."
+        "inside a .zip (camvid.zip/trainannot). For --task depth: maps of numbers in .npy files."
     ),
 ]
 IgnoreIndex = Annotated[

@@ -111,11 +111,17 @@ HighPrecision = Annotated[
 DeviceName = Annotated[
     str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", examples=["auto", "cpu", "cuda", "cuda:1"])
 ]
-CalibrationDevice = Annotated[
+ComputeDevice = Annotated[
     DeviceName,
     Doc(
-        description="Where calibration runs the model: cpu, cuda, cuda:N, or auto for a GPU where "
-        "there is one."
+        description="Where torch computes: cpu, cuda, cuda:N, or auto for a GPU where there is one."
+    ),
+]
+TimeBudget = Annotated[
+    Annotated[float, Meta(gt=0)] | None,
+    Doc(
+        description="Minutes that a method which learns (reconstruct) may take: it does the steps "
+        "that fit. Default: all of them."
     ),
 ]
 ParityImages = Annotated[
@@ -172,4 +178,5 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
-    device: CalibrationDevice = "cpu"
+    device: ComputeDevice = "cpu"
+    time_budget: TimeBudget = None

@@ -21,8 +21,8 @@ from trtq.specs.inputs import InputSpec, ModelInputSpec
 from trtq.specs.options import (
     Attention,
     Bits,
-    CalibrationDevice,
     CalibrationImages,
+    ComputeDevice,
     FamilyPreset,
     HighPrecision,
     ImagesPerPass,
@@ -32,6 +32,7 @@ from trtq.specs.options import (
     ParityImages,
     Requantize,
     TaskName,
+    TimeBudget,
     WeightStorage,
 )
 
@@ -72,7 +73,8 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
-    device: CalibrationDevice = "cpu"
+    device: ComputeDevice = "cpu"
+    time_budget: TimeBudget = None
 
 
 class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -94,6 +96,7 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
         Doc(description="Images the parity gate compares torch and ONNX Runtime on."),
     ] = 32
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
+    device: ComputeDevice = "cpu"
 
 
 class EvaluateSpec(InputSpec, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ from trtq.specs.fields import (
     Target,
 )
 from trtq.specs.inputs import ModelInputSpec
-from trtq.specs.options import Options, TaskName
+from trtq.specs.options import ComputeDevice, Options, TaskName
 
 RangesBy = Annotated[Calibrator, Doc(description="How activations get their range.")]
 AnalyzedBits = Annotated[
@@ -94,6 +94,7 @@ class AnalyzeOptions(Options, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: AnalysisCache = None
+    device: ComputeDevice = "cpu"
 
 
 class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -121,6 +122,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: AnalysisCache = None
+    device: ComputeDevice = "cpu"
 
 
 class AllocateOptions(Options, frozen=True, kw_only=True):
@@ -232,6 +234,7 @@ class SearchOptions(Options, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: CalibCache = None
+    device: ComputeDevice = "cpu"
 
     @property
     def keeps_score(self) -> bool:
@@ -285,11 +288,19 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Seed = 0
     calib_cache: CalibCache = None
+    device: ComputeDevice = "cpu"
 
 
 class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
-    """Say which way of quantizing fits."""
+    """Say which way of quantizing fits, or which layers of a quantized model lose from INT8."""
 
+    model: Annotated[
+        str,
+        PathDoc(
+            description="A float model as for trtq quantize; or a quantized one: a Q/DQ ONNX file, "
+            "the folder of trtq quantize, or an engine of it."
+        ),
+    ]
     target: Target = None
     budget: Budgets = ()
     task: TaskName = None
@@ -311,6 +322,42 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
             "decides "
             "whether PTQ is enough."
         ),
+    ] = None
+    engine: Annotated[
+        str | None,
+        PathDoc(
+            description="Quantized model: its TensorRT-RTX engine; default: one beside the file. "
+            "Its kernels are compared with those of --baseline."
+        ),
+    ] = None
+    baseline: Annotated[
+        str | None,
+        PathDoc(description="Quantized model: the FP16 engine; default: one beside --engine."),
+    ] = None
+    measured: Annotated[
+        tuple[str, ...],
+        PathDoc(
+            description="Quantized model: bench.json of trtq bench --profile with the layer times "
+            "of the INT8 and of the FP16 file on one device; repeatable."
+        ),
+    ] = ()
+    shapes: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="Quantized model: NAME=SHAPE of an input with open axes, such as "
+            "images=1x3x640x640; repeatable."
+        ),
+    ] = ()
+    batch: Annotated[int, Meta(ge=1), Doc(description="Quantized model: samples in a call.")] = 1
+    keep_winners: Annotated[
+        bool,
+        Doc(
+            description="Quantized model: write it with Q/DQ pairs only where INT8 wins. Needs "
+            "--out."
+        ),
+    ] = False
+    out: Annotated[
+        str | None, PathDoc(description="Quantized model: folder for advise.json and new files.")
     ] = None
 
 

@@ -16,17 +16,19 @@ from trtq.tasks.maps import draw_values, resized
 from trtq.tasks.one_output import OneOutput
 from trtq.tasks.segmentation import size_remark
 
-NEAR = 1.25  # ratio of two depths that are close
+NEAR = 1.25  # ratio of two depths that are close, of the literature's delta1
+ALIKE = 1.1  # of two models: a map that is 20 % off everywhere must not count as the same
 AXES = 3
 Floats = npt.NDArray[np.float64]
 
 
-def depth_errors(found: Floats, wanted: Floats) -> tuple[float, float, float]:
-    """Return AbsRel, RMSE and the share within a factor of 1.25.
+def depth_errors(found: Floats, wanted: Floats, near: float = NEAR) -> tuple[float, float, float]:
+    """Return AbsRel, RMSE and the share within a factor of ``near``, percent.
 
     Args:
         found: depths [M]; a NaN or an infinity counts as 0, which is never close.
         wanted: true depths [M], all positive.
+        near: ratio of two depths that are close.
     """
     found = np.where(np.isfinite(found), found, 0.0)
     far = np.abs(found - wanted)
@@ -34,7 +36,7 @@ def depth_errors(found: Floats, wanted: Floats) -> tuple[float, float, float]:
     return (
         float((far / wanted).mean()),
         float(np.sqrt(np.square(far).mean())),
-        100.0 * float((ratio < NEAR).mean()),
+        100.0 * float((ratio < near).mean()),
     )
 
 
@@ -45,10 +47,11 @@ class DepthScore:
 
     Args:
         ignore: the target value that is not counted.
+        near: ratio of two depths that are close.
     """
 
-    def __init__(self, ignore: float) -> None:
-        self.ignore = ignore
+    def __init__(self, ignore: float, near: float = NEAR) -> None:
+        self.ignore, self.near = ignore, near
         self.errors: list[tuple[float, float, float]] = []
 
     def add(self, answer: Array, targets: npt.NDArray[Any] | None) -> None:
@@ -60,7 +63,7 @@ class DepthScore:
         for own, truth in zip(found, wanted, strict=True):
             counted = np.isfinite(truth) & (truth > 0.0) & (truth != self.ignore)
             if counted.any():
-                self.errors.append(depth_errors(own[counted], truth[counted]))
+                self.errors.append(depth_errors(own[counted], truth[counted], self.near))
 
     @property
     def figures(self) -> list[Figure]:
@@ -76,10 +79,10 @@ class DepthScore:
 
 
 class DepthAgreement:
-    """The same figures against another model's maps, the share of close pixels first."""
+    """The same figures against another model's maps, the share of pixels within 10 % first."""
 
     def __init__(self) -> None:
-        self.counts = DepthScore(ignore=0)
+        self.counts = DepthScore(ignore=0, near=ALIKE)
 
     def add(self, answer: Array, reference: Array) -> None:
         """Count one batch."""
@@ -87,10 +90,14 @@ class DepthAgreement:
 
     @property
     def figures(self) -> list[Figure]:
-        """Agreement delta1, AbsRel and RMSE."""
+        """Agreement of pixels within 10 %, AbsRel and RMSE."""
         figures = {f.name: f for f in self.counts.figures}
-        order = [n for n in ("delta1", "AbsRel", "RMSE") if n in figures]
-        return [msgspec.structs.replace(figures[n], name=f"agreement {n}") for n in order]
+        order = {"delta1": "within 10 %", "AbsRel": "AbsRel", "RMSE": "RMSE"}
+        return [
+            msgspec.structs.replace(figures[n], name=f"agreement {name}")
+            for n, name in order.items()
+            if n in figures
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trtq.data.arrays import read_array_file
+from trtq.data.array_files import read_array_file
 from trtq.data.metrics import Array
 from trtq.errors import UsageError, listed
 from trtq.paths import expand_home

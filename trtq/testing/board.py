@@ -429,10 +429,14 @@ class StandInBoard:
         subprocess.run(make_key, check=True)
         self._give_away()
 
-    def add_tensorrt(self) -> bool:
+    def add_tensorrt(self, inputs: Mapping[str, str] | None = None) -> bool:
         """Give the board's Python the TensorRT of its release and a CUDA runtime.
 
         Return False where there is no C compiler for the latter.
+
+        Args:
+            inputs: types of integer inputs by name, whose products an engine sums; default: engines
+                pool one float32 input.
         """
         from trtq.testing.tensorrt import NAMES
 
@@ -441,7 +445,11 @@ class StandInBoard:
             return False
         (self.folder / "python").mkdir(exist_ok=True)
         shutil.copy(HERE / "board_tensorrt.py", self.folder / "python/tensorrt.py")
-        told = {"release": [int(v) for v in self.kind.library.split(".")[:2]], "names": NAMES}
+        told: dict[str, object] = {
+            "release": [int(v) for v in self.kind.library.split(".")[:2]],
+            "names": NAMES,
+        }
+        told |= {"io": {"inputs": dict(inputs)}} if inputs is not None else {}
         (self.folder / "python/release.json").write_text(json.dumps(told))
         (self.folder / "cudart.c").write_text(CUDART)
         subprocess.run(

@@ -3,7 +3,9 @@
 They run on Python 3.6 with the standard library alone.
 
 An engine is any file; it takes one float32 input [N, C, H, W] called ``input`` and answers with the
-mean of every channel, [N, C]: what a model of one global average pooling computes. Addresses are of
+mean of every channel, [N, C]: what a model of one global average pooling computes. Where ``io`` of
+the board's folder has inputs (names and types: INT64 or INT32, [N, L]), it answers with the sums of
+their products, FLOAT [N, 1]. Addresses are of
 ordinary memory, as ``CUDART`` of :mod:`trtq.testing.board` hands them out. Its builder knows the
 names of the release that is in ``release.json`` beside it, and writes what it was told into the
 engine. What a real one would stumble over is in the model's ``doc_string``: ``refuse-me``,
@@ -198,12 +200,16 @@ class _Context:
         self.shape = list(shape)
 
     def get_tensor_shape(self, name):
+        if _IO is not None:
+            return self.shape if name in _IO["inputs"] else [self.shape[0], 1]
         return self.shape if name == "input" else self.shape[:2]
 
     def set_tensor_address(self, name, address):
         self.places[name] = address
 
     def execute_async_v3(self, stream):
+        if _IO is not None:
+            return self._sums()
         count, channels, size = self.shape[0], self.shape[1], self.shape[2] * self.shape[3]
         values = array.array("f")
         values.frombytes(ctypes.string_at(self.places["input"], 4 * count * channels * size))
@@ -213,18 +219,39 @@ class _Context:
         ctypes.memmove(self.places["output"], means.tobytes(), 4 * count * channels)
         return True
 
+    def _sums(self):
+        count, length = self.shape
+        columns = []
+        for name, kind in sorted(_IO["inputs"].items()):
+            code, size = {"INT64": ("q", 8), "INT32": ("i", 4)}[kind]
+            values = array.array(code)
+            values.frombytes(ctypes.string_at(self.places[name], size * count * length))
+            columns.append(values)
+        products = columns[0]
+        for column in columns[1:]:
+            products = [a * b for a, b in zip(products, column)]  # noqa: B905 - Python 3.6
+        sums = [float(sum(products[i * length : (i + 1) * length])) for i in range(count)]
+        ctypes.memmove(self.places["output"], array.array("f", sums).tobytes(), 4 * count)
+        return True
+
+
+_IO = _TOLD.get("io")
+
 
 class _Engine:
-    num_io_tensors = 2
+    num_io_tensors = 2 if _IO is None else len(_IO["inputs"]) + 1
 
     def get_tensor_name(self, index):
-        return ("input", "output")[index]
+        return self._names()[index]
+
+    def _names(self):
+        return ["input", "output"] if _IO is None else [*sorted(_IO["inputs"]), "output"]
 
     def get_tensor_mode(self, name):
-        return TensorIOMode.INPUT if name == "input" else TensorIOMode.OUTPUT
+        return TensorIOMode.OUTPUT if name == "output" else TensorIOMode.INPUT
 
     def get_tensor_dtype(self, name):
-        return "DataType.FLOAT"
+        return "DataType." + ("FLOAT" if _IO is None else _IO["inputs"].get(name, "FLOAT"))
 
     def create_execution_context(self):
         return _Context()

@@ -18,6 +18,11 @@ from trtq.train.objective import Objective, Part
 Pair = tuple[Feed, torch.Tensor | None]
 
 
+def in_steps(indices: list[int], batch: int) -> list[list[int]]:
+    """Return the images of each step."""
+    return [indices[i : i + batch] for i in range(0, len(indices), batch)]
+
+
 def walk(
     samples: Samples,
     parts: Sequence[Sequence[int]],

@@ -24,6 +24,7 @@ class _State(msgspec.Struct):
     key: str
     done: int
     losses: list[float]
+    total: int = 0
 
 
 class LearningState:
@@ -33,6 +34,9 @@ class LearningState:
         optimizer: Adam; its parameters are what is learned.
         generator: draws the images.
         key: everything the result depends on. A file of another key is never read.
+
+    Attributes:
+        total: steps that are done in the end, 0 before that is known.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class LearningState:
         self.optimizer, self.generator = optimizer, generator
         self.key = digest_of([key, str(torch.__version__), __version__])
         self.saved = time.monotonic()
+        self.total = 0
 
     def path(self, folder: Path) -> Path:
         """Return the file of this run."""
@@ -68,9 +73,12 @@ class LearningState:
             for i, p in enumerate(self._parameters()):
                 p.copy_(tensors[f"{i}.value"])
                 if f"{i}.step" in tensors:
-                    self.optimizer.state[p] = {k: tensors[f"{i}.{k}"] for k in ADAM}
+                    self.optimizer.state[p] = {
+                        k: tensors[f"{i}.{k}"].to("cpu" if k == "step" else p.device) for k in ADAM
+                    }
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global"])
+        self.total = meta.total
         return meta.done, meta.losses
 
     def _fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -90,10 +98,10 @@ class LearningState:
         }
         for i, p in enumerate(self._parameters()):
             state: Mapping[str, torch.Tensor] = self.optimizer.state[p]
-            tensors[f"{i}.value"] = p.detach().contiguous()
+            tensors[f"{i}.value"] = p.detach().cpu().contiguous()
             # There is none for a parameter that never got a gradient.
-            tensors |= {f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state}
-        meta = {"key": self.key, "done": done, "losses": losses}
+            tensors |= {f"{i}.{k}": state[k].cpu().contiguous() for k in ADAM if k in state}
+        meta = {"key": self.key, "done": done, "losses": losses, "total": self.total}
         write_bytes(
             self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()})
         )

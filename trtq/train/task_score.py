@@ -1,4 +1,4 @@
-"""The score of a graph in training as its task says, on samples with or without targets."""
+"""The score of a graph in training: hits, or what its task says."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from trtq.data.metrics import hit_rate, mean_overlap
 from trtq.data.samples import Batch, target_array
-from trtq.graph.feed import Feed, outputs_of
+from trtq.graph.device import device_of
+from trtq.graph.feed import Feed, first_output, outputs_of
 from trtq.tasks import Figure, Task
-from trtq.train.examples import TrainingSetup
+from trtq.train.examples import TrainingSetup, in_steps, walk
+from trtq.workers import Workers
 
 DIVERGENCE = "divergence"
 
@@ -44,6 +47,35 @@ def task_score(setup: TrainingSetup, student: nn.Module, placed: Callable[[Feed]
     figures = score.figures or ([] if alike is None else alike.figures)
     numbers = Figure(name=DIVERGENCE, value=float(np.mean(apart)), unit="", better="lower")
     return next((f for f in figures if f.value is not None), numbers)
+
+
+def hits_of(
+    setup: TrainingSetup,
+    student: nn.Module,
+    placed: Callable[[Feed], Feed],
+    workers: Workers,
+) -> float:
+    """Return top-1 or mIoU on the validation images in percent, over all processes.
+
+    Args:
+        setup: what is learned.
+        student: the graph in training.
+        placed: brings inputs to its device.
+        workers: the processes; each counts its share.
+    """
+    val, classes = setup.val, setup.classes
+    assert val is not None
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=device_of(student))
+    parts = in_steps(list(workers.share(range(len(val)))), setup.batch)
+    for feed, wanted in walk(val, parts, setup.names):
+        assert wanted is not None
+        predicted = first_output(student(*placed(feed))).argmax(dim=1)
+        targets = wanted.to(counts.device)
+        seen = targets != val.ignore
+        pairs = targets[seen] * classes + predicted[seen]
+        counts += torch.bincount(pairs, minlength=classes * classes)
+    total = workers.sum_(counts).reshape(classes, classes).cpu().numpy()
+    return mean_overlap(total) if val.dense else hit_rate(total)
 
 
 def _decoded(task: Task, outputs: dict[str, torch.Tensor], batch: Batch) -> object:

@@ -17,16 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from trtq.data.metrics import hit_rate, mean_overlap
-from trtq.data.samples import Samples
 from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.graph.device import device_of
-from trtq.graph.feed import IMAGE_AXES, Feed, first_output, outputs_of
+from trtq.graph.feed import IMAGE_AXES, Feed, outputs_of
 from trtq.progress import Progress
 from trtq.specs import FinetuneOptions
 from trtq.tasks import Figure
 from trtq.train.epoch import Epoch
-from trtq.train.examples import TrainingSetup, walk
+from trtq.train.examples import TrainingSetup, in_steps, walk
 from trtq.train.learned import LeanMemory
 from trtq.train.objective import Part
 from trtq.train.run_state import (
@@ -38,7 +36,7 @@ from trtq.train.run_state import (
     read_state,
     stops,
 )
-from trtq.train.task_score import task_score
+from trtq.train.task_score import hits_of, task_score
 from trtq.train.training_graph import TrainingGraph
 from trtq.train.updates import Updates
 from trtq.workers import Workers
@@ -142,11 +140,6 @@ class Trainer:
                     for feed in drawn.inputs(len(drawn), self.setup.batch, self.setup.names)
                 )
 
-    def _parts(self, indices: list[int]) -> list[list[int]]:
-        """Return the images of each step."""
-        batch = self.setup.batch
-        return [indices[i : i + batch] for i in range(0, len(indices), batch)]
-
     def _width(self, epoch: int) -> int:
         """Return the bits that narrower quantizers take in an epoch, 0 for their own."""
         lower = self.spec.lower_bits
@@ -199,7 +192,7 @@ class Trainer:
         at = self.position
         generator = np.random.default_rng([spec.seed, at.epoch])
         order = generator.permutation(len(self.setup.train)).tolist()[: spec.limit]
-        parts = self._parts(order)
+        parts = in_steps(order, self.setup.batch)
         self.progress.begin(f"Epoch {at.epoch + 1} of {spec.epochs}", len(order))
         self.progress.advance(at.step * self.setup.batch)
         self._mode(training=True)
@@ -250,9 +243,7 @@ class Trainer:
         if self._width(at.epoch) != self._width(at.epoch - 1):
             self.graph.widen_(self._width(at.epoch))
         self._save(None)
-        shown = ""
-        if score is not None:
-            shown = f", {score.words} on --val (torch, codes in place)"
+        shown = f", {score.words} on --val (torch, codes in place)" if score is not None else ""
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
         said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
         self.progress.note(f"epoch {at.epoch}: {said}")
@@ -386,9 +377,8 @@ class Trainer:
         at = self.position
         self.updates.store_scale(at)
         if not all(bool(torch.isfinite(p).all()) for p in self.result):
-            where = "a trained value"
-            if feed is not None:
-                where = self.graph.first_non_finite(self._placed(feed))
+            first = self.graph.first_non_finite
+            where = "a trained value" if feed is None else first(self._placed(feed))
             raise CalibrationError(
                 f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}",
                 f"first not finite: {where}",
@@ -404,31 +394,14 @@ class Trainer:
         """
         if self.setup.val is None:
             return None
-        if self.setup.task is None:
-            return Figure(name=self.measure, value=self._hits(self.setup.val))
         self._mode(training=False)
         with self._enough_memory(), self.updates.averaged(), torch.no_grad():
+            if self.setup.task is None:
+                hits = hits_of(self.setup, self.graph.module, self._placed, self.workers)
+                return Figure(name=self.measure, value=hits)
             score = task_score(self.setup, self.graph.module, self._placed)
         self.measure = score.name
         return score
-
-    def _hits(self, val: Samples) -> float:
-        """Return top-1 or mIoU in percent."""
-        classes = self.setup.classes
-        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
-        parts = self._parts(list(self.workers.share(range(len(val)))))
-        self._mode(training=False)
-        with self._enough_memory(), self.updates.averaged(), torch.no_grad():
-            for feed, wanted in walk(val, parts, self.setup.names):
-                assert wanted is not None
-                answer = first_output(self.graph.module(*self._placed(feed)))
-                predicted = answer.argmax(dim=1)
-                targets = wanted.to(self.device)
-                seen = targets != val.ignore
-                pairs = targets[seen] * classes + predicted[seen]
-                counts += torch.bincount(pairs, minlength=classes * classes)
-        total = self.workers.sum_(counts).reshape(classes, classes).cpu().numpy()
-        return mean_overlap(total) if val.dense else hit_rate(total)
 
     def _remember(self, score: Figure | None) -> None:
         """Keep the best epoch; without validation images that is the last one.

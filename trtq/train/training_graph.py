@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
+from trtq.graph.device import device_of
 from trtq.graph.feed import Feed, as_feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import get_constant, operands
@@ -373,7 +374,7 @@ def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, s
             continue
         if own not in buffers:
             buffers[own] = f"held_{len(buffers)}"
-            graph.register_buffer(buffers[own], value.detach().clone())
+            graph.register_buffer(buffers[own], value.detach().to(device_of(graph), copy=True))
             names[buffers[own]] = own
         node.target = buffers[own]
     return names

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from trtq.bench.machine_card import GpuCard
 from trtq.errors import MeterError, first_line
 
 # Bits of the clock event reasons that make a latency worthless, and the cumulative times, ns, of
@@ -131,29 +132,29 @@ class Gpu:
             return None
         return value.decode(errors="replace") if isinstance(value, bytes) else value
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> GpuCard:
         """Return the properties and settings of the GPU; None where it reports none."""
         n, h, ask = self.nvml, self.handle, self.ask
         memory = ask("memory", lambda: n.nvmlDeviceGetMemoryInfo(h))
         limits = ask("power limits", lambda: n.nvmlDeviceGetPowerManagementLimitConstraints(h))
-        return {
-            "name": ask("name", lambda: n.nvmlDeviceGetName(h)),
-            "uuid": ask("uuid", lambda: n.nvmlDeviceGetUUID(h)),
-            "driver": ask("driver", n.nvmlSystemGetDriverVersion),
-            "cuda": ask("cuda", lambda: _dotted(n.nvmlSystemGetCudaDriverVersion_v2())),
-            "memory_bytes": memory.total if memory is not None else None,
-            "power_limit_w": _thousandth(
+        return GpuCard(
+            name=ask("name", lambda: n.nvmlDeviceGetName(h)),
+            uuid=ask("uuid", lambda: n.nvmlDeviceGetUUID(h)),
+            driver=ask("driver", n.nvmlSystemGetDriverVersion),
+            cuda=ask("cuda", lambda: _dotted(n.nvmlSystemGetCudaDriverVersion_v2())),
+            memory_bytes=memory.total if memory is not None else None,
+            power_limit_w=_thousandth(
                 ask("power limit", lambda: n.nvmlDeviceGetEnforcedPowerLimit(h))
             ),
-            "power_limits_w": [_thousandth(v) for v in limits] if limits is not None else None,
-            "sm_clock_max_mhz": ask(
+            power_limits_w=[_thousandth(v) for v in limits] if limits is not None else None,
+            sm_clock_max_mhz=ask(
                 "largest SM clock", lambda: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM)
             ),
-            "ecc": ask("ecc", lambda: bool(n.nvmlDeviceGetEccMode(h)[0])),
-            "mig": ask("mig", lambda: bool(n.nvmlDeviceGetMigMode(h)[0])),
-            "persistence": ask("persistence", lambda: bool(n.nvmlDeviceGetPersistenceMode(h))),
-            "compute_mode": ask("compute mode", lambda: int(n.nvmlDeviceGetComputeMode(h))),
-        }
+            ecc=ask("ecc", lambda: bool(n.nvmlDeviceGetEccMode(h)[0])),
+            mig=ask("mig", lambda: bool(n.nvmlDeviceGetMigMode(h)[0])),
+            persistence=ask("persistence", lambda: bool(n.nvmlDeviceGetPersistenceMode(h))),
+            compute_mode=ask("compute mode", lambda: int(n.nvmlDeviceGetComputeMode(h))),
+        )
 
     def state(self) -> GpuState:
         """Return the varying state of the GPU.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from trtq.data.metrics import Array
 from trtq.tasks.detections import Detections
 from trtq.tasks.facts import Facts
 from trtq.tasks.heads.base import Head, best_of, corners, output_called, ranked, sigmoid, softmax
+from trtq.tasks.heads.yolo_parts import whole_masks
 
 if TYPE_CHECKING:
     from trtq.tasks.base import Tensors
@@ -109,6 +110,70 @@ class RtDetr(Queries):
 
     def _read(self, logits: Array, boxes: Array) -> Detections:
         return best_pairs(boxes, sigmoid(logits), least=self.least_score, most=self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RfDetr(RtDetr):
+    """RF-DETR as its own export names the outputs; fine-tuned ones have a column for no class.
+
+    Attributes:
+        columns: of the logits; those behind the classes are no class.
+    """
+
+    name: ClassVar[str] = "rf-detr"
+    summary: ClassVar[str] = (
+        "dets [N, Q, 4] and labels [N, Q, classes or classes + 1] for a sigmoid, and perhaps masks "
+        "[N, Q, h, w] (RF-DETR)"
+    )
+    columns: int
+
+    @property
+    def gives(self) -> tuple[str, ...]:  # noqa: D102
+        return ("masks",) if len(self.outputs) > 2 else ()
+
+    @classmethod
+    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
+        del asked  # its names are its own
+        labels = output_called(facts, ("labels",), rank=3)
+        dets = output_called(facts, ("dets",), rank=3)
+        if labels is None or dets is None or facts.outputs[dets][2] != BOX:
+            return []
+        columns = facts.outputs[labels][2]
+        if not isinstance(columns, int) or facts.outputs[labels][1] != facts.outputs[dets][1]:
+            return []
+        masks = output_called(facts, ("masks",), rank=4)
+        outputs = (labels, dets) if masks is None else (labels, dets, masks)
+        without = facts.count is not None and columns == facts.count + 1
+        return [cls(outputs=outputs, columns=columns, classes=columns - without)]
+
+    def decode_arrays(  # noqa: D102
+        self, outputs: Sequence[Array], size: tuple[int, int]
+    ) -> list[Detections]:
+        maps = list(outputs[2]) if len(outputs) > 2 else [None] * len(outputs[0])
+        return [
+            self._with_masks(logits[:, : self.classes], pixels(boxes, size), own, size)
+            for logits, boxes, own in zip(outputs[0], outputs[1], maps, strict=True)
+        ]
+
+    def _with_masks(
+        self, logits: Array, boxes: Array, maps: Array | None, size: tuple[int, int]
+    ) -> Detections:
+        if maps is None:
+            return self._read(logits, boxes)
+        best = best_of(sigmoid(logits).T, self.least_score)
+        sound = np.flatnonzero(np.isfinite(boxes[best.rows]).all(axis=1))[: self.most]
+        chosen = best.at(sound)
+        masks = whole_masks(maps[chosen.rows], size)
+        return Detections.of(boxes[chosen.rows], chosen.scores, chosen.classes, masks=masks)
+
+    def raw(self, outputs: Tensors, size: tuple[int, int]) -> Raw:  # noqa: D102
+        named = {n: outputs[n] for n in self.outputs[:2]}
+        labels = self.outputs[0]
+        named[labels] = named[labels][..., : self.classes]
+        return replace(self, outputs=self.outputs[:2])._raw(named, size)
+
+    def _raw(self, outputs: Tensors, size: tuple[int, int]) -> Raw:
+        return super().raw(outputs, size)
 
 
 @dataclass(frozen=True, kw_only=True)

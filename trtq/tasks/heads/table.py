@@ -9,21 +9,24 @@ from trtq.errors import UsageError, suggest
 from trtq.tasks.facts import Facts, read_anchors
 from trtq.tasks.heads.anchored import Fcos, RetinaNet, Ssd
 from trtq.tasks.heads.base import Head
-from trtq.tasks.heads.detr import Detr, RtDetr, RtDetrRows
+from trtq.tasks.heads.detr import Detr, RfDetr, RtDetr, RtDetrRows
 from trtq.tasks.heads.end_to_end import EndToEnd
 from trtq.tasks.heads.lists import EfficientNms, Lists, TensorFlow, TorchVision
-from trtq.tasks.heads.yolo import Yolo, YoloObjectness, YoloX
-from trtq.tasks.heads.yolo_parts import YoloMasks, YoloPose
+from trtq.tasks.heads.yolo import Yolo, YoloObjectness, YoloSplit, YoloX
+from trtq.tasks.heads.yolo_parts import YoloMasks, YoloObjectnessMasks, YoloPose
 
 ROWS: tuple[type[Head], ...] = (
     Yolo,
     YoloObjectness,
     YoloX,
+    YoloSplit,
     YoloMasks,
+    YoloObjectnessMasks,
     YoloPose,
     EndToEnd,
     Detr,
     RtDetr,
+    RfDetr,
     RtDetrRows,
     EfficientNms,
     TensorFlow,
@@ -33,6 +36,7 @@ ROWS: tuple[type[Head], ...] = (
     RetinaNet,
     Fcos,
 )
+ROTATED = "obb"  # ultralytics' task of rotated boxes
 HEADS: Mapping[str, type[Head]] = {row.name: row for row in ROWS}
 
 
@@ -49,6 +53,14 @@ def find_head(facts: Facts, asked: str | None = None) -> Head:
         DataError: the file of anchors cannot be read.
     """
     facts.require_one_class_list()
+    if facts.task == ROTATED:
+        raise UsageError(
+            "Cannot read rotated boxes",
+            f"the metadata of the model say task {ROTATED}: its boxes have an angle; known: "
+            f"{facts.words}",
+            "Compare its outputs as numbers, --task tensors, or give a task of your own: --task "
+            "file.py:task",
+        )
     fitting = _fitting(facts) if asked is None else _of_name(facts, asked)
     if not fitting:
         raise _none_fits(facts, asked)

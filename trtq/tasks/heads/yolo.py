@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -258,3 +259,74 @@ def prototypes(facts: Facts) -> tuple[str, int] | None:
     if len(maps) != 1 or not isinstance(maps[0][1], int):
         return None
     return maps[0][0], maps[0][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloSplit(Head):
+    """YOLO-NAS, DAMO-YOLO and PP-YOLOE without suppression: corners and scores side by side.
+
+    Attributes:
+        last: whether the classes are the last axis of the scores.
+    """
+
+    name: ClassVar[str] = "yolo-split"
+    summary: ClassVar[str] = (
+        "boxes [N, anchors, 4]: left, top, right, bottom in pixels, and scores [N, anchors, "
+        "classes] or transposed after the sigmoid (YOLO-NAS, DAMO-YOLO, PP-YOLOE)"
+    )
+    by_names: ClassVar[bool] = True  # two outputs of the same anchors say as much
+    last: bool = True
+
+    @classmethod
+    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
+        shapes = {n: s for n, s in facts.outputs.items() if len(s) == 3}
+        if len(shapes) != 2 or (not asked and facts.task is not None):
+            return []
+        return [
+            cls(outputs=(boxes, scores), classes=columns, last=last)
+            for boxes, scores in (tuple(shapes), tuple(shapes)[::-1])
+            for columns, last in _columns(shapes[boxes], shapes[scores], facts, asked=asked)
+            if not _BOXED.search(scores.lower()) or _BOXED.search(boxes.lower())
+        ]
+
+    def decode_arrays(  # noqa: D102
+        self, outputs: Sequence[Array], size: tuple[int, int]
+    ) -> list[Detections]:
+        del size
+        return [self._read(*parts) for parts in zip(*outputs, strict=True)]
+
+    def _read(self, boxes: Array, scores: Array) -> Detections:
+        best = best_of(scores.T if self.last else scores, self.least_score)
+        chosen = boxes[best.rows]
+        kept = suppressed(chosen, best, overlap=self.overlap, most=self.most)
+        return Detections.of(chosen[kept], best.scores[kept], best.classes[kept])
+
+    def raw(self, outputs: Tensors, size: tuple[int, int]) -> Raw:  # noqa: D102
+        import torch
+
+        from trtq.tasks.distances import Raw
+
+        del size
+        boxes, scores = (outputs[n] for n in self.outputs)
+        first, second = boxes[..., :2], boxes[..., 2:]
+        centred = torch.cat([(first + second) / 2, second - first], dim=-1)
+        return Raw(centred, scores if self.last else scores.transpose(1, 2))
+
+
+_BOXED = re.compile("box")
+
+
+def _columns(
+    boxes: Shape, scores: Shape, facts: Facts, *, asked: bool
+) -> Iterator[tuple[int, bool]]:
+    """Yield classes and whether they are the last axis, for outputs of the same anchors."""
+    anchors = boxes[1]
+    if boxes[2] != BOX or not isinstance(anchors, int):
+        return
+    usual = facts.size is not None and anchors_a_cell(anchors, facts.size) == 1
+    if not (usual or asked):
+        return
+    for last in (True, False):
+        own, columns = scores[1:] if last else scores[:0:-1]
+        if own == anchors and isinstance(columns, int) and columns != anchors:
+            yield columns, last

@@ -48,12 +48,13 @@ class YoloMasks(Rows):
     @classmethod
     def _reading(cls, at: Layout, facts: Facts) -> Sequence[Head]:
         maps = prototypes(facts)
-        if maps is None or at.channels - BOX - maps[1] <= 0:
+        classes = 0 if maps is None else at.channels - BOX - cls.objectness - maps[1]
+        if maps is None or classes <= 0:
             return []
         return [
             cls(
                 outputs=(at.output, maps[0]),
-                classes=at.channels - BOX - maps[1],
+                classes=classes,
                 coefficients=maps[1],
                 last=at.last,
             )
@@ -71,6 +72,18 @@ class YoloMasks(Rows):
         found, chosen = self._kept(anchors)
         parts = anchors[-self.coefficients :, chosen.rows].T
         return replace(found, masks=masks_of(parts, maps, found.xyxy, size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloObjectnessMasks(YoloMasks):
+    """YOLOv5-seg and v7-seg: the same with the objectness before the scores."""
+
+    name: ClassVar[str] = "yolo-objectness-masks"
+    summary: ClassVar[str] = (
+        "[N, anchors, 5 + classes + M] with prototypes [N, M, h, w] (YOLOv5-seg, v7-seg)"
+    )
+    objectness: ClassVar[int] = 1
+    per_cell: ClassVar[tuple[int | None, ...]] = (3, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +178,21 @@ def masks_of(
         rows = _resized(sums, top, bottom, height)
         values = _resized(rows.T, left, right, width).T
         mask[top:bottom, left:right] = values > 0
+    return masks
+
+
+def whole_masks(maps: Array, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return the pixels of objects in the input, bool [M, H, W], of one map for each.
+
+    Args:
+        maps: logits, [M, h, w], resized bilinearly.
+        size: H and W.
+    """
+    height, width = size
+    masks = np.zeros((len(maps), height, width), dtype=np.bool_)
+    for mask, own in zip(masks, maps, strict=True):
+        rows = _resized(own, 0, height, height)
+        mask[:] = _resized(rows.T, 0, width, width).T > 0
     return masks
 
 
