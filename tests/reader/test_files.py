@@ -332,3 +332,32 @@ def test_wrong_shapes_are_said_with_the_node(tmp_path):
 def test_a_checkpoint_is_refused_beside_a_file_with_weights(tmp_path):
     with pytest.raises(UsageError, match="Cannot use --checkpoint with m.onnx"):
         trtq.load("m.onnx", checkpoint="w.pt")
+
+
+def test_the_example_of_ids_is_below_the_rows_of_their_table(tmp_path):
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="embed"),
+        helper.make_node("ReduceMean", ["rows"], ["y"], axes=[1], keepdims=0),
+    ]
+    model = model_of(
+        nodes,
+        [("ids", TensorProto.INT64, ["batch", "length"])],
+        [("y", FLOAT, None)],
+        {"table": random_weight(3, 4)},
+    )
+    assert read_onnx(model).rows == {"ids": 3}
+    loaded, made = written(tmp_path, model)
+    assert int(loaded.graph.examples[0].max()) < 3
+    assert_round_trip(model, loaded, made)
+
+
+def test_sizes_that_nobody_gave_are_not_tried_without_limit():
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    model = model_of(
+        nodes,
+        [("x", FLOAT, ["batch", "rows", "rows", "rows"])],
+        [("y", FLOAT, None)],
+        {"w": random_weight(7)},
+    )
+    example = read_onnx(model).model_inputs(None).example
+    assert example["x"].numel() <= 2 * 16**3  # no length fits: the first is kept
