@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from trtq import ops
+from trtq.errors import CaptureError
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.axes import Open, single
@@ -37,3 +39,8 @@ def test_a_fixed_batch_is_cut_along_every_axis_of_its_name():
     feed = (torch.zeros(2, 5), torch.zeros(3, 2, 4))
     opened = Open(({0: "batch"}, {1: "batch"}), {})
     assert [t.shape for t in single(feed, opened)] == [(1, 5), (3, 1, 4)]
+
+
+def test_samples_with_nan_are_named():
+    with pytest.raises(CaptureError, match="samples hold NaN or infinity in the input left"):
+        capture(nn.Identity(), {"left": torch.full((2, 3), float("nan"))})

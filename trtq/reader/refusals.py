@@ -103,7 +103,8 @@ def _value_refusals(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
             elif value.type.tensor_type.elem_type not in TORCH_TYPES:
                 code = value.type.tensor_type.elem_type
                 kind = TensorProto.DataType.Name(code)
-                yield f"its {what} {value.name!r} is of the type {kind}", "Export it with numbers"
+                known = ", ".join(TensorProto.DataType.Name(t).lower() for t in TORCH_TYPES)
+                yield f"its {what} {value.name!r} is of the type {kind}", f"Export it as {known}"
     made = Counter(o for n in graph.node for o in n.output if o)
     made.update(v.name for v in graph.input)
     twice = next((n for n, k in made.items() if k > 1), None)
