@@ -332,6 +332,13 @@ def _explain_runtime(exc: BaseException) -> TrtqError | None:
         return None
     if "Could not determine home directory" in str(exc):
         return SystemRefusalError("There is no home folder", NO_HOME, "Set HOME")
+    if "CUDA error" in str(exc):  # it fell off the bus, or a driver was restarted
+        return SystemRefusalError(
+            "The GPU failed",
+            first_line(str(exc)),
+            "What was finished is kept: give the same command again, with --device cpu if the GPU "
+            "is gone",
+        )
     if "can't start new thread" in str(exc):
         return SystemRefusalError("Cannot start a thread", *_REFUSALS[errno.EAGAIN])
     return None

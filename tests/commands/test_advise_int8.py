@@ -334,6 +334,30 @@ def test_fused_kernels_of_full_tensorrt_quantize_before_what_moves_values(out: P
     assert choice.chosen_ms <= min(choice.int8_ms, choice.fp16_ms) * 1.001
 
 
+class Joined(nn.Module):
+    """Two convolutions whose results are joined, and one that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(16, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.cat([self.a(x).relu(), self.b(x).relu()], 1))
+
+
+def test_a_concat_moves_codes_where_its_readers_read_codes():
+    """TensorRT moves the QuantizeLinear before it: the convolutions write codes."""
+    made = trtq.quantize(Joined().eval(), [torch.randn(3, 16, 16) for _ in range(4)])
+    model = Int8Model(made.done.qdq, "m", {}, 1, False)
+    names = [k.name for k in model.conversions(frozenset())]
+    assert names == ["input to codes"]
+    left = [k.name for k in model.conversions(frozenset({"a/Conv"}))]
+    assert len(left) == 2 and "input to codes" in left  # a's result, before it is joined
+    (concat,) = [k for k in model.kernels(frozenset()) if k.kind == "Concat"]
+    assert concat.bits == 2 * 8 * 16 * 14 * 14
+    assert [k.name for k in model.conversions(frozenset({"c/Conv"}))] == ["input to codes"]
+
+
 def test_launches_that_decide_are_said(out: Path):
     notes = asked(out, target="orin").notes
     assert any("of the predicted time are launches, 100 us a kernel" in n for n in notes)

@@ -11,8 +11,8 @@ import torch
 import trtq
 from tests.support.hybrid import SETTINGS, hybrid, images, options
 from tests.support.pretend_gpu import pretend_gpu
-from trtq.errors import CalibrationError
-from trtq.graph.device import device_of, with_smaller_batches
+from trtq.errors import CalibrationError, UsageError, explain_system
+from trtq.graph.device import choose_device, device_of, with_smaller_batches
 
 # Where trtq may wait for a GPU to read a value, and why that is no loss: once a batch, once a
 # tensor after the pass, or once a step of a search.
@@ -171,3 +171,42 @@ def test_one_sample_that_does_not_fit_is_an_error():
 
     with pytest.raises(CalibrationError, match=r"calibration does not fit .* Tried to allocate"):
         with_smaller_batches(never, 2, print, "calibration")
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (["sm_80", "sm_90"], (8, 6), True),  # kernels of 8.0 run on 8.6
+        (["sm_86"], (8, 0), False),
+        (["sm_75", "sm_90"], (8, 9), False),
+        (["sm_75", "compute_80"], (12, 0), True),  # PTX is compiled for what is newer
+        (["compute_90"], (8, 9), False),
+        (["sm_90a", "sm_120"], (12, 1), True),
+    ],
+)
+def test_a_gpu_that_this_torch_has_no_kernels_for(monkeypatch, built, capability, runs):
+    with pretend_gpu():
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        if runs:
+            assert choose_device("cuda").type == "cuda"
+            return
+        number = rf"{capability[0]}\.{capability[1]}"
+        why = rf"Cannot use cuda: it has compute capability {number}, and torch"
+        with pytest.raises(UsageError, match=why):
+            choose_device("cuda")
+
+
+def test_a_gpu_that_fails_in_the_middle():
+    said = explain_system(RuntimeError("CUDA error: unspecified launch failure\nmore"))
+    assert str(said) == (
+        "The GPU failed: CUDA error: unspecified launch failure. What was finished is kept: give "
+        "the same command again, with --device cpu if the GPU is gone."
+    )
+
+
+def test_a_torch_without_cuda_says_so(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"torch sees 0 GPUs: torch .* is built without CUDA"):
+        choose_device("cuda")

@@ -240,7 +240,7 @@ def test_wrong_requests():
         choose(["smooth"], {"smooth.strenth": 1})
     with pytest.raises(UsageError, match=r"Cannot use smooth.strength=much: expected float"):
         choose(["smooth"], {"smooth.strength": "much"})
-    off = [choose(["repq"], {"repq.softmax": v})[0][1]["softmax"] for v in ("false", False, 0, "0")]
+    off = [choose(["repq"], {"repq.softmax": v})[0][1].softmax for v in ("false", False, 0, "0")]
     assert off == [False] * 4  # not the truth of a text that is not empty
 
 

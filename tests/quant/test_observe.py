@@ -178,7 +178,9 @@ def test_what_is_asked_of_a_calibrator():
 def test_a_device_that_is_not_there_is_refused_before_any_work():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(UsageError, match=r"Cannot use cuda: torch sees 0 GPUs\. Give --device cpu"):
+    with pytest.raises(
+        UsageError, match=r"Cannot use cuda: torch sees 0 GPUs: .* (?:Give --device cpu|device)"
+    ):
         trtq.quantize(Net().eval(), images(), device="cuda")
 
 

@@ -216,6 +216,8 @@ def pretend_gpu() -> Iterator[Counter[str]]:
         with (
             mock.patch.object(torch.cuda, "is_available", lambda: True),
             mock.patch.object(torch.cuda, "device_count", lambda: 1),
+            mock.patch.object(torch.cuda, "get_arch_list", lambda: ["sm_80", "compute_90"]),
+            mock.patch.object(torch.cuda, "get_device_capability", lambda _: (8, 6)),
             mock.patch.object(torch, "inference_mode", _without_gradients),
             mock.patch.object(torch.optim.Optimizer, WATCHES_CAPTURE, lambda _: None),
             _ToGpu(),

@@ -152,7 +152,8 @@ def _advice(first: Path, second: Path, turns: Turns, slower_layers: list[LayerTi
     keep = "FP16" if is_engine(first) else "the float file"
     worst = ", ".join(f"{r.module} (+{r.ms:.3f} ms)" for r in slower_layers[:3])
     eaten = f"; the gain was eaten by {worst}" if worst else ""
-    return f"Keep {keep}: INT8 does not win on this device{eaten}."
+    some = " trtq advise --measured --keep-winners leaves single layers in FP16." if worst else ""
+    return f"Keep {keep}: INT8 does not win on this device{eaten}.{some}"
 
 
 def _doubts(turns: Turns, margin: float) -> list[str]:

@@ -26,7 +26,7 @@ from trtq.engine.settings import RTX
 from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, choose_sizes
 from trtq.errors import ArtifactError, TrtqError, UsageError
-from trtq.export.onnx_file import TARGET, get_metadata, read_onnx
+from trtq.export.onnx_file import TARGET, codes_of, get_metadata, read_onnx
 from trtq.files import FP32
 from trtq.onnx_node import label_of
 from trtq.platform.target import Target
@@ -120,10 +120,11 @@ def open_subject(spec: AdviseSpec, path: Path) -> Subject:
         manifest = read_manifest(engine)
         notes.append(f"the engine beside the file is used: {engine}")
     device = find_device(target.name)
-    if "int8" not in device.peaks:
+    codes = "fp8" if codes_of(model) == "FP8" else "int8"
+    if codes not in device.peaks:
         raise UsageError(
-            f"Cannot advise on INT8 for the {device.title}",
-            "it has no INT8 kernels",
+            f"Cannot advise on {codes.upper()} for the {device.title}",
+            f"it has no {codes.upper()} kernels",
             f"Build FP16: trtq build {source.with_name(FP32)} --precision fp16 --target "
             f"{target.text}",
         )

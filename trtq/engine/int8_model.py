@@ -269,20 +269,21 @@ class _Choice:
         if group.kind == ATTENTION:
             own = own.union(*(self._coded(group, op) for op in group.members))
         split = self.model.apart and group.kind != ATTENTION
+        codes = self.model.quantized.formats[group.layers[0]]
         first = {t: v for t, v in group.reads.items() if t in own}
         rest = {t: v for t, v in group.reads.items() if t not in own}
         bits = group.weights * CODE + self._bits(first, own)
         if split:
             stored = ACCUMULATOR if group.kind == "conv" else ACCUMULATOR_LINEAR
             held = group.product * stored
-            yield self._kernel(group, "int8", bits + held)
+            yield self._kernel(group, codes, bits + held)
             bits, kind = held, "function"
         else:
             kind = group.kind
         epilogue = set().union(*(self._coded(group, op) for op in group.members[1:]))
         bits += self._bits(rest, epilogue)
         bits += self._written(group)
-        made = self._kernel(group, "int8", bits)
+        made = self._kernel(group, codes, bits)
         yield PlanKernel(
             name=f"{group.label} epilogue" if split else made.name,
             kind=kind,

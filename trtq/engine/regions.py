@@ -106,6 +106,7 @@ class Quantized:
 
     Attributes:
         layers: labels of nodes with pairs on both operands, with their kinds.
+        formats: ``int8`` or ``fp8`` of each.
         reads: tensors of the float model that each reads as codes, by node; layers and other nodes
             with a pair on an operand.
         feeds: labels of the layers behind a Q or DQ node, by its label.
@@ -114,6 +115,7 @@ class Quantized:
     """
 
     layers: Mapping[str, str]
+    formats: Mapping[str, str]
     reads: Mapping[str, tuple[str, ...]]
     feeds: Mapping[str, tuple[str, ...]]
     plain: onnx.ModelProto
@@ -149,6 +151,7 @@ def read_quantized(model: onnx.ModelProto) -> Quantized:
     }
     return Quantized(
         layers=layers,
+        formats={n: asked[n] for n in layers},
         reads=reads,
         feeds={k: tuple(v) for k, v in feeds.items()},
         plain=plain,

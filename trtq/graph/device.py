@@ -81,13 +81,55 @@ def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
         return torch.device("cpu")
     number = int(asked.partition(":")[2] or workers.local)
     if number >= count:
+        said = "" if count else _why_none()
         raise UsageError(
             f"Cannot use {asked}",
-            f"torch sees {count} GPUs",
+            f"torch sees {count} GPUs{said and f': {said}'}",
             "Give --device cpu, or see trtq doctor",
         )
+    _require_built_for(number, asked)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", number)
+
+
+def _why_none() -> str:
+    """Return what torch says of a machine on which it finds no GPU."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    start: Callable[[], None] = torch.cuda.init
+    try:
+        start()
+    except (RuntimeError, AssertionError) as exc:
+        return first_line(exc)
+    return ""
+
+
+def _require_built_for(number: int, asked: str) -> None:
+    """Refuse a GPU that this torch has no kernels for, before they fail one by one.
+
+    Raises:
+        UsageError: names the capability of the GPU, and those of torch.
+    """
+    built = torch.cuda.get_arch_list()
+    major, minor = torch.cuda.get_device_capability(number)
+    numbers = [(kind, int(n[:-1]), int(n[-1])) for kind, n in map(_capability, built)]
+    runs = any(
+        (m == major and n <= minor) if kind == "sm" else (m, n) <= (major, minor)
+        for kind, m, n in numbers
+    )
+    if built and not runs:
+        raise UsageError(
+            f"Cannot use {asked}",
+            f"it has compute capability {major}.{minor}, and torch {torch.__version__} is built "
+            f"for {', '.join(built)}",
+            "Install a build of torch for this GPU, or give --device cpu",
+        )
+
+
+def _capability(name: str) -> tuple[str, str]:
+    """Return the kind and the digits of ``sm_90a`` or ``compute_120``."""
+    kind, _, number = name.partition("_")
+    return kind, number.rstrip("abcdef")
 
 
 def described(device: torch.device) -> str:
