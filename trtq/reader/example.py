@@ -15,6 +15,7 @@ from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs, random_input
 from trtq.reader.port import Port
 
 IMAGE_AXES = 4
+USUAL_SIZE = (3, 224, 224)  # where nobody gave one, and the file's inputs are no images
 MOST_GUESSED = 4  # axes
 LARGEST_TRIAL = 1 << 22  # values of an input whose sizes are guessed
 LENGTHS = (16, 64, 128, 256, 512, 576, 1600, 16000)  # of open axes that nobody gave a size
@@ -37,7 +38,7 @@ def inputs_of(
     Raises:
         UsageError: the size contradicts the file.
     """
-    if size is not None:
+    if size is not None and size != USUAL_SIZE:
         _require_size(ports, size)
     axes = axes_of(ports)
     open_names = {a for named in axes.values() for a in named if isinstance(a, str)}

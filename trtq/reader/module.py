@@ -63,7 +63,7 @@ class OnnxNode(nn.Module):
 
     def _hold(self, position: int, array: Array) -> None:
         """Keep a constant: as a tensor, and as numbers where it is small."""
-        array = np.asarray(array, np.float32) if array.dtype == np.float16 else np.array(array)
+        array = np.array(array, STORED.get(array.dtype.name, array.dtype))
         name = _CONSTANTS.get(position, f"constant_{position}")
         tensor = torch.from_numpy(array)
         if array.dtype == np.float32 and array.ndim > 0:
@@ -125,6 +125,12 @@ class OnnxNode(nn.Module):
 
 
 _CONSTANTS = {1: "weight", 2: "bias"}
+# What constants are kept in whose type NumPy or torch lacks, or that are computed in float32.
+STORED = {
+    **dict.fromkeys(("float16", "bfloat16"), np.float32),
+    **dict.fromkeys(("int4", "int2"), np.int8),
+    **dict.fromkeys(("uint4", "uint2"), np.uint8),
+}
 
 
 class Nodes(nn.Module):

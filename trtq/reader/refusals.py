@@ -21,6 +21,7 @@ INTEGER_OPS = (
     "QGemm QAttention DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulIntegerToFloat"
 )
 OWN = ("", "ai.onnx")
+REVERSED = "ReverseSequence"  # of one tensor
 
 
 def require_readable(model: onnx.ModelProto, name: str) -> None:
@@ -53,6 +54,13 @@ def _refusals(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
         )
     for node in all_nodes(model):
         yield from _node_refusals(node, opset)
+    for node in model.graph.node:
+        if node.domain in OWN and "Sequence" in node.op_type and node.op_type != REVERSED:
+            yield (
+                f"{label_of(node)} ({node.op_type}) works on a sequence of tensors",
+                "Simplify the file first (onnxslim), or export it with the exporter of torch 2.5 "
+                "or later (dynamo=True)",
+            )
     yield from _value_refusals(model.graph)
 
 
