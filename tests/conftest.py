@@ -73,6 +73,28 @@ def _captures_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _figures_are_outlines() -> Iterator[None]:
+    """Laying out a figure takes 0.15 s, and a search has 16; tests of reports ask for ``drawn``."""
+    from matplotlib.figure import Figure
+
+    from tests.support.figures import save_outline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_outline)
+        yield
+
+
+@pytest.fixture()
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are really drawn."""
+    from matplotlib.figure import Figure
+
+    from tests.support.figures import DRAW
+
+    monkeypatch.setattr(Figure, "savefig", DRAW)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that makes a folder once a run; all workers then read the same one."""

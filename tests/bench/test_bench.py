@@ -20,8 +20,8 @@ from tests.conftest import read, run_cli
 from tests.support.bench import QUICK
 from trtq import BenchSpec, bench
 from trtq.artifact import sha256_file
+from trtq.bench.machine_card import incomplete
 from trtq.bench.sampling import warm_up
-from trtq.bench.system_info import incomplete
 from trtq.bench.workload import open_workload
 from trtq.errors import BenchError, ExportError, UsageError
 

@@ -34,7 +34,7 @@ from trtq.commands.deploy import deploy
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import Step
 from trtq.deploy.board import probe
-from trtq.deploy.board_readings import memory_of
+from trtq.deploy.board_readings import Readings, memory_of
 from trtq.deploy.devices import find_device
 from trtq.engine.trtexec_log import read_log
 from trtq.errors import DeviceError, EngineError
@@ -282,7 +282,8 @@ def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):
 
 
 def test_memory_that_did_not_grow_is_not_a_figure():
-    seen = {"t": np.array([0.0, 1.0, 2.0]), "ram_bytes": np.array([2e9, 1.9e9, 1.8e9])}
+    t, none = np.array([0.0, 1.0, 2.0]), np.full(3, np.nan)
+    seen = Readings(t, none, np.array([2e9, 1.9e9, 1.8e9]), none, none, none)
     step = Step(name="s", rc=0, seconds=2.0, marks={}, files={}, begin=0.5, end=2.5)
     found, why = memory_of(step, [step], seen, read_log(""), 768)
     assert found is None and why.startswith("the board's used memory did not grow")

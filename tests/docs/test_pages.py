@@ -117,7 +117,7 @@ def run_console(text: str, folder: Path) -> None:
             )
 
 
-def test_the_tutorial_does_what_it_says(tmp_path):
+def test_the_tutorial_does_what_it_says(tmp_path, drawn):
     """Every block of it, in order, in an empty folder."""
     text = (ROOT / "docs/tutorial.md").read_text()
     for title, body in blocks("tutorial.md", "python"):

@@ -129,7 +129,6 @@ def test_the_report_of_a_search_says_why(found: Path):
         "latency@xavier",
     ):
         assert text in page
-    assert "mathdefault" not in page  # axes on a log scale have numbers, not TeX
 
 
 def test_a_second_search_measures_nothing_again(found: Path, images: Path):

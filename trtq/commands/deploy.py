@@ -248,8 +248,8 @@ class _Deployment:
             record = decode_json((self.work.folder / DEPLOY_JSON).read_bytes(), DeployRecord)
         except (OSError, msgspec.MsgspecError):
             return Seen()
-        keys = {n: str(record.spec.get(n, "")) for n in ("bench_key", "images_key")}
-        return Seen(tuple(record.rows), keys["bench_key"], record.accuracy, keys["images_key"])
+        bench_key, images_key = (str(record.spec.get(n, "")) for n in ("bench_key", "images_key"))
+        return Seen(tuple(record.rows), bench_key, record.accuracy, images_key)
 
     def _fetch(self, manifest: EngineManifest) -> str:
         """Copy the engine here where that is asked for, and return its path, else ""."""

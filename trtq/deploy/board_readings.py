@@ -33,6 +33,23 @@ LIMITS = (
 SUM_LIMIT = "a sum of monitored rails is less than what the board draws"
 
 
+@dataclass(frozen=True)
+class Readings:
+    """The agent's readings, one array a column of its table; NaN where there was none.
+
+    Attributes:
+        t: seconds; ``mw``: power; ``ram_bytes``: memory in use; ``temp_c``: the hottest sensor;
+            ``gpu_hz``: the GPU's clock; ``gpu_load``: 0 to 1.
+    """
+
+    t: Values
+    mw: Values
+    ram_bytes: Values
+    temp_c: Values
+    gpu_hz: Values
+    gpu_load: Values
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What one job on the board gave.
@@ -42,7 +59,7 @@ class Run:
         watch: what it saw beside them; ``before``, ``after``: the state of the board.
         log: what trtexec printed in the timed run, ``loads`` in the loads before it.
         ms: GPU time of each request.
-        seen: the agent's readings by column.
+        seen: the readings beside it.
     """
 
     steps: list[Step]
@@ -52,7 +69,7 @@ class Run:
     log: TrtexecLog
     loads: list[TrtexecLog]
     ms: Values
-    seen: dict[str, Values]
+    seen: Readings
 
     @property
     def timed(self) -> Step:
@@ -82,7 +99,7 @@ def read_milliseconds(path: Path, board: Board) -> Values:
     return ms
 
 
-class _Readings(msgspec.Struct):
+class _Table(msgspec.Struct):
     columns: list[str]
     rows: list[
         tuple[
@@ -91,10 +108,10 @@ class _Readings(msgspec.Struct):
     ]
 
 
-def read_readings(path: Path, name: str) -> dict[str, Values]:
-    """Return the agent's readings by column; NaN where there was none."""
+def read_readings(path: Path, name: str) -> Readings:
+    """Return the agent's readings."""
     try:
-        data = decode_json(gunzip(path, name, 64 * MIB), _Readings)
+        data = decode_json(gunzip(path, name, 64 * MIB), _Table)
     except msgspec.MsgspecError as exc:
         raise BoardError(f"Cannot read the readings of {name}", reason(exc)) from exc
     if data.columns != list(Watch.COLUMNS):
@@ -105,7 +122,7 @@ def read_readings(path: Path, name: str) -> dict[str, Values]:
     rows = np.asarray(
         [[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64
     ).reshape(-1, len(data.columns))
-    return {name: rows[:, i] for i, name in enumerate(data.columns)}
+    return Readings(*rows.T)
 
 
 def load_of(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
@@ -144,15 +161,14 @@ def _phase(name: str, values: list[float]) -> Phase:
     return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
 
 
-def slowest_pinned(seen: dict[str, Values], timed: Step, clocks: Clocks) -> float | None:
+def slowest_pinned(seen: Readings, timed: Step, clocks: Clocks) -> float | None:
     """Return the share by which the pinned GPU clock fell under load.
 
     The result is None where it did not fall or is not pinned.
     """
     top = clocks.gpu.max_freq
-    inside = seen["gpu_hz"][
-        (seen["t"] >= timed.marks.get("inference", timed.begin)) & (seen["t"] <= timed.end)
-    ]
+    begin = timed.marks.get("inference", timed.begin)
+    inside = seen.gpu_hz[(seen.t >= begin) & (seen.t <= timed.end)]
     inside = inside[~np.isnan(inside)]
     if not clocks.pinned or not top or not len(inside):
         return None
@@ -161,13 +177,13 @@ def slowest_pinned(seen: dict[str, Values], timed: Step, clocks: Clocks) -> floa
 
 
 def memory_of(
-    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, io: int
+    timed: Step, starts: list[Step], seen: Readings, log: TrtexecLog, io: int
 ) -> tuple[Memory | None, str]:
     """Return how much the shared memory of CPU and GPU grew while the engine ran.
 
     The reference is the memory in use just before the first load.
     """
-    t, ram = seen["t"], seen["ram_bytes"]
+    t, ram = seen.t, seen.ram_bytes
     before = ram[(t < starts[0].begin) & ~np.isnan(ram)]
     during = ram[(t >= timed.begin) & (t <= timed.end) & ~np.isnan(ram)]
     if not len(before) or not len(during):
@@ -210,7 +226,7 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
     It is the mean power over the timed run without its edges, divided by the images served per
     second.
     """
-    timed, watch, t, mw = run.timed, run.watch, run.seen["t"], run.seen["mw"]
+    timed, watch, t, mw = run.timed, run.watch, run.seen.t, run.seen.mw
     rate = run.log.numbers.get("throughput_qps")
     if watch.failed:
         return None, watch.failed

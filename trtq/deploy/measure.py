@@ -27,6 +27,7 @@ from trtq.deploy.answers import Done, Result, Written
 from trtq.deploy.board import Board
 from trtq.deploy.board_readings import (
     WARMUP_MS,
+    Readings,
     Run,
     energy_of,
     load_of,
@@ -269,7 +270,7 @@ class BoardBench:
 
     def _fetch(
         self, key: str, written: Written, batch: int, folder: Path
-    ) -> tuple[Values, dict[str, Values]]:
+    ) -> tuple[Values, Readings]:
         """Copy the file of times and the file of readings here, and read them."""
         times = self.agent.download(
             f"jobs/{key}/{TIMES}.gz",

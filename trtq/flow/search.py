@@ -27,10 +27,10 @@ from trtq.flow.pricing import Pricing, require_fp8
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.search_checks import check_search, require_labels, require_left
-from trtq.flow.search_outcome import Outcome, best_of
+from trtq.flow.search_outcome import Outcome
 from trtq.flow.search_score import floor_of, judged_by, require_comparable, require_score
 from trtq.flow.search_tries import Tried, Tries
-from trtq.flow.search_walk import WIDE, Goals, Walk, widths_of
+from trtq.flow.search_walk import WIDE, Goals, Walk, best_of, widths_of
 from trtq.flow.task import bind_task
 from trtq.graph.device import choose_device
 from trtq.quant.formats import read_options

@@ -11,6 +11,7 @@ from trtq.flow.candidate import Candidate
 from trtq.flow.pricing import Pricing
 from trtq.flow.search_score import floor_of
 from trtq.flow.search_tries import Tried
+from trtq.flow.search_walk import best_of
 from trtq.quant.formats import BitConfig
 from trtq.records.search import (
     Constraint,
@@ -189,22 +190,3 @@ class Outcome:
                 )
             )
         return found
-
-
-def best_of(tried: Sequence[Tried], minimize: str | None) -> Tried:
-    """Return the best try that meets every constraint.
-
-    If there is none, return the most accurate one within the budgets.
-
-    Args:
-        tried: what was measured, not empty.
-        minimize: the cost to minimize; None for the accuracy.
-    """
-    good = [t for t in tried if t.judged.within and t.judged.accurate]
-    if good and minimize is not None:
-        return min(good, key=lambda t: (t.judged.costs[minimize], -t.judged.change))
-    inside = good or [t for t in tried if t.judged.within] or list(tried)
-    return max(
-        inside,
-        key=lambda t: (t.judged.change, t.judged.agreement or 0.0, -t.judged.costs["size"]),
-    )

@@ -1,10 +1,10 @@
-"""The walk on one candidate's line of budgets."""
+"""The walk on one candidate's line of budgets, and the best of what walks measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trtq.artifact import SCHEMA, environment
 from trtq.flow.allocate import decide, shown
@@ -16,6 +16,9 @@ from trtq.records.analyze import AnalyzeRecord
 from trtq.records.search import Try
 from trtq.search.budgets import AS_ASKED, NONE, budgets_at
 from trtq.specs import AllocateOptions, SearchOptions
+
+if TYPE_CHECKING:
+    from trtq.flow.search_tries import Tried
 
 WIDE = BitConfig(weight=8, input=8)
 
@@ -134,6 +137,25 @@ def _label(t: float) -> str:
         else "without budgets"
         if t == NONE
         else f"loosened {t:.3f}"
+    )
+
+
+def best_of(tried: Sequence[Tried], minimize: str | None) -> Tried:
+    """Return the best try that meets every constraint.
+
+    If there is none, return the most accurate one within the budgets.
+
+    Args:
+        tried: what was measured, not empty.
+        minimize: the cost to minimize; None for the accuracy.
+    """
+    good = [t for t in tried if t.judged.within and t.judged.accurate]
+    if good and minimize is not None:
+        return min(good, key=lambda t: (t.judged.costs[minimize], -t.judged.change))
+    inside = good or [t for t in tried if t.judged.within] or list(tried)
+    return max(
+        inside,
+        key=lambda t: (t.judged.change, t.judged.agreement or 0.0, -t.judged.costs["size"]),
     )
 
 

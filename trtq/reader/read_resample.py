@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,17 @@ from trtq.reader.values import UnreadError
 
 LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
-Spatial = dict[str, Any]  # sizes, scales and rules of a resampling, as torch names them
+
+class Spatial(NamedTuple):
+    """Sizes or factors of the axes behind batch and channels; the other ones are None."""
+
+    size: list[Any] | None
+    factors: list[float] | None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments of torch's interpolation."""
+        return {"size": self.size, "scale_factor": self.factors}
 
 
 def resize(call: Call) -> torch.Tensor:
@@ -31,10 +41,7 @@ def resize(call: Call) -> torch.Tensor:
     scales, sizes = _of_all_axes(call, x, scales, sizes)
     if _unchanged(scales[:2] if scales else None, sizes[:2] if sizes else None, x) is False:
         raise UnreadError("resampling of batch or channels")
-    spatial = {
-        "size": None if sizes is None else sizes[2:],
-        "scale_factor": None if scales is None else scales[2:],
-    }
+    spatial = Spatial(sizes and sizes[2:], scales and scales[2:])
     return _interpolate(call, x, mode, place, spatial)
 
 
@@ -100,9 +107,7 @@ def _interpolate(
     """Let torch resample, where it does what the node asks for."""
     if mode == "nearest":
         return _nearest(call, x, place, spatial)
-    one_wide = spatial["size"] is not None and any(
-        v == 1 for v in spatial["size"] if isinstance(v, int)
-    )
+    one_wide = any(v == 1 for v in spatial.size or () if isinstance(v, int))
     if place == "align_corners":
         aligned = True
     elif place == "half_pixel" or (place == "pytorch_half_pixel" and not one_wide):
@@ -110,18 +115,20 @@ def _interpolate(
     else:
         raise UnreadError(f"resampling with coordinates by {place}")
     if aligned:
-        spatial = {"size": _sizes(x, spatial), "scale_factor": None}
+        spatial = Spatial(_sizes(x, spatial), None)
     if mode == "linear":
-        return functional.interpolate(x, mode=LINEAR[x.ndim], align_corners=aligned, **spatial)
+        return functional.interpolate(
+            x, mode=LINEAR[x.ndim], align_corners=aligned, **spatial.named
+        )
     if mode == "cubic" and x.ndim == 4 and call.get("cubic_coeff_a", -0.75) == -0.75:
-        return functional.interpolate(x, mode="bicubic", align_corners=aligned, **spatial)
+        return functional.interpolate(x, mode="bicubic", align_corners=aligned, **spatial.named)
     raise UnreadError(f"resampling by {mode}")
 
 
 def _sizes(x: torch.Tensor, spatial: Spatial) -> list[Any]:
-    if spatial["size"] is not None:
-        return list(spatial["size"])
-    pairs = list(zip(x.shape[2:], spatial["scale_factor"], strict=True))
+    if spatial.size is not None:
+        return spatial.size
+    pairs = list(zip(x.shape[2:], spatial.factors or (), strict=True))
     if not all(float(f).is_integer() or float(size * f).is_integer() for size, f in pairs):
         raise UnreadError("aligned corners of a size that is no whole number")
     return [size * int(f) if float(f).is_integer() else int(size * f) for size, f in pairs]
@@ -134,13 +141,13 @@ def _nearest(call: Call, x: torch.Tensor, place: str, spatial: Spatial) -> torch
         place, rounding = "asymmetric", "floor"
     whole = _factors(x, spatial)
     if place == "asymmetric" and rounding == "floor":
-        return functional.interpolate(x, mode="nearest", **_exact(spatial, whole))
+        return functional.interpolate(x, mode="nearest", **_exact(spatial, whole).named)
     centred = place in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
     if whole is not None and centred and rounding.startswith("round"):
         # To a whole multiple of the size, no result lies half-way between two values.
-        return functional.interpolate(x, mode="nearest", **_exact(spatial, whole))
+        return functional.interpolate(x, mode="nearest", **_exact(spatial, whole).named)
     if place in ("half_pixel", "pytorch_half_pixel") and rounding == "round_prefer_ceil":
-        return functional.interpolate(x, mode="nearest-exact", **spatial)
+        return functional.interpolate(x, mode="nearest-exact", **spatial.named)
     raise UnreadError(f"nearest neighbours by {place} and {rounding}")
 
 
@@ -148,20 +155,16 @@ def _exact(spatial: Spatial, whole: list[int] | None) -> Spatial:
     """Return whole factors where they are known: they need no size."""
     if whole is None:
         return spatial
-    return {"size": None, "scale_factor": [float(f) for f in whole]}
+    return Spatial(None, [float(f) for f in whole])
 
 
 def _factors(x: torch.Tensor, spatial: Spatial) -> list[int] | None:
     """Return the factors of a resampling to whole multiples of each size, None for any other."""
-    if spatial["scale_factor"] is not None:
-        given = spatial["scale_factor"]
-        return (
-            [int(f) for f in given]
-            if all(float(f).is_integer() and f >= 1 for f in given)
-            else None
-        )
+    if spatial.factors is not None:
+        whole = all(float(f).is_integer() and f >= 1 for f in spatial.factors)
+        return [int(f) for f in spatial.factors] if whole else None
     factors = []
-    for have, want in zip(x.shape[2:], spatial["size"], strict=True):
+    for have, want in zip(x.shape[2:], spatial.size or (), strict=True):
         if isinstance(have, int) and isinstance(want, int):
             if want % have:
                 return None
