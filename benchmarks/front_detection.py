@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ RT_DETR = {
     "d_model": 32,
     "encoder_hidden_dim": 32,
     "num_queries": 20,
-    "decoder_layers": 1,
+    "decoder_layers": 2,  # transformers ties the heads of the second to those of the first
     "encoder_layers": 1,
     "decoder_ffn_dim": 64,
     "encoder_ffn_dim": 64,
@@ -104,14 +105,38 @@ def of_torchvision(
     return Door(make=lambda: part(whole()), example=lambda: image(channels, size))
 
 
+def alive(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Draw weights that keep the size of what they compute.
+
+    With the usual ones features end near 1e-7: every score is the same but for rounding, and which
+    queries are selected says nothing.
+    """
+
+    def made() -> nn.Module:
+        model = make()
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        return model
+
+    return made
+
+
 def of_hf(kind: str, size: int = 64, /, *, config: str = "", **options: Any) -> Door:
     stem = kind.split("For", maxsplit=1)[0].removesuffix("Model")
     return Door(make=hf(kind, config or f"{stem}Config", **options), example=pixels(size))
 
 
+def selecting(kind: str, **options: Any) -> Door:
+    door = of_hf(kind, 128, **{**RT_DETR, **options})
+    return replace(door, make=alive(door.make))
+
+
 DETECTION = {
     **{f"ultralytics {n}": yolo(n) for n in YOLOS},
-    "ultralytics rtdetr-resnet50": yolo("rtdetr-resnet50"),
+    "ultralytics rtdetr-resnet50": replace(
+        yolo("rtdetr-resnet50"), make=alive(yolo("rtdetr-resnet50").make)
+    ),
     "torchvision retinanet heads": of_torchvision("retinanet_resnet50_fpn", 128),
     "torchvision fcos heads": of_torchvision("fcos_resnet50_fpn", 128),
     "torchvision ssdlite heads": of_torchvision("ssdlite320_mobilenet_v3_large", 320),
@@ -125,9 +150,9 @@ DETECTION = {
     "DETR": of_hf("DetrForObjectDetection", **DETR),
     "Conditional DETR": of_hf("ConditionalDetrForObjectDetection", **DETR),
     "Table Transformer": of_hf("TableTransformerForObjectDetection", **DETR),
-    "RT-DETR": of_hf("RTDetrForObjectDetection", 128, **RT_DETR),
-    "RT-DETRv2": of_hf("RTDetrV2ForObjectDetection", 128, **RT_DETR),
-    "D-FINE": of_hf("DFineForObjectDetection", 128, **RT_DETR),
+    "RT-DETR": selecting("RTDetrForObjectDetection"),
+    "RT-DETRv2": selecting("RTDetrV2ForObjectDetection"),
+    "D-FINE": selecting("DFineForObjectDetection", decoder_n_points=[4, 4, 4]),
     "YOLOS": of_hf(
         "YolosForObjectDetection",
         **{**SMALL, "image_size": [64, 64], "patch_size": 16, "num_detection_tokens": 10},
@@ -183,7 +208,7 @@ DENSE = {
     "Depth Anything": of_hf(
         "DepthAnythingForDepthEstimation",
         70,
-        reassemble_hidden_size=32,
+        reassemble_hidden_size=384,
         neck_hidden_sizes=[8, 16, 16, 16],
         fusion_hidden_size=16,
         head_hidden_size=8,

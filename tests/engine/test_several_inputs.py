@@ -18,7 +18,7 @@ from trtq.bench.trtexec_bench import Fed
 from trtq.bench.trtexec_bench import command as trtexec_bench
 from trtq.bench.workload import LoadOptions, open_workload
 from trtq.engine.open_engine import open_engine
-from trtq.engine.random_inputs import random_feed, table_sizes
+from trtq.engine.random_inputs import random_feed
 from trtq.engine.runner import EngineRunner, OnnxRunner
 from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, choose_sizes
@@ -27,6 +27,7 @@ from trtq.engine.worker_process import is_installed
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.feeds import InputSlot
 from trtq.export.onnx_file import set_metadata_
+from trtq.export.tables import table_sizes
 from trtq.testing.trtexec import write_fake_trtexec
 
 needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="no TensorRT for RTX")

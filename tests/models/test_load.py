@@ -371,3 +371,16 @@ def test_arguments_that_ask_for_weights(no_network, model):
             load_model(model, args={"pretrained": "false", "weights": "none"}).weights
             == "random (seed 0)"
         )
+
+
+def test_files_that_are_no_models_say_what_they_are(tmp_path):
+    weights = tmp_path / "weights.pt"
+    torch.save({"weight": torch.ones(2)}, weights)
+    with pytest.raises(ModelError, match="it holds weights without a model") as caught:
+        load_model(str(weights))
+    assert f"timm:NAME --checkpoint {weights}" in caught.value.hint
+    script = tmp_path / "script.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(script))
+    with pytest.raises(ModelError, match="TorchScript archive, and its code is not run") as caught:
+        load_model(str(script))
+    assert "torch.export.save" in caught.value.hint

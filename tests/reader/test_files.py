@@ -236,7 +236,7 @@ def test_a_fixed_batch_stays_and_another_size_is_refused(tmp_path):
     assert not loaded.graph.dynamic_batch
     with pytest.raises(UsageError, match="its input x is fixed to 3x8x8") as caught:
         trtq.load(str(path), input_size=(3, 16, 16))
-    assert "--input-size 3x8x8" in caught.value.hint
+    assert "input_size=(3, 8, 8)" in caught.value.hint
 
 
 def test_half_files_are_computed_in_float32_and_keep_their_types():
@@ -330,5 +330,71 @@ def test_wrong_shapes_are_said_with_the_node(tmp_path):
 
 
 def test_a_checkpoint_is_refused_beside_a_file_with_weights(tmp_path):
-    with pytest.raises(UsageError, match="Cannot use --checkpoint with m.onnx"):
+    with pytest.raises(UsageError, match="Cannot use checkpoint with m.onnx"):
         trtq.load("m.onnx", checkpoint="w.pt")
+
+
+def test_the_example_of_ids_is_below_the_rows_of_their_table(tmp_path):
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="embed"),
+        helper.make_node("ReduceMean", ["rows"], ["y"], axes=[1], keepdims=0),
+    ]
+    model = model_of(
+        nodes,
+        [("ids", TensorProto.INT64, ["batch", "length"])],
+        [("y", FLOAT, None)],
+        {"table": random_weight(3, 4)},
+    )
+    assert read_onnx(model).rows == {"ids": 3}
+    loaded, made = written(tmp_path, model)
+    assert int(loaded.graph.examples[0].max()) < 3
+    assert_round_trip(model, loaded, made)
+
+
+def test_pixels_last_with_an_open_batch_need_no_size(tmp_path):
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w"], ["y"], name="conv", kernel_shape=[3, 3]),
+    ]
+    given = [("x", FLOAT, ["batch", 16, 16, 3])]
+    model = model_of(nodes, given, [("y", FLOAT, None)], {"w": random_weight(4, 3, 3, 3)})
+    loaded, made = written(tmp_path, model)
+    assert loaded.graph.signature.inputs[0].shape == ("batch", 16, 16, 3)
+    assert_round_trip(model, loaded, made)
+
+
+def test_bfloat16_constants_are_computed_in_float32(tmp_path):
+    weight = helper.make_tensor(
+        "w", TensorProto.BFLOAT16, [4, 3, 3, 3], random_weight(108).tolist()
+    )
+    nodes = [
+        helper.make_node("Cast", ["x"], ["b"], to=TensorProto.BFLOAT16),
+        helper.make_node("Conv", ["b", "w"], ["c"], name="conv", kernel_shape=[3, 3]),
+        helper.make_node("Cast", ["c"], ["y"], to=FLOAT),
+    ]
+    model = image_model(nodes, {}, opset=22)
+    model.graph.initializer.append(weight)
+    loaded, made = written(tmp_path, model)
+    assert "the constants of the file are BFLOAT16: it is computed in float32" in loaded.notes
+    assert [n.op_type for n in made.graph.node] == ["Conv"]
+
+
+def test_sequences_are_refused_by_name():
+    nodes = [
+        helper.make_node("SequenceConstruct", ["x", "x"], ["s"], name="pair"),
+        helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=1),
+    ]
+    with pytest.raises(ModelError, match="pair .SequenceConstruct. works on a sequence"):
+        read_onnx(image_model(nodes, {}))
+
+
+def test_sizes_that_nobody_gave_are_not_tried_without_limit():
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    model = model_of(
+        nodes,
+        [("x", FLOAT, ["batch", "rows", "rows", "rows"])],
+        [("y", FLOAT, None)],
+        {"w": random_weight(7)},
+    )
+    example = read_onnx(model).model_inputs(None).example
+    assert example["x"].numel() <= 2 * 16**3  # no length fits: the first is kept

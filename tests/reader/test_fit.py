@@ -4,11 +4,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import trtq
-from tests.support.onnx_files import detector, text_encoder, two_images
-from trtq.errors import CaptureError
+from tests.support.onnx_files import detector, model_of, random_weight, text_encoder, two_images
+from trtq.errors import CaptureError, DataError
 
+FLOAT = TensorProto.FLOAT
 LEFT, RIGHT = (torch.randn(2, 3, 8, 8) for _ in range(2))
 
 
@@ -103,3 +105,21 @@ def test_ids_of_another_width_become_those_of_the_file(tmp_path):
     ids = {i.name: torch.ones(1, 5, dtype=torch.int32) for i in file.graph.input}
     model = loaded(tmp_path, file, ids)
     assert {t.dtype for t in model.graph.signature.inputs} == {"int64"}
+
+
+def test_an_input_without_samples_in_its_first_axis_is_refused(tmp_path):
+    nodes = [helper.make_node("ReduceSum", ["state", "first"], ["s"], keepdims=0)]
+    nodes.append(helper.make_node("MatMul", ["x", "w"], ["c"], name="linear"))
+    nodes.append(helper.make_node("Add", ["c", "s"], ["y"]))
+    model = model_of(
+        nodes,
+        [("x", FLOAT, ["batch", 4]), ("state", FLOAT, [2, "batch", 3])],
+        [("y", FLOAT, None)],
+        {"w": random_weight(4, 3), "first": np.array([0])},
+        check=False,
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    with pytest.raises(DataError) as caught:
+        trtq.quantize(str(path), "random:4")
+    assert "its input state float32 [2, batch, 3] has 2 in its first axis" in str(caught.value)

@@ -78,7 +78,7 @@ def test_ranges_that_are_taken_over_on_random_inputs_are_not_called_calibrated(t
     assert "on 4 random inputs (NOT CALIBRATED)" in record.summary
 
 
-def test_a_quantized_file_is_neither_analysed_nor_searched_nor_advised_on(tmp_path):
+def test_a_quantized_file_is_neither_analysed_nor_searched(tmp_path):
     path = str(tmp_path / "q.onnx")
     onnx.save(quantized_model(), path)
     samples = [(torch.randn(3, 8, 8), 0) for _ in range(4)]
@@ -86,11 +86,12 @@ def test_a_quantized_file_is_neither_analysed_nor_searched_nor_advised_on(tmp_pa
     for call in (
         lambda: trtq.analyze(path, samples, metric="l2", **asked),
         lambda: trtq.search(path, samples, budget={"size": 0.5}, metric="l2", **asked),
-        lambda: trtq.advise(trtq.AdviseSpec(model=path, data="digits")),
     ):
         with pytest.raises(UsageError, match="its Q/DQ pairs have 2 ranges") as caught:
             call()
         assert "Give the float file that it was made from. Take them over:" in caught.value.hint
+    with pytest.raises(UsageError, match="--data is for a float model: .* is quantized already"):
+        trtq.advise(trtq.AdviseSpec(model=path, data="digits"))
 
 
 def test_a_scale_that_is_no_number_is_refused():

@@ -13,13 +13,14 @@ from trtq.bench.engine_workload import EngineWorkload, shapes_of
 from trtq.bench.record import RowSettings
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine
-from trtq.engine.random_inputs import random_feed, table_sizes
+from trtq.engine.random_inputs import random_feed
 from trtq.engine.shapes import Axis, Input, inputs_of
 from trtq.engine.sizes import Request, choose_sizes
 from trtq.errors import BenchError, UsageError
 from trtq.export.feeds import AnyArray, Inputs
 from trtq.export.onnx_file import parse_onnx
 from trtq.export.ort import input_slots, open_session
+from trtq.export.tables import table_sizes
 
 
 class Workload(Protocol):

@@ -31,7 +31,6 @@ from trtq.engine.lint_target import reader_for, refuse_errors
 from trtq.engine.manifest import BuiltBy, BuiltFor, EngineManifest, InputRow, manifest_path
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.python_api import MODULES
-from trtq.engine.random_inputs import table_sizes
 from trtq.engine.retry import Climb, climb
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
@@ -40,6 +39,7 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, made_with, quantized_nodes
 from trtq.export.strip import strip_at
+from trtq.export.tables import table_sizes
 from trtq.onnx_walk import is_fixed
 from trtq.platform.releases import Runtime
 from trtq.progress import Progress, or_silent

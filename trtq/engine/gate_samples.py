@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from trtq.artifact import check_record
 from trtq.engine.job import Job
-from trtq.engine.random_inputs import random_feed, table_sizes
+from trtq.engine.random_inputs import random_feed
 from trtq.engine.runner import OnnxRunner
 from trtq.errors import DataError, UsageError
 from trtq.export.feeds import Given
 from trtq.export.onnx_file import get_metadata
+from trtq.export.tables import table_sizes
 from trtq.progress import Progress
 
 if TYPE_CHECKING:  # torch takes seconds to load: a build without data does without

@@ -5,78 +5,14 @@ They are repeatable: one seed. Times do not depend on values; indices must exist
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from trtq import ops
 from trtq.export.feeds import AnyArray, InputSlot
-from trtq.onnx_node import integer
-from trtq.onnx_walk import QDQ
 from trtq.random_values import draw
 
 SEED = 0
-INDICES = 1  # which operand of a Gather holds the indices
-
-
-def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """Return how many rows the smallest table has that each input indexes, by input.
-
-    Inputs that index no stored table are not in it.
-    """
-    graph = model.graph
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    tables = _Tables(model)
-    sizes = {i.name: list(_rows(i.name, readers, tables)) for i in graph.input}
-    return {name: min(found) for name, found in sizes.items() if found}
-
-
-class _Tables:
-    """The shapes of stored tensors, also behind a Q/DQ pair."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.shapes = {i.name: list(i.dims) for i in model.graph.initializer}
-        self.makers = {o: n for n in model.graph.node for o in n.output}
-
-    def rows(self, node: onnx.NodeProto) -> int | None:
-        """Return how many entries a node can choose from; None where its data are not stored."""
-        name = node.input[0]
-        while name not in self.shapes:
-            maker = self.makers.get(name)
-            if maker is None or not (_keeps_values(maker) or maker.op_type in QDQ):
-                return None
-            name = maker.input[0]
-        shape = self.shapes[name]
-        axis = integer(node, "axis", 0)
-        return int(shape[axis]) if shape else None
-
-
-def _rows(
-    name: str, readers: Mapping[str, Sequence[onnx.NodeProto]], tables: _Tables
-) -> Iterator[int]:
-    """Yield the number of rows of every table that a tensor indexes."""
-    seen, waiting = {name}, [name]
-    while waiting:
-        tensor = waiting.pop()
-        for node in readers.get(tensor, ()):
-            if node.op_type.startswith("Gather") and list(node.input)[INDICES] == tensor:
-                rows = tables.rows(node)
-                if rows is not None:
-                    yield rows
-            elif _keeps_values(node) and node.input[0] == tensor:
-                fresh = [o for o in node.output if o not in seen]
-                seen.update(fresh)
-                waiting += fresh
-
-
-def _keeps_values(node: onnx.NodeProto) -> bool:
-    """Whether a node's result has values of its first operand alone."""
-    row = ops.of(node)
-    return row.name == "cast" or "moves" in row.traits
 
 
 def random_feed(
@@ -93,7 +29,7 @@ def random_feed(
     Args:
         slots: the inputs.
         shapes: of each input.
-        tables: rows of the table that an input indexes (:func:`table_sizes`).
+        tables: rows of the table that an input indexes (:func:`trtq.export.tables.table_sizes`).
         seed: makes them repeatable.
     """
     generator = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.data.metrics import Array
 from trtq.export.feeds import feed_for
 from trtq.export.ort import input_slots, open_session
@@ -19,6 +21,7 @@ from trtq.quant.fake_quantize import FakeQuantizeCall, spacing
 MAX_TIE_CODES = 1.5
 MAX_TIE_SHARE = 0.005
 OUTPUT_REL_DIFF = 1e-3
+SORTED = ("topk", "sort", "sort_stable", "argsort", "argsort_stable")  # ONNX has one op for them
 LAST_PLACE = 2.4e-7  # two units in the last place of 1: small answers come from values near it
 
 
@@ -28,13 +31,20 @@ class _Forced(fx.Interpreter):
     Each step's codes are compared with those of the other runtime.
     """
 
-    def __init__(self, graph: fx.GraphModule, values: dict[str, Array]) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        values: dict[str, Array],
+        chosen: Mapping[fx.Node, tuple[Array, Array]],
+    ) -> None:
         super().__init__(graph)
-        self.values = values
+        self.values, self.chosen = values, chosen
         self.first: str | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n in self.chosen:
+            return self._selected(n, result)
         call = FakeQuantizeCall.of(n)
         if call is None or call.name not in self.values:
             # A pair that is not in the file is an equal one on the same tensor; what follows, and
@@ -47,6 +57,35 @@ class _Forced(fx.Interpreter):
         if self.first is None and not _same_codes(call, result, theirs):
             self.first = call.name
         return theirs if theirs.shape == result.shape else result
+
+    def _selected(self, n: fx.Node, result: Any) -> Any:
+        """Return the runtime's selection where its values are as good: rounding decides ties."""
+        given = self.fetch_args_kwargs_from_env(n)[0]
+        scores, dim = given[0], given[2] if len(given) > 2 else -1
+        values, places = (torch.from_numpy(v).to(scores.device) for v in self.chosen[n])
+        if places.shape != result[1].shape:
+            return result
+        theirs = torch.gather(scores, dim, places).cpu().numpy()
+        if not same_answer(result[0].cpu().numpy(), theirs):
+            self.first = self.first or str(n.meta.get("trtq_name", n.name))
+            return result
+        return values, places
+
+
+def _selections(
+    simulated: fx.GraphModule, exported: onnx.ModelProto
+) -> dict[fx.Node, tuple[str, str]]:
+    """Return the values and the places of each top-k in the file, none where they do not pair."""
+    ours = [n for n in simulated.graph.nodes if ops.of(n).name in SORTED]
+    theirs = [n for n in exported.graph.node if n.op_type == "TopK"]
+    if len(ours) != len(theirs):
+        return {}
+    pairs = zip(ours, theirs, strict=True)
+    return {
+        n: (t.output[0], t.output[1])
+        for n, t in pairs
+        if ops.of(n).name == "topk" and all(t.output)
+    }
 
 
 def _as_in_graph(stored: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -88,12 +127,24 @@ def first_divergence(
         onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None)
         for o in outputs.values()
     )
+    selections = _selections(simulated, tapped)
+    tapped.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, kind, None)
+        for pair in selections.values()
+        for name, kind in zip(pair, (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64), strict=True)
+    )
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
     feed = as_feed(batch)
     given = feed_for(input_slots(session), [t.cpu().numpy() for t in feed], "model")
-    got = session.run([*names, *outputs.values()], given)
-    forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
+    wanted = [*names, *outputs.values(), *(o for pair in selections.values() for o in pair)]
+    got = session.run(wanted, given)
+    codes, picked = got[len(names) :][: len(outputs)], got[len(names) + len(outputs) :]
+    forced = _Forced(
+        simulated,
+        dict(zip(outputs, codes, strict=True)),
+        dict(zip(selections, zip(picked[::2], picked[1::2], strict=True), strict=True)),
+    )
     with torch.inference_mode():
         answer = outputs_of(forced.run(*feed))
     for name, ours, theirs in zip(names, answer, got, strict=False):

@@ -205,10 +205,14 @@ def require_same_float(
     feed, session = as_feed(batch), open_session(exported)
     answer = _arrays(computed(graph, feed))
     runtime = run_batch(session, [t.cpu().numpy() for t in feed])
-    selects = _selects(graph)
-    for output, wanted, got in zip(session.get_outputs(), answer, runtime, strict=True):
-        if not (same_answer(wanted, got) or (selects and _same_rows(wanted, got))):
-            raise _differs("" if len(answer) == 1 else f" {output.name}", wanted, got)
+    pairs = zip(session.get_outputs(), answer, runtime, strict=True)
+    differ = [(o.name, a, b) for o, a, b in pairs if not same_answer(a, b)]
+    if differ and _selects(graph):
+        differ = [d for d in differ if not _same_rows(*d[1:])]
+        if differ and first_divergence(graph, exported, feed) is None:
+            return  # equal values were selected in another order
+    for name, wanted, got in differ:
+        raise _differs("" if len(answer) == 1 else f" {name}", wanted, got)
 
 
 def _differs(name: str, wanted: Array, got: Array) -> ExportError:

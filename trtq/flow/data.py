@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
@@ -181,11 +181,38 @@ def samples_from(
     return data.make(None if model is None else needs_of(model), picture)
 
 
+def _require_samples_first(model: Model) -> None:
+    """Refuse a model with an input whose first axis does not hold samples, such as a state.
+
+    Raises:
+        DataError: names the input.
+    """
+    inputs = [t for t in model.graph.signature.inputs if t.shape]
+    firsts = {t.shape[0] for t in inputs}
+    wrong = next((t for t in inputs if t.shape[0] not in (1, *_texts(firsts))), None)
+    if wrong is not None and len(firsts) > 1:
+        raise DataError(
+            f"Cannot give samples to {model.name}",
+            f"its input {wrong.words} has {wrong.shape[0]} in its first axis, and samples are the "
+            "first axis of every input",
+            "Wrap the model so that this input has samples first, or is a constant",
+        )
+
+
+def _texts(values: Iterable[object]) -> list[object]:
+    return [v for v in values if isinstance(v, str)]
+
+
 def needs_of(model: Model) -> InputNeeds:
-    """Return what a captured model takes."""
+    """Return what a captured model takes.
+
+    Raises:
+        DataError: an input does not have samples in its first axis.
+    """
     signature = model.graph.signature
     examples = model.graph.examples
     module = model.graph.module
+    _require_samples_first(model)
     nodes = [n.name for n in module.graph.nodes if n.op == "placeholder"]
     rows = embedding_rows(module)
     return InputNeeds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -160,8 +161,14 @@ def _words(sizes: Sequence[int | str]) -> str:
 
 
 def single(feed: Feed, opened: Open) -> Feed:
-    """Return a batch of one sample."""
-    return tuple(t[:1] if 0 in names else t for t, names in zip(feed, opened.names, strict=True))
+    """Return a batch of one sample: the first axes, and other axes of the same name, are 1."""
+    firsts = {names[0] for names in opened.names if 0 in names}
+    return tuple(
+        functools.reduce(
+            lambda t, axis: t.narrow(axis, 0, 1), (i for i, n in names.items() if n in firsts), t
+        )
+        for t, names in zip(feed, opened.names, strict=True)
+    )
 
 
 def input_specs(names: Sequence[str], feed: Feed, opened: Open) -> list[TensorSpec]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_structure
 
-from trtq.errors import CaptureError, explain_system, first_line, suggest
+from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.axis_needs import needed, refusal
 from trtq.graph.explain import explain
@@ -23,11 +22,11 @@ from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
 from trtq.graph.onnx_origin import FromOnnx, mark_
+from trtq.graph.outputs import choose_
 from trtq.graph.signature import (
     Axes,
     Signature,
     SizeRange,
-    results,
     sign_,
 )
 
@@ -169,7 +168,7 @@ def capture(
     flat = model if call.plain and answer.plain else Flat(model, call)
     graph, feed, kept, note = _trace_best(flat, call, opened)
     kept, narrowed = narrowest(graph, kept)
-    names = _choose_(graph, answer.names, outputs)
+    names = choose_(graph, answer.names, outputs)
     passes = normalize_(graph)
     assign_names_(graph, prefix="" if flat is model else PREFIX)
     if isinstance(model, FromOnnx):
@@ -261,55 +260,6 @@ def _about(answer: Answer, names: Sequence[str]) -> list[str]:
     return said
 
 
-def _choose_(
-    graph: fx.GraphModule, names: Sequence[str], outputs: Sequence[str]
-) -> tuple[str, ...]:
-    """Let a graph give the outputs that were asked for, and return their names.
-
-    Raises:
-        CaptureError: there is no such output, or weights serve the others only and would be lost.
-    """
-    missing = [n for n in outputs if n not in names]
-    if missing:
-        raise CaptureError(
-            f"The model has no output {missing[0]}",
-            f"its outputs are {', '.join(names)}",
-            suggest(missing[0], names),
-        )
-    twice = next((n for i, n in enumerate(outputs) if n in outputs[:i]), None)
-    if twice is not None:
-        raise CaptureError(f"The output {twice} is asked for twice", hint="Name each output once")
-    if not outputs or tuple(outputs) == tuple(names):
-        return tuple(names)
-    before = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
-    by_name = dict(zip(names, results(graph), strict=True))
-    kept = tuple(by_name[n] for n in outputs)
-    graph.graph.output_node().args = (kept,)
-    codegen = graph.graph._codegen
-    assert isinstance(codegen, fx.graph._PyTreeCodeGen)
-    form = tree_structure(0 if len(kept) == 1 else (0,) * len(kept))
-    codegen.pytree_info = codegen.pytree_info._replace(out_spec=form)
-    graph.graph.eliminate_dead_code()
-    lost = before - {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
-    weights = sorted(n for n in lost if isinstance(_parameter(graph, n), nn.Parameter))
-    if weights:
-        shown = ", ".join(w.removeprefix(PREFIX) for w in weights[:3])
-        raise CaptureError(
-            f"Only the outputs {', '.join(outputs)} of {', '.join(names)} were asked for",
-            f"{len(weights)} weights serve the others alone and would be lost: {shown}",
-            "Keep those outputs, or give a model without these weights",
-        )
-    graph.recompile()
-    return tuple(outputs)
-
-
-def _parameter(graph: fx.GraphModule, name: str) -> object:
-    value: object = graph
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    return value
-
-
 def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key.
     with quiet(), torch.no_grad():
@@ -329,6 +279,7 @@ def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
     Raises:
         CaptureError: it fails, gives no tensor, or none that is finite.
     """
+    _require_finite(call)
     two = doubled(call) if grow else None
     try:
         if two is not None:
@@ -344,6 +295,20 @@ def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
             "Give the size it expects with --input-size CxHxW, or an example of each input with "
             "--input NAME=SIZES; data hold one sample an item, without a batch axis",
         ) from exc
+
+
+def _require_finite(call: Call) -> None:
+    """Refuse an example with NaN or infinity: nothing can be compared on it.
+
+    Raises:
+        CaptureError: names the input.
+    """
+    for name, tensor in zip(call.names, call.feed, strict=True):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CaptureError(
+                f"The first samples hold NaN or infinity in the input {name}",
+                hint="Check the data and their preprocessing",
+            )
 
 
 def _finite(answer: Answer) -> Answer:

@@ -99,9 +99,19 @@ def read_inputs(
     return examples, axes, ranges
 
 
-def random_input(sizes: Sequence[int], dtype: str, *, seed: int = 0) -> torch.Tensor:
-    """Return values of a type: normal floats, bytes, small integers, coins."""
-    rows = None if dtype == "uint8" else INTEGERS
+def random_input(
+    sizes: Sequence[int], dtype: str, *, seed: int = 0, rows: int | None = None
+) -> torch.Tensor:
+    """Return values of a type: normal floats, bytes, small integers, coins.
+
+    Args:
+        sizes: the batch included.
+        dtype: such as ``float32``.
+        seed: of the values.
+        rows: integers are below it; default: a small number.
+    """
+    if rows is None and dtype != "uint8":
+        rows = INTEGERS
     values = draw(np.random.default_rng(seed), dtype, sizes, rows=rows, coins=True)
     return torch.from_numpy(values)
 

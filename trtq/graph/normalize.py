@@ -80,7 +80,7 @@ def _rewrite_(node: fx.Node, target: Callable[..., Any], *args: Any) -> None:
 
 
 def _free_views(graph: fx.GraphModule) -> int:
-    """Replace views, which need one memory layout, by reshapes.
+    """Replace views, which need one memory layout, by reshapes, and linears by vectors.
 
     The graph must also run on channels-last tensors.
     """
@@ -100,6 +100,8 @@ def _free_view(graph: fx.GraphModule, node: fx.Node) -> bool:
         if sizes is None:
             return False
         _rewrite_(node, aten.reshape.default, operands(node)[0], sizes)
+    elif ops.of(node).name == "linear" and operands(node)[1].meta["val"].ndim == 1:
+        _rewrite_(node, aten.matmul.default, *operands(node)[:2])  # it has no bias
     elif node.target is aten.expand_as.default and _expands_as_known(node):
         _rewrite_(node, aten.expand.default, operands(node)[0], _sizes(node.meta["val"]))
     else:

@@ -16,6 +16,7 @@ from torch import nn
 from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
 from trtq.models.deployed import deployed_
+from trtq.models.file_kind import kind_of
 from trtq.models.unwrap import out_of_inference_mode_, unwrap
 from trtq.user_code import call_factory, import_named
 
@@ -114,11 +115,30 @@ def _kind(name: str) -> str:
     kind, _, rest = name.partition(":")
     if rest:
         return kind
+    if Path(name).is_file():
+        raise _no_model(Path(name))
     raise ModelError(
         f"Cannot load the model {name!r}",
         "it has no source before a colon",
         f"Write timm:{name}, torchvision:{name}, package.module:factory, path/to/file.py:factory, "
         "FILE.onnx or FILE.pt2",
+    )
+
+
+def _no_model(path: Path) -> ModelError:
+    """Return why a file is no model: it holds tensors, or code that is not run."""
+    message = f"Cannot load the model {str(path)!r}"
+    if kind_of(path) == "torchscript":
+        return ModelError(
+            message,
+            "it is a TorchScript archive, and its code is not run",
+            "Export the module that it was made from: torch.export.save(torch.export.export("
+            'module, example), "model.pt2"), or torch.onnx.export',
+        )
+    return ModelError(
+        message,
+        "it holds weights without a model",
+        f"Name the model and give the file as its weights: timm:NAME --checkpoint {path}",
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
@@ -14,12 +15,17 @@ from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs, random_input
 from trtq.reader.port import Port
 
 IMAGE_AXES = 4
+USUAL_SIZE = (3, 224, 224)  # where nobody gave one, and the file's inputs are no images
 MOST_GUESSED = 4  # axes
+LARGEST_TRIAL = 1 << 22  # values of an input whose sizes are guessed
 LENGTHS = (16, 64, 128, 256, 512, 576, 1600, 16000)  # of open axes that nobody gave a size
 
 
 def inputs_of(
-    model: nn.Module, ports: Sequence[Port], size: tuple[int, int, int] | None
+    model: nn.Module,
+    ports: Sequence[Port],
+    size: tuple[int, int, int] | None,
+    rows: Mapping[str, int],
 ) -> ModelInputs:
     """Return an example of every input and the open axes that the file declares.
 
@@ -27,19 +33,22 @@ def inputs_of(
         model: takes the inputs in order; sizes are tried on it.
         ports: the inputs.
         size: (C, H, W) of images; used where the file leaves them open.
+        rows: of the table that an input indexes, by its name.
 
     Raises:
         UsageError: the size contradicts the file.
     """
-    if size is not None:
+    if size is not None and size != USUAL_SIZE:
         _require_size(ports, size)
     axes = axes_of(ports)
     open_names = {a for named in axes.values() for a in named if isinstance(a, str)}
     known = _image_sizes(ports, axes, size)
     rest = sorted(open_names - set(known))
-    examples = [_example(ports, axes, known | sizes) for sizes in _guesses(rest)]
-    trials = examples if len(examples) > 1 else ()
-    fits = next((e for e in trials if _runs(model, e)), examples[0])
+    guesses = [known | sizes for sizes in _guesses(rest)]
+    small = [g for g in guesses if _values(ports, axes, g) <= LARGEST_TRIAL]
+    trials = (_example(ports, axes, g, rows) for g in small if len(guesses) > 1)
+    fits = next((e for e in trials if _runs(model, e)), None)
+    fits = fits or _example(ports, axes, guesses[0], rows)
     declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
     return ModelInputs(fits, declared)
 
@@ -117,14 +126,25 @@ def _require_size(ports: Sequence[Port], size: tuple[int, int, int]) -> None:
 
 
 def _example(
-    ports: Sequence[Port], axes: dict[str, tuple[int | str, ...]], known: dict[str, int]
+    ports: Sequence[Port],
+    axes: dict[str, tuple[int | str, ...]],
+    known: dict[str, int],
+    rows: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
     found = {}
     for i, port in enumerate(ports):
         sizes = [d if isinstance(d, int) else known[d] for d in axes[port.name]]
         dtype = str(port.dtype).removeprefix("torch.")
-        found[port.name] = random_input(sizes, dtype, seed=i)
+        found[port.name] = random_input(sizes, dtype, seed=i, rows=rows.get(port.name))
     return found
+
+
+def _values(
+    ports: Sequence[Port], axes: dict[str, tuple[int | str, ...]], known: dict[str, int]
+) -> int:
+    """Return how many values the largest input has."""
+    sizes = ([d if isinstance(d, int) else known[d] for d in axes[p.name]] for p in ports)
+    return max(map(math.prod, sizes), default=0)
 
 
 def _runs(model: nn.Module, example: dict[str, torch.Tensor]) -> bool:

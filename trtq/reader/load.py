@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 
 from trtq.models.load import LoadedModel
 from trtq.reader.module import OnnxModule
 from trtq.reader.read import read_onnx
 
 IMAGE_CHANNELS = (1, 3)
-FLOATS = (torch.float32, torch.float16)
+IMAGE_AXES = 4
 OPEN_SIZE = 224  # of an image whose height or width is open
 
 
@@ -40,8 +39,8 @@ def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedMod
 
 
 def _hints(module: OnnxModule) -> Mapping[str, Any]:
-    """Return the size of the image that a model of one image takes, where the file says it."""
-    images = [p for p in module.inputs if len(p.shape) == 4 and p.dtype in FLOATS]
+    """Return the sizes of one input with four axes, where the file says them."""
+    images = [p for p in module.inputs if len(p.shape) == IMAGE_AXES]
     if len(module.inputs) != 1 or not images:
         return {}
     channels, *sizes = images[0].shape[1:]

@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import nn
 
+from trtq.export.tables import tables_of
 from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
@@ -62,7 +63,7 @@ class OnnxNode(nn.Module):
 
     def _hold(self, position: int, array: Array) -> None:
         """Keep a constant: as a tensor, and as numbers where it is small."""
-        array = np.asarray(array, np.float32) if array.dtype == np.float16 else np.array(array)
+        array = np.array(array, STORED.get(array.dtype.name, array.dtype))
         name = _CONSTANTS.get(position, f"constant_{position}")
         tensor = torch.from_numpy(array)
         if array.dtype == np.float32 and array.ndim > 0:
@@ -124,6 +125,12 @@ class OnnxNode(nn.Module):
 
 
 _CONSTANTS = {1: "weight", 2: "bias"}
+# What constants are kept in whose type NumPy or torch lacks, or that are computed in float32.
+STORED = {
+    **dict.fromkeys(("float16", "bfloat16"), np.float32),
+    **dict.fromkeys(("int4", "int2"), np.int8),
+    **dict.fromkeys(("uint4", "uint2"), np.uint8),
+}
 
 
 class Nodes(nn.Module):
@@ -189,6 +196,7 @@ class OnnxModule(Nodes):
 
     Attributes:
         inputs, outputs: of the file, in its order.
+        rows: of the smallest table that an input indexes, by the input's name.
         origin: what the written file keeps of this one.
         notes: what a user must know about the file.
         ranges: of a quantized file, by layer; None for a float one.
@@ -206,6 +214,7 @@ class OnnxModule(Nodes):
         super().__init__(graph, opset=opset, constants=constants, domains=domains)
         self.inputs = tuple(port_of(v) for v in graph.input)
         self.outputs = tuple(port_of(v) for v in graph.output)
+        self.rows = tables_of(graph, {name: array.shape for name, array in constants.items()})
         self.notes: list[str] = []
         self.ranges: Foreign | None = None
         pairs = zip(self.paths, self.nodes, strict=True)
@@ -228,7 +237,7 @@ class OnnxModule(Nodes):
         Args:
             size: (C, H, W) of images, where the file leaves them open.
         """
-        return inputs_of(self, self.inputs, size)
+        return inputs_of(self, self.inputs, size, self.rows)
 
     def fitted(self, given: object, axes: Axes) -> dict[str, torch.Tensor]:
         """Return an example of every input by name, with as many samples as the file takes.

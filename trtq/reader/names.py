@@ -18,6 +18,7 @@ _RESERVED = frozenset(dir(nn.Module)) | {
     "notes",
     "ranges",
     "results",
+    "rows",
 }
 
 

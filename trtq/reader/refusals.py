@@ -21,6 +21,7 @@ INTEGER_OPS = (
     "QGemm QAttention DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulIntegerToFloat"
 )
 OWN = ("", "ai.onnx")
+REVERSED = "ReverseSequence"  # of one tensor
 
 
 def require_readable(model: onnx.ModelProto, name: str) -> None:
@@ -53,6 +54,13 @@ def _refusals(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
         )
     for node in all_nodes(model):
         yield from _node_refusals(node, opset)
+    for node in model.graph.node:
+        if node.domain in OWN and "Sequence" in node.op_type and node.op_type != REVERSED:
+            yield (
+                f"{label_of(node)} ({node.op_type}) works on a sequence of tensors",
+                "Simplify the file first (onnxslim), or export it with the exporter of torch 2.5 "
+                "or later (dynamo=True)",
+            )
     yield from _value_refusals(model.graph)
 
 
@@ -103,7 +111,8 @@ def _value_refusals(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
             elif value.type.tensor_type.elem_type not in TORCH_TYPES:
                 code = value.type.tensor_type.elem_type
                 kind = TensorProto.DataType.Name(code)
-                yield f"its {what} {value.name!r} is of the type {kind}", "Export it with numbers"
+                known = ", ".join(TensorProto.DataType.Name(t).lower() for t in TORCH_TYPES)
+                yield f"its {what} {value.name!r} is of the type {kind}", f"Export it as {known}"
     made = Counter(o for n in graph.node for o in n.output if o)
     made.update(v.name for v in graph.input)
     twice = next((n for n, k in made.items() if k > 1), None)
