@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from smoke import TINY, arguments, few
@@ -24,7 +25,7 @@ from trtq.search.allocate import Choice, mixed_integer
 from trtq.search.gradients import hessian
 from trtq.search.layers import prepare_layers
 from trtq.search.outputs import jsd, l2
-from trtq.search.sensitivity import SensitivityContext, cross_entropy
+from trtq.search.sensitivity import MetricArguments, SensitivityContext
 from trtq.search.work_cache import WorkCache
 
 Labelled = tuple[tuple[torch.Tensor, ...], torch.Tensor]  # inputs of a batch, and class indices
@@ -62,7 +63,7 @@ def study(
         units=WorkCache(None, "x"),
         begin=lambda *_: None,
         advance=lambda _: None,
-        arguments={"probes": probes, "trials": 1, "epsilon": 1.0, "seed": 0},
+        arguments=MetricArguments(probes=probes, trials=1, epsilon=1.0, seed=0),
     )
     return made, batches
 
@@ -79,7 +80,8 @@ def backward(made: SensitivityContext, batches: list[Labelled]) -> float:
     images, targets = torch.cat([x for (x,), _ in batches]), torch.cat([t for _, t in batches])
 
     def once() -> None:
-        torch.autograd.grad(cross_entropy(made.graph(images), targets), weights, allow_unused=True)
+        loss = torch.nn.functional.cross_entropy(made.graph(images), targets)
+        torch.autograd.grad(loss, weights, allow_unused=True)
 
     once()
     whole = min(seconds(once) for _ in range(3))
@@ -159,7 +161,7 @@ def main() -> None:
         )
     made, batches = study(few("timm:resnet50", TINY["tiny"]), few(224, 32), 8, 50, ["4"])
     unit = backward(made, batches)
-    made.arguments = {**made.arguments, "probes": few(50, 4)}
+    made.arguments = msgspec.structs.replace(made.arguments, probes=few(50, 4))
     started = time.perf_counter()
     _, said = hessian(made)
     spent = (time.perf_counter() - started) / unit

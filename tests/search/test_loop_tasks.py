@@ -104,7 +104,7 @@ def test_without_labels_the_boxes_of_the_float_model_are_the_reference(cells, mo
     assert found.record.reference.measure == "agreement mAP"
     assert found.record.reference.accuracy == 100.0
     assert found.record.best.agreement == found.record.best.accuracy
-    with pytest.raises(UsageError, match=r"output is not known to be scores.*--task detection"):
+    with pytest.raises(UsageError, match=r"output is not known to be scores.*task=.detection"):
         search(model, str(images))
     with pytest.raises(UsageError, match="the task tensors has no score without labels"):
         search(model, str(images), task="tensors")
@@ -130,11 +130,11 @@ def test_a_score_that_falls_is_better(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"min_score": {"mAP": -1.0, "mAP50": -1.0}}, "scores mAP and mAP50.*Give one --min-score"),
-        ({"min_score": {"mAP": -1.0}, "min_accuracy": -1.0}, "does not go with --min-accuracy"),
-        ({"min_score": {"mAP": float("nan")}}, "Cannot use --min-score mAP=nan.*a number"),
+        ({"min_score": {"mAP": -1.0, "mAP50": -1.0}}, "scores mAP and mAP50.*Give one min_score"),
+        ({"min_score": {"mAP": -1.0}, "min_accuracy": -1.0}, "does not go with min_accuracy"),
+        ({"min_score": {"mAP": float("nan")}}, "Cannot use min_score=.*nan.*a number"),
         ({"min_score": {"map50": -1.0}}, r"Cannot keep the score 'map50'.*are mAP, mAP50.*mAP50"),
-        ({"minimize": "size"}, "needs --min-accuracy or --min-score"),
+        ({"minimize": "size"}, "needs min_accuracy or min_score"),
         ({"task": "detecton"}, "Unknown task|Invalid enum value 'detecton'"),
     ],
 )

@@ -72,5 +72,5 @@ def test_a_detector_is_analysed_by_its_boxes(cells):
 
 
 def test_outputs_without_a_meaning_need_a_task(photos):
-    with pytest.raises(UsageError, match=r"The metric jsd needs scores of classes.*\(--task\)"):
+    with pytest.raises(UsageError, match=r"The metric jsd needs scores of classes.*\(task\)"):
         trtq.analyze(Pair().eval(), photos, metric="jsd", **FEW)

@@ -110,7 +110,7 @@ def test_labelled_boxes_measure_and_do_not_teach(fixed, pages):
 
 
 def test_options_of_labels_are_refused(fixed, pages):
-    with pytest.raises(UsageError, match="Cannot use --class-weights with the task detection"):
+    with pytest.raises(UsageError, match="Cannot use class_weights with the task detection"):
         trtq.finetune(fixed, f"coco:{pages}", **QUICK, class_weights="log")
     with pytest.raises(DataError, match="Cannot train on .* no labels"):
         trtq.finetune(fixed, photos_of(pages), **QUICK)

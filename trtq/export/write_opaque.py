@@ -14,11 +14,10 @@ from trtq.export.borrowed import splice
 from trtq.export.writer import Writer
 from trtq.graph.opaque import name_of, unpacked
 from trtq.onnx_walk import all_nodes, has_branches
+from trtq.ops.table_onnx import CHANGED
 
 OWN = ("", "ai.onnx")
 WRITTEN = range(13, 22)  # opsets of files that trtq writes
-# The version in which an op's new attributes changed what it computes without them.
-CHANGED = {"GroupNormalization": 21, "Resize": 11, "RoiAlign": 16}
 
 
 def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str, sizes: Sequence[Any]) -> Any:

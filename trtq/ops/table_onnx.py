@@ -67,3 +67,6 @@ ONNX: tuple[Op, ...] = (
     # ---- computed by ONNX Runtime ----------------------------------------------------------------
     op("onnx_node", "trtq.onnx_node.default", write="opaque.node"),
 )
+
+# The version in which an op's new attributes changed what it computes without them.
+CHANGED = {"GroupNormalization": 21, "Resize": 11, "RoiAlign": 16}
