@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.docs.test_pages import ROOT
-from tests.support.onnx_files import detector, open_sizes, text_encoder, two_images
+from tests.support.onnx_files import open_sizes, pyramid_detector, text_encoder, two_images
 from trtq.models.fcn import fcn_resnet18
 from trtq.testing.images import write_classes, write_scenes
 from trtq.testing.trtexec import write_fake_trtexec
@@ -138,6 +138,10 @@ def given(tmp_path_factory) -> Path:
         ("val", 256),
     ):  # not the same pictures: those of calibration are left out of evaluation
         write_classes(folder / "images" / name, 4, 8, size=size)
+    write_classes(folder / "classed", 4, 20, size=96)
+    (folder / "pictures").mkdir()
+    for i, path in enumerate(sorted((folder / "classed").rglob("*.*"))):  # no labels
+        path.rename(folder / "pictures" / f"{i:03d}{path.suffix}")
     state = weights("resnet18", folder)
     weights("deit_small_patch16_224", folder)
     weights("mobilevit_xxs", folder)
@@ -154,7 +158,7 @@ def given(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     save_file(model().state_dict(), folder / "own.safetensors")
     save_file(fcn_resnet18(11).state_dict(), folder / "fcn.safetensors")
-    onnx.save(detector(), folder / "yolov8n.onnx")
+    onnx.save(pyramid_detector(), folder / "yolov8n.onnx")
     onnx.save(open_sizes(), folder / "yolo.onnx")
     onnx.save(text_encoder(), folder / "encoder.onnx")
     onnx.save(with_open_sizes(two_images()), folder / "pair.onnx")

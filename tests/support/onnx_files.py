@@ -75,6 +75,51 @@ def detector(size: int = 64) -> onnx.ModelProto:
     )
 
 
+def pyramid_detector(size: int = 64) -> onnx.ModelProto:
+    """Two classes at three strides, boxes in pixels: the raw head of YOLOv8."""
+    nodes, weights, maps = [], {"flat": np.array([1, 6, -1], np.int64)}, []
+    below, channels = "images", 3
+    for stride, side in ((8, 8), (16, 2), (32, 2)):
+        name = f"p{stride}"
+        weights[f"{name}.w"] = random_weight(16, channels, side, side)
+        weights[f"{name}.v"] = random_weight(6, 16, 1, 1)
+        nodes += [
+            helper.make_node(
+                "Conv",
+                [below, f"{name}.w"],
+                [f"{name}.y"],
+                name,
+                kernel_shape=[side, side],
+                strides=[side, side],
+            ),
+            helper.make_node("Relu", [f"{name}.y"], [f"{name}.z"], f"{name}.relu"),
+            helper.make_node(
+                "Conv",
+                [f"{name}.z", f"{name}.v"],
+                [f"{name}.m"],
+                f"{name}.head",
+                kernel_shape=[1, 1],
+            ),
+            helper.make_node("Reshape", [f"{name}.m", "flat"], [f"{name}.f"], f"{name}.flatten"),
+        ]
+        below, channels = f"{name}.z", 16
+        maps.append(f"{name}.f")
+    weights["parts"] = np.array([4, 2], np.int64)
+    nodes += [
+        helper.make_node("Concat", maps, ["all"], "join", axis=2),
+        helper.make_node("Split", ["all", "parts"], ["boxes", "logits"], "split", axis=1),
+        helper.make_node("Sigmoid", ["logits"], ["scores"], "sigmoid"),
+        helper.make_node("Concat", ["boxes", "scores"], ["output0"], "output", axis=1),
+    ]
+    places = sum((size // stride) ** 2 for stride in (8, 16, 32))
+    return model_of(
+        nodes,
+        [("images", TensorProto.FLOAT, [1, 3, size, size])],
+        [("output0", TensorProto.FLOAT, [1, 6, places])],
+        weights,
+    )
+
+
 def text_encoder(vocabulary: int = 11, kind: int = TensorProto.INT64) -> onnx.ModelProto:
     """Token ids and a mask in, their mean embedding out; batch and length are open."""
     nodes = [

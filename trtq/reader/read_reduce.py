@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,8 +51,10 @@ def _norm(order: int) -> Reduction:
     return reduce
 
 
-def _extreme(function: Callable[..., Any]) -> Reduction:
+def _extreme(function: Callable[..., Any], largest: bool) -> Reduction:
     def reduce(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
+        if any(x.shape[a] == 0 for a in axes):
+            return _of_nothing(x, axes, keep, largest)
         if x.dtype == torch.bool:
             x = x.to(torch.uint8)
             result: torch.Tensor = function(x, axes, keepdim=keep).to(torch.bool)
@@ -62,11 +65,24 @@ def _extreme(function: Callable[..., Any]) -> Reduction:
     return reduce
 
 
+def _of_nothing(x: torch.Tensor, axes: list[int], keep: bool, largest: bool) -> torch.Tensor:
+    """Return the extreme of no values: the smallest number for a largest one, and the reverse."""
+    if x.dtype == torch.bool:
+        end: float | bool = not largest
+    elif x.is_floating_point():
+        end = -math.inf if largest else math.inf
+    else:
+        limits = torch.iinfo(x.dtype)
+        end = limits.min if largest else limits.max
+    shape = torch.sum(x, axes, keepdim=keep).shape
+    return torch.full(shape, end, dtype=x.dtype, device=x.device)
+
+
 RULES: dict[str, Reduction] = {
     "ReduceMean": _mean,
     "ReduceSum": _sum,
-    "ReduceMax": _extreme(torch.amax),
-    "ReduceMin": _extreme(torch.amin),
+    "ReduceMax": _extreme(torch.amax, True),
+    "ReduceMin": _extreme(torch.amin, False),
     "ReduceProd": _prod,
     "ReduceL1": _norm(1),
     "ReduceL2": _norm(2),
