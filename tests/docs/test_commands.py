@@ -139,9 +139,10 @@ def given(tmp_path_factory) -> Path:
     ):  # not the same pictures: those of calibration are left out of evaluation
         write_classes(folder / "images" / name, 4, 8, size=size)
     write_classes(folder / "classed", 4, 20, size=96)
-    (folder / "pictures").mkdir()
-    for i, path in enumerate(sorted((folder / "classed").rglob("*.*"))):  # no labels
-        path.rename(folder / "pictures" / f"{i:03d}{path.suffix}")
+    for name in ("pictures", "other"):  # no labels
+        (folder / name).mkdir()
+    for i, path in enumerate(sorted((folder / "classed").rglob("*.*"))):
+        path.rename(folder / ("other" if i % 5 == 0 else "pictures") / f"{i:03d}{path.suffix}")
     state = weights("resnet18", folder)
     weights("deit_small_patch16_224", folder)
     weights("mobilevit_xxs", folder)

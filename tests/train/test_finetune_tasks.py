@@ -116,6 +116,16 @@ def test_options_of_labels_are_refused(fixed, pages):
         trtq.finetune(fixed, photos_of(pages), **QUICK)
 
 
+def test_targets_that_the_task_cannot_read_are_refused_before_training(fixed, pages, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for file in list(pages.glob("*.png"))[:2]:
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+    why = r"Cannot compare .* with labels: its targets are int64, expected boxes"
+    with pytest.raises(UsageError, match=why):
+        trtq.finetune(fixed, photos_of(pages), val=str(tmp_path), task="detection", **QUICK)
+
+
 def photos_of(pages):
     from PIL import Image
 

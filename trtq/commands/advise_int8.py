@@ -26,7 +26,7 @@ from trtq.export.strip import strip_at
 from trtq.files import ADVISE_JSON, ENCODINGS, FP32, MODEL_FILES, QDQ, QUANTIZE_JSON
 from trtq.onnx_node import label_of
 from trtq.onnx_walk import all_nodes
-from trtq.progress import Progress, Silent
+from trtq.progress import Progress, or_silent
 from trtq.records.advise import AdviseRecord, Int8Advice
 from trtq.specs import AdviseSpec
 from trtq.specs.base import option_name
@@ -92,7 +92,7 @@ def advise_int8(spec: AdviseSpec, path: Path, progress: Progress | None = None) 
     )
     if spec.out is None:
         return record
-    work = Workspace(Path(spec.out), ADVISE_JSON, progress or Silent())
+    work = Workspace(Path(spec.out), ADVISE_JSON, or_silent(progress))
     with work.locked():
         if writes:
             return _write(work, record, subject, losing)

@@ -20,9 +20,10 @@ from trtq.engine.agreement import answers, check_agreement
 from trtq.engine.job import Job
 from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner
-from trtq.errors import BoardError, UsageError
+from trtq.errors import BoardError
 from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, count_of
 from trtq.export.onnx_file import get_metadata
+from trtq.flow.task import fitting_targets
 from trtq.tasks import Figure, Task
 
 
@@ -142,14 +143,10 @@ def _scores(
     for batch in shown:
         part = {n: v[place : place + len(batch)] for n, v in outputs.items()}
         place += len(batch)
-        targets = batch.targets()
-        if targets is None:
-            continue
-        answer, values = task.decode(part, batch.places), target_array(targets)
-        mismatch = task.mismatch(answer, values)
-        if mismatch:
-            raise UsageError(f"Cannot score {task.label} on {samples.name}", mismatch)
-        counts.add(answer, values)
+        answer = task.decode(part, batch.places)
+        values = fitting_targets("the board's answers", task, answer, batch, samples)
+        if values is not None:
+            counts.add(answer, values)
     return counts.figures
 
 

@@ -52,9 +52,8 @@ def samples_for_board(spec: DeployOptions, job: Job, data: Data) -> Samples:
         UsageError: images do not fill the inputs, or the file does not say how they do.
         DataError: the samples do not fit the model.
     """
-    slots = OnnxRunner(job.model).inputs
     if data.source is None:
-        samples = data.make(needs_of(slots, get_metadata(job.model), job.spec.onnx), None)
+        samples = data.make(needs_of(job.slots, get_metadata(job.model), job.spec.onnx), None)
     else:
         samples = data.make(None, _preprocess(spec, job))
     least, usual, most = job.batch
@@ -89,10 +88,9 @@ def feeds(job: Job, samples: Samples, size: int) -> Iterator[tuple[Batch, dict[s
         DataError: a batch has sizes that the engine is not built for.
         UsageError: it has values that an input cannot hold.
     """
-    slots = OnnxRunner(job.model).inputs
     for batch in samples.batches(size):
         arrays = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
-        fed = feed_for(slots, arrays, "ONNX file")
+        fed = feed_for(job.slots, arrays, "ONNX file")
         require_built_for(job, samples.name, batch.ids[0], {n: a.shape for n, a in fed.items()})
         yield batch, fed
 

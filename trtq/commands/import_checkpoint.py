@@ -30,6 +30,7 @@ from trtq.files import IMPORT_JSON, MODEL_FILES
 from trtq.flow.data import samples_from
 from trtq.flow.encoded import quantized_from
 from trtq.flow.inputs import Inputs
+from trtq.flow.model import placed
 from trtq.flow.pair import save_pair
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
@@ -184,7 +185,7 @@ def _take_over(
     encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
     run.note(*lines)
     inputs = Inputs(
-        model=model.on(choose_device(spec.device)),
+        model=placed(model, spec.device, run),
         samples=samples.take(spec.parity_images, spec.seed),
         answer=model.answer_kind(samples.classes),
         run=run,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from trtq.artifact import check_record
 from trtq.engine.job import Job
 from trtq.engine.random_inputs import random_feed
-from trtq.engine.runner import OnnxRunner
 from trtq.errors import DataError, UsageError
 from trtq.export.feeds import Given
 from trtq.export.onnx_file import get_metadata
@@ -58,7 +57,7 @@ def samples_for(job: Job, told: Progress) -> GateSamples:
 
 
 def _random(job: Job, told: Progress) -> GateSamples:
-    slots, shapes = OnnxRunner(job.model).inputs, job.sizes.usual
+    slots, shapes = job.slots, job.sizes.usual
     tables = table_sizes(job.model)
     count = min(MOST_RANDOM, -(-job.spec.check_images // job.batch[1]))
     told.note("the engine is compared with the file on inputs drawn at random, not on data")
@@ -109,8 +108,7 @@ def _tensors(job: Job, data: Data) -> list[Given]:
     from trtq.engine.needs import needs_of
 
     spec = job.spec
-    slots = OnnxRunner(job.model).inputs
-    samples = data.make(needs_of(slots, get_metadata(job.model), spec.onnx), None)
+    samples = data.make(needs_of(job.slots, get_metadata(job.model), spec.onnx), None)
     drawn = samples.take(_count(job, len(samples)), 0)
     found: list[Given] = []
     for batch in drawn.batches(job.batch[1]):

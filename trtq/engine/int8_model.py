@@ -15,8 +15,9 @@ import onnx
 from trtq import ops
 from trtq.cost.onnx_file import list_onnx_ops
 from trtq.cost.ops import WEIGHTED, Groups, Op
+from trtq.disjoint import Sets
 from trtq.engine.plan_kernels import PlanKernel
-from trtq.engine.regions import ATTENTION, Quantized, Sets, partners, read_quantized
+from trtq.engine.regions import ATTENTION, Quantized, partners, read_quantized
 from trtq.onnx_node import label_of
 
 # What an INT8 product of TensorRT for RTX writes before its epilogue, bits, and by how much it pads

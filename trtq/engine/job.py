@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import onnx
 
 from trtq.artifact import Stamp
+from trtq.engine.runner import OnnxRunner
 from trtq.engine.select_builder import refuse_missing_kernels, require_readable
 from trtq.engine.settings import Builder, Settings, require_offered, runtime_of
 from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, CalibrationCacheText, cache_number, read_cache
+from trtq.export.feeds import InputSlot
 from trtq.export.fp16 import convert_to_half, has_half
 from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import TARGET, count_qdq, get_metadata, read_onnx
@@ -60,6 +63,11 @@ class Job:
     def batch(self) -> tuple[int, int, int]:
         """Smallest, usual and largest batch."""
         return self.sizes.batch
+
+    @cached_property
+    def slots(self) -> Sequence[InputSlot]:
+        """The inputs of the file, as ONNX Runtime takes them."""
+        return OnnxRunner(self.model).inputs
 
     @property
     def half(self) -> bool:

@@ -5,12 +5,13 @@ A region is the smallest set of layers that no kernel of either engine crosses.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import onnx
 
+from trtq.disjoint import Sets
 from trtq.engine.audit import AUDITED, requests
 from trtq.export.strip import strip_qdq
 from trtq.onnx_node import label_of
@@ -183,33 +184,6 @@ def _last_layers(scope: Scope) -> frozenset[str]:
         if is_layer or reaches:
             before.update(node.input)
     return frozenset(last)
-
-
-@dataclass(slots=True)
-class Sets:
-    """Disjoint sets of names."""
-
-    parent: dict[str, str] = field(default_factory=dict)
-
-    def find(self, name: str) -> str:
-        """Return the name that stands for the set of ``name``."""
-        self.parent.setdefault(name, name)
-        while self.parent[name] != name:
-            self.parent[name] = self.parent[self.parent[name]]
-            name = self.parent[name]
-        return name
-
-    def join(self, names: Iterable[str]) -> None:
-        """Put names into one set."""
-        first, *rest = [self.find(n) for n in names] or [""]
-        self.parent.update({r: first for r in rest if r != first})
-
-    def groups(self, names: Collection[str]) -> Iterator[list[str]]:
-        """Return the sets that some of these names are in, without other names."""
-        found: dict[str, list[str]] = {}
-        for name in names:
-            found.setdefault(self.find(name), []).append(name)
-        yield from found.values()
 
 
 def partners(quantized: Quantized) -> Sets:

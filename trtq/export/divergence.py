@@ -15,7 +15,7 @@ from trtq import ops
 from trtq.data.metrics import Array
 from trtq.export.feeds import feed_for
 from trtq.export.ort import input_slots, open_session
-from trtq.graph.feed import Feed, as_feed, outputs_of
+from trtq.graph.feed import Feed, arrays_of, as_feed
 from trtq.quant.fake_quantize import FakeQuantizeCall, spacing
 
 MAX_TIE_CODES = 1.5
@@ -136,7 +136,7 @@ def first_divergence(
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
     feed = as_feed(batch)
-    given = feed_for(input_slots(session), [t.cpu().numpy() for t in feed], "model")
+    given = feed_for(input_slots(session), arrays_of(feed), "model")
     wanted = [*names, *outputs.values(), *(o for pair in selections.values() for o in pair)]
     got = session.run(wanted, given)
     codes, picked = got[len(names) :][: len(outputs)], got[len(names) + len(outputs) :]
@@ -146,10 +146,9 @@ def first_divergence(
         dict(zip(selections, zip(picked[::2], picked[1::2], strict=True), strict=True)),
     )
     with torch.inference_mode():
-        answer = outputs_of(forced.run(*feed))
+        answer = arrays_of(forced.run(*feed))
     for name, ours, theirs in zip(names, answer, got, strict=False):
-        mine = ours.detach().cpu().numpy()
-        if forced.first is None and not same_answer(mine, np.asarray(theirs)):
+        if forced.first is None and not same_answer(ours, np.asarray(theirs)):
             which = "the output" if len(names) == 1 else f"the output {name}"
             return f"{which}, after the last quantizer"
     return forced.first

@@ -36,7 +36,7 @@ from trtq.export.divergence import first_divergence, same_answer
 from trtq.export.feeds import concatenated
 from trtq.export.ort import open_session, run_batch
 from trtq.export.probe import Probe, QuantizerStats
-from trtq.graph.feed import Feed, as_feed, channels_last, computed, outputs_of
+from trtq.graph.feed import Feed, arrays_of, as_feed, channels_last, computed
 
 MIN_EQUAL = 99.5
 USUAL_MARGIN_DB = 8.0
@@ -147,9 +147,9 @@ def check_parity(
             fast = channels_last(batch)
             answers.append(
                 _Answers(
-                    _arrays(graph(*fast)),
-                    _arrays(probe.run(*fast)),
-                    run_batch(session, [t.cpu().numpy() for t in batch]),
+                    arrays_of(graph(*fast)),
+                    arrays_of(probe.run(*fast)),
+                    run_batch(session, arrays_of(batch)),
                 )
             )
             if seen is not None:
@@ -172,10 +172,6 @@ class _Answers(NamedTuple):
     full: list[Array]
     sim: list[Array]
     run: list[Array]
-
-
-def _arrays(answer: object) -> list[Array]:
-    return [t.detach().cpu().numpy() for t in outputs_of(answer)]
 
 
 def _together(records: Sequence[ParityRecord]) -> ParityRecord:
@@ -203,8 +199,8 @@ def require_same_float(
         DataError: the model cannot compute the samples.
     """
     feed, session = as_feed(batch), open_session(exported)
-    answer = _arrays(computed(graph, feed))
-    runtime = run_batch(session, [t.cpu().numpy() for t in feed])
+    answer = arrays_of(computed(graph, feed))
+    runtime = run_batch(session, arrays_of(feed))
     pairs = zip(session.get_outputs(), answer, runtime, strict=True)
     differ = [(o.name, a, b) for o, a, b in pairs if not same_answer(a, b)]
     if differ and _selects(graph):

@@ -15,11 +15,11 @@ from trtq.data.samples import Batch, Samples, preprocess_digest
 from trtq.errors import DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.layer_costs import outline
-from trtq.flow.model import Model, require_float
+from trtq.flow.model import Model, placed, require_float
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
-from trtq.graph.device import choose_device, device_of, with_smaller_batches
+from trtq.graph.device import device_of, with_smaller_batches
 from trtq.graph.feed import Feed, first_output, outputs_of
 from trtq.graph.nodes import operands
 from trtq.graph.signature import results
@@ -69,7 +69,7 @@ def analyze_model(
     widths = check_analysis(samples, options, task)
     require_float(model.module, model.name, "Give the float file that it was made from")
     learned = _task(model, samples, options, task, run)
-    model = model.judged_by(samples).on(choose_device(options.device))
+    model = placed(model.judged_by(samples), options.device, run)
     if learned is None:
         _require_scores(model, samples, options)
     drawn = samples.take(max(options.calib_images, options.images), options.seed)
@@ -226,20 +226,19 @@ def _layers(
         UsageError: there is none.
     """
     count = min(options.calib_images, len(drawn))
-    run.progress.begin(f"Calibrating ({options.calibrator})", count)
-    layers = with_smaller_batches(
-        lambda batch: prepare_layers(
+
+    def prepared(batch: int) -> list[Layer]:
+        run.progress.begin(f"Calibrating ({options.calibrator})", count)
+        return prepare_layers(
             model.graph.module,
             widths,
             drawn.inputs(count, batch, model.input_names),
             calibrator=options.calibrator,
             percentile=options.percentile,
             progress=run.progress.advance,
-        ),
-        _size(model, options),
-        run.note,
-        "calibration",
-    )
+        )
+
+    layers = with_smaller_batches(prepared, _size(model, options), run.note, "calibration")
     labels = [o.label for o in widths if o.quantized]
     whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
     for layer in layers:

@@ -37,8 +37,9 @@ def compare_simulation(
     inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
 ) -> Comparison:
     """Compare the float model, torch's simulation and ONNX Runtime on calibration samples."""
+    count = _compared(inputs, options)
     parity, measured, counts = with_smaller_batches(
-        lambda batch: _compare(inputs, _compared(inputs, options), batch, simulated, qdq),
+        lambda batch: _compare(inputs, count, batch, simulated, qdq),
         options.batch_size,
         inputs.run.note,
         "comparing torch and ONNX Runtime",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_of_array
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.metrics import Array
-from trtq.data.samples import Batch, ImageSamples, Samples, target_array
+from trtq.data.samples import Batch, ImageSamples, Samples
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import UsageError
 from trtq.export.onnx_file import made_with
@@ -22,7 +22,7 @@ from trtq.flow.data import open_samples
 from trtq.flow.gallery import Gallery
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
-from trtq.flow.task import facts_of_batch
+from trtq.flow.task import facts_of_batch, fitting_targets
 from trtq.progress import Progress
 from trtq.tasks import Facts, Figure, Score, Task, find_task, task_for
 from trtq.tasks.equal_predictions import AGREEMENT
@@ -307,15 +307,9 @@ class Evaluator:
         """Return the targets of a batch, once they are known to fit the answer."""
         if task.kind in HAVE_PREDICTIONS and answer.ndim > 1:
             samples.expect(int(answer.shape[1]), self.names[0])
-        targets = batch.targets()
-        if targets is None:
-            return None
-        values = target_array(targets)
-        mismatch = task.mismatch(answer, values)
-        if mismatch:
-            kind = "masks" if samples.dense else "boxes" if samples.boxed else "labels"
-            raise UsageError(f"Cannot compare {self.names[0]} with {kind}", mismatch)
-        self._tell(task.remark(answer, values))
+        values = fitting_targets(self.names[0], task, answer, batch, samples)
+        if values is not None:
+            self._tell(task.remark(answer, values))
         return values
 
     def _tell(self, text: str) -> None:

@@ -26,16 +26,16 @@ from trtq.flow.finetune_checks import (
     require_analysis_of,
     require_fit,
     require_pictures,
+    require_scorable,
     require_task_options,
     require_trainable,
     worst_layers,
 )
 from trtq.flow.inputs import Inputs
-from trtq.flow.model import Model
+from trtq.flow.model import Model, placed
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
-from trtq.graph.device import choose_device
 from trtq.platform.target import check_files, opset_of
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
@@ -124,8 +124,9 @@ class Training:
     ) -> None:
         self.options, self.run = options, run or Run()
         self.workers = workers or Workers()
-        self.device = choose_device(options.device, self.workers)
-        self.start = start = replace(start, model=start.model.on(self.device))
+        model = placed(start.model, options.device, self.run, self.workers)
+        self.start, self.device = replace(start, model=model), model.device
+        start = self.start
         self.train_samples, self.val = samples
         self.note, self.clock = self.run.note, self.run.clock
         check_files(options)
@@ -139,6 +140,8 @@ class Training:
         self.task = self._task(task)
         if self.task is None:
             note_outputs(start.model, options, self.note)
+        elif self.val is not None:
+            require_scorable(self.task, start.model, self.val)
         classes = self._classes()
         self.answer = start.model.answer_kind(
             self.train_samples.classes,

@@ -10,7 +10,9 @@ from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.model import Model
-from trtq.graph.feed import IMAGE_AXES
+from trtq.flow.task import fitting_targets
+from trtq.graph.device import moved
+from trtq.graph.feed import IMAGE_AXES, arrays_of, computed
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
@@ -163,6 +165,27 @@ def note_outputs(model: Model, options: FinetuneOptions, note: Callable[[str], N
             f"only the output {outputs[0]} is trained: --distill above 0 teaches "
             f"{', '.join(outputs[1:])}, too"
         )
+
+
+def require_scorable(task: Task, model: Model, val: Samples) -> None:
+    """Refuse validation samples whose targets no answer of a model can be compared with.
+
+    Args:
+        task: what the answers mean.
+        model: captured.
+        val: to measure on.
+
+    Raises:
+        UsageError: the targets are of another kind, or of other classes.
+    """
+    if not (task.takes_targets and val.has_targets):
+        return
+    batch = next(iter(val.select([0]).batches(1)))
+    (feed,) = moved([batch.feed(model.input_names)], model.device)
+    arrays = arrays_of(computed(model.graph.module, feed))
+    names = [t.name for t in model.graph.signature.outputs]
+    outputs = dict(zip(names, arrays, strict=True))
+    fitting_targets(model.name, task, task.decode(outputs, batch.places), batch, val)
 
 
 def require_pictures(model: Model, augment: str) -> None:

@@ -13,8 +13,9 @@ from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
 from trtq.data.samples import Samples
 from trtq.errors import UsageError
+from trtq.flow.run import Run
 from trtq.graph.capture import CapturedGraph, capture_inputs
-from trtq.graph.device import device_of, on_device
+from trtq.graph.device import choose_device, described, device_of, on_device
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
@@ -23,6 +24,7 @@ from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
 from trtq.quant.imported_ranges import Foreign
 from trtq.typed import present
+from trtq.workers import Workers
 
 
 def is_random(weights: str) -> bool:
@@ -55,6 +57,18 @@ def require_float(module: nn.Module, name: str, way: str) -> None:
             f"{way}. Take them over: trtq import-checkpoint {name} --ranges {name} --data IMAGES "
             "--out OUT",
         )
+
+
+def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -> Model:
+    """Return a model with a graph that computes where it was asked for; a GPU is noted.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    device = choose_device(asked, workers)
+    if told := described(device):
+        run.note(told)
+    return model.on(device)
 
 
 def about_weights(loaded: LoadedModel) -> list[str]:

@@ -11,6 +11,7 @@ from trtq.export.fp16_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx
 from trtq.files import ENCODINGS, FP32, QDQ
 from trtq.flow.inputs import Inputs
+from trtq.graph.feed import arrays_of
 from trtq.quant.encodings import Encodings
 from trtq.specs import QuantizeOptions
 
@@ -22,7 +23,7 @@ def mark_fp16_ranges_(
 ) -> None:
     """Write into ONNX models which nodes leave the range of FP16 on the samples, and note it."""
     count = inputs.of_usual_size(IMAGES, least=FEWEST)
-    images = [[t.cpu().numpy() for t in feed] for feed in inputs.images(count, options.batch_size)]
+    images = [arrays_of(feed) for feed in inputs.images(count, options.batch_size)]
     lines = [line for model in models if (line := mark_float_nodes_(model, images))]
     inputs.run.note(*lines[:1])  # each file has its own marks; their figures differ in digits
     inputs.run.clock.lap("half ranges")

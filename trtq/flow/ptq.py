@@ -36,7 +36,7 @@ from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
-from trtq.quant.observe import observe, sampled_note
+from trtq.quant.observe import Range, observe, sampled_note
 from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
@@ -285,18 +285,16 @@ def _calibrate(
     with cache.lock(key, waiting=progress.note):
         stats, note = cache.load(key)
         if stats is None:
-            progress.begin(f"Calibrating ({options.calibrator})", len(samples))
+
+            def observed(batch: int) -> dict[str, Range]:
+                progress.begin(f"Calibrating ({options.calibrator})", len(samples))
+                images = inputs.images(len(samples), batch)
+                return observe(
+                    graph, placement, images, mode=options.calibrator, progress=progress.advance
+                )
+
             seen = with_smaller_batches(
-                lambda batch: observe(
-                    graph,
-                    placement,
-                    inputs.images(len(samples), batch),
-                    mode=options.calibrator,
-                    progress=progress.advance,
-                ),
-                options.batch_size,
-                inputs.run.note,
-                "calibration",
+                observed, options.batch_size, inputs.run.note, "calibration"
             )
             stats = summarize_all(placement, seen, options.calibrator, options.percentile)
             cache.save(key, stats)

@@ -16,14 +16,13 @@ from trtq.export.parity import (
     require_varying,
 )
 from trtq.flow.inputs import Inputs
-from trtq.flow.model import Model, require_float, stored_ranges
+from trtq.flow.model import Model, placed, require_float, stored_ranges
 from trtq.flow.pair import mark_fp16_ranges_
 from trtq.flow.presets import attempt_preset
 from trtq.flow.ptq import check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
-from trtq.graph.device import choose_device, described
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
 
@@ -55,10 +54,7 @@ def quantize_model(
     run = run or Run()
     check_options(options)
     _require_float(model, options, run)
-    device = choose_device(options.device)
-    model = _with_preprocess(model, samples).on(device)
-    if told := described(device):
-        run.note(told)
+    model = placed(_with_preprocess(model, samples), options.device, run)
     answer = model.answer_kind(samples.classes)
     task = bind_task(task or options.task, model, samples, run)
     inputs = Inputs(model=model, samples=samples, answer=answer, run=run, task=task)

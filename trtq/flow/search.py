@@ -22,7 +22,7 @@ from trtq.flow.allocate import shown
 from trtq.flow.analyze import analyze_model, draw_analysis
 from trtq.flow.candidate import Candidate
 from trtq.flow.classes import require_same_classes
-from trtq.flow.model import require_float
+from trtq.flow.model import placed, require_float
 from trtq.flow.pricing import Pricing, require_fp8
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
@@ -32,7 +32,6 @@ from trtq.flow.search_score import floor_of, judged_by, require_comparable, requ
 from trtq.flow.search_tries import Tried, Tries
 from trtq.flow.search_walk import WIDE, Goals, Walk, best_of, widths_of
 from trtq.flow.task import bind_task
-from trtq.graph.device import choose_device
 from trtq.quant.formats import read_options
 from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
@@ -167,8 +166,8 @@ class _Search:
         for candidate in self.candidates:
             model = candidate.model
             require_float(model.module, model.name, "Give the float file that it was made from")
-            device = choose_device(self.options.device)
-            candidate.model = model.judged_by(candidate.scored).on(device)
+            judged = model.judged_by(candidate.scored)
+            candidate.model = placed(judged, self.options.device, self.run)
             asked = task or self.options.task
             candidate.task = bind_task(asked, candidate.model, candidate.scored, self.run)
             require_comparable(candidate)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from trtq.data.samples import Batch, Samples
+import numpy.typing as npt
+
+from trtq.data.samples import Batch, Samples, target_array
 from trtq.errors import UsageError
 from trtq.flow.model import Model
 from trtq.flow.run import Run
@@ -57,3 +60,29 @@ def facts_of_batch(
     first = next(iter(batch.inputs.values()))
     is_image = batch.places is not None or first.ndim == IMAGE_AXES
     return Facts.of(outputs, first if is_image else None, metadata, samples.class_names)
+
+
+def fitting_targets(
+    name: str, task: Task, answer: Any, batch: Batch, samples: Samples
+) -> npt.NDArray[Any] | None:
+    """Return the targets of a batch, once they are known to fit a model's answer; None without.
+
+    Args:
+        name: of the model, in errors.
+        task: what the answer means.
+        answer: as the task decodes it.
+        batch: what was answered.
+        samples: the batch is of them.
+
+    Raises:
+        UsageError: the targets are of another kind, or of other classes.
+    """
+    targets = batch.targets() if task.takes_targets else None
+    if targets is None:
+        return None
+    values = target_array(targets)
+    mismatch = task.mismatch(answer, values)
+    if mismatch:
+        kind = "masks" if samples.dense else "boxes" if samples.boxed else "labels"
+        raise UsageError(f"Cannot compare {name} with {kind}", mismatch)
+    return values

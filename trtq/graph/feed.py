@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import fx
 
@@ -40,6 +42,11 @@ def computed(graph: fx.GraphModule, feed: Feed) -> Feed:
             f"{type(exc).__name__}: {first_line(exc)}",
             "Give samples with values that the model is used with",
         ) from exc
+
+
+def arrays_of(answer: object) -> list[npt.NDArray[Any]]:
+    """Return the tensors of a batch, or what a captured graph gave, as arrays."""
+    return [t.detach().cpu().numpy() for t in outputs_of(answer)]
 
 
 def first_output(answer: object) -> torch.Tensor:

@@ -53,7 +53,8 @@ def _counts_up(places: torch.Tensor) -> bool:
     """Whether a constant is 0, 1, 2 ... along one axis."""
     flat = places.flatten()
     wide = sum(size > 1 for size in places.shape) == 1
-    return wide and bool((flat == torch.arange(len(flat), dtype=flat.dtype)).all())
+    counted = torch.arange(len(flat), dtype=flat.dtype, device=flat.device)
+    return wide and bool((flat == counted).all())
 
 
 def _input_of(value: object) -> fx.Node | None:

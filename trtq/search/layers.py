@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq.disjoint import Sets
 from trtq.graph.feed import Feed
 from trtq.graph.nodes import operands
 from trtq.quant.calibrate import make_encodings, summarize_all
@@ -202,21 +203,11 @@ def groups(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
     They read one tensor, such as queries, keys and values, or they have one weight. One tensor has
     one set of codes in an engine, and so has one stored weight.
     """
-    leader: dict[str, str] = {}
-    for key in ("source", "weight"):
-        first: dict[object, str] = {}
-        for layer in layers:
-            tensor = layer.source if key == "source" else operands(layer.node)[1]
-            root = _root(leader, layer.name)
-            other = _root(leader, first.setdefault(tensor, root))
-            leader[root] = other
-    members: dict[str, list[str]] = {}
+    sets = Sets()
+    readers: dict[object, list[str]] = {}
     for layer in layers:
-        members.setdefault(_root(leader, layer.name), []).append(layer.name)
-    return [tuple(names) for names in members.values()]
-
-
-def _root(leader: dict[str, str], name: str) -> str:
-    while leader.setdefault(name, name) != name:
-        name = leader[name]
-    return name
+        for tensor in (("source", layer.source), ("weight", operands(layer.node)[1])):
+            readers.setdefault(tensor, []).append(layer.name)
+    for names in readers.values():
+        sets.join(names)
+    return [tuple(names) for names in sets.groups([layer.name for layer in layers])]
