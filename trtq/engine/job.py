@@ -26,7 +26,7 @@ from trtq.export.onnx_file import TARGET, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_node import names_of
 from trtq.platform.releases import Version, offers, shown
-from trtq.platform.target import Target
+from trtq.platform.target import TYPED_ONLY, Target
 from trtq.specs import BuildOptions, BuildSpec
 
 
@@ -163,10 +163,17 @@ class Job:
             )
 
     def _require_fit_for_dla(self) -> None:
+        release = self.target.release
+        if self.pairs and release is not None and release >= TYPED_ONLY:
+            raise EngineError(
+                f"Cannot build {self.spec.onnx} for the DLA",
+                "of TensorRT 11 the documents say how the DLA computes FP16 graphs, not Q/DQ pairs",
+                "Build the float file with --precision fp16",
+            )
         if self.pairs:
             raise EngineError(
                 f"Cannot build {self.spec.onnx} for the DLA",
-                "it takes no Q/DQ pairs, in no release",
+                "the DLA does not support Q/DQ nodes",
                 "Export a calibration cache (trtq export-calib) and build the float file with "
                 "--calibration",
             )

@@ -62,6 +62,7 @@ class BoardRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     soc: tuple[str, ...] = ()
     memory_gib: int = 0
     dla: int = 0
+    typed_dla: bool = False
     workspace: tuple[tuple[float, int], ...]
     rails: tuple[tuple[str, ...], ...]
     modes: tuple[str, str]

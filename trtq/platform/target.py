@@ -23,6 +23,7 @@ from trtq.platform.releases import (
 )
 from trtq.specs import OPSET, FinetuneOptions, QuantizeOptions, QuantizeSpec
 
+TYPED_ONLY = (11, 0)  # releases without flags of precision
 INT4_OPSET = 21  # the first with INT4
 CODE_OPSETS = {"INT4 weights": INT4_OPSET, "FP8": 19, "FP4": 23}  # the first that holds each
 ForFiles = QuantizeOptions | QuantizeSpec | FinetuneOptions
@@ -153,10 +154,12 @@ class Target:
             feature: a number format (INT8), DLA, or a feature of the catalogue of releases.
             runtime: that will be used, in place of the target's own.
         """
+        used = runtime or Runtime(self.release)
+        if feature == "DLA" and used.version is not None and used.version >= TYPED_ONLY:
+            feature = "typed DLA"
         device = _device_lacks(self, feature)
         if device or feature not in releases().features:
             return device
-        used = runtime or Runtime(self.release)
         return "" if used == Runtime() else used.lacks(feature)
 
     def require(
@@ -214,8 +217,12 @@ def _device_lacks(target: Target, feature: str) -> str:
     stored, _, kind = feature.partition(" ")
     if kind == "weights" and stored not in target.facts.weights:
         return f"compute capability {target.capability} has no kernels for {feature}"
-    if feature == "DLA" and not target.dla:
+    if feature in ("DLA", "typed DLA") and not target.dla:
         return "it has no DLA"
+    if feature == "typed DLA" and not (
+        target.row and target.row.board and target.row.board.typed_dla
+    ):
+        return "from TensorRT 11 on a DLA is supported on Jetson AGX Orin alone"
     return ""
 
 
@@ -292,7 +299,7 @@ def opset_of(spec: ForFiles, needs: Collection[str] = ()) -> int:
         return spec.opset or max(OPSET, least)
     runtime = Runtime(target.release)
     newest = target.opset
-    if not any(target.lacks(n) for n in needs):
+    if least <= runtime.opset and not any(target.lacks(n) for n in needs):
         newest = max(newest, least)
     if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
         newest = max(newest, INT4_OPSET)
