@@ -13,6 +13,7 @@ from torch import nn
 
 from trtq.data.adapters import open_data
 from trtq.data.image_files import IGNORE
+from trtq.data.layouts import channels_first, layout_of
 from trtq.data.model_inputs import IMAGE_RANK, InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
@@ -242,8 +243,8 @@ def _guessed(model: Model | None, note: Note | None) -> Preprocess:
     """Return ImageNet's preprocessing at the size of a model's input, and say so."""
     size: tuple[int, int, int] | None = None
     if model is not None:
-        channels, height, width = (int(v) for v in model.graph.examples[0].shape[1:])
-        size = channels, height, width
+        shape = tuple(int(v) for v in model.graph.examples[0].shape)
+        size = channels_first(shape[1:], layout_of(shape) or "NCHW")
     picture, notes = resolve_preprocess(input_size=size)
     for line in notes:
         if note is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.classes import mirrored_pair
+from trtq.data.layouts import pixels_of
 from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.flow.classes import require_same_classes
@@ -132,7 +133,7 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
             f"its output is {list(answer.shape)}, neither [N, C] nor [N, C, H, W]",
             "Give --distill 1 to learn from the float model",
         )
-    dense, size = answer.ndim == SEGMENTER_AXES, model.graph.examples[0].shape[2:]
+    dense, size = answer.ndim == SEGMENTER_AXES, pixels_of(model.graph.examples[0].shape)
     for samples in labelled:
         if samples.dense != dense:
             raise UsageError(

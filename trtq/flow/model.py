@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import msgspec
 import torch
 from torch import nn
 
 from trtq.data.answers import Kind, kind_of
+from trtq.data.layouts import layout_of
 from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
 from trtq.data.samples import Samples
 from trtq.errors import UsageError
@@ -126,6 +128,9 @@ class Model:
             assert preprocess is not None
             inputs = ModelInputs(preprocess.input_size)
         graph = capture_inputs(loaded.module, inputs)
+        if preprocess is not None and graph.signature.takes_one_image:
+            layout = layout_of(graph.signature.input.shape) or preprocess.layout
+            preprocess = msgspec.structs.replace(preprocess, layout=layout)
         return cls(
             name=loaded.name,
             module=loaded.module,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from trtq.data.layouts import layout_of
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
@@ -178,7 +179,7 @@ def input_specs(names: Sequence[str], feed: Feed, opened: Open) -> list[TensorSp
             name=name,
             dtype=str(tensor.dtype).removeprefix("torch."),
             shape=tuple(axes.get(i, int(d)) for i, d in enumerate(tensor.shape)),
-            layout="NCHW" if tensor.ndim == 4 and tensor.is_floating_point() else "",
+            layout=(layout_of(tensor.shape) or "") if tensor.is_floating_point() else "",
         )
         for name, tensor, axes in zip(names, feed, opened.names, strict=True)
     ]

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtq.data.array_files import read_array_file
+from trtq.data.layouts import pixels_of
 from trtq.data.metrics import Array
 from trtq.errors import UsageError, listed
 from trtq.paths import expand_home
 
 Shape = tuple[int | str | None, ...]
-IMAGE_AXES = 4  # samples, channels, height, width
 LONGEST = 2**20  # characters of metadata that are read as a Python value
 SHOWN = 3
 SIDES = ("left", "top", "right", "bottom")
@@ -65,11 +65,11 @@ class Facts:
 
         Args:
             outputs: arrays or tensors by name, samples first.
-            image: the batch, [N, C, H, W]; None where the input is no image.
+            image: the batch, [N, C, H, W] or [N, H, W, C]; None where the input is no image.
             metadata: of the ONNX file.
             classes: names of the classes of the labels.
         """
-        size = None if image is None else (int(image.shape[2]), int(image.shape[3]))
+        size = None if image is None else pixels_of(image.shape)
         shapes = {name: tuple(value.shape) for name, value in outputs.items()}
         return cls(outputs=shapes, size=size, metadata=metadata, classes=classes)
 
