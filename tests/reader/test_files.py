@@ -398,3 +398,19 @@ def test_sizes_that_nobody_gave_are_not_tried_without_limit():
     )
     example = read_onnx(model).model_inputs(None).example
     assert example["x"].numel() <= 2 * 16**3  # no length fits: the first is kept
+
+
+def test_a_weight_of_two_nodes_is_written_once(tmp_path):
+    """Unrolled recurrent networks read one matrix in every step: their files must not grow."""
+    loaded, made = written(tmp_path, two_images())
+    assert_round_trip(two_images(), loaded, made)
+    assert [list(i.dims) for i in made.graph.initializer].count([4, 3, 3, 3]) == 1
+    assert [n.name for n in made.graph.node if n.op_type == "Conv"] == ["conv", "conv_1"]
+    quantized = trtq.quantize(
+        loaded, "random:4", calib_images=4, parity_images=4, calib_cache=str(tmp_path / "cache")
+    )
+    weights = [q.layer for q in quantized.placement.active if q.is_weight]
+    assert weights == ["conv", "conv_1"]
+    scales = [quantized.encodings.scale(f"{n}.weight") for n in weights]
+    assert torch.equal(*scales)
+    assert quantized.done.parity.passed
