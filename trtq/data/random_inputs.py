@@ -58,7 +58,7 @@ def _count(request: Request) -> int:
 
 
 class RandomRows:
-    """Samples that depend on their position alone."""
+    """Samples that depend on their position alone; an input without axes is one number for all."""
 
     def __init__(self, needs: InputNeeds, count: int) -> None:
         self.needs, self.count = needs, count
@@ -67,9 +67,11 @@ class RandomRows:
         return self.count
 
     def __getitem__(self, index: int) -> object:
-        generator = np.random.default_rng([index, len(self.needs.inputs)])
-        sizes: dict[str, int] = {}
-        return {s.name: self._value(s, generator, sizes) for s in self.needs.inputs}
+        count, sizes = len(self.needs.inputs), dict[str, int]()
+        own, of_all = (np.random.default_rng([i, count]) for i in (index, 0))
+        return {
+            s.name: self._value(s, own if s.shape else of_all, sizes) for s in self.needs.inputs
+        }
 
     def _value(
         self, spec: InputSpec, generator: np.random.Generator, sizes: dict[str, int]

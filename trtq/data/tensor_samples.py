@@ -168,7 +168,8 @@ class TensorSamples(Samples):
     def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:
         """Yield the first ``count`` samples in batches of at most ``size``, read ahead.
 
-        Samples of different shapes, where the model takes them, are in different batches.
+        Samples of different shapes, where the model takes them, are in different batches; so are
+        samples with other values of an input that is one number for a whole batch.
         """
         chosen = self.order[:count]
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
@@ -197,7 +198,7 @@ class TensorSamples(Samples):
         return [(inputs, target) for inputs, (_, target) in zip(padded, rows, strict=True)]
 
     def _ends(self, rows: Sequence[Sample]) -> list[int]:
-        """Return where the batches of samples with equal shapes end.
+        """Return where the batches of samples with equal shapes and numbers end.
 
         Raises:
             DataError: shapes differ although the model takes one, or is not known.
@@ -205,7 +206,9 @@ class TensorSamples(Samples):
         shapes = [{n: tuple(x.shape) for n, x in inputs.items()} for inputs, _ in rows]
         if self.needs is None or not any(map(self.needs.is_open, self.needs.inputs)):
             self._require_equal(shapes)
-        changes = [i for i in range(1, len(rows)) if shapes[i] != shapes[i - 1]]
+        numbers = [[inputs[n].item() for n in self._scalars] for inputs, _ in rows]
+        kinds = list(zip(shapes, numbers, strict=True))
+        changes = [i for i in range(1, len(rows)) if kinds[i] != kinds[i - 1]]
         return [*changes, len(rows)]
 
     def _require_equal(self, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
@@ -343,18 +346,7 @@ def _content(inputs: Mapping[str, torch.Tensor]) -> str:
 def _stacked(
     rows: Sequence[Mapping[str, torch.Tensor]], scalars: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """Return samples side by side; an input without axes is one number for all of them.
-
-    Raises:
-        DataError: it is not.
-    """
-    for name in scalars:
-        if any(not torch.equal(r[name], rows[0][name]) for r in rows):
-            raise DataError(
-                f"The samples have different values of {name}",
-                "the model takes one number for all samples of a batch",
-                "Give batch_size=1",
-            )
+    """Return samples side by side; an input without axes is one number for all of them."""
     return {
         name: rows[0][name] if name in scalars else torch.stack([r[name] for r in rows])
         for name in rows[0]

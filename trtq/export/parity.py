@@ -36,7 +36,7 @@ from trtq.export.divergence import first_divergence, same_answer
 from trtq.export.feeds import concatenated
 from trtq.export.ort import open_session, run_batch
 from trtq.export.probe import Probe, QuantizerStats
-from trtq.graph.feed import Feed, arrays_of, as_feed, channels_last, computed
+from trtq.graph.feed import Feed, arrays_of, as_feed, channels_last, computed, count_of
 
 MIN_EQUAL = 99.5
 USUAL_MARGIN_DB = 8.0
@@ -156,13 +156,14 @@ def check_parity(
                 wanted, found, _ = (dict(zip(names, side, strict=True)) for side in answers[-1])
                 seen(wanted, found)
             if progress:
-                progress(len(batch[0]))
+                progress(count_of(batch))
     some = tuple(t[:FORCED_IMAGES] if t.ndim else t for t in as_feed(batches[0]))
     where = first_divergence(simulated, exported, some)
-    records = list[ParityRecord]()
+    records, count = list[ParityRecord](), sum(count_of(as_feed(b)) for b in batches)
     for i, name in enumerate(names):
         full, sim, run = (concatenated([batch[side][i] for batch in answers]) for side in range(3))
-        records.append(judge(full, sim, run, where, None if i else known, name=name))
+        record = judge(full, sim, run, where, None if i else known, name=name)
+        records.append(msgspec.structs.replace(record, images=count))
     return _together(records), probe.stats()
 
 
