@@ -144,6 +144,6 @@ def test_another_size_is_refused_with_what_to_type(tmp_path):
     ],
 )
 def test_the_layout_follows_from_the_sizes(shape, layout):
-    from trtq.data.layouts import layout_of
+    from trtq.layouts import layout_of
 
     assert layout_of(shape) == layout

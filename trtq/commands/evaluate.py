@@ -22,7 +22,6 @@ from trtq.data.classes import (
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.layouts import channels_first, layout_of
 from trtq.data.opened import Data
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
@@ -37,6 +36,7 @@ from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.gallery import Gallery
+from trtq.layouts import channels_first, layout_of
 from trtq.progress import Notes, Progress, or_silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec

@@ -17,9 +17,9 @@ from PIL import Image
 
 from trtq.data.ahead import ahead
 from trtq.data.decode import to_eight_bits
-from trtq.data.layouts import Layout
 from trtq.data.source import Source
 from trtq.errors import UsageError
+from trtq.layouts import Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -23,11 +23,11 @@ from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes
 from trtq.data.labels import Labels
-from trtq.data.layouts import Layout, channels_first, in_layout, layout_of
 from trtq.data.model_inputs import InputNeeds
 from trtq.data.preprocess import ImagePlace, Preprocess, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
+from trtq.layouts import Layout, channels_first, in_layout, layout_of
 
 INPUT = "input"
 NOTHING = -100  # no class has this index

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 
 from trtq.data.answers import TASK
-from trtq.data.layouts import IMAGE_AXES
 from trtq.data.metrics import Array
 from trtq.errors import UsageError
 from trtq.export.feeds import Given
 from trtq.export.onnx_file import get_metadata, made_with
+from trtq.layouts import IMAGE_AXES
 from trtq.tasks import Facts, Figure, Task, find_task, stored_task
 
 # Points below what the file's own codes keep of its float model's answers. What an engine may do is

@@ -13,7 +13,6 @@ from torch import nn
 
 from trtq.data.adapters import open_data
 from trtq.data.image_files import IGNORE
-from trtq.data.layouts import channels_first, layout_of
 from trtq.data.model_inputs import IMAGE_RANK, InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
@@ -22,6 +21,7 @@ from trtq.data.tensor_samples import TensorSamples, samples_of
 from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.model import Model
 from trtq.graph.index_ranges import embedding_rows
+from trtq.layouts import channels_first, layout_of
 from trtq.python_words import python_words
 
 __all__ = [

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.classes import mirrored_pair
-from trtq.data.layouts import pixels_of
 from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.flow.classes import require_same_classes
@@ -14,6 +13,7 @@ from trtq.flow.model import Model
 from trtq.flow.task import fitting_targets
 from trtq.graph.device import moved
 from trtq.graph.feed import IMAGE_AXES, arrays_of, computed
+from trtq.layouts import pixels_of
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord

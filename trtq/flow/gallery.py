@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 from trtq.artifact import ensure_writable_dir, write_bytes
-from trtq.data.layouts import pixels_of
 from trtq.data.preprocess import ImagePlace
 from trtq.data.samples import Batch, Samples
+from trtq.layouts import pixels_of
 from trtq.records.evaluate import PictureRow
 from trtq.tasks import Task
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from trtq.data.layouts import IMAGE_AXES
 from trtq.data.samples import Batch, Samples, target_array
 from trtq.errors import UsageError
 from trtq.flow.model import Model
 from trtq.flow.run import Run
+from trtq.layouts import IMAGE_AXES
 from trtq.tasks import Facts, Task, find_task
 from trtq.tasks.base import Outputs
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from trtq.data.layouts import layout_of
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
 from trtq.graph.inputs import BATCH_OF_TWO
 from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec, placeholders
+from trtq.layouts import layout_of
 
 HUGE = 1 << 31  # larger bounds are none
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.axis_needs import needed, refusal
-from trtq.graph.explain import explain
+from trtq.graph.explain import explain, hint_of_failure
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
 from trtq.graph.functional import drop_writes_, make_functional_
@@ -292,8 +292,7 @@ def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
         raise explain_system(exc) or CaptureError(
             f"The model's forward pass fails on {_shapes(call)}",
             f"{type(exc).__name__}: {first_line(str(exc))}",
-            "Give the size it expects with --input-size CxHxW, or an example of each input with "
-            "--input NAME=SIZES; data hold one sample an item, without a batch axis",
+            hint_of_failure(str(exc)),
         ) from exc
 
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from trtq.errors import CaptureError, first_line
 
+TYPES_DIFFER = ("same dtype", "scalar type", "should be the same", "Double")
+
 
 def explain(exc: BaseException, model: nn.Module) -> CaptureError:
     """Name the module and the source line a torch.export failure comes from."""
@@ -47,3 +49,16 @@ def _last_module(exc: BaseException, model: nn.Module) -> str:
             line = f"{code.co_filename}:{frame.f_lineno}"
             return f"module {name} ({type(owner).__name__}), {line}"
     return ""
+
+
+def hint_of_failure(text: str) -> str:
+    """Return what to do where the types, or else the sizes, of tensors do not fit each other."""
+    if any(word in text for word in TYPES_DIFFER):
+        return (
+            "All weights and inputs are float32 here: remove .double(), .half(), .to(dtype) and "
+            "float64 constants from forward()"
+        )
+    return (
+        "Give the size it expects with --input-size CxHxW, or an example of each input with "
+        "--input NAME=SIZES; data hold one sample an item, without a batch axis"
+    )

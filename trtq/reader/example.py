@@ -10,9 +10,9 @@ from itertools import product
 import torch
 from torch import nn
 
-from trtq.data.layouts import IMAGE_AXES, channels_first, in_layout, layout_of
 from trtq.errors import TrtqError, UsageError
 from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs, random_input
+from trtq.layouts import IMAGE_AXES, channels_first, in_layout, layout_of
 from trtq.reader.port import Port
 
 USUAL_SIZE = (3, 224, 224)  # where nobody gave one, and the file's inputs are no images

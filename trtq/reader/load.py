@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from trtq.data.layouts import IMAGE_AXES, channels_first, layout_of
+from trtq.layouts import IMAGE_AXES, channels_first, layout_of
 from trtq.models.load import LoadedModel
 from trtq.reader.module import OnnxModule
 from trtq.reader.read import read_onnx

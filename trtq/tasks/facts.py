@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtq.data.array_files import read_array_file
-from trtq.data.layouts import pixels_of
 from trtq.data.metrics import Array
 from trtq.errors import UsageError, listed
+from trtq.layouts import pixels_of
 from trtq.paths import expand_home
 
 Shape = tuple[int | str | None, ...]
