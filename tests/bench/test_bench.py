@@ -78,6 +78,7 @@ def test_mlperf_like_counts(scenario, least):
 
     class Quick:
         shape = (64, 3, 8, 8)
+        shapes = {"x": shape}
 
         def call(self) -> None:
             time.sleep(1e-5)

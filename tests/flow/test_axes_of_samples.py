@@ -52,3 +52,10 @@ def test_methods_on_all_samples_need_one_number(gated, tmp_path):
     assert trtq.quantize(gated, rows, **asked).done.parity.passed
     with pytest.raises(DataError, match=r"one number has other values.*Leave out the method"):
         trtq.quantize(gated, rows, method=("bias-correction",), **asked)
+
+
+def test_bench_counts_the_samples_behind_a_number(gated, tmp_path):
+    from trtq.bench.engine_workload import count_of
+
+    assert count_of({"gain": [], "x": [8, 5, 4]}) == 8
+    assert count_of({"gain": []}) == 1
