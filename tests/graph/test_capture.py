@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -166,7 +168,24 @@ def test_a_batch_the_model_ties_itself_to_is_captured_at_one_and_said():
 
     captured = capture(Fixed().eval(), SIZE)
     assert not captured.dynamic_batch
-    assert "fixed batch of 1" in captured.notes[0]
+    line = inspect.getsourcelines(Fixed.forward)[1] + 1  # where the batch becomes an int
+    assert f"fixed batch of 1: module (top) (Fixed), {__file__}:{line} " in captured.notes[0]
+
+
+def test_a_model_of_one_image_says_the_line_that_fails_on_two():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).reshape(1, -1, 2)[:, :, 0].reshape(1, 4 * 15 * 30)
+
+    captured = capture(One().eval(), SIZE)
+    assert not captured.dynamic_batch
+    assert [len(t) for t in captured.examples] == [1]
+    line = inspect.getsourcelines(One.forward)[1] + 1
+    assert f"fails on two samples at module (top) (One), {__file__}:{line}: " in captured.notes[0]
 
 
 def test_data_dependent_control_flow_names_module_and_line():
@@ -177,7 +196,7 @@ def test_data_dependent_control_flow_names_module_and_line():
 
 
 def test_wrong_input_size_says_which_option():
-    with pytest.raises(CaptureError, match=r"fails on input \[2, 1, 32, 32\].*--input-size"):
+    with pytest.raises(CaptureError, match=r"fails on input \[1, 1, 32, 32\].*--input-size"):
         capture(tiny_cnn().eval(), (1, 32, 32))
 
 

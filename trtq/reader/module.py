@@ -14,6 +14,7 @@ from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
 from trtq.graph.signature import Axes
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
@@ -63,6 +64,11 @@ class OnnxNode(nn.Module):
                 inner = _constants_of(attribute.g)
                 branch = Nodes(attribute.g, opset=opset, constants=inner, domains=domains)
                 self.add_module(attribute.name, branch)
+
+    @property
+    def label(self) -> str:
+        """What a message calls it: its name in the file, and its operator."""
+        return f"{label_of(self.node)} ({self.node.op_type})"
 
     def _hold(self, position: int, array: Array) -> None:
         """Keep a constant: as a tensor, and as numbers where it is small."""
