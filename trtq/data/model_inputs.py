@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from trtq.data.sample_axes import sample_axes
 from trtq.errors import DataError
 
 Note = Callable[[str], None]
@@ -101,9 +103,25 @@ class InputNeeds:
         """Names of the inputs."""
         return tuple(i.name for i in self.inputs)
 
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
+        """The axis of each input that holds samples."""
+        found = sample_axes([i.shape for i in self.inputs])
+        return {i.name: axis or 0 for i, axis in zip(self.inputs, found, strict=True)}
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the first axis of an input is not that of the samples."""
+        return any(self.axes.values())
+
+    def sample_shape(self, spec: InputSpec) -> tuple[int | str, ...]:
+        """Return the shape of an input's part of one sample."""
+        axis = self.axes[spec.name]
+        return spec.shape[:axis] + spec.shape[axis + 1 :]
+
     def is_open(self, spec: InputSpec) -> bool:
         """Whether samples of an input can have several shapes."""
-        return any(isinstance(size, str) for size in spec.shape[1:])
+        return any(isinstance(size, str) for size in self.sample_shape(spec))
 
 
 def listed_names(names: Iterable[str]) -> str:
@@ -297,7 +315,7 @@ class Fitting:
         """Refuse a shape that the model does not take; ``sizes`` are the open sizes so far."""
         assert self.needs is not None
         shape = [int(v) for v in tensor.shape]
-        wanted = spec.shape[1:]
+        wanted = self.needs.sample_shape(spec)
         fixed = [(a, b) for a, b in zip(shape, wanted, strict=False) if isinstance(b, int)]
         if len(shape) != len(wanted) or any(a != b for a, b in fixed):
             raise self.refuse(

@@ -172,13 +172,14 @@ class TensorSamples(Samples):
         samples with other values of an input that is one number for a whole batch.
         """
         chosen = self.order[:count]
+        size = 1 if self.needs is not None and self.needs.one_at_a_time else size
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         for part, rows in zip(parts, ahead(parts, self._read), strict=True):
             start = 0
             for end in self._ends(rows):
                 group = rows[start:end]
                 yield Batch(
-                    inputs=_stacked([x for x, _ in group], self._scalars),
+                    inputs=_stacked([x for x, _ in group], self._scalars, self.needs),
                     ids=[self._id(i) for i in part[start:end]],
                     targets=partial(self._targets, [t for _, t in group]),
                 )
@@ -344,11 +345,16 @@ def _content(inputs: Mapping[str, torch.Tensor]) -> str:
 
 
 def _stacked(
-    rows: Sequence[Mapping[str, torch.Tensor]], scalars: Collection[str] = ()
+    rows: Sequence[Mapping[str, torch.Tensor]],
+    scalars: Collection[str] = (),
+    needs: InputNeeds | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return samples side by side; an input without axes is one number for all of them."""
+    axes = {} if needs is None else needs.axes
     return {
-        name: rows[0][name] if name in scalars else torch.stack([r[name] for r in rows])
+        name: rows[0][name]
+        if name in scalars
+        else torch.stack([r[name] for r in rows], axes.get(name, 0))
         for name in rows[0]
     }
 

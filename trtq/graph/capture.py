@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from trtq.data.sample_axes import about_samples
 from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.axes import input_specs, narrowest, open_axes, open_batch
 from trtq.graph.explain import hint_of_failure
@@ -118,13 +119,12 @@ def capture(
         got = outputs_of(graph(*feed))
         diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
     _require_equal(names, diffs)
+    said = (*said_by(model), *_about(answer, names), *about_samples(signature.inputs))
     return CapturedGraph(
         module=graph,
         examples=feed,
         dynamic_batch=all(0 in axes for t, axes in zip(feed, kept.names, strict=True) if t.ndim),
-        notes=tuple(
-            n for n in (note, *narrowed, *renamed, *said_by(model), *_about(answer, names)) if n
-        ),
+        notes=tuple(n for n in (note, *narrowed, *renamed, *said) if n),
         max_rel_diff=max(diffs),
         passes=passes,
         signature=signature,
