@@ -3,8 +3,10 @@
 Usage: python benchmarks/both_doors.py [--out FILE.md] [MODEL ...]
 
 Both are quantized on the same samples. Layers are paired by their weights' scales, so that neither
-names nor the order of branches count; the rest by the closest scale of the same role. A row is
-equal when each quantizer has a partner and no scale of an activation differs by more than 0.1 %.
+names nor the order of branches count; the rest by the closest scale of the same role. Operands of a
+product of two activations count as one, by the product of their scales: exporters move the factor
+of an attention from one operand to both. A row is equal when each quantizer has a partner and no
+scale of an activation differs by more than 0.1 %.
 
 Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues.
 """
@@ -43,6 +45,10 @@ def network(name: str) -> tuple[Any, int]:
     import timm
 
     module = timm.create_model(name, pretrained=False).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():  # a head that answers 0
+                parameter.normal_(std=0.02)
     fixed = module.pretrained_cfg.get("fixed_input_size")
     size = module.pretrained_cfg["input_size"][1] if fixed else LARGER.get(name, SIZE)
     return module, size
@@ -126,19 +132,31 @@ class _Scales:
     """The scales of a quantized model: of layers with weights, and of other operands by role."""
 
     def __init__(self, quantized: Any) -> None:
+        import torch
+
         active = quantized.placement.active
         weighted = {q.layer for q in active if q.is_weight}
         layers: dict[str, dict[bool, Any]] = {}
+        products: dict[tuple[str, str], list[Any]] = {}
         self.others: dict[str, list[Layer]] = {}
         for q in active:
             scale = quantized.encodings.scale(q.name).double().flatten()
             if q.layer in weighted:
                 layers.setdefault(q.layer, {})[q.is_weight] = scale
             else:
-                self.others.setdefault(str(q.role), []).append((q.name, scale, None))
+                products.setdefault((q.layer, _role(str(q.role))), []).append(scale)
+        for (layer, role), scales in products.items():
+            whole = torch.stack([s.mean() for s in scales]).prod().reshape(1)
+            scale = whole if len(scales) > 1 else scales[0]
+            self.others.setdefault(role, []).append((f"{layer}.{role}", scale, None))
         self.weighted: list[Layer] = [
             (layer, parts.get(False, parts[True]), parts[True]) for layer, parts in layers.items()
         ]
+
+
+def _role(role: str) -> str:
+    """Return a role; the operands of a product of two activations have one."""
+    return "product" if role in ("lhs", "rhs") else role
 
 
 def _pair(ours: list[Layer], theirs: list[Layer]) -> list[tuple[str, Any]]:
@@ -178,7 +196,8 @@ def _apart(a: Any, b: Any) -> Any:
 def row_of(name: str, found: dict[str, Any]) -> str:
     """Return one row of the table."""
     if "error" in found:
-        return f"| {name} | {found['error'][:240].replace('|', '/')} | | | | | | |"
+        error = found["error"].splitlines()[0][:240].replace("|", "/")
+        return f"| {name} | {error} | | | | | | |"
     result = "equal" if found["equal"] else f"differs: {', '.join(found['apart'])}"
     return (
         f"| {name} | {result} | {found['torch']} | {found['onnx']} | {found['worst']:.1e} | "

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from trtq.errors import CaptureError, ModelError
+from trtq.graph import tracing
+from trtq.graph.axes import Open
 from trtq.graph.capture import capture
 from trtq.graph.feed import outputs_of
+from trtq.graph.flat import call_of
 from trtq.graph.inputs import read_inputs
 from trtq.graph.naming import node_name
 from trtq.graph.signature import SizeRange
@@ -480,3 +483,22 @@ def test_a_range_without_a_size_that_fits_is_explained():
     with pytest.raises(CaptureError, match="it does not take every size of") as caught:
         capture(_Pyramid().eval(), {"x": torch.randn(2, 3, 32, 32)}, axes=axes, ranges=ranges)
     assert "Or leave these axes fixed" in caught.value.hint
+
+
+def test_a_length_that_cannot_stay_open_is_named_with_its_size():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            steps = [self.linear(x[:, i]) for i in range(int(x.shape[1]))]
+            return torch.stack(steps, 1)
+
+    note = tracing.trace_best(
+        Fixed().eval(),
+        call_of(Fixed().eval(), torch.randn(2, 5, 4)),
+        Open(({0: "batch", 1: "length"},), {"batch": SizeRange(), "length": SizeRange()}),
+        "",
+    )[-1]
+    assert "only captures with fixed sizes, batch 1, length 5 (--input NAME=SIZES" in note

@@ -81,4 +81,4 @@ class _Watch(logging.Handler):
             return
         place = place_of([f for f, _ in traceback.walk_stack(None)], self.model)
         if place:
-            self.words = f"{place} depends on the number of samples"
+            self.words = f"{place} depends on the size of an open axis"

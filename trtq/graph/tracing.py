@@ -115,9 +115,23 @@ def trace_best(
             raise explain_system(exc) or explain(exc, model) from exc
         why = alone or tie(model, lambda: trace(model, feed, opened))
         why = why or first_line(first).partition("! For more")[0]
-        note = f"the model only captures with a fixed batch of 1: {why}"
+        note = f"the model only captures with {_fixed_words(one, opened)}: {why}"
         logger.info("%s", note)
         return graph, one, opened.closed, note
+
+
+def _fixed_words(feed: Feed, opened: Open) -> str:
+    """Return the sizes that axes have now that they are not open, and how to choose others."""
+    sizes = {
+        name: int(tensor.shape[i])
+        for tensor, names in zip(feed, opened.names, strict=True)
+        for i, name in names.items()
+    }
+    firsts = {names[0] for names in opened.names if 0 in names}
+    if set(sizes) <= firsts:
+        return "a fixed batch of 1"
+    words = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return f"fixed sizes, {words} (--input NAME=SIZES chooses others)"
 
 
 def _explain_axes(exc: BaseException, model: nn.Module, call: Call, opened: Open) -> CaptureError:
