@@ -4,9 +4,9 @@ Usage: python benchmarks/both_doors.py [--out FILE.md] [MODEL ...]
 
 Both are quantized on the same samples. Layers are paired by their weights' scales, so that neither
 names nor the order of branches count; the rest by the closest scale of the same role. Operands of a
-product of two activations count as one, by the product of their scales: exporters move the factor
-of an attention from one operand to both. A row is equal when each quantizer has a partner and no
-scale of an activation differs by more than 0.1 %.
+product of two activations count as one, by the quotient of their scales: torch.onnx multiplies
+both by the root of an attention's factor, which the module multiplies their product by. A row is
+equal when each quantizer has a partner and no scale of an activation differs by more than 0.1 %.
 
 Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues.
 """
@@ -132,8 +132,6 @@ class _Scales:
     """The scales of a quantized model: of layers with weights, and of other operands by role."""
 
     def __init__(self, quantized: Any) -> None:
-        import torch
-
         active = quantized.placement.active
         weighted = {q.layer for q in active if q.is_weight}
         layers: dict[str, dict[bool, Any]] = {}
@@ -146,8 +144,7 @@ class _Scales:
             else:
                 products.setdefault((q.layer, _role(str(q.role))), []).append(scale)
         for (layer, role), scales in products.items():
-            whole = torch.stack([s.mean() for s in scales]).prod().reshape(1)
-            scale = whole if len(scales) > 1 else scales[0]
+            scale = scales[0] / scales[1] if len(scales) > 1 else scales[0]
             self.others.setdefault(role, []).append((f"{layer}.{role}", scale, None))
         self.weighted: list[Layer] = [
             (layer, parts.get(False, parts[True]), parts[True]) for layer, parts in layers.items()
@@ -217,7 +214,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"{SAMPLES} samples, calibrator max. Worst: the largest relative difference of two scales "
         f"of activations, at most {MOST:g} for `equal`. The scale of a weight is the best of 81 "
         "fractions of its largest value: a weight on the edge between two codes decides for "
-        f"another fraction now and then. Those channels are counted, at most {TIES:.0%} may.",
+        f"another fraction now and then. Those channels are counted, at most {TIES:.0%} may. "
+        "The two operands of an attention's product count as one, by the quotient of their "
+        "scales: the file multiplies both by the root of the factor that the module has behind "
+        "it.",
         "",
         f"{equal} of {len(rows)} equal." + (f" Not run: {', '.join(missing)}." if missing else ""),
         "",

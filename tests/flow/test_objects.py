@@ -355,6 +355,12 @@ def test_a_child_in_training_mode_is_named_before_it_runs(images):
     assert int(module.stem[1].num_batches_tracked) == 0
 
 
+def test_samples_with_nan_are_the_data_s_fault():
+    model = trtq.load(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), input_size=(3, 8, 8))
+    with pytest.raises(DataError, match=r"hold NaN in the input input: 384 of 384 values"):
+        trtq.quantize(model, [torch.full((3, 8, 8), float("nan"))] * 2)
+
+
 def test_nan_answers_are_wrong_and_ignored_labels_do_not_count(net, images, labels):
     quantized = trtq.quantize(net, images)
     ruined = [(x * float("nan"), 0) for x in images[:4]]

@@ -12,7 +12,8 @@ import torch
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes, boxes_of, is_boxed
-from trtq.data.model_inputs import Fitting, InputNeeds, parts_of, split
+from trtq.data.fitting import Fitting
+from trtq.data.model_inputs import InputNeeds, parts_of, split
 from trtq.data.rows import Rows, read_row, rows_of
 from trtq.data.samples import Batch, Samples, Targets
 from trtq.errors import DataError

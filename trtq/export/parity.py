@@ -31,7 +31,7 @@ from torch import fx
 from trtq import ops
 from trtq.data.answers import Kind, OutputComparison, compare_answers, percent_words
 from trtq.data.metrics import Array, predictions, ratio_db
-from trtq.errors import ExportError, ParityError
+from trtq.errors import DataError, ExportError, ParityError
 from trtq.export.divergence import first_divergence, same_answer
 from trtq.export.feeds import concatenated
 from trtq.export.ort import open_session, run_batch
@@ -200,6 +200,7 @@ def require_same_float(
         DataError: the model cannot compute the samples.
     """
     feed, session = as_feed(batch), open_session(exported)
+    _require_numbers(feed, [i.name for i in session.get_inputs()])
     answer = arrays_of(computed(graph, feed))
     runtime = run_batch(session, arrays_of(feed))
     pairs = zip(session.get_outputs(), answer, runtime, strict=True)
@@ -210,6 +211,22 @@ def require_same_float(
             return  # equal values were selected in another order
     for name, wanted, got in differ:
         raise _differs("" if len(answer) == 1 else f" {name}", wanted, got)
+
+
+def _require_numbers(feed: Feed, names: Sequence[str]) -> None:
+    """Refuse samples with NaN: nothing can be compared on them.
+
+    Raises:
+        DataError: names the input.
+    """
+    for name, tensor in zip(names, feed, strict=True):
+        count = int(torch.isnan(tensor).sum()) if tensor.is_floating_point() else 0
+        if count:
+            raise DataError(
+                f"The first samples hold NaN in the input {name}",
+                f"{count} of {tensor.numel()} values are NaN",
+                "Check the data and their preprocessing",
+            )
 
 
 def _differs(name: str, wanted: Array, got: Array) -> ExportError:
