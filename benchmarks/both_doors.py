@@ -4,9 +4,10 @@ Usage: python benchmarks/both_doors.py [--out FILE.md] [MODEL ...]
 
 Both are quantized on the same samples. Layers are paired by their weights' scales, so that neither
 names nor the order of branches count; the rest by the closest scale of the same role. Operands of a
-product of two activations count as one, by the quotient of their scales: torch.onnx multiplies
-both by the root of an attention's factor, which the module multiplies their product by. A row is
-equal when each quantizer has a partner and no scale of an activation differs by more than 0.1 %.
+product of two activations count as one, by the root of the quotient of their scales: torch.onnx
+multiplies both by the root of an attention's factor, which the module multiplies their product by.
+A row is equal when each quantizer has a partner and no scale of an activation differs by more than
+0.1 %.
 
 Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues.
 """
@@ -144,7 +145,7 @@ class _Scales:
             else:
                 products.setdefault((q.layer, _role(str(q.role))), []).append(scale)
         for (layer, role), scales in products.items():
-            scale = scales[0] / scales[1] if len(scales) > 1 else scales[0]
+            scale = (scales[0] / scales[1]).sqrt() if len(scales) > 1 else scales[0]
             self.others.setdefault(role, []).append((f"{layer}.{role}", scale, None))
         self.weighted: list[Layer] = [
             (layer, parts.get(False, parts[True]), parts[True]) for layer, parts in layers.items()
@@ -215,9 +216,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"of activations, at most {MOST:g} for `equal`. The scale of a weight is the best of 81 "
         "fractions of its largest value: a weight on the edge between two codes decides for "
         f"another fraction now and then. Those channels are counted, at most {TIES:.0%} may. "
-        "The two operands of an attention's product count as one, by the quotient of their "
-        "scales: the file multiplies both by the root of the factor that the module has behind "
-        "it.",
+        "The two operands of an attention's product count as one, by the root of the quotient of "
+        "their scales: the file multiplies both by the root of the factor that the module has "
+        "behind the product.",
         "",
         f"{equal} of {len(rows)} equal." + (f" Not run: {', '.join(missing)}." if missing else ""),
         "",
