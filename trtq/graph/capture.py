@@ -119,12 +119,12 @@ def capture(
         got = outputs_of(graph(*feed))
         diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
     _require_equal(names, diffs)
-    said = (*said_by(model), *_about(answer, names), *about_samples(signature.inputs))
+    facts = (*said_by(model), *_about(answer, names), *about_samples(signature.inputs))
     return CapturedGraph(
         module=graph,
         examples=feed,
         dynamic_batch=all(0 in axes for t, axes in zip(feed, kept.names, strict=True) if t.ndim),
-        notes=tuple(n for n in (note, *narrowed, *renamed, *said) if n),
+        notes=tuple(n for n in (note, *narrowed, *renamed, *facts) if n),
         max_rel_diff=max(diffs),
         passes=passes,
         signature=signature,
