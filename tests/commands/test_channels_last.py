@@ -147,3 +147,41 @@ def test_the_layout_follows_from_the_sizes(shape, layout):
     from trtq.layouts import layout_of
 
     assert layout_of(shape) == layout
+
+
+def test_scores_of_pixels_with_channels_last_are_read_so(tmp_path):
+    """The class of each pixel is its red value: read otherwise, nearly none would be right."""
+    classes = np.arange(5, dtype=np.float32)
+    nodes = [
+        helper.make_node("Slice", ["pixels", "zero", "one", "three"], ["red"], "red"),
+        helper.make_node("Mul", ["red", "scale"], ["class"], "scale"),
+        helper.make_node("Sub", ["class", "classes"], ["far"], "sub"),
+        helper.make_node("Abs", ["far"], ["distance"], "abs"),
+        helper.make_node("Neg", ["distance"], ["scores"], "neg"),
+    ]
+    weights = {
+        "zero": np.array([0], np.int64),
+        "one": np.array([1], np.int64),
+        "three": np.array([3], np.int64),
+        "scale": np.array(255, np.float32),
+        "classes": classes,
+    }
+    shape, scores = ["n", 32, 48, 3], ["n", 32, 48, 5]
+    ports = [("pixels", TensorProto.FLOAT, shape)], [("scores", TensorProto.FLOAT, scores)]
+    onnx.save(model_of(nodes, *ports, weights), tmp_path / "seg.onnx")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(2):
+        mask = np.random.default_rng(i).integers(0, 5, (32, 48), dtype=np.uint8)
+        Image.fromarray(np.stack([mask, mask, mask], -1)).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(mask).save(tmp_path / f"masks/{i}.png")
+    record = evaluate(
+        EvaluateSpec(
+            onnx=str(tmp_path / "seg.onnx"),
+            data=str(tmp_path / "images"),
+            masks=str(tmp_path / "masks"),
+            mean=(0.0,),
+            std=(1.0,),
+        )
+    )
+    assert record.miou == 100
