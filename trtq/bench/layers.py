@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from trtq.bench.engine_workload import EngineWorkload
+from trtq.bench.engine_workload import EngineWorkload, count_of
 from trtq.bench.record import LayerTime
 from trtq.bench.workload import OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
@@ -48,7 +48,7 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
         raise BenchError(
             f"There is no layer profile of {path.name}", "the runtime reported no layers"
         )
-    predicted, why = _predicted(path, workload.shape[0])
+    predicted, why = _predicted(path, count_of(workload.shapes))
     total = sum(ms for ms, _ in times.values())
     rows = []
     for name, (ms, kind) in times.items():

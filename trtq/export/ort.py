@@ -123,8 +123,11 @@ def input_shape(session: Any) -> list[Any]:
 
 
 def static_batch(session: Any) -> int | None:
-    """Return the fixed batch of a model, None when it is dynamic."""
-    first = input_shape(session)[0]
+    """Return the fixed batch of a model, None when it is dynamic.
+
+    It is the first size of the first input that has axes.
+    """
+    first = next((i.shape[0] for i in session.get_inputs() if i.shape), None)
     return first if isinstance(first, int) else None
 
 

@@ -19,7 +19,7 @@ from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
 from trtq.graph.device import device_of, rng_devices
-from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
+from trtq.graph.feed import IMAGE_AXES, Feed, count_of, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.methods.pace import Pace
@@ -182,7 +182,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
             "reconstruct: everything below 8 bits stays in float or is shared, so there was "
             "nothing to learn"
         )
-        return {"steps": 0, "images": len(feed[0]), "weights": 0, "ranges": 0, "loss": []}
+        return {"steps": 0, "images": count_of(feed), "weights": 0, "ranges": 0, "loss": []}
     steps, losses = _learn(context, arguments, feed, weights, ranges)
     for q in context.placement.active:
         if q.name in weights:
@@ -191,7 +191,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
     return {
         "steps": steps,
-        "images": len(feed[0]),
+        "images": count_of(feed),
         "weights": len(weights),
         "ranges": len(ranges),
         "loss": losses,
@@ -224,7 +224,7 @@ def _learn(
 
     A run that was stopped continues where it was.
     """
-    steps, batch, count = arguments.steps, arguments.batch, len(feed[0])
+    steps, batch, count = arguments.steps, arguments.batch, count_of(feed)
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
         _Learner(context.graph, {}, {}),
