@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from trtq.errors import UsageError, suggest
 from trtq.package.consumer import Consumer
+from trtq.package.deepstream import DeepStream
 from trtq.package.triton import Triton
 
-ROWS: tuple[Consumer, ...] = (Triton(),)
+ROWS: tuple[Consumer, ...] = (Triton(), DeepStream())
 CONSUMERS: Mapping[str, Consumer] = {row.name: row for row in ROWS}
 
 

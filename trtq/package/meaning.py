@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ def explain(
         metadata=stored.made_with,
     )
     classes = _labels(labels) if labels is not None else (stored.classes or facts.names)
+    if not facts.names:
+        facts = replace(facts, classes=tuple(classes))
     return preprocess, _task(stored, facts, task, notes), tuple(classes), notes
 
 
