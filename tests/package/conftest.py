@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import trtq
-from tests.support.onnx_files import pyramid_detector, text_encoder
+from tests.support.onnx_files import model_of, pyramid_detector, random_weight, text_encoder
 from trtq.engine import select_builder as choose
 from trtq.engine.worker_process import end_early, is_installed
 from trtq.export.onnx_file import set_metadata_
-from trtq.testing.models import tiny_segmenter
 from trtq.testing.tensorrt import write_fake_tensorrt
 
 TENSORRT = "10.3.0"  # that the stand-in plays
@@ -32,6 +32,14 @@ YOLO = {
     "fit": "letterbox",
     "fill": 114,
 }
+IMAGENET = {
+    "input_size": [3, 32, 32],
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "resize": None,
+    "crop": None,
+    "interpolation": "bilinear",
+}
 SHAPES = "ids=1x4:2x8:4x16"
 
 
@@ -41,6 +49,22 @@ def _named(model: onnx.ModelProto, **values: str) -> onnx.ModelProto:
     return model
 
 
+def _segmenter() -> onnx.ModelProto:
+    """Scores of three classes for each pixel, from two convolutions."""
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["a"], "conv", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Conv", ["b", "v"], ["output"], "head"),
+    ]
+    return model_of(
+        nodes,
+        [("input", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [("output", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        {"w": random_weight(4, 3, 3, 3), "v": random_weight(3, 4, 1, 1)},
+        opset=13,
+    )
+
+
 def _write_files(folder: Path, classifier: Path, float_file: Path) -> None:
     model = onnx.load(classifier)
     set_metadata_(model, {"classes": CLASSES})
@@ -48,20 +72,9 @@ def _write_files(folder: Path, classifier: Path, float_file: Path) -> None:
     model = onnx.load(float_file)
     set_metadata_(model, {"classes": CLASSES})
     onnx.save(model, folder / "float.onnx")
-    torch.manual_seed(0)
-    data = torch.randn(4, 3, 32, 32)
-    done = trtq.quantize(
-        tiny_segmenter().eval(),
-        data,
-        preprocess="imagenet",
-        input_size=(3, 32, 32),
-        calib_images=4,
-        opset=13,
-        preset_quant="none",
-        calib_cache=str(folder / "cache"),
-    )
-    done.export().save(folder / "segmenter.onnx")
-    onnx.save(done.fp32, folder / "segmenter.float.onnx")
+    segmenter = _segmenter()
+    set_metadata_(segmenter, {"preprocess": IMAGENET, "answer": "pixels"})
+    onnx.save(segmenter, folder / "segmenter.onnx")
     yolo = _named(pyramid_detector(), names="{0: 'red', 1: 'green'}", task="detect", stride="32")
     set_metadata_(yolo, {"preprocess": YOLO, "task": "detection:yolo"})
     onnx.save(yolo, folder / "yolo.onnx")

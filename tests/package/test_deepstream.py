@@ -122,7 +122,7 @@ def test_what_is_fed_gives_the_same_classes(name, packaged, files):
     (logits,) = run_batch(open_session(file), normalised(pixels))
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(got, shifted / shifted.sum(axis=1, keepdims=True), atol=1e-5)
-    quantized = name != "float"
+    quantized = name == "classifier"
     assert own["network-mode"] == ("1" if quantized else "0")
     assert own.get("strongly-typed", "0") == ("1" if quantized else "0")
     assert float(own["net-scale-factor"]) == pytest.approx(

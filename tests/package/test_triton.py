@@ -103,7 +103,7 @@ def test_several_inputs_with_open_axes(read, messages, engines):
 
 
 def test_an_onnx_file_runs_in_onnx_runtime(read, files):
-    folder, configs = read(files.segmenter, name="my_model")
+    folder, configs = read(files.classifier, name="my_model")
     config = configs["my_model"]
     assert (config.platform, config.backend) == ("onnxruntime_onnx", "onnxruntime")
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
@@ -112,8 +112,12 @@ def test_an_onnx_file_runs_in_onnx_runtime(read, files):
         {"precision_mode": "INT8"},
     )
     assert config.max_batch_size == 32
-    assert (folder / "my_model/1/model.onnx").read_bytes() == files.segmenter.read_bytes()
+    assert (folder / "my_model/1/model.onnx").read_bytes() == files.classifier.read_bytes()
+    _, configs = read(files.segmenter)
+    config = configs["segmenter"]
     assert list(config.output[0].dims) == [3, 32, 32]
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(accelerator.parameters) == {"precision_mode": "FP32"}
 
 
 def test_the_ensemble_joins_image_files_and_the_model(read, messages, engines):

@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from trtq.errors import UsageError, suggest
 from trtq.package.consumer import Consumer
+from trtq.package.cpp_program import CppProgram
 from trtq.package.deepstream import DeepStream
+from trtq.package.onnxruntime import OnnxRuntime
+from trtq.package.python_program import PythonProgram
 from trtq.package.triton import Triton
 
-ROWS: tuple[Consumer, ...] = (Triton(), DeepStream())
+ROWS: tuple[Consumer, ...] = (
+    Triton(),
+    DeepStream(),
+    OnnxRuntime(),
+    PythonProgram(),
+    CppProgram(),
+)
 CONSUMERS: Mapping[str, Consumer] = {row.name: row for row in ROWS}
 
 
