@@ -179,3 +179,28 @@ def test_what_the_file_says_and_does_not_fit_is_said(files, tmp_path):
     contents = read_contents(tmp_path / "wrong.onnx")
     assert contents.task_label == "detection:yolo"  # its maker says that it detects
     assert contents.notes[0].startswith("the stored preprocessing cannot be read and is left out")
+
+
+def test_inspect_explains_a_package(whole):
+    shown = trtq.inspect(whole)
+    assert (shown["kind"], shown["package"]["kind"]) == ("package", "package record")
+    assert shown["package"]["task"] == "classification"
+    assert [shown[k] for k in ("altered", "missing", "extra")] == [[], [], []]
+    (whole / "README.md").write_text("")
+    done = run_cli("inspect", str(whole))
+    assert done.returncode == 0
+    assert "kind: package\n" in done.stdout
+    assert "altered: ['README.md']" in done.stdout
+    assert (
+        "summary: classifier for triton: " in run_cli("inspect", str(whole / "package.json")).stdout
+    )
+
+
+def test_packages_of_engines_in_memory(rtx, tmp_path):
+    from trtq.engine.manifest import read_engine
+
+    manifest, plan = read_engine(rtx.classifier)
+    engine = trtq.Engine(plan=plan, manifest=manifest)
+    record = trtq.package(engine, for_=["python", "cpp"], out=tmp_path / "o", name="a")
+    assert record.summary.startswith("a for python, cpp: ")
+    assert (tmp_path / "o/python/model.engine").read_bytes() == plan

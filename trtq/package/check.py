@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from trtq.artifact import read_record, sha256_file
 from trtq.errors import ArtifactError
-from trtq.files import LOCK, PACKAGE_JSON
+from trtq.files import LOCK, PACKAGE_JSON, STAGING
 from trtq.records.package import PackageRecord
 
 
@@ -69,7 +69,9 @@ def check_package(folder: Path) -> Checked:
     record = read_package(folder)
     there = {n: folder / n for n in record.files if (folder / n).is_file()}
     own = {PACKAGE_JSON, LOCK, *record.files}
-    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    found = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
+    # What a run that was killed wrote is of no package.
+    found = [n for n in found if not n.startswith(f"{STAGING}/")]
     return Checked(
         record=record,
         altered=[n for n, p in there.items() if sha256_file(p) != record.files[n].sha256],

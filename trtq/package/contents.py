@@ -117,6 +117,11 @@ class Contents:
         """The task, where it finds boxes by a head."""
         return self.task if isinstance(self.task, Detection) else None
 
+    @property
+    def others(self) -> str:
+        """What else it can be packaged for, as a hint."""
+        return "Package it for triton" + (", python or cpp" if self.manifest is not None else "")
+
     def require_engine(self, consumer: str, hint: str) -> EngineManifest:
         """Return the manifest of an engine.
 

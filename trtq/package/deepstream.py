@@ -97,14 +97,15 @@ def _image_of(contents: Contents) -> tuple[Tensor, Preprocessing]:
         raise UsageError(
             what,
             f"nvinfer feeds one image whose preprocessing is known; the inputs are {shown}",
-            "Package it for triton, python or cpp",
+            f"{contents.others}. Where it is an image, trtq quantize (--preset, --mean, --std) "
+            "writes files that say how it is fed",
         )
     if how.channels not in (1, 3) or how.dtype == "uint8":
         given = "bytes" if how.dtype == "uint8" else f"{how.channels} channels"
         raise UsageError(
             what,
             f"nvinfer feeds floats of gray or three colours; the input takes {given}",
-            "Package it for triton, python or cpp",
+            contents.others,
         )
     if contents.manifest is not None and -1 in image.dims[1:]:
         size = "x".join(map(str, (1, *how.input_size)))

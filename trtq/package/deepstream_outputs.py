@@ -83,7 +83,7 @@ def _segmenter(contents: Contents, asked: Asked) -> Reading:
         raise UsageError(
             f"Cannot package {contents.path.name} for DeepStream",
             f"nvinfer reads a map of the input's size, {size[0]}x{size[1]}: {output.words}",
-            "Resize the output in the model, or package it for triton, python or cpp",
+            f"Resize the output in the model. {contents.others}",
         )
     names, notes = _names(contents, output.dims[1])
     count = len(names) or output.dims[1]
@@ -160,7 +160,7 @@ def _float_output(contents: Contents, rank: int) -> Tensor:
         raise UsageError(
             f"Cannot package {contents.path.name} for DeepStream",
             f"nvinfer reads {rank} axes for the task {contents.task_label}: {output.words}",
-            "Package it for triton, python or cpp",
+            contents.others,
         )
     return output
 

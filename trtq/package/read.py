@@ -77,6 +77,9 @@ def _read_engine(path: Path, asked: Request) -> Contents:
     stored = Stored.of_manifest(manifest)
     inputs, outputs = _engine_tensors(manifest, signature_of(stored.signature))
     preprocess, task, classes, notes = explain(stored, inputs, outputs, asked.task, asked.labels)
+    batch = _batch(inputs, outputs)
+    if batch is not None and batch[0] > 1:
+        notes.append(f"the engine takes no request of fewer than {batch[0]} samples")
     return Contents(
         path=path,
         format="engine",
@@ -84,7 +87,7 @@ def _read_engine(path: Path, asked: Request) -> Contents:
         digest=manifest.engine_sha256,
         inputs=inputs,
         outputs=outputs,
-        batch=_batch(inputs, outputs),
+        batch=batch,
         preprocess=preprocess,
         task=task,
         classes=classes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def require_free(folder: Path) -> list[str]:
 
 def stage(work: Workspace, files: Files) -> dict[str, FileRecord]:
     """Write the files beside their places, and return their digests."""
+    shutil.rmtree(work.folder / STAGING, ignore_errors=True)  # of a run that was killed
     staging = work.staging()
     for name, data in files.items():
         ensure_writable_dir((staging / name).parent)
