@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import trtq
 from tests.conftest import read, run_cli
 from trtq.artifact import sha256_file
+from trtq.engine.manifest import read_engine
 from trtq.errors import ArtifactError, EngineError, UsageError
+from trtq.export.onnx_file import set_metadata_
+from trtq.package import read as reader
 from trtq.package.check import check_package
 from trtq.package.read import read_contents
 
@@ -140,7 +146,10 @@ def test_consumers_are_named(files, tmp_path):
     assert "Cannot use --for tritn: known are triton" in done.stderr
     assert "Did you mean triton?" in done.stderr
     assert "trtq package needs --for" in run_cli("package", str(files.yolo), *out).stderr
-    with pytest.raises(UsageError, match="trtq package needs --for: known are triton"):
+    with pytest.raises(
+        UsageError,
+        match="trtq package needs --for: triton takes an engine of TensorRT or an ONNX file; deeps",
+    ):
         trtq.package(files.yolo, for_=(), out=tmp_path / "o")
     with pytest.raises(UsageError, match="Cannot use other arguments beside a PackageSpec"):
         trtq.package(
@@ -160,10 +169,6 @@ def test_contents_of_an_engine_and_of_its_file_agree(engines, files):
 
 
 def test_what_the_file_says_and_does_not_fit_is_said(files, tmp_path):
-    import onnx
-
-    from trtq.export.onnx_file import set_metadata_
-
     model = onnx.load(files.yolo)
     wrong = {"input_size": [3, 32, 32], "mean": [0], "std": [1], "resize": None, "crop": None}
     set_metadata_(model, {"preprocess": wrong, "task": "segmentation"})
@@ -197,10 +202,34 @@ def test_inspect_explains_a_package(whole):
 
 
 def test_packages_of_engines_in_memory(rtx, tmp_path):
-    from trtq.engine.manifest import read_engine
-
     manifest, plan = read_engine(rtx.classifier)
     engine = trtq.Engine(plan=plan, manifest=manifest)
     record = trtq.package(engine, for_=["python", "cpp"], out=tmp_path / "o", name="a")
     assert record.summary.startswith("a for python, cpp: ")
     assert (tmp_path / "o/python/model.engine").read_bytes() == plan
+
+
+def test_tensors_in_files_of_their_own_come_along(files, tmp_path, monkeypatch):
+    file = tmp_path / "m.onnx"
+    outside = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}
+    onnx.save(onnx.load(files.segmenter), file, **outside)
+    trtq.package(file, for_="triton", out=tmp_path / "o")
+    whole = onnx.load(tmp_path / "o/triton/m/1/model.onnx", load_external_data=False)
+    for got, wanted in zip(
+        whole.graph.initializer, onnx.load(files.segmenter).graph.initializer, strict=True
+    ):
+        np.testing.assert_array_equal(numpy_helper.to_array(got), numpy_helper.to_array(wanted))
+    monkeypatch.setattr(reader, "LARGEST_PROTOBUF", 10)
+    with pytest.raises(
+        UsageError, match=r"Cannot package m.onnx: its tensors have .* ends at 2 GB"
+    ):
+        trtq.package(file, for_="triton", out=tmp_path / "o")
+
+
+def test_what_a_killed_run_left_goes(whole, engines):
+    left = whole / ".trtq-new/triton/part"
+    left.parent.mkdir(parents=True)
+    left.write_text("part")
+    assert check_package(whole).whole
+    trtq.package(engines.classifier, for_="triton", out=whole)
+    assert not left.parent.parent.exists()

@@ -359,3 +359,20 @@ def wanted_boxes(values: np.ndarray, head: str) -> np.ndarray:
     boxes = np.clip(found.xyxy, 0, 64)
     rows = np.column_stack([found.classes, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], found.scores])
     return np.array(sorted(rows.tolist()))
+
+
+@pytest.mark.parametrize(("task", "threshold"), [("", "0.5"), (":logits", "0")])
+def test_one_map_has_no_softmax(task, threshold, packaged, tmp_path):
+    model = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["out"], "conv")],
+        [("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [("out", TensorProto.FLOAT, [1, 1, 8, 8])],
+        {"w": random_weight(1, 3, 1, 1)},
+    )
+    set_metadata_(model, {"preprocess": {**IMAGENET, "std": [0.5]}})
+    onnx.save(model, tmp_path / "m.onnx")
+    folder = packaged(tmp_path / "m.onnx", "deepstream", task=f"segmentation{task}")
+    own = parsed(folder)["property"]
+    assert (own["segmentation-threshold"], own["num-detected-classes"]) == (threshold, "1")
+    assert (folder / "model.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    assert numbers(own["offsets"]) == pytest.approx([255 * m for m in MEAN])

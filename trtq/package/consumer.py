@@ -48,7 +48,7 @@ class Consumer(Protocol):
     Attributes:
         name: as it is asked for, and the name of its folder.
         title: what it is called.
-        takes: what it can take, for help and errors.
+        takes: what it can take, for errors.
     """
 
     name: str

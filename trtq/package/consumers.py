@@ -29,9 +29,8 @@ def find_consumers(names: Sequence[str]) -> list[Consumer]:
         UsageError: none is named, or one is unknown.
     """
     if not names:
-        raise UsageError(
-            "trtq package needs --for", f"known are {', '.join(CONSUMERS)}", "Add --for triton"
-        )
+        takes = "; ".join(f"{c.name} takes {c.takes}" for c in ROWS)
+        raise UsageError("trtq package needs --for", takes, "Add --for triton")
     unknown = next((n for n in names if n not in CONSUMERS), None)
     if unknown is not None:
         raise UsageError(

@@ -140,20 +140,19 @@ class Contents:
             )
         return self.manifest
 
-    def require_tensorrt(self, consumer: str, target: str) -> None:
+    def require_tensorrt(self, consumer: str) -> None:
         """Refuse an engine of TensorRT for RTX, which only that runtime loads.
 
         Args:
             consumer: for whom, in the error.
-            target: a device as ``--target`` takes it, for the hint.
 
         Raises:
             UsageError: it is one.
         """
-        if self.is_rtx:
+        if self.manifest is not None and self.is_rtx:
             raise UsageError(
                 f"Cannot package {self.path.name} for {consumer}",
                 f"TensorRT for RTX built it, and {consumer} loads engines of TensorRT",
-                f"Package the ONNX file, or build with --backend tensorrt for {target} on that "
-                "device",
+                "Package the ONNX file, or build with --backend tensorrt for "
+                f"{self.manifest.target.name} on that device",
             )

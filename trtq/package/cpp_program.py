@@ -31,7 +31,7 @@ class CppProgram:
 
     name = "cpp"
     title = "C++ program"
-    takes = "an engine of TensorRT from 8.5 on, or of TensorRT for RTX; any inputs and outputs"
+    takes = "an engine of TensorRT from 8.5 on or of TensorRT for RTX"
 
     def write(self, contents: Contents, asked: Asked) -> Parts:
         """Return the source, the engine and its manifest.

@@ -54,7 +54,7 @@ class DeepStream:
 
     name = "deepstream"
     title = "DeepStream (Gst-nvinfer)"
-    takes = "an engine of TensorRT, or an ONNX file; one image input of a fixed size"
+    takes = "an engine of TensorRT or an ONNX file with one image input"
 
     def write(self, contents: Contents, asked: Asked) -> Parts:
         """Return a configuration, the model and what it needs.
@@ -63,8 +63,7 @@ class DeepStream:
             UsageError: nvinfer cannot feed the inputs or read the outputs, or the engine is one of
                 TensorRT for RTX.
         """
-        target = contents.manifest.target.name if contents.manifest is not None else ""
-        contents.require_tensorrt("DeepStream", target)
+        contents.require_tensorrt("DeepStream")
         image, how = _image_of(contents)
         reading = read_outputs(contents, asked)
         packed = _packed(contents, image, how, reading)

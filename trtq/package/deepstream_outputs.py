@@ -68,7 +68,7 @@ def _classifier(contents: Contents, asked: Asked) -> Reading:
             "classifier-threshold": 0.0,
             **_labelled(names),
         },
-        scores=output.name,
+        scores=output.name if output.dims[1] != 1 else "",
         files={LABELS: text + b"\n"} if names else {},
         notes=notes,
     )
@@ -86,16 +86,18 @@ def _segmenter(contents: Contents, asked: Asked) -> Reading:
             f"Resize the output in the model. {contents.others}",
         )
     names, notes = _names(contents, output.dims[1])
-    count = len(names) or output.dims[1]
+    count, single = len(names) or output.dims[1], output.dims[1] == 1
+    # One map is the probability of its class, or its logit: more than one half is the class.
+    half = 0.0 if contents.task_label.endswith("logits") else 0.5
     return Reading(
         properties={
             "network-type": SEGMENTER,
-            "segmentation-threshold": 0.0,
+            "segmentation-threshold": half if single else 0.0,
             "segmentation-output-order": 0,
             "num-detected-classes": count,
             **_labelled(names),
         },
-        scores=output.name,
+        scores="" if single else output.name,
         files={LABELS: labels_text(names)} if names else {},
         notes=notes,
     )

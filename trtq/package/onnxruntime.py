@@ -43,7 +43,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     title = "ONNX Runtime"
-    takes = "an engine; the provider of TensorRT or of TensorRT for RTX loads it"
+    takes = "an engine"
 
     def write(self, contents: Contents, asked: Asked) -> Parts:
         """Return the ONNX file around the engine.

@@ -22,7 +22,7 @@ class PythonProgram:
 
     name = "python"
     title = "Python program"
-    takes = "an engine of TensorRT from 8.5 on, or of TensorRT for RTX; any inputs and outputs"
+    takes = "an engine of TensorRT from 8.5 on or of TensorRT for RTX"
 
     def write(self, contents: Contents, asked: Asked) -> Parts:
         """Return the program, the engine and its manifest.

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from trtq.artifact import sha256_bytes
+from trtq.artifact import sha256_bytes, size_words
 from trtq.data.answers import ANSWER, TASK
 from trtq.engine.manifest import EngineManifest, manifest_path, read_engine
 from trtq.engine.open_engine import is_engine
@@ -18,9 +18,9 @@ from trtq.engine.settings import TensorRow
 from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import DEFAULT_BATCH
 from trtq.errors import EngineError, UsageError
-from trtq.export.onnx_file import count_qdq, get_metadata, made_with, read_onnx
+from trtq.export.onnx_file import LARGEST_PROTOBUF, count_qdq, get_metadata, made_with, read_onnx
 from trtq.graph.tensor_spec import SIGNATURE, Signature
-from trtq.onnx_walk import axis_name, is_fixed
+from trtq.onnx_walk import axis_name, bytes_of, is_fixed
 from trtq.package.contents import Contents, Span, Tensor
 from trtq.package.meaning import Stored, explain, signature_of
 
@@ -146,7 +146,7 @@ def _read_onnx(path: Path, asked: Request) -> Contents:
     return Contents(
         path=path,
         format="onnx",
-        data=data if sha256_bytes(data) == digest else model.SerializeToString(),
+        data=data if sha256_bytes(data) == digest else _one_file(model, path),
         digest=digest,
         inputs=inputs,
         outputs=outputs,
@@ -158,6 +158,23 @@ def _read_onnx(path: Path, asked: Request) -> Contents:
         pairs=count_qdq(model),
         notes=notes,
     )
+
+
+def _one_file(model: onnx.ModelProto, path: Path) -> bytes:
+    """Return a model as one file, with the tensors that are in files of their own.
+
+    Raises:
+        UsageError: it is too large for one.
+    """
+    size = sum(bytes_of(t) for t in model.graph.initializer)
+    if size > LARGEST_PROTOBUF:
+        raise UsageError(
+            f"Cannot package {path.name}",
+            f"its tensors have {size_words(size)}, and an ONNX file ends at 2 GB",
+            "Build an engine from it, and package that",
+        )
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _stored_in(model: onnx.ModelProto) -> Stored:

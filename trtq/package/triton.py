@@ -33,7 +33,7 @@ class Triton:
 
     name = "triton"
     title = "Triton Inference Server"
-    takes = "an engine of TensorRT, or an ONNX file; any inputs and outputs"
+    takes = "an engine of TensorRT or an ONNX file"
 
     def write(self, contents: Contents, asked: Asked) -> Parts:
         """Return a model repository.
@@ -43,8 +43,7 @@ class Triton:
                 one of TensorRT for RTX.
         """
         _require_name(asked.name)
-        target = contents.manifest.target.name if contents.manifest is not None else ""
-        contents.require_tensorrt(self.title, target)
+        contents.require_tensorrt(self.title)
         notes: list[str] = []
         labels = _labels(contents, notes)
         config = _config(contents, asked.name, labels)

@@ -116,12 +116,7 @@ class Engine:
         ``feed`` has an array for each input, of a shape that the engine was built for.
         """
         given = {n: self.fitted(n, feed) for n in self.inputs}
-        for name, array in given.items():
-            if not self.context.set_input_shape(name, tuple(array.shape)):
-                raise SystemExit(
-                    "the engine was not built for %s %s; %s"
-                    % (name, list(array.shape), self.built_for(name))
-                )
+        self.set_shapes(given)
         answers = {n: np.empty(self.shape(n), self.types[n]) for n in self.outputs}
         addresses = {}
         try:
@@ -139,6 +134,15 @@ class Engine:
             for address in addresses.values():
                 self.cuda.free(address)
         return answers
+
+    def set_shapes(self, given):
+        """Tell the engine the shapes of its inputs."""
+        for name, array in given.items():
+            if not self.context.set_input_shape(name, tuple(array.shape)):
+                raise SystemExit(
+                    "the engine was not built for %s %s; %s"
+                    % (name, list(array.shape), self.built_for(name))
+                )
 
     def fitted(self, name, feed):
         """Return the array of an input in the engine's type, if that holds its values."""
