@@ -155,6 +155,8 @@ def test_consumers_are_named(files, tmp_path):
         trtq.package(
             trtq.PackageSpec(file=str(files.yolo), for_=("triton",), out="o"), name="other"
         )
+    done = run_cli("package", str(files.yolo), "--for", "triton", "--embed", *out)
+    assert "--embed has no effect: it is for onnxruntime, which is not asked for" in done.stderr
     assert not (tmp_path / "o").exists()
 
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 import trtq
 from tests.package.conftest import YOLO
 from tests.support.onnx_files import model_of, random_weight
+from trtq.engine.manifest import read_manifest
 from trtq.errors import UsageError
 from trtq.export.onnx_file import get_metadata, set_metadata_
 from trtq.export.ort import open_session, run_batch
@@ -123,7 +124,7 @@ def test_what_is_fed_gives_the_same_classes(name, packaged, files):
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(got, shifted / shifted.sum(axis=1, keepdims=True), atol=1e-5)
     quantized = name == "classifier"
-    assert own["network-mode"] == ("1" if quantized else "0")
+    assert own["network-mode"] == "0"  # nvinfer sets no flag then
     assert own.get("strongly-typed", "0") == ("1" if quantized else "0")
     assert float(own["net-scale-factor"]) == pytest.approx(
         1.0 if quantized else 1 / (255 * np.mean(STD)), rel=1e-6
@@ -137,7 +138,7 @@ def test_files_of_a_classifier_and_a_segmenter(packaged, files):
     folder = packaged(files.classifier, "deepstream")
     own = parsed(folder)["property"]
     assert (folder / own["labelfile-path"]).read_text() == "ant;bee;cat;dog\n"
-    assert own["model-engine-file"] == "model.onnx_b32_gpu0_int8.engine"
+    assert own["model-engine-file"] == "model.onnx_b32_gpu0_fp32.engine"
     own = parsed(packaged(files.segmenter, "deepstream"))["property"]
     assert (own["num-detected-classes"], own["segmentation-output-order"]) == ("3", "0")
     assert "labelfile-path" not in own
@@ -282,6 +283,14 @@ def test_a_head_without_a_parser_says_what_to_write(packaged, tmp_path):
     assert (own["parse-bbox-func-name"], own["custom-lib-path"]) == ("Own", "libown.so")
 
 
+def test_a_parser_of_a_model_without_boxes(packaged, files):
+    with pytest.raises(
+        UsageError,
+        match="parser has no effect: it reads boxes, and the task of segmenter.onnx is segmentat",
+    ):
+        packaged(files.segmenter, "deepstream", parser="Own", parser_library="libown.so")
+
+
 def test_keys_and_texts_that_nvinfer_does_not_read():
     with pytest.raises(ValueError, match="nvinfer has no key net-scale"):
         config_text({"net-scale": 1}, {})
@@ -376,3 +385,16 @@ def test_one_map_has_no_softmax(task, threshold, packaged, tmp_path):
     assert (own["segmentation-threshold"], own["num-detected-classes"]) == (threshold, "1")
     assert (folder / "model.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
     assert numbers(own["offsets"]) == pytest.approx([255 * m for m in MEAN])
+
+
+def test_the_way_out_for_an_engine(packaged, files, rtx, tmp_path):
+    """An engine built from the packaged file divides all channels by one number."""
+    folder = packaged(files.classifier, "deepstream")
+    built = trtq.build(folder / "model.onnx", target="sm86", batch=(1, 2, 4))
+    assert built.manifest.preprocess["std"] == [pytest.approx(1 / 255)]
+    assert built.manifest.coverage is not None
+    assert built.manifest.coverage.summary == _coverage(rtx.classifier)
+
+
+def _coverage(engine: Path) -> str:
+    return read_manifest(engine).coverage.summary

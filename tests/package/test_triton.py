@@ -136,6 +136,10 @@ def test_the_ensemble_joins_image_files_and_the_model(read, messages, engines):
     assert [list(t.dims) for t in (*reader.input, *reader.output)] == [[-1], [-1, 3, 32, 32]]
     assert kind(messages, reader.input[0]) == "TYPE_STRING"
     assert [list(t.dims) for t in ensemble.output] == [[-1, 4]]
+    # As Triton compares the steps of an ensemble: with the batch where a model batches.
+    model = configs["classifier"]
+    assert [-1, *model.input[0].dims] == list(reader.output[0].dims)
+    assert [-1, *model.output[0].dims] == list(ensemble.output[0].dims)
 
 
 class Tensor:

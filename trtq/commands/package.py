@@ -19,8 +19,10 @@ from trtq.progress import Progress, or_silent
 from trtq.python_words import python_words
 from trtq.records.package import PackagedFor, PackageRecord
 from trtq.scratch import scratch
-from trtq.specs import PackageSpec
+from trtq.specs import PackageSpec, option_name
 from trtq.workspace import Workspace
+
+OPTIONS = {"embed": "onnxruntime", "parser": "deepstream", "parser_library": "deepstream"}
 
 
 @overload
@@ -69,6 +71,7 @@ def package(
 
 def _package(spec: PackageSpec, progress: Progress) -> PackageRecord:
     consumers = find_consumers(spec.for_)
+    _require_used(spec)
     contents = read_contents(Path(spec.file), Request(task=spec.task, labels=spec.labels))
     asked = Asked(
         name=contents.stem if spec.name is None else spec.name,
@@ -100,6 +103,21 @@ def _package(spec: PackageSpec, progress: Progress) -> PackageRecord:
         )
         publish(work, record, old)
     return record
+
+
+def _require_used(spec: PackageSpec) -> None:
+    """Refuse an option of a consumer that is not asked for.
+
+    Raises:
+        UsageError: names both.
+    """
+    for field, consumer in OPTIONS.items():
+        if getattr(spec, field) and consumer not in spec.for_:
+            raise UsageError(
+                f"{option_name(field)} has no effect",
+                f"it is for {consumer}, which is not asked for",
+                f"Add --for {consumer}, or leave {option_name(field)} out",
+            )
 
 
 def _told(consumer: Consumer, parts: Parts, work: Workspace) -> PackagedFor:

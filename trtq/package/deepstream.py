@@ -26,7 +26,6 @@ from trtq.package.preprocessing import Preprocessing
 
 CONFIG, ENGINE, ONNX = "config_infer_primary.txt", "model.engine", "model.onnx"
 FP32, INT8, FP16 = range(3)  # network-mode
-MODES = ("fp32", "int8", "fp16")  # in names of engines that nvinfer builds
 COLORS = {"rgb": 0, "bgr": 1}  # model-color-format
 GRAY = 2
 FILTERS = {"nearest": 0, "bilinear": 1, "bicubic": 2}  # scaling-filter
@@ -172,19 +171,18 @@ def _packed_file(contents: Contents, fed: Fed, reading: Reading) -> Packed:
             notes.append(f"a Softmax makes {reading.scores} probabilities, as nvinfer reads them")
     data = contents.data if model is contents.model else to_bytes(model, contents.path.name)
     typed = contents.pairs > 0 or has_half(model)
-    mode = INT8 if contents.pairs else FP32
-    built = f"{ONNX}_b{_batch(contents)}_gpu0_{MODES[mode]}.engine"
+    # Where the file has the types, another mode sets flags that such a network must not have.
     properties: dict[str, Value] = {
         "onnx-file": ONNX,
-        "model-engine-file": built,
-        "network-mode": mode,
+        "model-engine-file": f"{ONNX}_b{_batch(contents)}_gpu0_fp32.engine",  # as nvinfer names it
+        "network-mode": FP32,
     }
     if typed:
         properties["strongly-typed"] = 1
         notes.append(
-            "the types are in the file, which needs nvinfer's strongly-typed. A DeepStream that "
-            f"does not know this key builds no Q/DQ file: build {ONNX} there with trtexec, and "
-            "name the engine in model-engine-file"
+            "the types are in the file, which needs strongly-typed and network-mode 0. Where "
+            f"DeepStream does not know strongly-typed, it builds no Q/DQ file: build {ONNX} there "
+            "with trtexec, and name the engine in model-engine-file"
         )
     return Packed(files={ONNX: data}, properties=properties, scaling=fed.scaling, notes=notes)
 

@@ -43,6 +43,12 @@ def read_outputs(contents: Contents, asked: Asked) -> Reading:
         UsageError: it cannot; the error says why, and what to do.
     """
     name = contents.task.name if contents.task is not None else ""
+    if (asked.parser or asked.parser_library) and name != "detection":
+        raise UsageError(
+            "--parser has no effect",
+            f"it reads boxes, and the task of {contents.path.name} is {name or 'not known'}",
+            "Say that it detects: --task detection",
+        )
     return BY_TASK.get(name, _others)(contents, asked)
 
 
