@@ -201,15 +201,21 @@ def answers_of(files, engine):
     return engine.answer(np.stack([prepared(read_image(f.read_bytes()), how) for f in files]))
 
 
+def visible(text):
+    """Return a text without characters that would steer a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 def show(answers, files, labels, top):
     """Print the outputs: the best classes where there is one score for each label."""
     for name, values in answers.items():
-        print("%s %s %s" % (name, values.dtype, list(values.shape)))
+        print("%s %s %s" % (visible(name), values.dtype, list(values.shape)))
         if labels and values.ndim == 2 and values.shape[1] == len(labels):
             for i, scores in enumerate(values):
                 best = np.argsort(-scores, kind="stable")[:top]
-                shown = ", ".join("%s %.4g" % (labels[c], scores[c]) for c in best)
-                print("  %s: %s" % (files[i].name if len(files) == len(values) else i, shown))
+                shown = ", ".join("%s %.4g" % (visible(labels[c]), scores[c]) for c in best)
+                given = files[i].name if len(files) == len(values) else i
+                print("  %s: %s" % (visible(given), shown))
 
 
 def main():
