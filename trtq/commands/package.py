@@ -10,7 +10,7 @@ from trtq.artifact import environment, header
 from trtq.engine.objects import Engine
 from trtq.errors import UsageError
 from trtq.files import PACKAGE_JSON, README
-from trtq.package.consumer import Asked, Consumer, Files, Parts
+from trtq.package.consumer import Choices, Consumer, Files, Parts
 from trtq.package.consumers import find_consumers
 from trtq.package.read import Request, read_contents
 from trtq.package.readme import readme_text
@@ -73,29 +73,29 @@ def _package(spec: PackageSpec, progress: Progress) -> PackageRecord:
     consumers = find_consumers(spec.for_)
     _require_used(spec)
     contents = read_contents(Path(spec.file), Request(task=spec.task, labels=spec.labels))
-    asked = Asked(
+    choices = Choices(
         name=contents.stem if spec.name is None else spec.name,
         embed=spec.embed,
         parser=spec.parser or "",
         parser_library=spec.parser_library or "",
     )
-    parts = {c: c.write(contents, asked) for c in consumers}  # before anything is written
+    parts = {c: c.write(contents, choices) for c in consumers}  # before anything is written
     require_free(Path(spec.out))
     work = Workspace(Path(spec.out), PACKAGE_JSON, progress)
     with work.locked():
         old = require_free(work.folder)
         files: Files = {f"{c.name}/{n}": d for c, p in parts.items() for n, d in p.files.items()}
-        files[README] = readme_text(asked.name, contents, parts)
+        files[README] = readme_text(choices.name, contents, parts)
         work.note(*contents.notes)
         record = PackageRecord(
             **header("package", spec),
-            model=asked.name,
+            model=choices.name,
             source=contents.path.name,
             source_sha256=contents.digest,
             format=contents.format,
             task=contents.task_label,
             preprocess=contents.preprocess.words if contents.preprocess is not None else "",
-            consumers=[_told(c, p, work) for c, p in parts.items()],
+            consumers=[_packaged(c, p, work) for c, p in parts.items()],
             files=stage(work, files),
             manifest=contents.manifest,
             notes=contents.notes,
@@ -120,7 +120,7 @@ def _require_used(spec: PackageSpec) -> None:
             )
 
 
-def _told(consumer: Consumer, parts: Parts, work: Workspace) -> PackagedFor:
+def _packaged(consumer: Consumer, parts: Parts, work: Workspace) -> PackagedFor:
     """Return what is recorded of a consumer; its notes are told."""
     work.note(*(f"{consumer.name}: {line}" for line in parts.notes))
     names = [f"{consumer.name}/{n}" for n in parts.files]

@@ -67,14 +67,14 @@ def check_package(folder: Path) -> Checked:
         ArtifactError: there is no record, or it is damaged.
     """
     record = read_package(folder)
-    there = {n: folder / n for n in record.files if (folder / n).is_file()}
+    present = {n: folder / n for n in record.files if (folder / n).is_file()}
     own = {PACKAGE_JSON, LOCK, *record.files}
-    found = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
     # What a run that was killed wrote is of no package.
-    found = [n for n in found if not n.startswith(f"{STAGING}/")]
+    names = [n for n in names if not n.startswith(f"{STAGING}/")]
     return Checked(
         record=record,
-        altered=[n for n, p in there.items() if sha256_file(p) != record.files[n].sha256],
-        missing=[n for n in record.files if n not in there],
-        extra=sorted(n for n in found if n not in own),
+        altered=[n for n, p in present.items() if sha256_file(p) != record.files[n].sha256],
+        missing=[n for n in record.files if n not in present],
+        extra=sorted(n for n in names if n not in own),
     )

@@ -11,8 +11,8 @@ Files = dict[str, bytes]  # by path below the consumer's folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a user asks of consumers; each takes what concerns it.
+class Choices:
+    """What a user chooses for consumers; each takes what concerns it.
 
     Attributes:
         name: of the model.
@@ -55,7 +55,7 @@ class Consumer(Protocol):
     title: str
     takes: str
 
-    def write(self, contents: Contents, asked: Asked) -> Parts:
+    def write(self, contents: Contents, choices: Choices) -> Parts:
         """Return the files.
 
         Raises:

@@ -6,7 +6,7 @@ import msgspec
 
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import UsageError
-from trtq.package.consumer import Asked, Files, Parts
+from trtq.package.consumer import Choices, Files, Parts
 from trtq.package.contents import Contents, Tensor
 from trtq.package.python_program import BUILD_FIRST, ENGINE, engine_files, require_names
 from trtq.package.template import template
@@ -33,14 +33,14 @@ class CppProgram:
     title = "C++ program"
     takes = "an engine of TensorRT from 8.5 on or of TensorRT for RTX"
 
-    def write(self, contents: Contents, asked: Asked) -> Parts:
+    def write(self, contents: Contents, choices: Choices) -> Parts:
         """Return the source, the engine and its manifest.
 
         Raises:
             UsageError: it is an ONNX file, TensorRT is older than tensors with names, or a type has
                 no whole bytes.
         """
-        del asked
+        del choices
         manifest = contents.require_engine("a program", BUILD_FIRST)
         require_names(contents, manifest)
         cmake = template(CMAKE).decode().replace("@LIBRARY@", LIBRARIES[contents.is_rtx])

@@ -9,7 +9,7 @@ import onnx
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.errors import UsageError
 from trtq.export.fp16 import has_half
-from trtq.package.consumer import Asked, Files, Parts
+from trtq.package.consumer import Choices, Files, Parts
 from trtq.package.contents import Contents, Tensor
 from trtq.package.deepstream_config import Value, config_text
 from trtq.package.deepstream_graph import (
@@ -55,7 +55,7 @@ class DeepStream:
     title = "DeepStream (Gst-nvinfer)"
     takes = "an engine of TensorRT or an ONNX file with one image input"
 
-    def write(self, contents: Contents, asked: Asked) -> Parts:
+    def write(self, contents: Contents, choices: Choices) -> Parts:
         """Return a configuration, the model and what it needs.
 
         Raises:
@@ -64,7 +64,7 @@ class DeepStream:
         """
         contents.require_tensorrt("DeepStream")
         image, how = _image_of(contents)
-        reading = read_outputs(contents, asked)
+        reading = read_outputs(contents, choices)
         packed = _packed(contents, image, how, reading)
         properties = {
             "gpu-id": 0,
@@ -125,7 +125,7 @@ def _packed(contents: Contents, image: Tensor, how: Preprocessing, reading: Read
 def _packed_engine(
     contents: Contents, manifest: EngineManifest, how: Preprocessing, reading: Reading
 ) -> Packed:
-    """Return an engine, which stays as it is.
+    """Return an engine, unchanged.
 
     Raises:
         UsageError: it divides channels by different numbers, which nvinfer cannot.

@@ -99,7 +99,7 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
     scope = Scope(model.graph, {o.domain: o.version for o in model.opset_import})
     readers = scope.readers.get(name, [])
     stored = {t.name: t for t in model.graph.initializer}
-    # A weight that something else reads, or that is computed, stays.
+    # A weight that something else reads, or that is computed, is not changed.
     fit = readers and all(
         n.op_type == "Conv"
         and list(n.input).index(name) == 0
@@ -111,14 +111,14 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
     if not fit:
         return False
     for node in readers:
-        held = stored[node.input[1]]
-        weight = numpy_helper.to_array(held).astype(np.float64)
+        tensor = stored[node.input[1]]
+        weight = numpy_helper.to_array(tensor).astype(np.float64)
         groups, own = integer(node, "group", 1), weight.shape[1]
         # Output o is of group o // (outputs / groups), which reads that group's channels.
         group = np.arange(len(weight)) // max(len(weight) // groups, 1)
         channel = group[:, None] * own + np.arange(own)
         scaled = weight * factors[channel].reshape(*channel.shape, *[1] * (weight.ndim - 2))
-        held.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), held.name))
+        tensor.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), tensor.name))
     return True
 
 

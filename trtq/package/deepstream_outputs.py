@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trtq.errors import UsageError
-from trtq.package.consumer import Asked, Files
+from trtq.package.consumer import Choices, Files
 from trtq.package.contents import Contents, Tensor
 from trtq.package.deepstream_config import Value
 from trtq.package.deepstream_parsers import NMS, find_parser
@@ -36,34 +36,34 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
-def read_outputs(contents: Contents, asked: Asked) -> Reading:
+def read_outputs(contents: Contents, choices: Choices) -> Reading:
     """Return how nvinfer reads the outputs.
 
     Raises:
         UsageError: it cannot; the error says why, and what to do.
     """
     name = contents.task.name if contents.task is not None else ""
-    if (asked.parser or asked.parser_library) and name != "detection":
+    if (choices.parser or choices.parser_library) and name != "detection":
         raise UsageError(
             "--parser has no effect",
             f"it reads boxes, and the task of {contents.path.name} is {name or 'not known'}",
             "Say that it detects: --task detection",
         )
-    return BY_TASK.get(name, _others)(contents, asked)
+    return BY_TASK.get(name, _others)(contents, choices)
 
 
-def _others(contents: Contents, asked: Asked) -> Reading:
-    """Outputs that nvinfer has no meaning for go to the application as tensors."""
-    del asked
+def _others(contents: Contents, choices: Choices) -> Reading:
+    """Return the reading of outputs without a meaning for nvinfer: the application gets tensors."""
+    del choices
     task = f"task {contents.task_label}" if contents.task is not None else "meaning not known"
     return Reading(
         properties={"network-type": OTHER, "output-tensor-meta": 1},
-        notes=(f"outputs ({task}) go to the application as NvDsInferTensorMeta",),
+        notes=(f"the application gets the outputs ({task}) as NvDsInferTensorMeta",),
     )
 
 
-def _classifier(contents: Contents, asked: Asked) -> Reading:
-    del asked
+def _classifier(contents: Contents, choices: Choices) -> Reading:
+    del choices
     output = _float_output(contents, rank=2)
     names, notes = _names(contents, output.dims[1])
     # One line an output, names between semicolons.
@@ -80,8 +80,8 @@ def _classifier(contents: Contents, asked: Asked) -> Reading:
     )
 
 
-def _segmenter(contents: Contents, asked: Asked) -> Reading:
-    del asked
+def _segmenter(contents: Contents, choices: Choices) -> Reading:
+    del choices
     output = _float_output(contents, rank=4)
     assert contents.preprocess is not None  # nvinfer feeds one image
     size = contents.preprocess.input_size[1:]
@@ -109,13 +109,13 @@ def _segmenter(contents: Contents, asked: Asked) -> Reading:
     )
 
 
-def _detector(contents: Contents, asked: Asked) -> Reading:
+def _detector(contents: Contents, choices: Choices) -> Reading:
     detection = contents.detection
     head = detection.head if detection is not None else None
     assert head is not None  # the task is bound
     for name in head.outputs:
         _require_float(contents, next(t for t in contents.outputs if t.name == name))
-    parser = find_parser(contents, head, asked)
+    parser = find_parser(contents, head, choices)
     count = head.classes or len(contents.classes)
     if not count:
         raise UsageError(
@@ -125,7 +125,7 @@ def _detector(contents: Contents, asked: Asked) -> Reading:
         )
     names, notes = _names(contents, count)
     suppression = {"nms-iou-threshold": head.overlap} if parser.cluster == NMS else {}
-    said = f"boxes below a score of {LEAST_SCORE} are left out (pre-cluster-threshold)"
+    threshold = f"boxes below a score of {LEAST_SCORE} are left out (pre-cluster-threshold)"
     return Reading(
         properties={
             "network-type": DETECTOR,
@@ -137,7 +137,7 @@ def _detector(contents: Contents, asked: Asked) -> Reading:
         },
         classes={"pre-cluster-threshold": LEAST_SCORE, "topk": head.most, **suppression},
         files={**parser.files, **({LABELS: labels_text(names)} if names else {})},
-        notes=(*notes, *filter(None, [parser.note]), said),
+        notes=(*notes, *filter(None, [parser.note]), threshold),
     )
 
 
@@ -182,7 +182,7 @@ def _require_float(contents: Contents, output: Tensor) -> None:
         )
 
 
-BY_TASK: Mapping[str, Callable[[Contents, Asked], Reading]] = {
+BY_TASK: Mapping[str, Callable[[Contents, Choices], Reading]] = {
     "classification": _classifier,
     "segmentation": _segmenter,
     "detection": _detector,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from trtq.errors import UsageError
-from trtq.package.consumer import Asked, Files
+from trtq.package.consumer import Choices, Files
 from trtq.package.contents import Contents
 from trtq.package.template import template
 from trtq.tasks.heads import Head
@@ -58,14 +58,14 @@ STOCK: Mapping[str, Parser] = {
 }
 
 
-def find_parser(contents: Contents, head: Head, asked: Asked) -> Parser:
+def find_parser(contents: Contents, head: Head, choices: Choices) -> Parser:
     """Return the parser of a detector: the one that was named, a written one, or NVIDIA's.
 
     Raises:
         UsageError: none is known for the head; the error says what to write.
     """
-    if asked.parser or asked.parser_library:
-        return _named(head, asked)
+    if choices.parser or choices.parser_library:
+        return _named(head, choices)
     own = _written(head)
     if own is not None:
         return own
@@ -79,19 +79,19 @@ def find_parser(contents: Contents, head: Head, asked: Asked) -> Parser:
     )
 
 
-def _named(head: Head, asked: Asked) -> Parser:
-    if not asked.parser or not asked.parser_library:
-        given, missing = ("--parser", "--parser-library")[:: 1 if asked.parser else -1]
+def _named(head: Head, choices: Choices) -> Parser:
+    if not choices.parser or not choices.parser_library:
+        given, missing = ("--parser", "--parser-library")[:: 1 if choices.parser else -1]
         raise UsageError(
             f"{given} needs {missing}",
             "nvinfer loads a function from a library",
             "Give --parser FUNCTION --parser-library FILE.so",
         )
     return Parser(
-        function=asked.parser,
-        library=asked.parser_library,
+        function=choices.parser,
+        library=choices.parser_library,
         cluster=NONE if isinstance(head, EndToEnd) else NMS,
-        note=f"you supply {asked.parser_library} with the function {asked.parser}",
+        note=f"you supply {choices.parser_library} with the function {choices.parser}",
     )
 
 

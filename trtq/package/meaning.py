@@ -103,18 +103,18 @@ def _preprocessing(
     if stored is None:
         return None
     try:
-        found = convert(stored, Preprocessing)
+        preprocess = convert(stored, Preprocessing)
     except msgspec.ValidationError as exc:
         notes.append(f"the stored preprocessing cannot be read and is left out: {reason(exc)}")
         return None
     dims = inputs[0].dims if len(inputs) == 1 else ()
     fits = len(dims) == IMAGE_RANK and all(
-        d in (-1, size) for d, size in zip(dims[1:], found.input_size, strict=True)
+        d in (-1, size) for d, size in zip(dims[1:], preprocess.input_size, strict=True)
     )
     if not fits:
         shown = "; ".join(t.words for t in inputs)
         notes.append(f"the stored preprocessing is left out: it does not fit {shown}")
-    return found if fits else None
+    return preprocess if fits else None
 
 
 def _size(inputs: Sequence[Tensor], preprocess: Preprocessing | None) -> tuple[int, int] | None:
@@ -144,10 +144,10 @@ def _labels(file: str) -> list[str]:
     return names
 
 
-def _task(stored: Stored, facts: Facts, asked: str | None, notes: list[str]) -> Task | None:
+def _task(stored: Stored, facts: Facts, chosen: str | None, notes: list[str]) -> Task | None:
     """Return the task that was named, else the file's own where it fits."""
-    if asked is not None:
-        return find_task(asked).bound(facts)
+    if chosen is not None:
+        return find_task(chosen).bound(facts)
     by_maker = BY_MAKER.get(facts.task or "")
     name = stored_task(stored.task) or BY_ANSWER.get(stored.answer or "") or by_maker
     if name is None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from trtq.artifact import size_words
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.errors import UsageError
-from trtq.package.consumer import Asked, Files, Parts
+from trtq.package.consumer import Choices, Files, Parts
 from trtq.package.contents import Contents, Tensor
 from trtq.package.files import as_json
 from trtq.version import __version__
@@ -45,7 +45,7 @@ class OnnxRuntime:
     title = "ONNX Runtime"
     takes = "an engine"
 
-    def write(self, contents: Contents, asked: Asked) -> Parts:
+    def write(self, contents: Contents, choices: Choices) -> Parts:
         """Return the ONNX file around the engine.
 
         Raises:
@@ -55,17 +55,17 @@ class OnnxRuntime:
         manifest = contents.require_engine(
             self.title, "ONNX Runtime runs the file as it is; build an engine from it: trtq build"
         )
-        if asked.embed and len(contents.data) > LARGEST:
+        if choices.embed and len(contents.data) > LARGEST:
             raise UsageError(
                 f"Cannot embed {contents.path.name}",
                 f"it has {size_words(len(contents.data))}, and an ONNX file ends at 2 GB",
                 "Leave --embed out",
             )
-        model = context_model(contents, manifest, asked.name, embed=asked.embed)
+        model = context_model(contents, manifest, choices.name, embed=choices.embed)
         files: Files = {MODEL: model.SerializeToString()}
-        beside = MANIFEST if asked.embed else manifest_path(Path(ENGINE)).name
+        beside = MANIFEST if choices.embed else manifest_path(Path(ENGINE)).name
         files[beside] = as_json(manifest)
-        if not asked.embed:
+        if not choices.embed:
             files[ENGINE] = contents.data
         provider = PROVIDERS[contents.is_rtx]
         notes = [f"the node is for {provider}; no other provider runs it"]
@@ -144,8 +144,8 @@ PLUGIN = """
     onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
     options = onnxruntime.SessionOptions()
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name]
-    options.add_provider_for_devices(devices, {})
-    session = onnxruntime.InferenceSession("onnxruntime/MODEL", options)
+    choices.add_provider_for_devices(devices, {})
+    session = onnxruntime.InferenceSession("onnxruntime/MODEL", choices)
 """
 BUILT_IN = """
     import onnxruntime
@@ -163,8 +163,8 @@ def _start(contents: Contents, manifest: EngineManifest) -> tuple[str, ...]:
         else ("onnxruntime-gpu")
     )
     return (
-        f"`pip install {wheel}`. The file stands for the engine, which lies beside it where it is "
-        "not inside:",
+        f"`pip install {wheel}`. Load the file in place of the engine, which must be beside it "
+        "where it is not inside:",
         *code.replace("MODEL", MODEL).splitlines(),
         "",
         f"The provider must have {manifest.builder.backend} {manifest.builder.version}, and the "

@@ -62,8 +62,8 @@ def _messages(value: Value) -> Sequence[Message] | None:
         return [value]
     if isinstance(value, str | int):
         return None
-    found = [v for v in value if isinstance(v, Message)]
-    return found or None
+    messages = [v for v in value if isinstance(v, Message)]
+    return messages or None
 
 
 def _scalar(value: Value) -> str:

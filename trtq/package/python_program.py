@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.errors import UsageError
-from trtq.package.consumer import Asked, Files, Parts
+from trtq.package.consumer import Choices, Files, Parts
 from trtq.package.contents import Contents
 from trtq.package.files import as_json, labels_text
 from trtq.package.template import template
@@ -24,13 +24,13 @@ class PythonProgram:
     title = "Python program"
     takes = "an engine of TensorRT from 8.5 on or of TensorRT for RTX"
 
-    def write(self, contents: Contents, asked: Asked) -> Parts:
+    def write(self, contents: Contents, choices: Choices) -> Parts:
         """Return the program, the engine and its manifest.
 
         Raises:
             UsageError: it is an ONNX file, or TensorRT is older than tensors with names.
         """
-        del asked
+        del choices
         manifest = contents.require_engine("a program", BUILD_FIRST)
         require_names(contents, manifest)
         files: Files = {PROGRAM: template(PROGRAM), **engine_files(contents, manifest)}

@@ -54,11 +54,11 @@ def read_contents(path: Path, request: Request | None = None) -> Contents:
         ExportError: the ONNX file cannot be read.
         UsageError: it is neither, the task does not fit, or the labels cannot be read.
     """
-    asked = request or Request()
+    request = request or Request()
     if path.suffix == ".onnx":
-        return _read_onnx(path, asked)
+        return _read_onnx(path, request)
     if is_engine(path) or manifest_path(path).is_file():
-        return _read_engine(path, asked)
+        return _read_engine(path, request)
     raise UsageError(
         f"Cannot package {path}",
         "it is neither an .onnx file nor an .engine with its manifest",
@@ -66,7 +66,7 @@ def read_contents(path: Path, request: Request | None = None) -> Contents:
     )
 
 
-def _read_engine(path: Path, asked: Request) -> Contents:
+def _read_engine(path: Path, request: Request) -> Contents:
     manifest, plan = read_engine(path)
     if manifest.spec.get("strip_weights"):
         raise EngineError(
@@ -76,7 +76,9 @@ def _read_engine(path: Path, asked: Request) -> Contents:
         )
     stored = Stored.of_manifest(manifest)
     inputs, outputs = _engine_tensors(manifest, signature_of(stored.signature))
-    preprocess, task, classes, notes = explain(stored, inputs, outputs, asked.task, asked.labels)
+    preprocess, task, classes, notes = explain(
+        stored, inputs, outputs, request.task, request.labels
+    )
     batch = _batch(inputs, outputs)
     if batch is not None and batch[0] > 1:
         notes.append(f"the engine takes no request of fewer than {batch[0]} samples")
@@ -132,13 +134,15 @@ def _named(shape: Sequence[int], names: Sequence[int | str]) -> tuple[int | str,
     return tuple(d if d >= 0 else text for d, text in zip(shape, texts, strict=True))
 
 
-def _read_onnx(path: Path, asked: Request) -> Contents:
+def _read_onnx(path: Path, request: Request) -> Contents:
     model, stamp, digest = read_onnx(path)
     stored = _stored_in(model)
     values = {v.name: v for v in model.graph.input}
     inputs = tuple(_onnx_tensor(values[i.name]) for i in inputs_of(model))
     outputs = tuple(_onnx_tensor(v) for v in model.graph.output)
-    preprocess, task, classes, notes = explain(stored, inputs, outputs, asked.task, asked.labels)
+    preprocess, task, classes, notes = explain(
+        stored, inputs, outputs, request.task, request.labels
+    )
     batch = _batch(inputs, outputs)
     if batch is not None:
         batch = _file_batch(inputs[0].axes[0], signature_of(stored.signature), notes)

@@ -22,7 +22,7 @@ def readme_text(name: str, contents: Contents, parts: Mapping[Consumer, Parts]) 
         lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
     lines += [
         "",
-        "## Whether it is whole",
+        "## Integrity",
         "",
         "`package.json` has the digest of every file. In the folder around this one:",
         "",

@@ -6,7 +6,7 @@ import re
 
 from trtq.engine.manifest import manifest_path
 from trtq.errors import UsageError
-from trtq.package.consumer import Asked, Files, Parts
+from trtq.package.consumer import Choices, Files, Parts
 from trtq.package.contents import Contents, Tensor
 from trtq.package.files import as_json, labels_text
 from trtq.package.pbtxt import Message, Word, to_text
@@ -35,29 +35,29 @@ class Triton:
     title = "Triton Inference Server"
     takes = "an engine of TensorRT or an ONNX file"
 
-    def write(self, contents: Contents, asked: Asked) -> Parts:
+    def write(self, contents: Contents, choices: Choices) -> Parts:
         """Return a model repository.
 
         Raises:
             UsageError: the name is none of a model, a type has no counterpart, or the engine is
                 one of TensorRT for RTX.
         """
-        _require_name(asked.name)
+        _require_name(choices.name)
         contents.require_tensorrt(self.title)
         notes: list[str] = []
         labels = _labels(contents, notes)
-        config = _config(contents, asked.name, labels)
+        config = _config(contents, choices.name, labels)
         files: Files = {
-            f"{asked.name}/{CONFIG}": _text(config),
-            f"{asked.name}/1/{_file(contents)}": contents.data,
+            f"{choices.name}/{CONFIG}": _text(config),
+            f"{choices.name}/1/{_file(contents)}": contents.data,
         }
         if labels is not None:
-            files[f"{asked.name}/{LABELS}"] = labels_text(contents.classes)
+            files[f"{choices.name}/{LABELS}"] = labels_text(contents.classes)
         if contents.manifest is not None:
             beside = manifest_path(contents.path.with_name(_file(contents))).name
-            files[f"{asked.name}/1/{beside}"] = as_json(contents.manifest)
-        ensemble = _ensemble(contents, asked.name, files, notes)
-        return Parts(files=files, start=_start(contents, asked.name, ensemble), notes=notes)
+            files[f"{choices.name}/1/{beside}"] = as_json(contents.manifest)
+        ensemble = _ensemble(contents, choices.name, files, notes)
+        return Parts(files=files, start=_start(contents, choices.name, ensemble), notes=notes)
 
 
 def _require_name(name: str) -> None:
@@ -203,13 +203,13 @@ def _images(count: int) -> Message:
 def _reader_config(contents: Contents, name: str, image: Tensor, how: Preprocessing) -> Message:
     """Return the configuration of the model that reads images; it batches itself."""
     dims = (_count(contents), *how.input_size)
-    made = Message.of(name=image.name, data_type=Word(TYPES[image.dtype]), dims=dims)
+    result = Message.of(name=image.name, data_type=Word(TYPES[image.dtype]), dims=dims)
     return Message.of(
         name=name,
         backend="python",
         max_batch_size=0,
         input=[_images(_count(contents))],
-        output=[made],
+        output=[result],
         instance_group=[Message.of(count=2, kind=Word("KIND_CPU"))],
     )
 
