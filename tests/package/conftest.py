@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,5 +156,20 @@ def packaged(tmp_path: Path):
         shutil.rmtree(out, ignore_errors=True)
         trtq.package(file, for_=consumer, out=out, **options)
         return out / consumer
+
+    return make
+
+
+@pytest.fixture
+def changed(tmp_path: Path):
+    """Return a function that copies an engine, its manifest changed, and returns the copy."""
+
+    def make(engine: Path, change: Callable[[dict], object]) -> Path:
+        manifest = json.loads(Path(f"{engine}.json").read_bytes())
+        change(manifest)
+        (tmp_path / "changed").mkdir(exist_ok=True)
+        copy = Path(shutil.copy(engine, tmp_path / "changed" / engine.name))
+        Path(f"{copy}.json").write_text(json.dumps(manifest))
+        return copy
 
     return make

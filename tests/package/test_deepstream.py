@@ -398,3 +398,112 @@ def test_the_way_out_for_an_engine(packaged, files, rtx, tmp_path):
 
 def _coverage(engine: Path) -> str:
     return read_manifest(engine).coverage.summary
+
+
+def test_an_engine_of_several_sizes(packaged, changed, engines):
+    def opened(manifest: dict) -> None:
+        manifest["tensors"][0]["shape"][2:] = [-1, -1]
+        manifest["inputs"][0]["axes"][2:] = ["height", "width"]
+
+    with pytest.raises(
+        UsageError,
+        match=r"nvinfer runs one size; the engine was built for several: images float32 \[1, 3, "
+        r"height, width\]. Build it for one: shapes=.*images.*1x3x64x64",
+    ):
+        packaged(changed(engines.yolo, opened), "deepstream")
+
+
+def test_an_engine_for_the_dla(packaged, changed, engines):
+    engine = changed(engines.yolo, lambda m: m["spec"].update(dla=0))
+    own = parsed(packaged(engine, "deepstream"))["property"]
+    assert (own["enable-dla"], own["use-dla-core"]) == ("1", "0")
+
+
+def outputs_of(kind: int, shape: list[int], tmp_path: Path) -> Path:
+    """Return a file of one image and one output of a type and a shape."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], "mean", axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Expand", ["m", "shape"], ["e"], "spread"),
+        helper.make_node("Cast", ["e"], ["out"], "cast", to=kind),
+    ]
+    model = model_of(
+        nodes,
+        [("x", TensorProto.FLOAT, [1, 3, 64, 64])],
+        [("out", kind, shape)],
+        {"shape": np.array(shape, np.int64)},
+        opset=13,
+    )
+    set_metadata_(model, {"preprocess": YOLO})
+    onnx.save(model, tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "task", "text"),
+    [
+        (
+            TensorProto.FLOAT,
+            [1, 10, 6],
+            "detection:end-to-end",
+            "the number of classes is not known. Give their names: labels=FILE",
+        ),
+        (
+            TensorProto.FLOAT16,
+            [1, 4],
+            "classification",
+            "nvinfer's parsers read float32 and int32: out float16 [1, 4]. Cast the output",
+        ),
+        (
+            TensorProto.FLOAT,
+            [1, 4, 1, 1],
+            "classification",
+            "nvinfer reads 2 axes for the task classification: out float32 [1, 4, 1, 1]. Package",
+        ),
+    ],
+)
+def test_outputs_that_nvinfer_cannot_read(kind, shape, task, text, packaged, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        packaged(outputs_of(kind, shape, tmp_path), "deepstream", task=task)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "number", "prefix", "function", "note"),
+    [
+        (
+            "tensorflow",
+            "num_detections",
+            "detection_",
+            "NvDsInferParseCustomTfSSD",
+            "DeepStream's own library",
+        ),
+        (
+            "efficient-nms",
+            "num_dets",
+            "det_",
+            "NvDsInferParseCustomEfficientNMS",
+            "deepstream_tao_apps",
+        ),
+    ],
+)
+def test_parsers_of_nvidia(head, number, prefix, function, note, packaged, tmp_path):
+    shapes = {"boxes": [1, 5, 4], "scores": [1, 5], "classes": [1, 5]}
+    outputs = {number: [1, 1], **{prefix + n: s for n, s in shapes.items()}}
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], "mean", axes=[1, 2, 3], keepdims=0)]
+    nodes += [helper.make_node("Expand", ["m", f"{n}_s"], [n], n) for n in outputs]
+    model = model_of(
+        nodes,
+        [("x", TensorProto.FLOAT, [1, 3, 64, 64])],
+        [(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+        {f"{n}_s": np.array(s, np.int64) for n, s in outputs.items()},
+        opset=13,
+    )
+    set_metadata_(model, {"preprocess": YOLO, "task": f"detection:{head}"})
+    onnx.save(model, tmp_path / "m.onnx")
+    labels = tmp_path / "names.txt"
+    labels.write_text("a\nb\n")
+    folder = packaged(tmp_path / "m.onnx", "deepstream", labels=labels)
+    own = parsed(folder)["property"]
+    assert (own["parse-bbox-func-name"], own["cluster-mode"]) == (function, "4")
+    assert own["num-detected-classes"] == "2"
+    assert note in (folder.parent / "README.md").read_text()

@@ -192,6 +192,21 @@ def test_programs_need_an_engine_with_named_tensors(packaged, files, engines, tm
         packaged(tmp_path / "old.engine", "cpp")
 
 
+def test_tensors_that_a_cpp_program_cannot_have(packaged, changed, engines):
+    engine = changed(engines.text, lambda m: m["tensors"][2].update(dtype="INT4"))
+    with pytest.raises(
+        UsageError,
+        match="Cannot package the tensor embedding int4 .* for a program: values of int4 have no "
+        "whole bytes of a known size",
+    ):
+        packaged(engine, "cpp")
+    engine = changed(engines.text, lambda m: m["tensors"][2].update(name="a\x07"))
+    with pytest.raises(
+        UsageError, match=r"Cannot write 'a\\x07' into a C\+\+ program: it has a cha"
+    ):
+        packaged(engine, "cpp")
+
+
 def test_the_module_of_an_rtx_engine(packaged, rtx, tmp_path):
     folder = packaged(rtx.classifier, "cpp")
     assert "find_library(TENSORRT_LIBRARY tensorrt_rtx " in (folder / "CMakeLists.txt").read_text()

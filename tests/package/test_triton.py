@@ -11,14 +11,18 @@ import types
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from google.protobuf import text_format
+from onnx import TensorProto, helper
 from PIL import Image
 
 import trtq
 from tests.package.conftest import CLASSES
+from tests.support.onnx_files import model_of
 from trtq.data.preprocess import Preprocess
 from trtq.errors import TrtqError, UsageError
+from trtq.export.onnx_file import set_metadata_
 
 PROTOCOL = "tritonclient/grpc/model_config_pb2.py"
 
@@ -238,3 +242,41 @@ def test_labels_of_a_file_and_names_that_do_not_fit(read, files, tmp_path):
         trtq.package(
             files.classifier, for_="triton", out=tmp_path / "none", labels=tmp_path / "gone.txt"
         )
+
+
+def test_types_that_triton_has_not(packaged, changed, engines):
+    engine = changed(engines.classifier, lambda m: m["tensors"][1].update(dtype="FP8"))
+    with pytest.raises(
+        UsageError,
+        match=r"Cannot package the tensor output fp8 \[batch, 4\] for Triton: Triton has no type",
+    ):
+        packaged(engine, "triton")
+
+
+def test_options_of_the_build_are_options_of_the_server(read, changed, engines):
+    options = {"dla": 1, "version_compatible": True}
+    engine = changed(engines.yolo, lambda m: m["spec"].update(options))
+    folder, configs = read(engine)
+    (group,) = configs["yolo"].instance_group
+    (device,) = group.secondary_devices
+    assert (device.kind, device.device_id) == (device.KIND_NVDLA, 1)
+    readme = (folder.parent / "README.md").read_text()
+    assert "--backend-config=tensorrt,version-compatible=true" in readme
+
+
+def test_a_number_a_sample_and_more_channels(read, tmp_path):
+    model = model_of(
+        [helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2, 3], keepdims=0)],
+        [("x", TensorProto.FLOAT, ["batch", 4, 8, 8])],
+        [("mean", TensorProto.FLOAT, ["batch"])],
+        opset=13,
+    )
+    how = {"input_size": [4, 8, 8], "mean": [0], "std": [1], "resize": None, "crop": None}
+    set_metadata_(model, {"preprocess": how})
+    onnx.save(model, tmp_path / "m.onnx")
+    folder, configs = read(tmp_path / "m.onnx")
+    (made,) = configs["m"].output
+    assert (list(made.dims), made.HasField("reshape"), list(made.reshape.shape)) == ([1], True, [])
+    assert list(configs) == ["m"]
+    text = "no ensemble for image files: the input has 4 channels"
+    assert text in (folder.parent / "README.md").read_text()
