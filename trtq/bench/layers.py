@@ -18,6 +18,7 @@ from trtq.bench.engine_workload import EngineWorkload
 from trtq.bench.record import LayerTime
 from trtq.bench.workload import OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
+from trtq.cost.ops import floats_of
 from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
@@ -181,7 +182,7 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
 
     def widths(op: Any) -> BitConfig:
         x = op.input_bits or (16 if manifest.precision == "fp16" else 32)
-        return BitConfig(op.weight_bits or x, x, op.fp8)
+        return BitConfig(op.weight_bits or x, x, floats_of(op))
 
     times = predict_all(onnx_kernels(model, ops), device, widths, batch=batch)
     return {t.name: t.ms for t in times}, ""

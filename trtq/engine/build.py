@@ -36,8 +36,9 @@ from trtq.engine.select_builder import imagine_builder, open_builder, refuse_sil
 from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
 from trtq.engine.verify import verify
 from trtq.errors import ArtifactError, UsageError
+from trtq.export.codes import codes_of, count_qdq, quantized_nodes
 from trtq.export.fp16 import has_half
-from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, made_with, quantized_nodes
+from trtq.export.onnx_file import get_metadata, made_with
 from trtq.export.strip import strip_at
 from trtq.export.tables import table_sizes
 from trtq.onnx_walk import is_fixed

@@ -81,10 +81,9 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
     """
     choose(options.method, options.method_arg)
     calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
-    check_files(options)
+    widths = [BitConfig.parse(text) for text in (options.bits, *options.layer_bits.values())]
+    check_files(options, {w.needs for w in widths if w.quantized} or {"INT8"})
     choose_device(options.device)
-    for text in options.layer_bits.values():
-        BitConfig.parse(text)
     if options.layer_bits and options.bits != "w8a8":
         raise UsageError(
             "Give bits or layer_bits, not both",

@@ -140,7 +140,8 @@ def _packed_engine(
             f"Package the ONNX file: trtq package {source} --for deepstream --out DIR; it moves "
             "the division into the graph. An engine built from DIR/deepstream/model.onnx fits, too",
         )
-    mode = INT8 if manifest.quantized_tensors else FP16 if manifest.precision == "fp16" else FP32
+    codes = manifest.codes if manifest.has_codes else ""
+    mode = INT8 if "INT8" in codes else FP16 if manifest.precision == "fp16" else FP32
     notes = []
     if reading.scores:
         notes.append(

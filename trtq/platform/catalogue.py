@@ -49,6 +49,7 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fp16: float | None = None
     int8: float | None = None
     fp8: float | None = None
+    fp4: float | None = None
     bandwidth: float
     power: float
     source: str
