@@ -23,6 +23,9 @@ BENCH_JSON = "bench.json"
 COMPARE_JSON = "compare.json"
 DEPLOY_JSON = "deploy.json"
 FLEET_JSON = "fleet.json"
+PACKAGE_JSON = "package.json"
+
+README = "README.md"  # of a package
 
 FLEET_HTML = "fleet.html"
 REPORT_HTML = "report.html"
