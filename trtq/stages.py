@@ -43,7 +43,7 @@ from trtq.machine import cpu_name, package_version
 from trtq.methods.registry import METHODS
 from trtq.platform.target import Target
 from trtq.progress import Progress
-from trtq.quant.calibrators import CALIBRATORS
+from trtq.quant.calibrators import AUTO, CALIBRATORS
 from trtq.quant.encodings import Encodings
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
@@ -149,7 +149,9 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
 def _extensions_of(spec: QuantizeSpec) -> dict[str, list[str]]:
     """Return the identity of every method and calibrator from outside trtq, {} for none."""
     named = [("methods", n) for n in spec.method if n not in METHODS]
-    named += [("calibrators", spec.calibrator)] if spec.calibrator not in CALIBRATORS else []
+    named += (
+        [("calibrators", spec.calibrator)] if spec.calibrator not in (*CALIBRATORS, AUTO) else []
+    )
     return {"extensions": [identity(kind, n) for kind, n in named]} if named else {}
 
 

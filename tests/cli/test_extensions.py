@@ -166,7 +166,7 @@ def test_nothing_is_imported_before_it_is_named(package: Path):
     ("field", "value", "words"),
     [
         ("device", "gpu", "found 'gpu', expected a value such as auto, cpu, cuda, cuda:1"),
-        ("bits", "int8", "found 'int8', expected a value such as w8a8, w6a6, w4a8"),
+        ("bits", "int8", "found 'int8', expected a value such as w8a8, w4a8, w4a16:128, fp8"),
         ("fit", "stretch", "found 'stretch', expected one of crop, letterbox"),
     ],
 )

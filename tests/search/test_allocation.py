@@ -231,7 +231,7 @@ def test_widths_as_people_write_them():
     ]
     assert not BitConfig.parse("fp16").quantized
     with pytest.raises(
-        UsageError, match="Cannot read the width '9': expected 2 to 8, .*fp8 or fp16"
+        UsageError, match="Cannot read the width '9': expected 2 to 8, .*nvfp4 or fp16"
     ):
         BitConfig.parse("9")
     with pytest.raises(UsageError, match="The width w4a4 was asked for twice"):

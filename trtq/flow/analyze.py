@@ -23,6 +23,7 @@ from trtq.graph.device import device_of, with_smaller_batches
 from trtq.graph.feed import Feed, first_output, outputs_of
 from trtq.graph.nodes import operands
 from trtq.graph.signature import results
+from trtq.quant.calibrators import AUTO
 from trtq.quant.digest import structure_digest
 from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzedModel, AnalyzeRecord
@@ -226,6 +227,12 @@ def _layers(
         UsageError: there is none.
     """
     count = min(options.calib_images, len(drawn))
+    if options.calibrator == AUTO:
+        raise UsageError(
+            "Cannot analyze with --calibrator auto",
+            "it is for trtq quantize: an analysis compares widths with one calibrator",
+            "Give --calibrator mse",
+        )
 
     def prepared(batch: int) -> list[Layer]:
         run.progress.begin(f"Calibrating ({options.calibrator})", count)

@@ -21,6 +21,7 @@ from trtq.data.samples import preprocess_digest
 from trtq.errors import CalibrationError, UsageError
 from trtq.export.parity import ParityRecord
 from trtq.export.probe import QuantizerStats
+from trtq.flow.auto_calibrator import by_calibrator, choose_calibrator, summarize_candidates
 from trtq.flow.compare import compare_simulation
 from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
@@ -33,7 +34,7 @@ from trtq.paths import path_variable
 from trtq.platform.target import Target, check_files
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
-from trtq.quant.calibrators import calibrator_key
+from trtq.quant.calibrators import AUTO, GATHERED_AS, calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
@@ -294,6 +295,8 @@ def _calibrate(
     }
     folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
     cache, progress = CalibrationCache(folder), inputs.run.progress
+    automatic = options.calibrator == AUTO
+    mode = GATHERED_AS if automatic else options.calibrator
     with cache.lock(key, waiting=progress.note):
         stats, note = cache.load(key)
         if stats is None:
@@ -301,17 +304,24 @@ def _calibrate(
             def observed(batch: int) -> dict[str, Range]:
                 progress.begin(f"Calibrating ({options.calibrator})", len(samples))
                 images = inputs.images(len(samples), batch)
-                return observe(
-                    graph, placement, images, mode=options.calibrator, progress=progress.advance
-                )
+                return observe(graph, placement, images, mode=mode, progress=progress.advance)
 
             seen = with_smaller_batches(
                 observed, options.batch_size, inputs.run.note, "calibration"
             )
-            stats = summarize_all(placement, seen, options.calibrator, options.percentile)
+            stats = (
+                summarize_candidates(placement, seen, options.percentile)
+                if automatic
+                else summarize_all(placement, seen, options.calibrator, options.percentile)
+            )
             cache.save(key, stats)
     progress.note(f"calibration cache {note}")
     if sampled := sampled_note(placement):
         inputs.run.note(sampled)
+    if automatic:
+        found = by_calibrator(stats)
+        choice = choose_calibrator(inputs, context, found)
+        inputs.run.note(choice.words)
+        stats, origin["calibrator"] = found[choice.name], f"{AUTO}: {choice.name}"
     inputs.run.clock.lap("calibrate")
     return stats, origin, note

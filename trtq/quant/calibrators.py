@@ -268,6 +268,11 @@ CALIBRATORS = {
 }
 
 
+AUTO = "auto"  # the best of several, which trtq quantize finds
+GATHERED_AS = "mse"  # whose statistic every candidate of auto chooses from
+CANDIDATES = ("mse", "max", "entropy", "percentile")
+
+
 def find_calibrator(name: str) -> Calibrator:
     """Return the calibrator of a name.
 
@@ -345,5 +350,7 @@ def calibrator_key(name: str, percentile: float) -> str:
     """
     if name == "percentile":
         return f"percentile {percentile!r}"
+    if name == AUTO:
+        return f"{AUTO} of {' '.join(CANDIDATES)} {percentile!r}"
     find_calibrator(name)
     return name if name in CALIBRATORS else extensions.identity("calibrators", name)

@@ -10,7 +10,7 @@ from trtq.specs.base import Doc, PathDoc, open_choice
 
 Percentile = Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")]
 Calibrator = Annotated[
-    str, open_choice("calibrators", "max", "percentile", "entropy", "mse", "ema")
+    str, open_choice("calibrators", "auto", "max", "percentile", "entropy", "mse", "ema")
 ]
 Preset = Literal["imagenet", "cifar10", "half", "yolo"]
 # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it

@@ -41,7 +41,13 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
 
     out: Annotated[str, PathDoc(description="Folder for the results.")]
-    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    calibrator: Annotated[
+        Calibrator,
+        Doc(
+            description="How activations get their range; auto takes the best of mse, max, entropy "
+            "and percentile on calibration samples."
+        ),
+    ] = "mse"
     percentile: Percentile = 99.99
     calib_images: CalibrationImages = 256
     batch_size: ImagesPerPass = 16
