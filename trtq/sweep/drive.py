@@ -1,0 +1,255 @@
+"""The loop of a sweep: claim what nobody does, submit it, keep what ends well."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trtq.errors import TrtqError, UsageError
+from trtq.progress import Progress
+from trtq.records.sweep import State, SweepRow
+from trtq.sweep.executors import Executor
+from trtq.sweep.measured import changed_input, measure
+from trtq.sweep.store import Done, Store, Upload
+from trtq.sweep.work import ANOTHER, Ended, Job, versions
+
+READERS = 16  # threads that ask the store at once
+POLL_S = 1.0
+BUSY_S = 5.0  # until another driver's run is looked at again
+NOT_VALID = 3  # exit code of trtq run
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A run that is known to be right.
+
+    Attributes:
+        name: its number.
+        settings: those that differ between runs.
+        recipe: as TOML; ``folder``: where that writes.
+        key, parts: its address.
+    """
+
+    name: str
+    settings: dict[str, object]
+    recipe: str
+    folder: str
+    key: str
+    parts: dict[str, dict[str, str]]
+
+    def row(self, **changes: object) -> SweepRow:
+        """Return its row, waiting until ``changes`` say otherwise."""
+        row = SweepRow(name=self.name, key=self.key, settings=self.settings, state="waiting")
+        return msgspec.structs.replace(row, **changes)
+
+
+class Drive:
+    """Runs that are being done.
+
+    Args:
+        planned: all runs.
+        store: that keeps them.
+        told: receives what happens.
+
+    Attributes:
+        rows: those that ended, by name of the run.
+    """
+
+    def __init__(self, planned: Sequence[Planned], store: Store, told: Progress) -> None:
+        self.store, self.told, self.rows = store, told, dict[str, SweepRow]()
+        self._same: dict[str, list[Planned]] = {}
+        for run in planned:
+            self._same.setdefault(run.key, []).append(run)
+        self._pending = deque(self._same)
+        self._running: dict[str, Planned] = {}
+        self._look_at: dict[str, float] = {}
+        self._taken = set[str]()
+
+    def reuse(self) -> None:
+        """Take the runs that are finished in the store."""
+        known = self.store.known()
+        keys = [k for k in self._pending if k in known]
+        with ThreadPoolExecutor(READERS) as pool:
+            finished = list(pool.map(self._finished, keys))
+        for done in finished:
+            if done is not None:
+                self._pending.remove(done.key)
+                self._take(done, "reused")
+
+    def forget(self) -> None:
+        """Make the runs of the store unfinished."""
+        for key in self._pending:
+            self.store.forget(key)
+
+    def _finished(self, key: str) -> Done | None:
+        """Return a run of the store; one that lacks files is said and run again."""
+        done = self.store.done(key)
+        damage = "" if done is None else self.store.damage(done)
+        if damage:
+            self.told.note(f"run {self._same[key][0].name} is run again: in the store, {damage}")
+            self.store.forget(key)
+            return None
+        return done
+
+    def finish(self, executor: Executor, cwd: Path) -> None:
+        """Do all runs that are left, or wait for the drivers that do them.
+
+        Args:
+            executor: of the jobs.
+            cwd: where relative paths of the recipes start.
+
+        Raises:
+            UsageError: the workers have other versions than this machine.
+        """
+        self.told.begin("Runs", len(self._pending))
+        with self._released(executor):
+            while self._pending or self._running:
+                jobs = [self._job(run, executor, cwd) for run in self._claimed(executor.room())]
+                if jobs:
+                    executor.submit(jobs)
+                for ended in executor.wait(POLL_S):
+                    self._end(ended, executor, cwd)
+
+    @contextlib.contextmanager
+    def _released(self, executor: Executor) -> Iterator[None]:
+        """End what still runs and give its claims up, however the loop ends."""
+        try:
+            yield
+        finally:
+            executor.close()
+            for run in self._running.values():
+                with contextlib.suppress(TrtqError):  # it expires
+                    self.store.release(run.key)
+
+    def _claimed(self, room: int) -> Iterator[Planned]:
+        """Yield up to ``room`` runs that are this driver's now."""
+        for _ in range(len(self._pending)):
+            if room <= 0:
+                return
+            key = self._pending.popleft()
+            if not self._is_due(key) or not self._is_ours(key):
+                if key not in self._taken:
+                    self._pending.append(key)
+                continue
+            room -= 1
+            run = self._same[key][0]
+            self._running[run.name] = run
+            yield run
+
+    def _is_due(self, key: str) -> bool:
+        return time.monotonic() >= self._look_at.get(key, 0.0)
+
+    def _is_ours(self, key: str) -> bool:
+        """Claim a run; one that another driver has finished is taken from the store."""
+        ours = self.store.claim(key)
+        done = self._finished(key) if ours or key in self._look_at else None
+        if done is not None:
+            if ours:
+                self.store.release(key)
+            self._take(done, "reused")
+            return False
+        if not ours:
+            self._look_at[key] = time.monotonic() + BUSY_S
+        return ours
+
+    def _job(self, run: Planned, executor: Executor, cwd: Path) -> Job:
+        url = self.store.files.url
+        return Job(
+            name=run.name,
+            key=run.key,
+            recipe=run.recipe,
+            folder=run.folder if executor.shared else "",
+            cwd=str(cwd),
+            url=url if "://" in url else str(Path(url).absolute()),
+            project=self.store.project,
+            threads=1,
+            versions={} if executor.name == "local" else versions(),
+        )
+
+    def _end(self, ended: Ended, executor: Executor, cwd: Path) -> None:
+        """Keep a run that ended well; the reason of another one."""
+        if ended.code == ANOTHER:
+            raise UsageError(
+                "The workers have other versions than this machine",
+                ended.reason,
+                "Install the same versions on all of them: results of one sweep must be comparable",
+            )
+        run = self._running[ended.name]
+        folder = cwd / run.folder
+        try:
+            if ended.upload is None:
+                raise TrtqError(ended.reason)
+            done = self._keep(run, ended, ended.upload, folder if executor.shared else None)
+        except TrtqError as exc:
+            self._say(run.row(state="failed", seconds=ended.seconds, reason=str(exc)))
+            self._repeat(run, "failed", "the same run")
+        else:
+            self._take(done, "done")
+            if executor.shared:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.store.release(run.key)
+        del self._running[ended.name]
+
+    def _keep(self, run: Planned, ended: Ended, upload: Upload, folder: Path | None) -> Done:
+        """Commit a run to the store."""
+        with tempfile.TemporaryDirectory(prefix="trtq-sweep-") as scratch:
+            records = folder or self._fetch_records(run, upload, Path(scratch))
+            wrong = changed_input(records, run.parts)
+            if wrong:
+                raise UsageError(wrong, hint="Give the same command again")
+            measured = measure(records, upload.files, valid=ended.code != NOT_VALID)
+        return self.store.commit(
+            Done(
+                key=run.key,
+                upload=upload,
+                seconds=ended.seconds,
+                measured=measured,
+                host=ended.host,
+                time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            )
+        )
+
+    def _fetch_records(self, run: Planned, upload: Upload, folder: Path) -> Path:
+        for name in upload.files:
+            if name.endswith(".json"):
+                self.store.files.get(f"runs/{run.key}/{upload.token}/{name}", folder / name)
+        return folder
+
+    def _take(self, done: Done, state: State) -> None:
+        self._taken.add(done.key)
+        first, *others = self._same[done.key]
+        row = first.row(
+            state=state,
+            seconds=done.seconds,
+            measured=done.measured,
+            files=self.store.folder(done),
+        )
+        self._say(row)
+        for run in others:
+            self._say(
+                msgspec.structs.replace(
+                    row,
+                    name=run.name,
+                    settings=run.settings,
+                    state="reused",
+                    reason=f"the same run as {first.name}",
+                )
+            )
+
+    def _repeat(self, run: Planned, state: State, why: str) -> None:
+        for other in self._same[run.key][1:]:
+            self._say(other.row(state=state, reason=f"{why} as {run.name}"))
+
+    def _say(self, row: SweepRow) -> None:
+        self.rows[row.name] = row
+        self.told.note(row.line)
+        self.told.advance(1)
