@@ -10,6 +10,7 @@ from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.files import SWEEP_HTML
 from trtq.specs import SweepSpec
+from trtq.terminal import say
 
 
 @click.command("sweep")
@@ -42,7 +43,10 @@ def command(dry_run: bool, as_json: bool, **values: Any) -> int:
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = sweep(spec, progress, dry_run=dry_run)
-    rows = [r.line for r in record.rows] if dry_run else []
-    page = [] if dry_run else [f"Table: {spec.out or record.out}/{SWEEP_HTML}"]
-    print_record(record, as_json=as_json, lines=[*rows, *page])
+    if dry_run and not as_json:
+        say(f"{len(record.rows)} runs, {len(record.in_state('reused'))} of them in the store")
+        for row in record.rows:
+            say(f"  {row.line}")
+        return 0
+    print_record(record, as_json=as_json, lines=[f"Table: {record.out}/{SWEEP_HTML}"])
     return 1 if record.failed else 0 if record.valid else 3

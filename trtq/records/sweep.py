@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -11,7 +11,7 @@ from trtq.artifact import Environment, Record
 from trtq.tasks import Figure
 from trtq.terminal import stack
 
-State = Literal["done", "failed", "reused", "waiting"]
+State = Literal["done", "reused", "failed", "waiting"]
 WEIGHTS = "weights"  # name of a size: packed codes, computed
 SHOWN = 12  # digits of a key in tables
 
@@ -88,10 +88,11 @@ def settings_words(settings: Mapping[str, object]) -> str:
     """
     short = [n.rpartition(".")[2] for n in settings]
     names = [s if short.count(s) == 1 else n for n, s in zip(settings, short, strict=True)]
-    return " ".join(f"{n}={_plain(v)}" for n, v in zip(names, settings.values(), strict=True))
+    return " ".join(f"{n}={plain_words(v)}" for n, v in zip(names, settings.values(), strict=True))
 
 
-def _plain(value: object) -> str:
+def plain_words(value: object) -> str:
+    """Return the value of a setting as a person reads it."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -136,12 +137,17 @@ class SweepRecord(Record, frozen=True, kw_only=True):
         return all(r.measured.valid for r in self.rows if r.measured is not None)
 
     @property
+    def counts(self) -> str:
+        """How many runs are in which state."""
+        counts = {s: len(self.in_state(s)) for s in get_args(State)}
+        words = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        return f"{len(self.rows)} run{'' if len(self.rows) == 1 else 's'}: {words}"
+
+    @property
     def summary(self) -> str:
         """Counts, and the reason of every failure."""
-        counts = [(s, len(self.in_state(s))) for s in ("done", "reused", "failed", "waiting")]
-        words = ", ".join(f"{n} {s}" for s, n in counts if n)
         doubt = [r.name for r in self.rows if r.measured is not None and not r.measured.valid]
-        lines = [f"{len(self.rows)} runs: {words}; {self.seconds:.1f} s on {self.executor}"]
+        lines = [f"{self.counts}; {self.seconds:.1f} s on {self.executor}"]
         if doubt:
             lines.append(f"NOT VALID: {', '.join(doubt)}")
         return stack([*lines, *(f"failed: {text}" for text in self.failed)])

@@ -5,6 +5,7 @@ This verb is above the pipeline, because it plans recipes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +66,10 @@ def sweep(
     work = Workspace(out, SWEEP_JSON, told)
     with work.locked():
         planned = _plan(request, told)
+        store = _open_store(request)
         _write_recipes(planned, out / RECIPES)
-        executor = _open_executor(request, work)
-        return _carry_out(request, planned, executor, work)
+        with contextlib.closing(_open_executor(request, work)) as executor:
+            return _carry_out(request, planned, store, executor, work)
 
 
 def _plan(request: _Request, told: Progress) -> list[Planned]:
@@ -112,13 +114,20 @@ def _open_executor(request: _Request, work: Workspace) -> Executor:
     return open_executor(spec.on, settings, work.progress)
 
 
-def _carry_out(
-    request: _Request, planned: Sequence[Planned], executor: Executor, work: Workspace
-) -> SweepRecord:
-    """Do the runs, and write the record however that ends."""
+def _open_store(request: _Request, *, create: bool = True) -> Store:
     table = request.file.table
     driver = this_driver(table.lease)
-    store = Store.open(request.url, driver, project=table.project)
+    return Store.open(request.url, driver, project=table.project, create=create)
+
+
+def _carry_out(
+    request: _Request,
+    planned: Sequence[Planned],
+    store: Store,
+    executor: Executor,
+    work: Workspace,
+) -> SweepRecord:
+    """Do the runs, and write the record however that ends."""
     drive = Drive(planned, store, work.progress)
     try:
         with store.leases.held(work.note):
@@ -160,9 +169,7 @@ def _record(
 def _preview(request: _Request, told: Progress) -> SweepRecord:
     """Return the record of a sweep that does nothing."""
     planned = _plan(request, told)
-    store = Store.open(
-        request.url, this_driver(1.0), project=request.file.table.project, create=False
-    )
+    store = _open_store(request, create=False)
     known = store.known()
     rows = [_seen(p, store, known) for p in planned]
     return _record(request, rows, None, None)

@@ -164,7 +164,9 @@ def _run(job: Job, folder: Path, started: Started | None) -> tuple[int, str]:
         try:
             if started is not None:
                 started(process)
-            process.wait()
+            while process.poll() is None:  # in steps: an interrupt of Ray is seen between two
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
         finally:
             end(process)
     with log.open("rb") as whole:
