@@ -96,8 +96,8 @@ class Files:
     def create(self, name: str, value: object) -> bool:
         """Write a JSON file unless there is one, and return whether it was written."""
         with self.explained("write", name):
+            self._make_folder(name)
             try:
-                self._make_folder(name)
                 self.system.pipe_file(self.path(name), msgspec.json.encode(value), mode="create")
             except FileExistsError:
                 return False
@@ -133,7 +133,7 @@ class Files:
         """
         try:
             yield
-        except (TrtqError, KeyboardInterrupt, FileExistsError):
+        except TrtqError:
             raise
         except Exception as exc:  # each file system raises errors of its own kinds
             why = reason(exc) if isinstance(exc, OSError) else first_line(f"{exc}")

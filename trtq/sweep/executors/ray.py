@@ -1,7 +1,7 @@
 """Runs as tasks of a Ray cluster, or of one that is started on this machine.
 
-A task calls ``trtq run`` in a process. Ray counts CPUs, GPUs and custom resources, and starts a task
-again whose worker or node is lost.
+A task calls ``trtq run`` in a process. Ray counts CPUs, GPUs and custom resources, and starts a
+task again whose worker or node is lost.
 """
 
 from __future__ import annotations

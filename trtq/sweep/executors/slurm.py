@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import ensure_writable_dir, read_record, write_bytes, write_json
-from trtq.errors import ArtifactError, MissingExtraError, TrtqError, UsageError, first_line
+from trtq.errors import MissingExtraError, TrtqError, UsageError, first_line
 from trtq.progress import Progress
 from trtq.sweep.executors import Settings
 from trtq.sweep.work import Ended, Job
@@ -109,8 +109,8 @@ class SlurmExecutor:
                 first_line(done.stderr) or f"sbatch ended with {done.returncode}",
                 'Set options such as sbatch = ["--partition=gpu"] under [sweep]',
             )
-        number = done.stdout.strip().partition(";")[0]  # behind it a cluster's name
-        self._arrays.append(_Array(number, folder, dict(enumerate(jobs))))
+        array = done.stdout.strip().partition(";")[0]  # behind it a cluster's name
+        self._arrays.append(_Array(array, folder, dict(enumerate(jobs))))
 
     def _options(self, count: int, folder: Path) -> list[str]:
         slots = self._settings.slots
