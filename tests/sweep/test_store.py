@@ -184,7 +184,9 @@ def test_a_file_that_is_missing_or_cut_is_damage(tmp_path, folder):
     assert store.damage(done) == "model.qdq.onnx has 5 bytes, expected 500"
     file.write_bytes(b"other" * 100)
     assert store.damage(done) == ""  # sizes are compared before, contents when it is fetched
-    with pytest.raises(ArtifactError, match="model.qdq.onnx of the run abababababab .* its content"):
+    with pytest.raises(
+        ArtifactError, match="model.qdq.onnx of the run abababababab .* its content"
+    ):
         store.fetch(done, tmp_path / "fetched")
     file.unlink()
     assert store.damage(done) == "model.qdq.onnx is missing"
@@ -237,8 +239,14 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"schema": 1, "kind": "trtq sweep store", "project": "other"}, "it is of the project 'oth"),
-        ({"schema": 9, "kind": "trtq sweep store", "project": ""}, "its schema is 9, this trtq rea"),
+        (
+            {"schema": 1, "kind": "trtq sweep store", "project": "other"},
+            "it is of the project 'oth",
+        ),
+        (
+            {"schema": 9, "kind": "trtq sweep store", "project": ""},
+            "its schema is 9, this trtq rea",
+        ),
         ({"schema": 1, "kind": "a shop", "project": ""}, "its store.json is of 'a shop'"),
         ({"schema": 1}, "its store.json is damaged"),
     ],
@@ -252,7 +260,9 @@ def test_a_store_of_others_is_refused(content, text, tmp_path):
 
 def test_a_folder_with_other_files_is_no_store(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UsageError, match="other files are there, such as thesis.tex. Name an empty"):
+    with pytest.raises(
+        UsageError, match="other files are there, such as thesis.tex. Name an empty"
+    ):
         open_store(tmp_path)
 
 

@@ -82,8 +82,10 @@ class Drive:
             finished = list(pool.map(self._finished, keys))
         for done in finished:
             if done is not None:
-                self._pending.remove(done.key)
-                self._take(done, "reused")
+                self._take(done, "reused", quiet=True)
+        if self.rows:
+            self.told.note(f"{len(self.rows)} runs are in the store already and are reused")
+        self._pending = deque(k for k in self._pending if k not in self._taken)
 
     def forget(self) -> None:
         """Make the runs of the store unfinished."""
@@ -110,7 +112,9 @@ class Drive:
         Raises:
             UsageError: the workers have other versions than this machine.
         """
-        self.told.begin("Runs", len(self._pending))
+        left = sum(len(self._same[k]) for k in self._pending)
+        if left:
+            self.told.begin("Runs", left)
         with self._released(executor):
             while self._pending or self._running:
                 jobs = [self._job(run, executor, cwd) for run in self._claimed(executor.room())]
@@ -224,7 +228,7 @@ class Drive:
                 self.store.files.get(f"runs/{run.key}/{upload.token}/{name}", folder / name)
         return folder
 
-    def _take(self, done: Done, state: State) -> None:
+    def _take(self, done: Done, state: State, *, quiet: bool = False) -> None:
         self._taken.add(done.key)
         first, *others = self._same[done.key]
         row = first.row(
@@ -233,23 +237,20 @@ class Drive:
             measured=done.measured,
             files=self.store.folder(done),
         )
-        self._say(row)
-        for run in others:
-            self._say(
-                msgspec.structs.replace(
-                    row,
-                    name=run.name,
-                    settings=run.settings,
-                    state="reused",
-                    reason=f"the same run as {first.name}",
-                )
-            )
+        same = {"state": "reused", "reason": f"the same run as {first.name}"}
+        copies = (
+            msgspec.structs.replace(row, name=r.name, settings=r.settings, **same) for r in others
+        )
+        for one in (row, *copies):
+            self._say(one, quiet=quiet)
 
     def _repeat(self, run: Planned, state: State, why: str) -> None:
         for other in self._same[run.key][1:]:
             self._say(other.row(state=state, reason=f"{why} as {run.name}"))
 
-    def _say(self, row: SweepRow) -> None:
+    def _say(self, row: SweepRow, *, quiet: bool = False) -> None:
         self.rows[row.name] = row
+        if quiet:
+            return
         self.told.note(row.line)
         self.told.advance(1)

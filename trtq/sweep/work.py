@@ -151,6 +151,7 @@ def _run(job: Job, folder: Path, started: Started | None) -> tuple[int, str]:
     if not job.folder:
         recipe.write_text(toml_text({**read_toml(recipe), "out": str(folder)}), encoding="utf-8")
     words = [sys.executable, "-m", "trtq", "run", str(recipe.absolute())]
+    before = log.stat().st_size if log.is_file() else 0  # of an attempt that was interrupted
     with log.open("ab") as output:
         process = subprocess.Popen(
             words,
@@ -170,7 +171,7 @@ def _run(job: Job, folder: Path, started: Started | None) -> tuple[int, str]:
         finally:
             end(process)
     with log.open("rb") as whole:
-        whole.seek(max(0, log.stat().st_size - LOG_BYTES))
+        whole.seek(max(before, log.stat().st_size - LOG_BYTES))
         return process.returncode, whole.read().decode(errors="replace")
 
 

@@ -1,0 +1,204 @@
+"""What `trtq sweep` costs over `trtq run`: seconds a run, and requests to the store.
+
+Usage: python benchmarks/sweep_overhead.py --out benchmarks/results/sweep_overhead.md
+
+Runs of a small model, one at a time, in one sweep: the sweep's time less the time of its
+`trtq run` processes is what the sweep adds. Requests are counted by a server of S3 on this machine
+(`pip install s3fs 'moto[server]'`; without them that table is left out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from smoke import arguments, few
+
+RUNS, PLANNED = few(8, 2), few(200, 4)
+RECIPE = """
+out = "{folder}/{name}"
+[quantize]
+model = "trtq.testing.models:tiny_cnn"
+data = "{folder}/images"
+input_size = "3x32x32"
+preset = "imagenet"
+calib_images = 8
+parity_images = 8
+calib_cache = "{folder}/cache"
+preset_quant = "none"
+[evaluate]
+held_out = false
+[vary]
+"quantize.seed" = {seeds}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    args = arguments(parser)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import trtq.stages  # noqa: F401  # its imports are measured apart
+    from trtq.machine import cpu_name
+    from trtq.testing.images import write_classes
+
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        write_classes(folder / "images", 4, 4, size=32)
+        lines = [*_overhead(folder), *_planning(folder), "", *_requests(folder)]
+    args.out.write_text(
+        "\n".join(
+            [
+                "# What a sweep adds to its runs",
+                "",
+                f"Made by `benchmarks/sweep_overhead.py` on {cpu_name()}, {os.cpu_count()} cores, "
+                f"load {os.getloadavg()[0]:.1f}; a network of 3,500 weights, one run at a time.",
+                "",
+                "| figure | value |",
+                "|---|---|",
+                *lines,
+                "",
+            ]
+        )
+    )
+    print(args.out.read_text())
+
+
+def _sweep_file(folder: Path, name: str, count: int) -> Path:
+    path = folder / f"{name}.toml"
+    seeds = list(range(count))
+    path.write_text(RECIPE.format(folder=folder, name=name, seeds=seeds))
+    return path
+
+
+def _overhead(folder: Path) -> list[str]:
+    """Return the rows about a sweep that does all runs, and about one that reuses them."""
+    from trtq import SweepSpec, sweep
+
+    path = _sweep_file(folder, "timed", RUNS)
+    spec = SweepSpec(recipe=str(path), workers=1)
+    start = time.perf_counter()
+    record = sweep(spec)
+    total = time.perf_counter() - start
+    assert not record.failed, record.summary
+    inside = sum(r.seconds or 0.0 for r in record.rows)
+    start = time.perf_counter()
+    again = sweep(spec)
+    reused = time.perf_counter() - start
+    assert len(again.in_state("reused")) == RUNS
+    planned = _seconds_of_planning(path)
+    return [
+        f"| `trtq run` in a process of its own, mean of {RUNS} | {inside / RUNS:.2f} s |",
+        f"| what the sweep adds, a run, planning included | {(total - inside) / RUNS:.2f} s |",
+        f"| of it planning, each run with a model of its own | {planned / RUNS:.2f} s |",
+        f"| of it claim, copy to the store, records, page | "
+        f"{max(0.0, total - inside - planned) / RUNS:.2f} s |",
+        f"| the same sweep again, all reused, a run, planning included | {reused / RUNS:.2f} s |",
+    ]
+
+
+def _seconds_of_planning(path: Path) -> float:
+    from trtq.progress import Silent
+    from trtq.recall import recalling
+    from trtq.sweep.key import address_of
+    from trtq.sweep.variants import read_sweep
+
+    start = time.perf_counter()
+    with recalling():
+        for variant in read_sweep(path).variants():
+            address_of(variant.recipe, Silent())
+    return time.perf_counter() - start
+
+
+def _planning(folder: Path) -> list[str]:
+    """Return the row about runs that share their model and images."""
+    path = _sweep_file(folder, "planned", PLANNED)
+    head = path.read_text().partition("[vary]")[0]
+    values = [round(90 + 10 * (i + 1) / PLANNED, 4) for i in range(PLANNED)]
+    path.write_text(f'{head}[vary]\n"quantize.percentile" = {values}\n')
+    seconds = _seconds_of_planning(path)
+    return [
+        f"| planning of {PLANNED} runs of one model and one set of images, a run | "
+        f"{seconds / PLANNED * 1e3:.1f} ms |"
+    ]
+
+
+def _requests(folder: Path) -> list[str]:
+    """Return the table of requests to S3 for one run, and for one that is reused."""
+    if not all(importlib.util.find_spec(n) for n in ("moto", "s3fs", "flask")):
+        return ["Requests to S3 were not counted: moto's server or s3fs is not installed."]
+    from trtq import SweepSpec, sweep
+
+    with _server() as calls:
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        counts = []
+        for count in (1, 2):
+            path = _sweep_file(folder, f"s3-{count}", count)
+            spec = SweepSpec(recipe=str(path), workers=1, store=f"s3://bucket/{count}")
+            calls.clear()
+            record = sweep(spec)
+            done = Counter(calls)
+            calls.clear()
+            sweep(spec)
+            counts.append((done, Counter(calls)))
+    files = sum(v for k, v in record.rows[0].measured.sizes.items() if k.endswith(("onnx", "ors")))
+    rows = [
+        f"| {method} | {counts[1][0][method] - counts[0][0][method]} | "
+        f"{counts[1][1][method] - counts[0][1][method]} |"
+        for method in ("PUT", "GET", "HEAD", "POST", "DELETE")
+    ]
+    return [
+        "Requests to S3 for one more run in a sweep (a sweep of two less a sweep of one; leases and "
+        f"the store's own files are not in it; {files} bytes of model files):",
+        "",
+        "| request | run done | run reused |",
+        "|---|---|---|",
+        *rows,
+    ]
+
+
+@contextmanager
+def _server() -> Iterator[list[str]]:
+    """Serve S3 on loopback and yield the methods of the requests."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    calls: list[str] = []
+    inner = DomainDispatcherApplication(create_backend_app)
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_args: object) -> None:
+            """Say nothing."""
+
+    def app(environ, respond):
+        calls.append(environ["REQUEST_METHOD"])
+        return inner(environ, respond)
+
+    made = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{made.server_port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        yield calls
+    finally:
+        made.shutdown()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
