@@ -158,8 +158,8 @@ def _requests(folder: Path) -> list[str]:
         for method in ("PUT", "GET", "HEAD", "POST", "DELETE")
     ]
     return [
-        "Requests to S3 for one more run in a sweep (a sweep of two less a sweep of one; leases and "
-        f"the store's own files are not in it; {files} bytes of model files):",
+        "Requests to S3 for one more run in a sweep (a sweep of two less a sweep of one; leases "
+        f"and the store's own files are not in it; {files} bytes of model files):",
         "",
         "| request | run done | run reused |",
         "|---|---|---|",

@@ -73,3 +73,10 @@ class SweepSpec(Spec, frozen=True, kw_only=True):
             "machine."
         ),
     ] = ""
+    mlflow: Annotated[
+        str,
+        Doc(
+            description="Log the runs' settings, scores and sizes to this MLflow tracking URI; "
+            "off by default."
+        ),
+    ] = ""

@@ -22,6 +22,7 @@ from trtq.sweep.executors import Executor, Settings, open_executor
 from trtq.sweep.key import address_of
 from trtq.sweep.leases import this_driver
 from trtq.sweep.store import Store
+from trtq.sweep.tracking import open_tracker
 from trtq.sweep.variants import SweepFile, Variant, read_sweep, run_named
 from trtq.workspace import Workspace
 
@@ -67,9 +68,17 @@ def sweep(
     with work.locked():
         planned = _plan(request, told)
         store = _open_store(request)
+        tracker = open_tracker(spec.mlflow, file.path) if spec.mlflow else None
         _write_recipes(planned, out / RECIPES)
         with contextlib.closing(_open_executor(request, work)) as executor:
-            return _carry_out(request, planned, store, executor, work)
+            record = _carry_out(request, planned, store, executor, work)
+    if tracker is not None:
+        count = tracker.log(record)
+        told.note(
+            f"{count} runs were logged to MLflow, {len(record.rows) - count} were not: "
+            "they were there already or have no figures"
+        )
+    return record
 
 
 def _plan(request: _Request, told: Progress) -> list[Planned]:
