@@ -50,8 +50,9 @@ def _once(what: str, given: object, read: Callable[[], T]) -> T:
 def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`."""
     values = {n: getattr(spec, n) for n in ModelInputSpec.__struct_fields__}
-    seed = None if Path(spec.model).suffix in (".onnx", ".pt2") else spec.seed  # random weights
-    given = msgspec.to_builtins({**values, "seed": seed})
+    # It makes random weights. Were it to change others, the record of the run would tell.
+    whole = spec.checkpoint is not None or Path(spec.model).suffix in (".onnx", ".pt2")
+    given = msgspec.to_builtins({**values, "seed": None if whole else spec.seed})
     return _once("model", given, lambda: loading.model_digest(spec))
 
 

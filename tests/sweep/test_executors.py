@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +17,7 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.support.slurm import write_queue
-from tests.sweep.test_sweep import BITS, record_of, states, wait_for
+from tests.sweep.test_sweep import BITS, record_of, runs_of, states, wait_for
 from trtq.errors import MissingExtraError, TrtqError, UsageError
 from trtq.progress import Silent
 from trtq.quant.encodings import Encodings
@@ -190,6 +193,17 @@ def test_an_executor_from_outside(tmp_path, write_sweep):
     assert "Cannot use --on slrm: known are local, ray, slurm. Did you mean slurm" in done.stderr
 
 
+def test_the_executor_that_the_documentation_shows(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+    part = page[page.index("# Adding an executor of sweeps") :]
+    (tmp_path / "own.py").write_text(re.search(r"```python\n(.*?)```", part, re.S)[1])
+    executor = open_executor(f"{tmp_path}/own.py:open_executor", settings(tmp_path), Silent())
+    assert (executor.room(), executor.wait(0)) == (1, [])
+    executor.submit([job(tmp_path)])
+    assert executor.room() == 0
+    assert "Unknown table or setting 'quantise'" in ended(executor, 1)[0].reason
+
+
 # ---- Slurm -------------------------------------------------------------------------------------
 
 
@@ -358,6 +372,32 @@ def test_ray_does_the_runs_with_four_workers(write_sweep, tmp_path):
         files = [Path(r.store) / row.files for r, row in ((alike, ours), (record, theirs))]
         one, two = (Encodings.load(f / "encodings.safetensors").digest() for f in files)
         assert one == two
+
+
+def tasks_of_ray() -> list[int]:
+    """Return the processes of Ray that do a task of ours."""
+    own = list[int]()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if file.read_bytes().startswith(b"ray::work"):
+                own.append(int(file.parent.name))
+    return own
+
+
+@with_ray
+@pytest.mark.slow
+def test_what_ray_loses_is_tried_again(write_sweep, tmp_path):
+    """The process of the run is killed, then the worker of Ray that waits for the second one."""
+    words = [sys.executable, "-m", "trtq", "sweep", str(write_sweep('"quantize.seed" = [0]'))]
+    words += ["--on", "ray", "--workers", "1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as driver:
+        (first,) = wait_for(lambda: runs_of(tmp_path))
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: [p for p in runs_of(tmp_path) if p != first])
+        os.kill(wait_for(tasks_of_ray)[0], signal.SIGKILL)
+        _, errors = driver.communicate()
+    assert driver.returncode == 0, errors
+    assert states(tmp_path / "out") == ["done"]
 
 
 @with_ray

@@ -15,6 +15,7 @@ from trtq.tasks import Figure
 from trtq.version import __version__
 
 AXES = {WEIGHTS: "MB of packed codes, computed", QDQ: "MB, file size"}
+DRAWN = 400  # beaten runs in a figure
 NO_TARGET = "no engine was built"
 
 
@@ -68,6 +69,7 @@ def write_sweep_page(record: SweepRecord, page: Path) -> Path:
         unit=AXES.get(axis, "MB"),
         figure=_figure(points, measure, axis),
         best=_best(runs, measure, axis),
+        undrawn=max(0, sum(not p.label for p in points) - DRAWN),
         front={p.label for p in points if p.label},
         settings=settings,
         choices={n: _choices(record.rows, n) for n in settings},
@@ -117,7 +119,9 @@ def _figure(points: Sequence[SweepPoint], measure: Figure | None, axis: str) -> 
     from trtq.report.figures import frontier_figure
 
     title = f"{measure.name}, {measure.unit}" if measure.unit else measure.name
-    return frontier_figure(points, axis, measure=title, unit=AXES[axis])
+    front, beaten = [p for p in points if p.label], [p for p in points if not p.label]
+    step = -(-len(beaten) // DRAWN) or 1
+    return frontier_figure([*front, *beaten[::step]], axis, measure=title, unit=AXES[axis])
 
 
 def _best(runs: Sequence[_Run], measure: Figure | None, axis: str) -> list[Best]:

@@ -89,7 +89,7 @@ class Drive:
 
     def forget(self) -> None:
         """Make the runs of the store unfinished."""
-        for key in self._pending:
+        for key in self.store.known() & set(self._pending):
             self.store.forget(key)
 
     def _finished(self, key: str) -> Done | None:
@@ -115,13 +115,15 @@ class Drive:
         left = sum(len(self._same[k]) for k in self._pending)
         if left:
             self.told.begin("Runs", left)
+        just = list[Ended]()
         with self._released(executor):
             while self._pending or self._running:
                 jobs = [self._job(run, executor, cwd) for run in self._claimed(executor.room())]
                 if jobs:
                     executor.submit(jobs)
-                for ended in executor.wait(POLL_S):
+                for ended in just:  # kept while the next ones run
                     self._end(ended, executor, cwd)
+                just = executor.wait(POLL_S) if self._running or self._pending else []
 
     @contextlib.contextmanager
     def _released(self, executor: Executor) -> Iterator[None]:
