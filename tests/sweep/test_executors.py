@@ -204,6 +204,15 @@ def test_the_executor_that_the_documentation_shows(tmp_path, monkeypatch):
     assert "Unknown table or setting 'quantise'" in ended(executor, 1)[0].reason
 
 
+def test_measuring_beside_other_runs_is_said(tmp_path, write_sweep):
+    path = write_sweep('"quantize.seed" = [0]', more='high_precision = ["no such layer"]\n[bench]')
+    done = run_cli("sweep", str(path), "--workers", "2")
+    assert done.returncode == 1
+    (note,) = [n for n in record_of(tmp_path / "out").notes if n.startswith("[bench]")]
+    assert note.startswith("[bench] measures beside other runs: 2 run at a time on this machine")
+    assert note in done.stderr
+
+
 # ---- Slurm -------------------------------------------------------------------------------------
 
 

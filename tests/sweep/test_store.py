@@ -156,6 +156,15 @@ def test_a_driver_of_another_machine_is_dead_when_its_lease_stands_still(tmp_pat
     assert one.claim("other")
 
 
+def test_a_claim_that_was_cut_off_is_taken_over_after_a_lease(tmp_path):
+    store = open_store(tmp_path / "s", lease=0.5)
+    (tmp_path / "s/runs" / KEY).mkdir(parents=True)
+    (tmp_path / "s/runs" / KEY / "claim.0.json").touch()
+    assert not store.claim(KEY)  # it may be being written
+    time.sleep(0.6)
+    assert store.claim(KEY)
+
+
 def test_a_lease_is_renewed_while_it_is_held(tmp_path):
     store = open_store(tmp_path / "s", lease=0.4)
     file = tmp_path / "s/drivers" / f"{store.leases.own.id}.json"

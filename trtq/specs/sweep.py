@@ -23,7 +23,7 @@ class SweepTable(Spec, frozen=True, kw_only=True):
     """The ``[sweep]`` table: limits, the store and what a run takes."""
 
     limit: Annotated[int, Meta(ge=1)] = 500
-    store: str = ""
+    store: Annotated[str, PathDoc(description="Folder or URL of the store.")] = ""
     project: str = ""
     lease: Annotated[float, Meta(ge=0.5)] = 60.0
     retries: Annotated[int, Meta(ge=0)] = 2
@@ -50,7 +50,7 @@ class SweepSpec(Spec, frozen=True, kw_only=True):
     ] = None
     store: Annotated[
         str,
-        Doc(
+        PathDoc(
             description="Folder or URL (s3://bucket/folder, gs://...) that keeps finished runs; "
             "default: [sweep] store, else store in --out."
         ),

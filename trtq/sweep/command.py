@@ -83,8 +83,13 @@ def sweep(
 
 def _plan(request: _Request, told: Progress) -> list[Planned]:
     """Return all runs, once each is known to be right."""
+    told.begin("Checking the recipes", request.file.count)
+    planned = list[Planned]()
     with recalling():
-        return [_planned(v, request.out, told) for v in request.file.variants()]
+        for variant in request.file.variants():
+            planned.append(_planned(variant, request.out, told))
+            told.advance(1)
+    return planned
 
 
 def _planned(variant: Variant, out: Path, told: Progress) -> Planned:
@@ -120,7 +125,25 @@ def _open_executor(request: _Request, work: Workspace) -> Executor:
         address=spec.address,
         sbatch=table.sbatch,
     )
-    return open_executor(spec.on, settings, work.progress)
+    executor = open_executor(spec.on, settings, _Noting(work))
+    if "bench" in request.file.base and executor.workers > 1 and executor.name == "local":
+        work.note(
+            f"[bench] measures beside other runs: {executor.workers} run at a time on this machine "
+            "(--workers 1 measures alone)"
+        )
+    return executor
+
+
+class _Noting:
+    """Passes what happens on, and keeps notes for the record.
+
+    Args:
+        work: of the sweep.
+    """
+
+    def __init__(self, work: Workspace) -> None:
+        self.begin, self.advance = work.progress.begin, work.progress.advance
+        self.status, self.note = work.progress.status, work.note
 
 
 def _open_store(request: _Request, *, create: bool = True) -> Store:
@@ -137,7 +160,7 @@ def _carry_out(
     work: Workspace,
 ) -> SweepRecord:
     """Do the runs, and write the record however that ends."""
-    drive = Drive(planned, store, work.progress)
+    drive = Drive(planned, store, work.progress, work.note)
     try:
         with store.leases.held(work.note):
             if request.spec.resume:

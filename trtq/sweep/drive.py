@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from trtq.sweep.measured import changed_input, measure
 from trtq.sweep.store import Done, Store, Upload
 from trtq.sweep.work import ANOTHER, Ended, Job, versions
 
-READERS = 16  # threads that ask the store at once
+THREADS = 16  # that ask the store at once
 POLL_S = 1.0
 BUSY_S = 5.0  # until another driver's run is looked at again
 NOT_VALID = 3  # exit code of trtq run
@@ -58,14 +58,22 @@ class Drive:
     Args:
         planned: all runs.
         store: that keeps them.
-        told: receives what happens.
+        told: receives a line for each run that ends.
+        note: receives what the record keeps.
 
     Attributes:
         rows: those that ended, by name of the run.
     """
 
-    def __init__(self, planned: Sequence[Planned], store: Store, told: Progress) -> None:
-        self.store, self.told, self.rows = store, told, dict[str, SweepRow]()
+    def __init__(
+        self,
+        planned: Sequence[Planned],
+        store: Store,
+        told: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        self.store, self.told, self.note = store, told, note
+        self.rows = dict[str, SweepRow]()
         self._same: dict[str, list[Planned]] = {}
         for run in planned:
             self._same.setdefault(run.key, []).append(run)
@@ -78,7 +86,7 @@ class Drive:
         """Take the runs that are finished in the store."""
         known = self.store.known()
         keys = [k for k in self._pending if k in known]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             finished = list(pool.map(self._finished, keys))
         for done in finished:
             if done is not None:
@@ -97,7 +105,7 @@ class Drive:
         done = self.store.done(key)
         damage = "" if done is None else self.store.damage(done)
         if damage:
-            self.told.note(f"run {self._same[key][0].name} is run again: in the store, {damage}")
+            self.note(f"run {self._same[key][0].name} is run again: in the store, {damage}")
             self.store.forget(key)
             return None
         return done
@@ -116,13 +124,12 @@ class Drive:
         if left:
             self.told.begin("Runs", left)
         just = list[Ended]()
-        with self._released(executor):
+        with ThreadPoolExecutor(THREADS) as pool, self._released(executor):
             while self._pending or self._running:
-                jobs = [self._job(run, executor, cwd) for run in self._claimed(executor.room())]
+                jobs = [self._job(r, executor, cwd) for r in self._claimed(executor.room(), pool)]
                 if jobs:
                     executor.submit(jobs)
-                for ended in just:  # kept while the next ones run
-                    self._end(ended, executor, cwd)
+                self._end(just, executor, cwd, pool)  # kept while the next ones run
                 just = executor.wait(POLL_S) if self._running or self._pending else []
 
     @contextlib.contextmanager
@@ -136,36 +143,32 @@ class Drive:
                 with contextlib.suppress(TrtqError):  # it expires
                     self.store.release(run.key)
 
-    def _claimed(self, room: int) -> Iterator[Planned]:
-        """Yield up to ``room`` runs that are this driver's now."""
-        for _ in range(len(self._pending)):
-            if room <= 0:
-                return
-            key = self._pending.popleft()
-            if not self._is_due(key) or not self._is_ours(key):
-                if key not in self._taken:
-                    self._pending.append(key)
-                continue
-            room -= 1
-            run = self._same[key][0]
-            self._running[run.name] = run
-            yield run
+    def _claimed(self, room: int, pool: ThreadPoolExecutor) -> list[Planned]:
+        """Return up to ``room`` runs that are this driver's now."""
+        now = time.monotonic()
+        due = [k for k in self._pending if now >= self._look_at.get(k, 0.0)][: max(room, 0)]
+        if not due:
+            return []
+        runs = list[Planned]()
+        for key, (ours, done) in zip(due, pool.map(self._look, due), strict=True):
+            if done is not None:
+                self._take(done, "reused")
+            elif ours:
+                runs.append(self._same[key][0])
+            else:
+                self._look_at[key] = now + BUSY_S
+        self._running |= {run.name: run for run in runs}
+        gone = self._taken.union(run.key for run in runs)
+        self._pending = deque(k for k in self._pending if k not in gone)
+        return runs
 
-    def _is_due(self, key: str) -> bool:
-        return time.monotonic() >= self._look_at.get(key, 0.0)
-
-    def _is_ours(self, key: str) -> bool:
-        """Claim a run; one that another driver has finished is taken from the store."""
+    def _look(self, key: str) -> tuple[bool, Done | None]:
+        """Claim a run, and return whether it is ours, or what another driver has finished."""
         ours = self.store.claim(key)
         done = self._finished(key) if ours or key in self._look_at else None
-        if done is not None:
-            if ours:
-                self.store.release(key)
-            self._take(done, "reused")
-            return False
-        if not ours:
-            self._look_at[key] = time.monotonic() + BUSY_S
-        return ours
+        if done is not None and ours:
+            self.store.release(key)
+        return ours, done
 
     def _job(self, run: Planned, executor: Executor, cwd: Path) -> Job:
         url = self.store.files.url
@@ -181,29 +184,44 @@ class Drive:
             versions={} if executor.name == "local" else versions(),
         )
 
-    def _end(self, ended: Ended, executor: Executor, cwd: Path) -> None:
-        """Keep a run that ended well; the reason of another one."""
-        if ended.code == ANOTHER:
+    def _end(
+        self, just: Sequence[Ended], executor: Executor, cwd: Path, pool: ThreadPoolExecutor
+    ) -> None:
+        """Keep the runs that ended well; the reasons of the others."""
+        refused = next((e for e in just if e.code == ANOTHER), None)
+        if refused is not None:
             raise UsageError(
                 "The workers have other versions than this machine",
-                ended.reason,
+                refused.reason,
                 "Install the same versions on all of them: results of one sweep must be comparable",
             )
-        run = self._running[ended.name]
+
+        def end(ended: Ended) -> Done | TrtqError:
+            return self._end_one(self._running[ended.name], ended, executor.shared, cwd)
+
+        for ended, done in zip(just, pool.map(end, just), strict=True):
+            run = self._running.pop(ended.name)
+            if isinstance(done, Done):
+                self._take(done, "done")
+                continue
+            self._say(run.row(state="failed", seconds=ended.seconds, reason=str(done)))
+            for other in self._same[run.key][1:]:
+                self._say(other.row(state="failed", reason=f"the same run as {run.name}"))
+
+    def _end_one(self, run: Planned, ended: Ended, shared: bool, cwd: Path) -> Done | TrtqError:
+        """Return what the store keeps of a run, or why it keeps nothing."""
         folder = cwd / run.folder
         try:
             if ended.upload is None:
-                raise TrtqError(ended.reason)
-            done = self._keep(run, ended, ended.upload, folder if executor.shared else None)
+                return TrtqError(ended.reason)
+            done = self._keep(run, ended, ended.upload, folder if shared else None)
         except TrtqError as exc:
-            self._say(run.row(state="failed", seconds=ended.seconds, reason=str(exc)))
-            self._repeat(run, "failed", "the same run")
-        else:
-            self._take(done, "done")
-            if executor.shared:
-                shutil.rmtree(folder, ignore_errors=True)
-        self.store.release(run.key)
-        del self._running[ended.name]
+            return exc
+        finally:
+            self.store.release(run.key)
+        if shared:
+            shutil.rmtree(folder, ignore_errors=True)
+        return done
 
     def _keep(self, run: Planned, ended: Ended, upload: Upload, folder: Path | None) -> Done:
         """Commit a run to the store."""
@@ -245,10 +263,6 @@ class Drive:
         )
         for one in (row, *copies):
             self._say(one, quiet=quiet)
-
-    def _repeat(self, run: Planned, state: State, why: str) -> None:
-        for other in self._same[run.key][1:]:
-            self._say(other.row(state=state, reason=f"{why} as {run.name}"))
 
     def _say(self, row: SweepRow, *, quiet: bool = False) -> None:
         self.rows[row.name] = row

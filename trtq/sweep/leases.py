@@ -100,6 +100,14 @@ class Leases:
         self.files, self.own = files, own
         self._seen: dict[str, _Seen] = {}
 
+    def is_new(self, file: str) -> bool:
+        """Whether a file that says nothing may still be written, as the claim of a killed driver.
+
+        It is new for the time of a lease after it was first looked at.
+        """
+        seen = self._seen.setdefault(file, _Seen(0, time.monotonic()))
+        return time.monotonic() - seen.at < self.own.lease
+
     def is_alive(self, driver: str) -> bool:
         """Whether a driver renews its lease."""
         if driver == self.own.id:

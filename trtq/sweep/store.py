@@ -141,11 +141,16 @@ class Store:
         number = self._last_claim(key)
         if number >= 0:
             last = self.files.read_as(_claim(key, number), Claim)
-            if last is not None and last.driver == own.driver:
+            if last == own:
                 return True
-            if last is None or self.leases.is_alive(last.driver):
+            if self._is_held(_claim(key, number), last):
                 return False
         return self.files.create(_claim(key, number + 1), own)
+
+    def _is_held(self, name: str, claim: Claim | None) -> bool:
+        if claim is None:  # cut off, or being written
+            return self.leases.is_new(name)
+        return self.leases.is_alive(claim.driver)
 
     def holder(self, key: str) -> str | None:
         """Return the id of the driver whose claim counts, None for none."""

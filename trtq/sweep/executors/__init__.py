@@ -68,7 +68,7 @@ class Executor(Protocol):
         """Return the jobs that have ended, after at most ``seconds`` when there are none."""
 
     def close(self) -> None:
-        """End all jobs that still run, and release what the executor holds."""
+        """End all jobs that still run, and release what the executor holds; twice is no error."""
 
 
 def open_executor(name: str, settings: Settings, progress: Progress) -> Executor:
