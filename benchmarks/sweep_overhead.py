@@ -24,7 +24,8 @@ from smoke import arguments, few
 
 from trtq import SweepRecord, SweepSpec, sweep
 
-RUNS, PLANNED, MODELS = few(8, 2), few(200, 4), few(4, 2)
+RUNS, PLANNED, MODELS, DRIVEN = few(8, 2), few(200, 4), few(4, 2), few(200, 4)
+DELAY_S = 0.03  # of each answer of S3, as over a network
 RECIPE = """
 out = "{folder}/{name}"
 [quantize]
@@ -42,6 +43,47 @@ held_out = false
 [vary]
 "quantize.{setting}" = {values}
 """
+INSTANT = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from trtq.sweep.leases import this_driver
+from trtq.sweep.store import Store
+from trtq.sweep.work import Ended
+
+
+class Instant:
+    name, workers, shared = "instant", 100, False
+
+    def __init__(self, progress):
+        self.jobs, self.store, self.progress, self.seconds = [], None, progress, 0.0
+
+    def room(self):
+        return self.workers - len(self.jobs)
+
+    def submit(self, jobs):
+        self.jobs += jobs
+
+    def wait(self, seconds):
+        jobs, self.jobs = self.jobs, []
+        start = time.perf_counter()
+        if jobs and self.store is None:
+            self.store = Store.open(jobs[0].url, this_driver(60.0), create=False)
+        with ThreadPoolExecutor(16) as pool:
+            done = list(pool.map(self.end, jobs))
+        self.seconds += time.perf_counter() - start
+        return done
+
+    def end(self, job):
+        return Ended(name=job.name, code=0, upload=self.store.upload(job.key, Path({prepared!r})))
+
+    def close(self):
+        self.progress.note(f"uploads {{self.seconds}}")
+
+
+def open_executor(settings, progress):
+    return Instant(progress)
+"""
 
 
 def main() -> None:
@@ -56,7 +98,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         write_classes(folder / "images", 4, 4, size=32)
-        lines = [*_overhead(folder), *_planning(folder), "", *_requests(folder)]
+        lines = [*_overhead(folder), *_planning(folder), *_driver(folder, "a local folder")]
+        lines += ["", *_on_s3(folder)]
     args.out.write_text(
         "\n".join(
             [
@@ -138,14 +181,34 @@ def _planning(folder: Path) -> list[str]:
     ]
 
 
-def _requests(folder: Path) -> list[str]:
-    """Return the table of requests to S3 for one run, and for one that is reused."""
+def _driver(folder: Path, where: str, url: str = "") -> list[str]:
+    """Return the row about the sweep's own process: jobs end at once, with the files of a run."""
+    record = sweep(SweepSpec(recipe=str(_sweep_file(folder, "first", 1)), workers=1))
+    instant = folder / "instant.py"
+    prepared = Path(record.store) / record.rows[0].files
+    instant.write_text(INSTANT.format(prepared=str(prepared)))
+    path = _sweep_file(folder, f"driven{len(url)}", DRIVEN)
+    planned = _seconds_of_planning(path)
+    start = time.perf_counter()
+    done = sweep(SweepSpec(recipe=str(path), on=f"{instant}:open_executor", store=url))
+    total = time.perf_counter() - start
+    assert len(done.in_state("done")) == DRIVEN, done.summary
+    uploads = float(next(n for n in done.notes if n.startswith("uploads ")).split()[1])
+    return [
+        f"| the sweep's own process, {where}: claim, records, done.json, page; a run, "
+        f"{DRIVEN} runs, 100 at a time | {max(0.0, total - uploads - planned) / DRIVEN:.3f} s |"
+    ]
+
+
+def _on_s3(folder: Path) -> list[str]:
+    """Return the tables about a store in S3."""
     if not all(importlib.util.find_spec(n) for n in ("moto", "s3fs", "flask")):
-        return ["Requests to S3 were not counted: moto's server or s3fs is not installed."]
+        return ["A store in S3 was not measured: moto's server or s3fs is not installed."]
     with _server() as calls:
         import s3fs
 
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        driver = _driver(folder, f"S3 that answers after {DELAY_S * 1e3:.0f} ms", "s3://bucket/d")
         counts = []
         for count in (1, 2):
             path = _sweep_file(folder, f"s3-{count}", count)
@@ -163,8 +226,14 @@ def _requests(folder: Path) -> list[str]:
         for method in ("PUT", "GET", "HEAD", "POST", "DELETE")
     ]
     return [
-        "Requests to S3 for one more run in a sweep (a sweep of two less a sweep of one; leases "
-        f"and the store's own files are not in it; {files} bytes of model files):",
+        "A store in S3 (moto's server on this machine, whose own time counts):",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *driver,
+        "",
+        "Requests for one more run (a sweep of two less a sweep of one, renewals of the lease in "
+        f"the time of that run included); {files} bytes of model files in 11 files:",
         "",
         "| request | run done | run reused |",
         "|---|---|---|",
@@ -187,6 +256,7 @@ def _server() -> Iterator[list[str]]:
 
     def app(environ, respond):
         calls.append(environ["REQUEST_METHOD"])
+        time.sleep(DELAY_S)
         return inner(environ, respond)
 
     made = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
