@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trtq import ops
 from trtq.data.metrics import ratio_db
 from trtq.errors import ExportError, first_line
 from trtq.export.feeds import Given, feed_for
@@ -32,6 +33,7 @@ from trtq.typed import present
 MIN_SQNR_DB = 30.0
 HEADROOM = 4.0  # images that were not seen reach further
 SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool")
+LAYERS = ("conv", "linear", "matmul")
 MAX_ROUNDS = 50
 FLOAT_NODES = "float_nodes"  # metadata of an ONNX file: nodes that FP16 would harm, and why
 IMAGES = 16  # that files are looked at with when they are written
@@ -217,7 +219,7 @@ class _Shadow:
         self.taps: dict[str, dict[str, str]] = {}
         self.made: dict[tuple[str, ...], str] = {}
         self.wanted: list[str] = []
-        self.twins = set[str]()
+        self.twins = dict[str, str]()  # by the tensor that they stand beside
 
     def build(self) -> onnx.ModelProto:
         """Return the model and set ``taps``: for each node, the outputs that measure it."""
@@ -250,8 +252,23 @@ class _Shadow:
             and self.types.get(i) == TensorProto.FLOAT
         ]
 
+    def _in_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether an engine multiplies a layer's codes: only its result is ever in FP16."""
+        operands = [self.producer.get(n) for n in node.input[:2]]
+        return ops.kind(node) in LAYERS and all(
+            p is not None and p.op_type in QDQ for p in operands
+        )
+
     def _twin(self, node: onnx.NodeProto, reads: list[bool]) -> None:
-        kept, out = node.name in self.keep, node.output[0]
+        if self._in_codes(node):
+            self.twins |= {o: o for o in node.output}
+        else:
+            self._recompute(node, reads)
+        self._tap(node)
+
+    def _recompute(self, node: onnx.NodeProto, reads: list[bool]) -> None:
+        """Compute a node a second time, from operands in FP16."""
+        kept = node.name in self.keep
         twin = onnx.NodeProto()
         twin.CopyFrom(node)
         twin.name = f"{node.name}/shadow"
@@ -261,8 +278,12 @@ class _Shadow:
         for i, name in enumerate(node.output):
             twin.output[i] = f"{name}/shadow" if name else ""
         self.extra.append(twin)
-        self.twins.update(twin.output)
-        result = f"{out}/shadow" if kept else self._rounded(f"{out}/shadow")
+        self.twins |= dict(zip(node.output, twin.output, strict=True))
+
+    def _tap(self, node: onnx.NodeProto) -> None:
+        """Measure a node's result against that of its twin."""
+        kept, out = node.name in self.keep, node.output[0]
+        result = self.twins[out] if kept else self._rounded(self.twins[out])
         exact = out
         if node.name in self.infinite:
             masked = self._op("IsInf", out)
@@ -291,8 +312,8 @@ class _Shadow:
     def _operand(self, name: str, kept: bool) -> str:
         """Return a node's operand in float32, as a kept node makes it or rounded to FP16."""
         maker = self.producer.get(name)
-        if maker is not None and maker.name in self.keep and f"{name}/shadow" in self.twins:
-            return f"{name}/shadow" if kept else self._rounded(f"{name}/shadow")
+        if maker is not None and maker.name in self.keep and name in self.twins:
+            return self.twins[name] if kept else self._rounded(self.twins[name])
         exact = maker is None or maker.op_type in QDQ or name in self.constants
         return name if exact and kept else self._rounded(name)
 

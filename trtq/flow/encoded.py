@@ -36,7 +36,7 @@ def quantized_from(inputs: Inputs, encodings: Encodings, options: QuantizeOption
     qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
     compared = compare_simulation(inputs, options, simulated, qdq)
     require_parity(compared.parity)
-    mark_fp16_ranges_(inputs, options, (fp32, qdq))
+    mark_fp16_ranges_(inputs, (fp32, qdq))
     done = Attempt(
         options=options,
         graph=graph,

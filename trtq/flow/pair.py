@@ -13,17 +13,15 @@ from trtq.files import ENCODINGS, FP32, QDQ
 from trtq.flow.inputs import Inputs
 from trtq.graph.feed import arrays_of
 from trtq.quant.encodings import Encodings
-from trtq.specs import QuantizeOptions
 
+AT_ONCE = 4  # samples: every tensor of the file lies in memory beside its twin
 FEWEST = 2  # samples whose ranges of FP16 are looked at, however large they are
 
 
-def mark_fp16_ranges_(
-    inputs: Inputs, options: QuantizeOptions, models: Iterable[onnx.ModelProto]
-) -> None:
+def mark_fp16_ranges_(inputs: Inputs, models: Iterable[onnx.ModelProto]) -> None:
     """Write into ONNX models which nodes leave the range of FP16 on the samples, and note it."""
     count = inputs.of_usual_size(IMAGES, least=FEWEST)
-    images = [arrays_of(feed) for feed in inputs.images(count, options.batch_size)]
+    images = [arrays_of(feed) for feed in inputs.images(count, AT_ONCE)]
     lines = [line for model in models if (line := mark_float_nodes_(model, images))]
     inputs.run.note(*lines[:1])  # each file has its own marks; their figures differ in digits
     inputs.run.clock.lap("half ranges")

@@ -72,7 +72,7 @@ def quantize_model(
     else:
         require_varying(done.parity)
     note_margin(done.parity, run)
-    mark_fp16_ranges_(inputs, options, (fp32, done.qdq))
+    mark_fp16_ranges_(inputs, (fp32, done.qdq))
     return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
 
 

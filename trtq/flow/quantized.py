@@ -128,7 +128,7 @@ class Quantized:
         metadata = quantized_metadata(self.encodings)
         model = inputs.export(simulated, options, **metadata)
         require_parity(compare_simulation(inputs, options, simulated, model).parity)
-        mark_fp16_ranges_(inputs, options, (model,))
+        mark_fp16_ranges_(inputs, (model,))
         return OnnxFile(model=model)
 
     @python_words
