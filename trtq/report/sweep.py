@@ -62,15 +62,15 @@ def write_sweep_page(record: SweepRecord, page: Path) -> Path:
     settings = list(dict.fromkeys(n for r in record.rows for n in r.settings))
     text = render(
         "sweep.html.j2",
-        title=f"Sweep of {Path(record.spec['recipe']).stem}",
+        title=f"Sweep: {Path(record.spec['recipe']).name}",
         record=record,
         measure=measure,
         axis=axis,
-        unit=AXES.get(axis, "MB"),
         figure=_figure(points, measure, axis),
         best=_best(runs, measure, axis),
         undrawn=max(0, sum(not p.label for p in points) - DRAWN),
         front={p.label for p in points if p.label},
+        label=short_name,
         settings=settings,
         choices={n: _choices(record.rows, n) for n in settings},
         shown={r.name: {n: plain_words(v) for n, v in r.settings.items()} for r in record.rows},
@@ -79,6 +79,11 @@ def write_sweep_page(record: SweepRecord, page: Path) -> Path:
         version=__version__,
     )
     return write_bytes(page, text)
+
+
+def short_name(row: SweepRow) -> str:
+    """Return the number of a run as figures show it."""
+    return row.name.lstrip("0")
 
 
 def _measure(runs: Sequence[_Run]) -> Figure | None:
@@ -103,7 +108,7 @@ def _points(runs: Sequence[_Run], measure: Figure | None, axis: str) -> list[Swe
     places = [(float(r.measured.sizes[axis]), f.gain(0.0)) for r, f in scored]
     return [
         SweepPoint(
-            label="" if beaten else run.row.name,
+            label="" if beaten else short_name(run.row),
             accuracy=figure.value,
             costs={axis: run.measured.sizes[axis] / 1e6},
             dominated={axis: beaten},
