@@ -72,6 +72,11 @@ def test_a_run_is_finished_once_it_is_committed(url, folder, tmp_path):
     assert sha256_file(fetched / "model.qdq.onnx") == sha256_file(folder / "model.qdq.onnx")
 
 
+def test_files_may_be_left_out_but_no_records(url, folder):
+    upload = open_store(url).upload(KEY, folder, ("*.onnx", "quantize.*"))
+    assert set(upload.files) == {"quantize.json", ".trtq-stages/quantize.json"}
+
+
 def test_the_first_to_finish_counts(url, folder):
     one, two = open_store(url), open_store(url)
     late = two.upload(KEY, folder)

@@ -146,7 +146,8 @@ def test_a_worker_that_is_killed_loses_its_run_only(write_sweep, tmp_path):
 
 
 def test_a_driver_that_is_killed_is_gone_on_with(write_sweep, tmp_path):
-    path, out = write_sweep(BITS), tmp_path / "out"
+    more = '[sweep]\nleave_out = ["model.fp32.*"]'
+    path, out = write_sweep(BITS, more=more), tmp_path / "out"
     driver = start("sweep", str(path), "--workers", "1")
     done = wait_for(lambda: list(out.glob("store/runs/*/done.json")))
     wait_for(lambda: runs_of(out))
@@ -156,6 +157,8 @@ def test_a_driver_that_is_killed_is_gone_on_with(write_sweep, tmp_path):
     assert again.returncode == 0, again.stderr
     assert states(out) == ["reused", "done"]
     assert done[0].read_bytes() == before
+    assert not (files_of(out, 1) / "model.fp32.onnx").exists()
+    assert "the store does not get model.fp32.* of new runs" in record_of(out).notes[0]
     log = (files_of(out, 1) / "run.log").read_text()
     assert log.count("quantize: ran (") == 1  # by the killed driver's process, which went on
     assert not list(out.glob("store/runs/*/claim.*"))

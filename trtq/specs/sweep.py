@@ -28,6 +28,7 @@ class SweepTable(Spec, frozen=True, kw_only=True):
     lease: Annotated[float, Meta(ge=0.5)] = 60.0
     retries: Annotated[int, Meta(ge=0)] = 2
     slots: Slots = Slots()
+    leave_out: tuple[str, ...] = ()
     sbatch: tuple[str, ...] = ()
 
 

@@ -160,7 +160,10 @@ def _carry_out(
     work: Workspace,
 ) -> SweepRecord:
     """Do the runs, and write the record however that ends."""
-    drive = Drive(planned, store, work.progress, work.note)
+    left_out = request.file.table.leave_out
+    if left_out:
+        work.note(f"the store does not get {', '.join(left_out)} of new runs ([sweep] leave_out)")
+    drive = Drive(planned, store, work.progress, work.note, left_out)
     try:
         with store.leases.held(work.note):
             if request.spec.resume:

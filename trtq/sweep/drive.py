@@ -60,6 +60,7 @@ class Drive:
         store: that keeps them.
         told: receives a line for each run that ends.
         note: receives what the record keeps.
+        leave_out: patterns of files that the store does not get.
 
     Attributes:
         rows: those that ended, by name of the run.
@@ -71,9 +72,10 @@ class Drive:
         store: Store,
         told: Progress,
         note: Callable[[str], None],
+        leave_out: tuple[str, ...] = (),
     ) -> None:
         self.store, self.told, self.note = store, told, note
-        self.rows = dict[str, SweepRow]()
+        self.rows, self.leave_out = dict[str, SweepRow](), leave_out
         self._same: dict[str, list[Planned]] = {}
         for run in planned:
             self._same.setdefault(run.key, []).append(run)
@@ -180,6 +182,7 @@ class Drive:
             cwd=str(cwd),
             url=url if "://" in url else str(Path(url).absolute()),
             project=self.store.project,
+            leave_out=self.leave_out,
             threads=1,
             versions={} if executor.name == "local" else versions(),
         )

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -172,8 +173,13 @@ class Store:
         names = [n for n in self.files.names(f"runs/{key}") if _is_claim(n)]
         return max((int(n.split(".")[1]) for n in names), default=-1)
 
-    def upload(self, key: str, folder: Path) -> Upload:
+    def upload(self, key: str, folder: Path, leave_out: Sequence[str] = ()) -> Upload:
         """Copy the files of a run into the store; they count once :meth:`commit` is called.
+
+        Args:
+            key: of the run.
+            folder: with its files.
+            leave_out: patterns of names that are not copied; records always are.
 
         Raises:
             ArtifactError: the store refuses, or is full; what was copied is removed.
@@ -182,7 +188,7 @@ class Store:
         with self._removed_on_failure(f"runs/{key}/{token}"):
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
                 name = path.relative_to(folder)
-                if not set(name.parts) & set(LEFT_OUT):
+                if _is_kept(name, leave_out):
                     self.files.put(path, f"runs/{key}/{token}/{name.as_posix()}")
                     files[name.as_posix()] = FileRecord.of(path)
         return Upload(token=token, files=files)
@@ -244,6 +250,12 @@ class Store:
                     f"Run it again: trtq sweep with --no-resume, or remove runs/{done.key}",
                 )
         return folder
+
+
+def _is_kept(name: Path, leave_out: Sequence[str]) -> bool:
+    if set(name.parts) & set(LEFT_OUT):
+        return False
+    return name.suffix == ".json" or not any(fnmatchcase(name.name, p) for p in leave_out)
 
 
 def _claim(key: str, number: int) -> str:

@@ -48,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         folder: where the recipe writes; "" for a temporary folder of the worker.
         cwd: where relative paths of the recipe start; "" for the worker's own.
         url: of the store; project: whose it is.
+        leave_out: patterns of files that the store does not get.
         threads: of the processor.
         gpus: for CUDA_VISIBLE_DEVICES; None leaves it as it is.
         versions: of the driver, which the worker must have; {} for any.
@@ -60,6 +61,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str
     url: str
     project: str
+    leave_out: tuple[str, ...] = ()
     threads: int
     gpus: tuple[str, ...] | None = None
     versions: dict[str, str] = {}
@@ -204,7 +206,7 @@ def _reason(code: int, log: str) -> str:
 
 def _upload(job: Job, folder: Path) -> Upload:
     store = Store.open(job.url, this_driver(lease=1.0), project=job.project, create=False)
-    return store.upload(job.key, folder)
+    return store.upload(job.key, folder, job.leave_out)
 
 
 def main(folder: Path, number: str) -> None:
