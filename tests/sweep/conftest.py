@@ -24,6 +24,28 @@ preset_quant = "none"
 [vary]
 """
 
+# An executor whose runs all fail at once, with the exit code CODE.
+REFUSER = """
+from trtq.sweep.work import Ended
+
+class Refuser:
+    name, workers, shared = "refuser", 1, True
+    def __init__(self):
+        self.jobs = []
+    def room(self):
+        return 1 - len(self.jobs)
+    def submit(self, jobs):
+        self.jobs += jobs
+    def wait(self, seconds):
+        jobs, self.jobs = self.jobs, []
+        return [Ended(name=j.name, code=CODE, reason="it is Sunday") for j in jobs]
+    def close(self):
+        pass
+
+def open_executor(settings, progress):
+    return Refuser()
+"""
+
 
 @pytest.fixture(scope="session")
 def few_images(once) -> Path:

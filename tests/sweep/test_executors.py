@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.support.slurm import write_queue
+from tests.sweep.conftest import REFUSER
 from tests.sweep.test_sweep import BITS, record_of, runs_of, states, wait_for
 from trtq.errors import MissingExtraError, TrtqError, UsageError
 from trtq.progress import Silent
@@ -156,35 +157,13 @@ def test_a_temporary_folder_is_removed(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("trtq-sweep-*"))
 
 
-EXECUTOR = """
-from trtq.sweep.work import Ended
-
-class Refuser:
-    name, workers, shared = "refuser", 1, True
-    def __init__(self):
-        self.jobs = []
-    def room(self):
-        return 1 - len(self.jobs)
-    def submit(self, jobs):
-        self.jobs += jobs
-    def wait(self, seconds):
-        jobs, self.jobs = self.jobs, []
-        return [Ended(name=j.name, code=CODE, reason="it is Sunday") for j in jobs]
-    def close(self):
-        pass
-
-def open_executor(settings, progress):
-    return Refuser()
-"""
-
-
 def test_an_executor_from_outside(tmp_path, write_sweep):
-    (tmp_path / "own.py").write_text(EXECUTOR.replace("CODE", "1"))
+    (tmp_path / "own.py").write_text(REFUSER.replace("CODE", "1"))
     path = write_sweep(BITS)
     done = run_cli("sweep", str(path), "--on", f"{tmp_path}/own.py:open_executor")
     assert done.returncode == 1
     assert "failed: 00002 (bits=w4a8): it is Sunday" in done.stdout
-    (tmp_path / "own.py").write_text(EXECUTOR.replace("CODE", str(ANOTHER)))
+    (tmp_path / "own.py").write_text(REFUSER.replace("CODE", str(ANOTHER)))
     done = run_cli("sweep", str(path), "--on", f"{tmp_path}/own.py:open_executor")
     assert done.returncode == 2
     assert "The workers have other versions than this machine: it is Sunday" in done.stderr

@@ -14,6 +14,7 @@ import msgspec
 
 from tests.conftest import read, run_cli
 from tests.support.processes import start
+from tests.sweep.conftest import REFUSER
 from trtq.artifact import read_record
 from trtq.quant.encodings import Encodings
 from trtq.records.sweep import SweepRecord
@@ -118,6 +119,12 @@ def reuse(path: Path, out: Path, tmp_path: Path) -> None:
     dry = run_cli("sweep", str(path), "--dry-run")
     assert "00002  waiting           bits=w4a8 calibrator=max; would run" in dry.stdout
     read_something_else(out)
+    (tmp_path / "own.py").write_text(REFUSER.replace("CODE", "1"))
+    own = ("--on", f"{tmp_path}/own.py:open_executor", "--out", str(tmp_path / "again"))
+    store = ("--store", str(out / "store"))
+    assert run_cli("sweep", str(path), *own, *store, "--no-resume").returncode == 1
+    assert states(tmp_path / "again") == ["failed"] * 3
+    assert not list(out.glob("store/runs/*/done.json"))
 
 
 def read_something_else(out: Path) -> None:
@@ -205,6 +212,14 @@ def test_equal_runs_are_done_once(write_sweep, tmp_path):
     assert rows[0].key == rows[1].key
     assert "no such layer" in rows[0].reason
     assert rows[1].reason == "the same run as 00001"
+
+
+def test_a_run_that_cannot_end_well_stops_before_anything_is_written(write_sweep, tmp_path):
+    path = write_sweep('"quantize.bits" = ["w8a8", "w9a9"]')
+    done = run_cli("sweep", str(path))
+    assert done.returncode == 2
+    assert "Cannot sweep: run 00002 (bits=w9a9): " in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_store_that_others_own_stops_before_the_first_run(write_sweep, tmp_path):

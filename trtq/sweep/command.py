@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trtq.artifact import ensure_writable_dir, environment, header, write_bytes
 from trtq.files import SWEEP_HTML, SWEEP_JSON
-from trtq.progress import Progress, or_silent
+from trtq.progress import Clock, Progress, or_silent
 from trtq.recall import recalling
 from trtq.records.sweep import SweepRecord, SweepRow
 from trtq.report.sweep import write_sweep_page
@@ -64,9 +64,10 @@ def sweep(
     request = _Request(spec, file, out, url)
     if dry_run:
         return _preview(request, told)
-    work = Workspace(out, SWEEP_JSON, told)
+    clock = Clock()
+    planned = _plan(request, told)
+    work = Workspace(out, SWEEP_JSON, told, clock)
     with work.locked():
-        planned = _plan(request, told)
         store = _open_store(request)
         tracker = open_tracker(spec.mlflow, file.path) if spec.mlflow else None
         _write_recipes(planned, out / RECIPES)
@@ -109,10 +110,13 @@ def _planned(variant: Variant, out: Path, told: Progress) -> Planned:
 def _write_recipes(planned: Sequence[Planned], folder: Path) -> None:
     """Write the recipe of every run, and remove those of an earlier sweep."""
     ensure_writable_dir(folder)
+    wanted = {folder / f"{run.name}.toml": run.recipe.encode() for run in planned}
     for old in folder.glob("*.toml"):
-        old.unlink()
-    for run in planned:
-        write_bytes(folder / f"{run.name}.toml", run.recipe.encode())
+        if old not in wanted:
+            old.unlink()
+    for path, text in wanted.items():
+        if not path.is_file() or path.read_bytes() != text:
+            write_bytes(path, text)
 
 
 def _open_executor(request: _Request, work: Workspace) -> Executor:
