@@ -163,6 +163,9 @@ def test_an_executor_from_outside(tmp_path, write_sweep):
     done = run_cli("sweep", str(path), "--on", f"{tmp_path}/own.py:open_executor")
     assert done.returncode == 1
     assert "failed: 00002 (bits=w4a8): it is Sunday" in done.stdout
+    memory = ("--store", f"memory://{tmp_path}", "--out", f"{tmp_path}/memory")
+    done = run_cli("sweep", str(path), "--on", f"{tmp_path}/own.py:open_executor", *memory)
+    assert "does not refuse to create a file twice: of two sweeps" in done.stderr
     (tmp_path / "own.py").write_text(REFUSER.replace("CODE", str(ANOTHER)))
     done = run_cli("sweep", str(path), "--on", f"{tmp_path}/own.py:open_executor")
     assert done.returncode == 2

@@ -87,12 +87,12 @@ def test_the_first_to_finish_counts(url, folder):
     assert two.done(KEY).seconds == 1.5
 
 
-def test_one_of_many_that_claim_a_run_at_once_gets_it(url):
-    stores = [open_store(url) for _ in range(8)]
+def test_one_of_many_that_claim_a_run_at_once_gets_it(tmp_path):
+    stores = [open_store(tmp_path / "s") for _ in range(8)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
         for store in stores:
             stack.enter_context(store.leases.held(print))
-        for key in (f"{i:064x}" for i in range(5)):
+        for key in (f"{i:064x}" for i in range(100)):
             won = list(pool.map(lambda s, key=key: s.claim(key), stores))
             assert won.count(True) == 1
             assert stores[0].holder(key) == stores[won.index(True)].leases.own.id
@@ -285,6 +285,11 @@ def test_a_project_names_its_store(tmp_path):
     open_store(tmp_path / "s", project="cars")
     with pytest.raises(UsageError, match='Set project = "cars" under'):
         open_store(tmp_path / "s")
+
+
+def test_file_systems_that_may_create_a_file_twice_are_known(tmp_path):
+    assert open_store(tmp_path / "s").files.creates_once
+    assert not open_store(f"memory://{tmp_path}").files.creates_once
 
 
 def test_a_store_that_is_only_looked_at_is_not_made(tmp_path):

@@ -164,6 +164,11 @@ def _carry_out(
     work: Workspace,
 ) -> SweepRecord:
     """Do the runs, and write the record however that ends."""
+    if not store.files.creates_once:
+        work.note(
+            f"the store {request.url} does not refuse to create a file twice: of two sweeps that "
+            "use it at the same time, both may do one run"
+        )
     left_out = request.file.table.leave_out
     if left_out:
         work.note(f"the store does not get {', '.join(left_out)} of new runs ([sweep] leave_out)")

@@ -17,6 +17,7 @@ from trtq.typed import json_as
 
 T = TypeVar("T")
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # package, and trtq's extra with it
+ONCE = {"file", "s3", "gs"}  # file systems that create a file only where there is none
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -35,10 +36,19 @@ class Files:
     system: Any
 
     @property
+    def _protocols(self) -> set[str]:
+        named = self.system.protocol
+        return {named} if isinstance(named, str) else set(named)
+
+    @property
     def local(self) -> bool:
         """Whether it is a folder of this machine."""
-        protocol = self.system.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        return "file" in self._protocols
+
+    @property
+    def creates_once(self) -> bool:
+        """Whether of two that create one file at the same time only one succeeds."""
+        return bool(self._protocols & ONCE)
 
     def path(self, name: str) -> str:
         """Return the whole path of a name."""
@@ -97,8 +107,13 @@ class Files:
         """Write a JSON file unless there is one, and return whether it was written."""
         with self.explained("write", name):
             self._make_folder(name)
+            content = msgspec.json.encode(value)
             try:
-                self.system.pipe_file(self.path(name), msgspec.json.encode(value), mode="create")
+                if self.local:  # fsspec itself looks first and writes then
+                    with Path(self.path(name)).open("xb") as file:
+                        file.write(content)
+                else:
+                    self.system.pipe_file(self.path(name), content, mode="create")
             except FileExistsError:
                 return False
         return True
