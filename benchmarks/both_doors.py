@@ -3,8 +3,11 @@
 Usage: python benchmarks/both_doors.py [--out FILE.md] [MODEL ...]
 
 Both are quantized on the same samples. Layers are paired by their weights' scales, so that neither
-names nor the order of branches count; the rest by the closest scale of the same role. A row is
-equal when each quantizer has a partner and no scale of an activation differs by more than 0.1 %.
+names nor the order of branches count; the rest by the closest scale of the same role. Operands of a
+product of two activations count as one, by the root of the quotient of their scales: torch.onnx
+multiplies both by the root of an attention's factor, which the module multiplies their product by.
+A row is equal when each quantizer has a partner and no scale of an activation differs by more than
+0.1 %.
 
 Rows are kept in FILE.jsonl beside FILE.md. A stopped run continues.
 """
@@ -21,7 +24,8 @@ from smoke import SMOKE, arguments, scratch
 from subprocess_runner import Forked
 from timm_sweep import MODELS
 
-SAMPLES, SIZE = 4, 128
+SAMPLES, SIZE = 4, 64
+LARGER = {"inception_v3": 96}  # what the smallest feature map of a family needs
 MOST = 1e-3  # relative difference of two scales
 TIES = 1e-2  # channels of weights that may take another fraction
 SECONDS, GIGABYTES = 900.0, 12.0
@@ -42,8 +46,13 @@ def network(name: str) -> tuple[Any, int]:
     import timm
 
     module = timm.create_model(name, pretrained=False).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():  # a head that answers 0
+                parameter.normal_(std=0.02)
     fixed = module.pretrained_cfg.get("fixed_input_size")
-    return module, module.pretrained_cfg["input_size"][1] if fixed else SIZE
+    size = module.pretrained_cfg["input_size"][1] if fixed else LARGER.get(name, SIZE)
+    return module, size
 
 
 def write_onnx(module: Any, example: Any, path: Path) -> None:
@@ -127,16 +136,25 @@ class _Scales:
         active = quantized.placement.active
         weighted = {q.layer for q in active if q.is_weight}
         layers: dict[str, dict[bool, Any]] = {}
+        products: dict[tuple[str, str], list[Any]] = {}
         self.others: dict[str, list[Layer]] = {}
         for q in active:
             scale = quantized.encodings.scale(q.name).double().flatten()
             if q.layer in weighted:
                 layers.setdefault(q.layer, {})[q.is_weight] = scale
             else:
-                self.others.setdefault(str(q.role), []).append((q.name, scale, None))
+                products.setdefault((q.layer, _role(str(q.role))), []).append(scale)
+        for (layer, role), scales in products.items():
+            scale = (scales[0] / scales[1]).sqrt() if len(scales) > 1 else scales[0]
+            self.others.setdefault(role, []).append((f"{layer}.{role}", scale, None))
         self.weighted: list[Layer] = [
             (layer, parts.get(False, parts[True]), parts[True]) for layer, parts in layers.items()
         ]
+
+
+def _role(role: str) -> str:
+    """Return a role; the operands of a product of two activations have one."""
+    return "product" if role in ("lhs", "rhs") else role
 
 
 def _pair(ours: list[Layer], theirs: list[Layer]) -> list[tuple[str, Any]]:
@@ -176,7 +194,8 @@ def _apart(a: Any, b: Any) -> Any:
 def row_of(name: str, found: dict[str, Any]) -> str:
     """Return one row of the table."""
     if "error" in found:
-        return f"| {name} | {found['error'][:240].replace('|', '/')} | | | | | | |"
+        error = found["error"].splitlines()[0][:240].replace("|", "/")
+        return f"| {name} | {error} | | | | | | |"
     result = "equal" if found["equal"] else f"differs: {', '.join(found['apart'])}"
     return (
         f"| {name} | {result} | {found['torch']} | {found['onnx']} | {found['worst']:.1e} | "
@@ -196,7 +215,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"{SAMPLES} samples, calibrator max. Worst: the largest relative difference of two scales "
         f"of activations, at most {MOST:g} for `equal`. The scale of a weight is the best of 81 "
         "fractions of its largest value: a weight on the edge between two codes decides for "
-        f"another fraction now and then. Those channels are counted, at most {TIES:.0%} may.",
+        f"another fraction now and then. Those channels are counted, at most {TIES:.0%} may. "
+        "The two operands of an attention's product count as one, by the root of the quotient of "
+        "their scales: the file multiplies both by the root of the factor that the module has "
+        "behind the product.",
         "",
         f"{equal} of {len(rows)} equal." + (f" Not run: {', '.join(missing)}." if missing else ""),
         "",

@@ -1,4 +1,4 @@
-"""Capture, quantize, export, check parity and build 40 timm families for sm_86.
+"""Capture, quantize, export, check parity and build 63 timm models for sm_86.
 
 Usage: python benchmarks/timm_sweep.py [--out FILE.md] [MODEL ...]
 
@@ -37,6 +37,13 @@ MODELS = [
     "nf_resnet50",
     "convnext_atto",
     "hrnet_w18_small",
+    "regnety_002",
+    "ese_vovnet19b_dw",
+    "selecsls42b",
+    "hgnetv2_b0",
+    "starnet_s1",
+    "inception_next_atto",
+    "mambaout_femto",
     # depthwise and mobile
     "mobilenetv2_100",
     "mobilenetv3_small_100",
@@ -45,26 +52,39 @@ MODELS = [
     "ghostnet_100",
     "mnasnet_small",
     "fbnetc_100",
+    "lcnet_050",
+    "tinynet_e",
+    "mobilenetv4_conv_small",
+    "ghostnetv2_100",
+    "fasternet_t0",
     # re-parameterised
     "repvgg_a0",
     "mobileone_s0",
     "fastvit_t8",
     "repghostnet_050",
+    "repvit_m0_9",
     # plain transformers
     "vit_tiny_patch16_224",
     "deit_tiny_patch16_224",
     "cait_xxs24_224",
     "xcit_nano_12_p16_224",
+    "convit_tiny",
+    "eva02_tiny_patch14_224",
     # windowed and hierarchical
     "swin_tiny_patch4_window7_224",
     "twins_svt_small",
     "pvt_v2_b0",
+    "crossvit_9_240",
+    "pit_ti_224",
     # hybrids
     "mobilevit_xxs",
     "mobilevitv2_050",
     "efficientformer_l1",
     "levit_128s",
     "coatnet_pico_rw_224",
+    "edgenext_xx_small",
+    "efficientvit_b0",
+    "efficientvit_m0",
     # MLP-mixers and poolers
     "mixer_s32_224",
     "gmlp_ti16_224",

@@ -66,10 +66,10 @@ def _tables_of_torch_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _captures_once() -> Iterator[None]:
     from tests.support.captures import remembered
-    from trtq.graph import capture
+    from trtq.graph import tracing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture, "trace", remembered(capture.trace))
+        patch.setattr(tracing, "trace", remembered(tracing.trace))
         yield
 
 

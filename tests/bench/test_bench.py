@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -78,6 +79,7 @@ def test_mlperf_like_counts(scenario, least):
 
     class Quick:
         shape = (64, 3, 8, 8)
+        shapes: ClassVar = {"x": (64, 3, 8, 8)}
 
         def call(self) -> None:
             time.sleep(1e-5)

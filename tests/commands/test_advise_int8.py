@@ -25,7 +25,8 @@ from trtq.engine.int8_model import Int8Model
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.engine.regions import compare_pieces
 from trtq.errors import ArtifactError, UsageError
-from trtq.export.onnx_file import count_qdq, digest_onnx, get_metadata, load_onnx
+from trtq.export.codes import count_qdq
+from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.files import ADVISE_JSON, ENCODINGS, FP32, QDQ
 from trtq.graph.capture import capture
 from trtq.quant.encodings import Encodings

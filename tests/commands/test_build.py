@@ -14,8 +14,8 @@ from tests.support.recipes import pytest_rtx
 from trtq import BenchSpec, BuildSpec, bench, build, inspect
 from trtq.engine.manifest import read_manifest
 from trtq.errors import EngineError, ExportError, MissingExtraError, UsageError
+from trtq.export.codes import quantized_nodes
 from trtq.export.fp16 import convert_to_half
-from trtq.export.onnx_file import quantized_nodes
 from trtq.export.ort import open_session, run_batch
 from trtq.platform.catalogue import catalogue
 from trtq.platform.target import Target

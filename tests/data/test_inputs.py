@@ -121,7 +121,7 @@ def test_a_structure_in_a_tuple_needs_names():
         (text(mask=np.ones(2, bool)), "the size 'length' is 4 in 'ids' and 2 in 'mask'"),
         (text(ids=np.array([1, 2, 3, 100])), "has the index 100, the embedding .* has 100 rows"),
         (text(ids=np.array([-1, 2, 3, 4])), "has the index -1"),
-        (text(ids=np.array([None] * 4)), "input 'ids' is a array of object, expected"),
+        (text(ids=np.array([None] * 4)), "input 'ids' is an array of object, expected"),
     ],
 )
 def test_samples_that_do_not_fit_are_named(sample, why):
@@ -146,6 +146,10 @@ def test_casts_that_keep_values_are_noted_once():
         read(double * 1e301, needs)
     with pytest.raises(DataError, match="'image' is uint8, the model takes float32.*scale to"):
         read(np.zeros((2, 3, 4, 4), np.uint8), needs)
+    with pytest.raises(DataError, match="'image' is complex64, .* complex numbers have no such"):
+        read(np.ones((2, 3, 4, 4), np.complex64), needs)
+    with pytest.raises(DataError, match=r"give array\.transpose\(2, 0, 1\)"):
+        read(np.ones((2, 4, 4, 3), np.float32), needs)
     swapped = np.ones((2, 3, 4, 4), dtype=">f4")[:, ::-1]
     assert float(read(swapped, needs)["image"].mean()) == 1.0
 

@@ -141,7 +141,7 @@ def given(tmp_path_factory) -> Path:
         ("val", 256),
     ):  # not the same pictures: those of calibration are left out of evaluation
         write_classes(folder / "images" / name, 4, 8, size=size)
-    write_classes(folder / "classed", 4, 20, size=96)
+    write_classes(folder / "classed", 4, 25, size=96)
     for name in ("pictures", "other"):  # no labels
         (folder / name).mkdir()
     for i, path in enumerate(sorted((folder / "classed").rglob("*.*"))):

@@ -246,7 +246,7 @@ def test_a_dla_takes_no_pairs_and_no_fp32(files, tmp_path, tensorrt):
     tensorrt("8.5.2", (7, 2))
     with pytest.raises(
         EngineError,
-        match="for the DLA: it takes no Q/DQ pairs, in no release. Export a calibration cache",
+        match="for the DLA: the DLA does not support Q/DQ nodes. Export a calibration cache",
     ):
         build(asked(files, tmp_path, target="xavier", dla=0))
     plain = {"onnx": f"{files}/model.fp32.onnx", "target": "xavier", "dla": 0}

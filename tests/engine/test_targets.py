@@ -17,7 +17,8 @@ from trtq import BuildSpec, build, quantize
 from trtq.engine.build import dry_run
 from trtq.engine.target_table import list_targets, reads
 from trtq.errors import EngineError, ExportError, UsageError
-from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.codes import count_qdq
+from trtq.export.onnx_file import load_onnx
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_qdq
 from trtq.platform.catalogue import catalogue

@@ -13,7 +13,8 @@ from trtq import quantize
 from trtq.export.fp16_ranges import find_float_nodes
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
-from trtq.graph.capture import capture, quiet
+from trtq.graph.capture import capture
+from trtq.graph.tracing import quiet
 
 
 class Padded(nn.Module):

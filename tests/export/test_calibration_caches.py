@@ -27,8 +27,9 @@ from trtq import (
 )
 from trtq.errors import EncodingsError, EngineError, ExportError, UsageError
 from trtq.export.calibration_cache import amax_of, read_cache, write_cache
+from trtq.export.codes import count_qdq
 from trtq.export.insert_qdq import insert_qdq
-from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.onnx_file import load_onnx
 from trtq.export.ort import open_session, run_batch
 from trtq.testing.trtexec import write_fake_trtexec
 

@@ -19,9 +19,10 @@ from tests.conftest import run_cli, spec
 from trtq import Encodings, ExportSpec, LintSpec, QuantizeSpec, export_profiles, quantize, run_lint
 from trtq.errors import EncodingsError, ExportError, UsageError
 from trtq.export.calibration_cache import read_cache
+from trtq.export.codes import count_qdq
 from trtq.export.fp16_ranges import FLOAT_NODES
 from trtq.export.lint_view import View
-from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.profile import furthest_scale
 
 GENERATIONS = (

@@ -16,11 +16,12 @@ from trtq import BuildSpec, EvaluateSpec, LintSpec, build, evaluate, run_lint
 from trtq.cost.onnx_file import list_onnx_ops
 from trtq.engine.lint_target import reader_of
 from trtq.errors import EngineError, ExportError
+from trtq.export.codes import count_qdq
 from trtq.export.fp16 import convert_to_half
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint import lint, repair
 from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import count_qdq, load_onnx, save_onnx
+from trtq.export.onnx_file import load_onnx, save_onnx
 from trtq.export.strip import strip_qdq
 from trtq.platform.releases import releases
 from trtq.platform.target import Target

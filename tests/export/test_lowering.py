@@ -17,10 +17,11 @@ from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
 from trtq.export.writer import UnsupportedOpError
 from trtq.graph.axes import Open
-from trtq.graph.capture import capture, trace
+from trtq.graph.capture import capture
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
+from trtq.graph.tracing import trace
 
 RELATIVE = torch.arange(9).reshape(3, 3)
 

@@ -28,10 +28,11 @@ from trtq.cost.onnx_file import list_onnx_ops
 from trtq.engine.audit import requests
 from trtq.engine.lint_target import reader_of
 from trtq.errors import EngineError
+from trtq.export.codes import count_qdq, quantized_nodes
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint import lint
 from trtq.export.lint_view import View
-from trtq.export.onnx_file import count_qdq, load_onnx, quantized_nodes
+from trtq.export.onnx_file import load_onnx
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import bytes_of, scopes

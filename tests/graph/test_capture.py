@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
 from trtq.errors import CaptureError, ModelError
+from trtq.graph import tracing
+from trtq.graph.axes import Open
 from trtq.graph.capture import capture
 from trtq.graph.feed import outputs_of
+from trtq.graph.flat import call_of
 from trtq.graph.inputs import read_inputs
 from trtq.graph.naming import node_name
 from trtq.graph.signature import SizeRange
@@ -166,7 +171,24 @@ def test_a_batch_the_model_ties_itself_to_is_captured_at_one_and_said():
 
     captured = capture(Fixed().eval(), SIZE)
     assert not captured.dynamic_batch
-    assert "fixed batch of 1" in captured.notes[0]
+    line = inspect.getsourcelines(Fixed.forward)[1] + 1  # where the batch becomes an int
+    assert f"fixed batch of 1: module (top) (Fixed), {__file__}:{line} " in captured.notes[0]
+
+
+def test_a_model_of_one_image_says_the_line_that_fails_on_two():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).reshape(1, -1, 2)[:, :, 0].reshape(1, 4 * 15 * 30)
+
+    captured = capture(One().eval(), SIZE)
+    assert not captured.dynamic_batch
+    assert [len(t) for t in captured.examples] == [1]
+    line = inspect.getsourcelines(One.forward)[1] + 1
+    assert f"fails on two samples at module (top) (One), {__file__}:{line}: " in captured.notes[0]
 
 
 def test_data_dependent_control_flow_names_module_and_line():
@@ -177,7 +199,7 @@ def test_data_dependent_control_flow_names_module_and_line():
 
 
 def test_wrong_input_size_says_which_option():
-    with pytest.raises(CaptureError, match=r"fails on input \[2, 1, 32, 32\].*--input-size"):
+    with pytest.raises(CaptureError, match=r"fails on input \[1, 1, 32, 32\].*--input-size"):
         capture(tiny_cnn().eval(), (1, 32, 32))
 
 
@@ -461,3 +483,22 @@ def test_a_range_without_a_size_that_fits_is_explained():
     with pytest.raises(CaptureError, match="it does not take every size of") as caught:
         capture(_Pyramid().eval(), {"x": torch.randn(2, 3, 32, 32)}, axes=axes, ranges=ranges)
     assert "Or leave these axes fixed" in caught.value.hint
+
+
+def test_a_length_that_cannot_stay_open_is_named_with_its_size():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            steps = [self.linear(x[:, i]) for i in range(int(x.shape[1]))]
+            return torch.stack(steps, 1)
+
+    note = tracing.trace_best(
+        Fixed().eval(),
+        call_of(Fixed().eval(), torch.randn(2, 5, 4)),
+        Open(({0: "batch", 1: "length"},), {"batch": SizeRange(), "length": SizeRange()}),
+        "",
+    )[-1]
+    assert "only captures with fixed sizes, batch 1, length 5 (--input NAME=SIZES" in note

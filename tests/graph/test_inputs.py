@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import trtq
-from trtq.errors import DataError, UsageError
+from trtq.errors import CaptureError, DataError, UsageError
 from trtq.graph.inputs import read_inputs
 
 
@@ -67,3 +68,16 @@ def test_an_index_that_the_model_makes_of_samples_is_beyond_its_table():
     samples = [{"box": torch.tensor([5, 2])} for _ in range(4)]  # its end is before its start
     with pytest.raises(DataError, match="cannot compute the samples: IndexError: index out of"):
         trtq.quantize(model, samples)
+
+
+def test_types_that_do_not_fit_are_no_matter_of_sizes():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x.double())
+
+    with pytest.raises(CaptureError, match=r"same dtype.*remove \.double\(\)"):
+        trtq.load(Wide().eval(), example=torch.randn(2, 4))

@@ -59,3 +59,27 @@ def test_nothing_is_unpickled_that_could_run_code(tmp_path, capsys):
     with pytest.raises(ModelError, match="reading it could run code"):
         load_pt2(tmp_path / "m.pt2")
     assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_program_of_another_float_is_refused_with_what_to_do(dtype):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().to(dtype)
+    program = torch.export.export(net, (torch.randn(2, 3, 8, 8, dtype=dtype),), strict=False)
+    word = str(dtype).removeprefix("torch.")
+    with pytest.raises(ModelError, match=rf"weights are {word}, expected float32.*model.float\(\)"):
+        trtq.load(program)
+
+
+def test_a_program_with_channels_last_takes_images_of_its_size():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, pixels):
+            return self.conv(pixels.permute(0, 3, 1, 2)).mean((2, 3))
+
+    program = torch.export.export(Last().eval(), (torch.randn(2, 8, 10, 3),), strict=False)
+    model = trtq.load(program)
+    assert model.preprocess.input_size == (3, 8, 10)
+    assert model.preprocess.layout == "NHWC"

@@ -184,6 +184,14 @@ def test_a_target_lacks_nothing_that_it_has_or_whose_release_is_open():
     assert "releases from 8.0 to 10.7" in Target.parse("orin@10.13").lacks("DLA")
 
 
+def test_the_dla_came_back_with_types():
+    assert Target.parse("orin@11.4.1").lacks("DLA") == ""
+    assert "releases from 11.4 on" in Target.parse("orin@11.3").lacks("DLA")
+    assert Target.parse("orin-nx@11.4.1").lacks("DLA").endswith("Jetson AGX Orin alone")
+    assert Target.parse("thor@11.4.1").lacks("DLA") == "it has no DLA"
+    assert Target.parse("xavier").lacks("DLA") == ""
+
+
 def test_when_a_file_for_one_target_is_not_for_another():
     assert not Target.parse("orin").contradicts(Target.parse("orin-nx@10.3"))
     assert not Target.parse("rtx3080").contradicts(Target.parse("sm86"))

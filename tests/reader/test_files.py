@@ -398,3 +398,53 @@ def test_sizes_that_nobody_gave_are_not_tried_without_limit():
     )
     example = read_onnx(model).model_inputs(None).example
     assert example["x"].numel() <= 2 * 16**3  # no length fits: the first is kept
+
+
+def doubles(*, ends=TensorProto.DOUBLE) -> onnx.ModelProto:
+    """A product in float64, between inputs and outputs of a type."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], "widen", to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["wide", "w"], ["product"], "matmul"),
+        helper.make_node("Max", ["product", "least"], ["masked"], "max"),
+        helper.make_node("Cast", ["masked"], ["y"], "narrow", to=ends),
+    ]
+    weights = {
+        "w": random_weight(8, 4).astype(np.float64),
+        "least": np.array(np.finfo(np.float64).min),
+    }
+    return model_of(nodes, [("x", ends, ["n", 8])], [("y", ends, ["n", 4])], weights)
+
+
+@pytest.mark.parametrize(("ends", "place"), [(TensorProto.DOUBLE, "(x, y)"), (FLOAT, "(widen)")])
+def test_double_is_computed_in_float_and_said(tmp_path, ends, place):
+    loaded, made = written(tmp_path, doubles(ends=ends))
+    assert any("become FLOAT" in n and place in n for n in loaded.notes)
+    assert [t.dtype for t in loaded.graph.signature.inputs] == ["float32"]
+    held = {i.data_type for i in made.graph.initializer}
+    kinds = {v.type.tensor_type.elem_type for v in (*made.graph.input, *made.graph.output)}
+    assert TensorProto.DOUBLE not in held | kinds
+    x = np.random.default_rng(0).standard_normal((3, 8))
+    feed = {"x": x.astype(np.float64 if ends != FLOAT else np.float32)}
+    (wanted,) = open_session(doubles(ends=ends)).run(None, feed)
+    (got,) = open_session(made).run(None, {"x": x.astype(np.float32)})
+    assert np.abs(wanted - got).max() <= 1e-5 * np.abs(wanted).max()
+    quantized = trtq.quantize(
+        loaded, "random:4", calib_images=4, parity_images=4, calib_cache=str(tmp_path / "cache")
+    )
+    assert [q.layer for q in quantized.placement.active if q.is_weight] == ["matmul"]
+
+
+def test_a_weight_of_two_nodes_is_written_once(tmp_path):
+    """Unrolled recurrent networks read one matrix in every step: their files must not grow."""
+    loaded, made = written(tmp_path, two_images())
+    assert_round_trip(two_images(), loaded, made)
+    assert [list(i.dims) for i in made.graph.initializer].count([4, 3, 3, 3]) == 1
+    assert [n.name for n in made.graph.node if n.op_type == "Conv"] == ["conv", "conv_1"]
+    quantized = trtq.quantize(
+        loaded, "random:4", calib_images=4, parity_images=4, calib_cache=str(tmp_path / "cache")
+    )
+    weights = [q.layer for q in quantized.placement.active if q.is_weight]
+    assert weights == ["conv", "conv_1"]
+    scales = [quantized.encodings.scale(f"{n}.weight") for n in weights]
+    assert torch.equal(*scales)
+    assert quantized.done.parity.passed

@@ -107,19 +107,21 @@ def test_ids_of_another_width_become_those_of_the_file(tmp_path):
     assert {t.dtype for t in model.graph.signature.inputs} == {"int64"}
 
 
-def test_an_input_without_samples_in_its_first_axis_is_refused(tmp_path):
+def test_an_input_without_an_axis_for_samples_is_refused(tmp_path):
     nodes = [helper.make_node("ReduceSum", ["state", "first"], ["s"], keepdims=0)]
     nodes.append(helper.make_node("MatMul", ["x", "w"], ["c"], name="linear"))
     nodes.append(helper.make_node("Add", ["c", "s"], ["y"]))
     model = model_of(
         nodes,
-        [("x", FLOAT, ["batch", 4]), ("state", FLOAT, [2, "batch", 3])],
+        [("x", FLOAT, ["batch", 4]), ("state", FLOAT, [2, 5, 3])],
         [("y", FLOAT, None)],
-        {"w": random_weight(4, 3), "first": np.array([0])},
+        {"w": random_weight(4, 3), "first": np.array([0, 1])},
         check=False,
     )
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
     with pytest.raises(DataError) as caught:
         trtq.quantize(str(path), "random:4")
-    assert "its input state float32 [2, batch, 3] has 2 in its first axis" in str(caught.value)
+    assert "its input state float32 [2, 5, 3] has 2 in its first axis, and no axis" in str(
+        caught.value
+    )

@@ -8,8 +8,9 @@ from onnx import TensorProto, helper
 
 import trtq
 from tests.reader.test_files import assert_round_trip, image_model, written
+from tests.support import onnx_files
 from tests.support.onnx_files import random_weight
-from trtq.errors import ExportError, ModelError
+from trtq.errors import CalibrationError, ExportError, ModelError
 from trtq.graph.opaque import use_library
 from trtq.reader import read_onnx
 
@@ -204,3 +205,37 @@ def test_a_branch_whose_op_has_another_meaning_is_not_written(tmp_path):
 def test_a_library_of_ops_that_is_not_there(tmp_path):
     with pytest.raises(ModelError, match="there is no such file"):
         use_library(tmp_path / "ops.so")
+
+
+def test_layers_inside_branches_are_said_to_be_there(tmp_path):
+    """A branch that the data choose is one node: what is in it cannot be quantized."""
+    shape = ["batch", 4]
+
+    def branch(name: str, weight: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        node = helper.make_node("MatMul", ["x", weight], [name], name=f"product_{name}")
+        return helper.make_graph([node], name, [], [out])
+
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], "most", keepdims=0),
+        helper.make_node("Greater", ["most", "zero"], ["positive"], "positive"),
+        helper.make_node(
+            "If",
+            ["positive"],
+            ["y"],
+            "choose",
+            then_branch=branch("a", "w"),
+            else_branch=branch("b", "w"),
+        ),
+    ]
+    model = onnx_files.model_of(
+        nodes,
+        [("x", TensorProto.FLOAT, shape)],
+        [("y", TensorProto.FLOAT, shape)],
+        {"w": random_weight(4, 4), "zero": np.array(0, np.float32)},
+        opset=17,
+        check=False,
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(CalibrationError, match=r"outside of 1 nodes that ONNX Runtime.*If, Loop"):
+        trtq.quantize(str(tmp_path / "m.onnx"), "random:4", calib_cache=str(tmp_path / "cache"))

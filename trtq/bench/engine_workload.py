@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ from trtq.bench.record import RowSettings
 from trtq.engine.runner import Bound, EngineRunner
 from trtq.errors import first_line
 from trtq.export.feeds import AnyArray, Inputs
+
+
+def count_of(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return how many samples a request has: the first size of the first input with axes."""
+    return next((s[0] for s in shapes.values() if s), 1)
 
 
 def shapes_of(feed: Inputs) -> dict[str, list[int]]:

@@ -18,7 +18,8 @@ from trtq.bench.workload import LoadOptions
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
-from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.codes import count_qdq
+from trtq.export.onnx_file import load_onnx
 from trtq.files import FP32
 from trtq.known_records import read_known
 

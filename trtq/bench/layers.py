@@ -14,10 +14,11 @@ from typing import Any
 
 import onnx
 
-from trtq.bench.engine_workload import EngineWorkload
+from trtq.bench.engine_workload import EngineWorkload, count_of
 from trtq.bench.record import LayerTime
 from trtq.bench.workload import OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
+from trtq.cost.ops import floats_of
 from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
@@ -47,7 +48,7 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
         raise BenchError(
             f"There is no layer profile of {path.name}", "the runtime reported no layers"
         )
-    predicted, why = _predicted(path, workload.shape[0])
+    predicted, why = _predicted(path, count_of(workload.shapes))
     total = sum(ms for ms, _ in times.values())
     rows = []
     for name, (ms, kind) in times.items():
@@ -181,7 +182,7 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
 
     def widths(op: Any) -> BitConfig:
         x = op.input_bits or (16 if manifest.precision == "fp16" else 32)
-        return BitConfig(op.weight_bits or x, x, op.fp8)
+        return BitConfig(op.weight_bits or x, x, floats_of(op))
 
     times = predict_all(onnx_kernels(model, ops), device, widths, batch=batch)
     return {t.name: t.ms for t in times}, ""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trtq.artifact import sha256_file, write_atomic
 from trtq.bench.energy import EnergySettings, measure_energy
-from trtq.bench.engine_workload import EngineWorkload
+from trtq.bench.engine_workload import EngineWorkload, count_of
 from trtq.bench.latency import cold, doubts, measure_latency, paced, summarize
 from trtq.bench.layers import profile_layers
 from trtq.bench.meters.jetson import JetsonRails, is_jetson
@@ -107,7 +107,7 @@ class RowMeasurement:
             kind="engine" if is_engine(self.path) else "onnx",
             device=workload.label,
             mode=self.spec.mode,
-            batch=workload.shape[0] if self.spec.shapes else self.batch,
+            batch=count_of(workload.shapes) if self.spec.shapes else self.batch,
             input_shape=workload.shape,
             input_shapes=workload.shapes,
             unavailable=self.unavailable,

@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from trtq.bench.engine_workload import count_of
 from trtq.bench.record import Throughput
 from trtq.bench.sampling import said, warm_up
 from trtq.bench.statistics import Values, early_stopping, quantile
@@ -83,7 +84,7 @@ def measure_throughput(
         slots = _slots(workload, streams)
         throughput = _server(slots, seconds, bound_ms, seed, between, least=queries)
     else:
-        least = math.ceil(images / workload.shape[0])
+        least = math.ceil(images / count_of(workload.shapes))
         slots = _slots(workload, streams)
         throughput = _flooded(slots, scenario, seconds, between, least=least)
     return msgspec.structs.replace(throughput, warmup_calls=warmup.calls, stable=warmup.stable)
@@ -153,7 +154,7 @@ def _one_after_another(
     return Throughput(
         scenario=scenario,
         streams=1,
-        images_per_s=workload.shape[0] * many * len(times) / span,
+        images_per_s=count_of(workload.shapes) * many * len(times) / span,
         queries=len(times),
         samples_per_query=many,
         seconds=span,
@@ -230,7 +231,7 @@ def _flooded(
     return Throughput(
         scenario=scenario,
         streams=len(slots),
-        images_per_s=slots[0].shape[0] * len(ends) / span,
+        images_per_s=count_of(slots[0].shapes) * len(ends) / span,
         queries=len(ends),
         samples_per_query=1,
         seconds=span,
@@ -299,7 +300,7 @@ def _server(
         last = Throughput(
             scenario="server",
             streams=len(slots),
-            images_per_s=len(latency) * slots[0].shape[0] / span,
+            images_per_s=len(latency) * count_of(slots[0].shapes) / span,
             queries=len(latency),
             samples_per_query=1,
             seconds=span,

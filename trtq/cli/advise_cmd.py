@@ -8,6 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import AdviseSpec
 from trtq.terminal import say
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # regions
 
 
-@click.command("advise")
+@click.command("advise", cls=Sectioned)
 @spec_options(AdviseSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:

@@ -8,11 +8,12 @@ import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import AllocateSpec
 from trtq.terminal import say
 
 
-@click.command("allocate")
+@click.command("allocate", cls=Sectioned)
 @spec_options(AllocateSpec, argument="analysis", required=("out",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:

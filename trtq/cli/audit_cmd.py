@@ -8,11 +8,12 @@ import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import AuditSpec
 from trtq.terminal import say
 
 
-@click.command("audit")
+@click.command("audit", cls=Sectioned)
 @spec_options(AuditSpec, argument="file", required=("onnx",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:

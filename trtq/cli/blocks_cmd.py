@@ -8,11 +8,12 @@ import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import BlocksSpec
 from trtq.terminal import say
 
 
-@click.command("blocks")
+@click.command("blocks", cls=Sectioned)
 @spec_options(BlocksSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:

@@ -8,11 +8,12 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import BuildSpec
 from trtq.terminal import say
 
 
-@click.command("build")
+@click.command("build", cls=Sectioned)
 @spec_options(BuildSpec, argument="onnx", required=("out",))
 @click.option(
     "--dry-run",

@@ -8,10 +8,11 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import CompareSpec
 
 
-@click.command("compare")
+@click.command("compare", cls=Sectioned)
 @spec_options(CompareSpec, argument="file")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:

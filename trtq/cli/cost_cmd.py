@@ -8,6 +8,7 @@ import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import CostSpec
 from trtq.terminal import say
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from trtq.commands.cost import CostRecord, LatencyRecord
 
 
-@click.command("cost")
+@click.command("cost", cls=Sectioned)
 @spec_options(CostSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:

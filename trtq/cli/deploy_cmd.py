@@ -9,12 +9,13 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.progress import Progress
 from trtq.recipe import load_recipe
 from trtq.specs import DeploySpec
 
 
-@click.command("deploy")
+@click.command("deploy", cls=Sectioned)
 @spec_options(DeploySpec, argument="model", first="device")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:

@@ -8,11 +8,12 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import EvaluateSpec
 from trtq.terminal import say
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Sectioned)
 @spec_options(EvaluateSpec, argument="onnx", required=("data",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:

@@ -8,10 +8,11 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import ExportCalibSpec
 
 
-@click.command("export-calib")
+@click.command("export-calib", cls=Sectioned)
 @spec_options(ExportCalibSpec, argument="onnx", required=("target", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:

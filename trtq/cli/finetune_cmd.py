@@ -10,11 +10,12 @@ import click
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import FinetuneSpec
 from trtq.workers import Workers
 
 
-@click.command("finetune")
+@click.command("finetune", cls=Sectioned)
 @spec_options(FinetuneSpec, argument="model", required=("encodings", "data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:

@@ -8,10 +8,11 @@ import click
 
 from trtq.cli.display import print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import GateSpec
 
 
-@click.command("gate")
+@click.command("gate", cls=Sectioned)
 @spec_options(GateSpec, argument="record", required=("baseline",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:

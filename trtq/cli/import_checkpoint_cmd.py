@@ -8,10 +8,11 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import ImportCheckpointSpec
 
 
-@click.command("import-checkpoint")
+@click.command("import-checkpoint", cls=Sectioned)
 @spec_options(ImportCheckpointSpec, argument="model", required=("ranges", "data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:

@@ -8,6 +8,7 @@ import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import LintSpec
 from trtq.terminal import say
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from trtq.export.lint_view import Finding
 
 
-@click.command("lint")
+@click.command("lint", cls=Sectioned)
 @spec_options(LintSpec, argument="onnx", required=("target",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:

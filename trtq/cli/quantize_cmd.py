@@ -10,12 +10,13 @@ import click
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText, collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.files import QUANTIZE_JSON
 from trtq.specs import QuantizeSpec
 from trtq.terminal import say
 
 
-@click.command("quantize")
+@click.command("quantize", cls=Sectioned)
 @spec_options(QuantizeSpec, argument="model", required=("data", "out"))
 @click.option(
     "--recipe",

@@ -9,6 +9,7 @@ import click
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.specs import SearchSpec
 from trtq.terminal import say
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from trtq.records.search import SearchRecord
 
 
-@click.command("search")
+@click.command("search", cls=Sectioned)
 @spec_options(SearchSpec, argument="model", required=("data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> int:

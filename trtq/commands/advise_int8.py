@@ -15,13 +15,8 @@ from trtq.engine.int8_model import Int8Model
 from trtq.engine.open_engine import is_engine
 from trtq.engine.regions import Region
 from trtq.errors import UsageError
-from trtq.export.onnx_file import (
-    count_qdq,
-    get_metadata,
-    load_onnx,
-    save_onnx,
-    set_metadata_,
-)
+from trtq.export.codes import count_qdq
+from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
 from trtq.export.strip import strip_at
 from trtq.files import ADVISE_JSON, ENCODINGS, FP32, MODEL_FILES, QDQ, QUANTIZE_JSON
 from trtq.onnx_node import label_of

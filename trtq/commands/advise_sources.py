@@ -26,7 +26,8 @@ from trtq.engine.settings import RTX
 from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, choose_sizes
 from trtq.errors import ArtifactError, TrtqError, UsageError
-from trtq.export.onnx_file import TARGET, codes_of, get_metadata, read_onnx
+from trtq.export.codes import codes_of
+from trtq.export.onnx_file import TARGET, get_metadata, read_onnx
 from trtq.files import FP32
 from trtq.onnx_node import label_of
 from trtq.platform.target import Target

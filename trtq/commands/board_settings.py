@@ -14,7 +14,8 @@ from trtq.deploy.board import Board
 from trtq.deploy.jobs import JobPower
 from trtq.engine.job import Job, prepare
 from trtq.errors import BoardError, UsageError
-from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.codes import count_qdq
+from trtq.export.onnx_file import load_onnx
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec
 from trtq.workspace import Workspace
 

@@ -16,7 +16,7 @@ from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
 from trtq.cost.devices import Device, find_device
 from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
-from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op
+from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, floats_of
 from trtq.cost.profile import Correction, correct
 from trtq.cost.roofline import HOW as ROOFLINE
 from trtq.cost.roofline import KernelTime, predict_all
@@ -317,7 +317,7 @@ def _count_onnx(spec: CostSpec) -> _Counted:
 
     def widths(op: Op | Kernel) -> BitConfig:
         x = op.input_bits or 32
-        return BitConfig(op.weight_bits or x, x, op.fp8)
+        return BitConfig(op.weight_bits or x, x, floats_of(op))
 
     parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
     return _Counted(
@@ -358,9 +358,9 @@ def _latency(
     kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], BitConfig], spec: CostSpec
 ) -> LatencyRecord:
     notes = []
-    for name, fp8 in (("int8", False), ("fp8", True)):
+    for name, kind in (("int8", "uniform"), ("fp8", "fp8"), ("fp4", "fp4")):
         if name not in device.peaks and any(
-            max(widths(k).weight, widths(k).input) <= 8 and widths(k).fp8 is fp8 for k in kernels
+            max(widths(k).weight, widths(k).input) <= 8 and widths(k).kind == kind for k in kernels
         ):
             notes.append(
                 f"the {device.title} has no {name.upper()} kernels: such layers are predicted "

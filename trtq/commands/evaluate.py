@@ -36,6 +36,7 @@ from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.gallery import Gallery
+from trtq.layouts import channels_first, layout_of
 from trtq.progress import Notes, Progress, or_silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
@@ -229,13 +230,10 @@ def _preprocess(
         given = {k: known.get(k) if v is None and k in keep else v for k, v in given.items()}
         if given["input_dtype"] == "uint8":  # its mean and std have no effect
             given.update(mean=None, std=None)
-    if (
-        given["input_size"] is None
-        and len(shape) == 4
-        and all(isinstance(v, int) for v in shape[1:])
-    ):
-        given["input_size"] = tuple(shape[1:])
-    return resolve_preprocess(**given)
+    layout = layout_of(shape)
+    if layout and given["input_size"] is None and all(isinstance(v, int) for v in shape[1:]):
+        given["input_size"] = channels_first(shape[1:], layout)
+    return resolve_preprocess(**given, hints={"layout": layout})
 
 
 def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:

@@ -16,6 +16,7 @@ from trtq.flow.encoded import require_own
 from trtq.flow.inputs import origin_of
 from trtq.flow.profiles import ProfileRow, ProfileWriter, require_formats
 from trtq.flow.run import Run
+from trtq.graph.feed import count_of
 from trtq.platform.target import Target
 from trtq.progress import Progress, or_silent
 from trtq.quant.encodings import Encodings
@@ -91,7 +92,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             **header("export", spec),
             encodings_sha256=encodings.digest(),
             profiles=rows,
-            images=sum(len(feed[0]) for feed in writer.batches),
+            images=sum(count_of(feed) for feed in writer.batches),
             notes=run.note.lines,
             files=file_records(staging / name for name in names),
             environment=environment(),

@@ -86,7 +86,8 @@ def _folder(path: Path) -> Info:
 
 
 def _onnx(path: Path) -> Info:
-    from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
+    from trtq.export.codes import quantized_nodes
+    from trtq.export.onnx_file import get_metadata, load_onnx
     from trtq.onnx_walk import all_nodes
     from trtq.ops import onnx_types
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from trtq import ops as operators
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
-from trtq.graph.feed import Feed
+from trtq.graph.feed import Feed, count_of
 from trtq.graph.naming import is_softmax, node_name
 from trtq.graph.nodes import conv_groups, get_constant, operands
 from trtq.graph.post_norm import is_restore
@@ -69,7 +69,7 @@ def list_ops(graph: fx.GraphModule, feed: Feed) -> list[Op]:
     with torch.inference_mode():
         runner.run(*feed)
     constant = _constants(graph)
-    reader = _Reader(graph, runner.shapes, constant, len(feed[0]))
+    reader = _Reader(graph, runner.shapes, constant, count_of(feed))
     return [
         reader.op(node)
         for node in graph.graph.nodes

@@ -18,8 +18,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         name: as ``--device`` and budgets write it.
         title: what people call it.
         kind: its class: ``server``, ``geforce`` or ``jetson``.
-        peaks: dense operations a second by precision: fp32, fp16, int8, fp8; what is missing has no
-            kernels.
+        peaks: dense operations a second by precision: fp32, fp16, int8, fp8, fp4; what is missing
+            has no kernels.
         bandwidth: of its memory, bytes a second.
         power: limit in W.
         source: where the figures come from.
@@ -54,7 +54,8 @@ def devices() -> dict[str, Device]:
 
 def _device(name: str, title: str, row: Roofline) -> Device:
     fitted = catalogue().classes[row.kind]
-    peaks = {"fp32": row.fp32, "fp16": row.fp16, "int8": row.int8, "fp8": row.fp8}
+    peaks = {"fp32": row.fp32, "fp16": row.fp16, "int8": row.int8}
+    peaks |= {"fp8": row.fp8, "fp4": row.fp4}
     return Device(
         name=name,
         title=row.title or title,

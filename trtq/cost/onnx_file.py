@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import onnx
+from msgspec import UNSET
 from onnx import TensorProto
 
 from trtq import ops as operators
@@ -14,6 +15,7 @@ from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError
 from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import RANDOM, Scope, branches, scopes
+from trtq.quant.formats import Kind
 
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -24,6 +26,11 @@ BITS: dict[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT8E4M3FN: 8,
+    TensorProto.FLOAT4E2M1: 4,
+}
+FLOAT_CODES: Mapping[int, Kind] = {
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.FLOAT4E2M1: "fp4",
 }
 
 
@@ -50,7 +57,7 @@ class _Reader:
         self.stored: dict[str, int] = (
             dict(outer.stored) if outer else {}
         )  # bits of what a DequantizeLinear reads
-        self.fp8: set[str] = set(outer.fp8) if outer else set()
+        self.kinds: dict[str, Kind] = dict(outer.kinds) if outer else {}
         for name, held in scope.constants.items():
             self.hold(name, list(held.dims), held.data_type)
 
@@ -66,8 +73,8 @@ class _Reader:
         """Note the width of what a DequantizeLinear reads."""
         kind = self.types.get(node.input[0], TensorProto.INT8)
         self.stored[node.output[0]] = BITS.get(kind, 8)
-        if kind == TensorProto.FLOAT8E4M3FN:
-            self.fp8.add(node.output[0])
+        if kind in FLOAT_CODES:
+            self.kinds[node.output[0]] = FLOAT_CODES[kind]
 
     def values(self, name: str) -> int:
         return math.prod(self.shapes.get(name) or [0])
@@ -136,7 +143,8 @@ def _pass_on(reader: _Reader, node: onnx.NodeProto) -> None:
         found = reader.scope.pair(name) if name else None
         if found is not None and found.path:
             reader.stored[name] = reader.stored.get(found.dq.output[0], 8)
-            reader.fp8.update([name] if found.dq.output[0] in reader.fp8 else [])
+            if found.dq.output[0] in reader.kinds:
+                reader.kinds[name] = reader.kinds[found.dq.output[0]]
 
 
 def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
@@ -185,6 +193,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     inverse = operators.kind(node) == "conv_transpose"
     produced = activations[0] if inverse else node.output[0]
     shape = reader.shapes.get(weight or "", [])
+    kinds = {reader.kinds[n] for n in activations if n in reader.kinds}
     return Op(
         name=op_name(node, own=reader.own),
         kind=kind,
@@ -195,7 +204,8 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
         depthwise=kind == "conv" and integer(node, "group", 1) > 1 and shape[1:2] == [1],
         weight_bits=reader.bits(weight) if weight else None,
         input_bits=min((reader.bits(n) for n in activations), default=None),
-        fp8=any(n in reader.fp8 for n in activations),
+        fp8="fp8" in kinds,
+        fp4="fp4" in kinds or UNSET,
     )
 
 

@@ -9,11 +9,14 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from trtq.errors import ArtifactError, first_line
+from trtq.onnx_node import integer
 from trtq.onnx_walk import Scope, declare_domains_, is_fixed
+from trtq.quant.formats import FP4_BLOCK
 
 FIXED = "Export it with a fixed image size"
 MOST_SIZES = 64  # values of what a shape is computed from
 ROUNDS = 32
+FP4_TYPES = (onnx.TensorProto.FLOAT4E2M1, onnx.TensorProto.FLOAT8E4M3FN)
 
 
 def with_shapes(
@@ -39,7 +42,8 @@ def with_shapes(
     try:
         inferred = shape_inference.infer_shapes(copy, data_prop=True)
         for _ in range(ROUNDS):
-            if not _compute_sizes_(copy, inferred):
+            found = _infer_fp4_(copy, inferred)
+            if not _compute_sizes_(copy, inferred) and not found:
                 break
             inferred = shape_inference.infer_shapes(copy, data_prop=True)
     except shape_inference.InferenceError as exc:
@@ -64,6 +68,24 @@ def _fix_inputs_(model: onnx.ModelProto, path: str, sizes: Mapping[str, Sequence
                     f"Cannot count {path}", f"axis {axis} of its input {value.name} is open", FIXED
                 )
             d.dim_value = 1 if given is None else given[axis]
+
+
+def _infer_fp4_(model: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
+    """Write the shapes of the codes and the block scales that TensorRT's FP4 op makes.
+
+    Returns whether any was new.
+    """
+    known = {v.name: dims_of(v) for v in (*inferred.graph.input, *inferred.graph.value_info)}
+    new = []
+    for node in inferred.graph.node:
+        dims = known.get(node.input[0], []) if node.op_type == "TRT_FP4DynamicQuantize" else []
+        if not dims or node.output[0] in known:
+            continue
+        blocks = [*dims[:-1], -(-dims[-1] // integer(node, "block_size", FP4_BLOCK))]
+        for name, kind, shape in zip(node.output, FP4_TYPES, (dims, blocks), strict=True):
+            new.append(helper.make_tensor_value_info(name, kind, shape))
+    model.graph.value_info.extend(new)
+    return bool(new)
 
 
 def _compute_sizes_(model: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 WEIGHTED = ("conv", "linear", "matmul")
 COUNTED = (*WEIGHTED, "norm", "softmax")
@@ -26,6 +28,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
             it.
         weight_bits, input_bits: what the file stores; None where the graph does not say.
         fp8: those 8 bits are FP8.
+        fp4: those 4 bits are FP4.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     weight_bits: int | None = None
     input_bits: int | None = None
     fp8: bool = False
+    fp4: bool | UnsetType = UNSET
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +50,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: of its first op.
         kind: of its first op.
-        macs, weights, depthwise, weight_bits, input_bits, fp8: of its first op.
+        macs, weights, depthwise, weight_bits, input_bits, fp8, fp4: of its first op.
         reads: values it reads from tensors that other kernels made, or that come from outside.
         writes: values it writes that other kernels read, or that go outside.
     """
@@ -61,6 +65,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     weight_bits: int | None = None
     input_bits: int | None = None
     fp8: bool = False
+    fp4: bool | UnsetType = UNSET
+
+
+def floats_of(op: Op | Kernel) -> Literal["", "fp8", "fp4"]:
+    """Return the kind of the codes that an op reads where they are floats."""
+    return "fp8" if op.fp8 else "fp4" if op.fp4 is True else ""
 
 
 def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
@@ -169,4 +179,5 @@ def _kernel(
         weight_bits=head.weight_bits,
         input_bits=head.input_bits,
         fp8=head.fp8,
+        fp4=head.fp4,
     )

@@ -15,7 +15,7 @@ from trtq.cost.ops import WEIGHTED, Kernel
 from trtq.quant.formats import BitConfig
 
 Bound = Literal["compute", "memory", "launch"]
-BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8}
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "fp4": 4}
 HOW = (
     "Roofline: max(operations / (peak x efficiency), bytes / (bandwidth x memory share)) + "
     "launch, kernel by kernel. Peaks and bandwidth from data sheets; efficiency and launch "
@@ -44,13 +44,13 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
 def computes_in(device: Device, widths: BitConfig) -> str:
     """Return the precision in which a device multiplies operands of these widths.
 
-    INT8 and FP8 require both operands at 8 bits or less and kernels on the device.
+    INT8, FP8 and FP4 require both operands at 8 bits or less and kernels on the device.
 
     Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are
     unpacked and multiplied in FP16.
     """
     widest = max(widths.weight, widths.input)
-    narrow = "fp8" if widths.fp8 else "int8"
+    narrow = {"uniform": "int8"}.get(widths.kind, widths.kind)
     if widest <= 8 and narrow in device.peaks:
         return narrow
     return "fp16" if widest <= 16 else "fp32"

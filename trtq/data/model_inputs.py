@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from trtq.errors import DataError
+from trtq.data.sample_axes import sample_axes
 
 Note = Callable[[str], None]
 TARGET_KEYS = ("target", "label", "labels", "y")
@@ -101,9 +102,25 @@ class InputNeeds:
         """Names of the inputs."""
         return tuple(i.name for i in self.inputs)
 
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
+        """The axis of each input that holds samples."""
+        found = sample_axes([i.shape for i in self.inputs])
+        return {i.name: axis or 0 for i, axis in zip(self.inputs, found, strict=True)}
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the first axis of an input is not that of the samples."""
+        return any(self.axes.values())
+
+    def sample_shape(self, spec: InputSpec) -> tuple[int | str, ...]:
+        """Return the shape of an input's part of one sample."""
+        axis = self.axes[spec.name]
+        return spec.shape[:axis] + spec.shape[axis + 1 :]
+
     def is_open(self, spec: InputSpec) -> bool:
         """Whether samples of an input can have several shapes."""
-        return any(isinstance(size, str) for size in spec.shape[1:])
+        return any(isinstance(size, str) for size in self.sample_shape(spec))
 
 
 def listed_names(names: Iterable[str]) -> str:
@@ -207,8 +224,12 @@ def to_tensor(value: object) -> torch.Tensor:
             value = np.require(_native(value), requirements=["C", "W"])
         return torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as exc:
-        kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise ValueError(f"is a {kind}, expected a tensor or an array of numbers") from exc
+        kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _named(value)
+        raise ValueError(f"is {kind}, expected a tensor or an array of numbers") from exc
+
+
+def _named(value: object) -> str:
+    return f"a {type(value).__name__}"
 
 
 def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -218,156 +239,3 @@ def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError
     return array.astype(np.int64)
-
-
-@dataclass(kw_only=True)
-class Fitting:
-    """Fits the values of samples to what a model takes.
-
-    Attributes:
-        name: of the data, for errors.
-        needs: what the model takes; None where it is not known yet: values stay as they are.
-        note: receives a line for each kind of cast.
-    """
-
-    name: str
-    needs: InputNeeds | None = None
-    note: Note | None = None
-    told: set[str] = field(default_factory=set)
-
-    def fit(self, index: int, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
-        """Return the inputs of sample ``index`` with the types and shapes that the model takes.
-
-        Raises:
-            DataError: names the sample and the input.
-        """
-        tensors = {n: self._tensor(index, n, v) for n, v in values.items()}
-        if self.needs is None:
-            return tensors
-        sizes: dict[str, tuple[str, int]] = {}
-        fitted = {}
-        for spec in self.needs.inputs:
-            tensor = self._cast(index, spec, tensors[spec.name])
-            self._require_shape(index, spec, tensor, sizes)
-            self._require_rows(index, spec.name, tensor)
-            fitted[spec.name] = tensor
-        return fitted
-
-    def refuse(self, index: int, reason: str, hint: str = "") -> DataError:
-        """Return the error about one sample."""
-        return DataError(f"Cannot use sample {index} of {self.name}", reason, hint)
-
-    def _tensor(self, index: int, name: str, value: object) -> torch.Tensor:
-        try:
-            return to_tensor(value)
-        except ValueError as exc:
-            raise self.refuse(index, f"input {name!r} {exc}", _hint_about(value)) from exc
-
-    def _cast(self, index: int, spec: InputSpec, tensor: torch.Tensor) -> torch.Tensor:
-        wanted = DTYPES.get(spec.dtype)
-        if wanted is None or tensor.dtype == wanted:
-            return tensor
-        given = str(tensor.dtype).removeprefix("torch.")
-        words = f"input {spec.name!r} is {given}, the model takes {spec.dtype}"
-        pixels = not tensor.is_floating_point() and tensor.ndim >= IMAGE_RANK
-        if wanted.is_floating_point and pixels:
-            raise self.refuse(
-                index,
-                words,
-                "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
-            )
-        cast = tensor.to(wanted)
-        lost = _lost(tensor, cast)
-        if lost:
-            raise self.refuse(index, f"{words}: {lost}", f"Give {spec.name!r} as {spec.dtype}")
-        rounded = tensor.is_floating_point() and cast.is_floating_point()
-        verb = "rounded" if rounded and tensor.element_size() > cast.element_size() else "cast"
-        self._tell(f"{self.name}: {words}; its values are {verb}")
-        return cast
-
-    def _tell(self, line: str) -> None:
-        if line not in self.told:
-            self.told.add(line)
-            if self.note is not None:
-                self.note(line)
-
-    def _require_shape(
-        self, index: int, spec: InputSpec, tensor: torch.Tensor, sizes: dict[str, tuple[str, int]]
-    ) -> None:
-        """Refuse a shape that the model does not take; ``sizes`` are the open sizes so far."""
-        assert self.needs is not None
-        shape = [int(v) for v in tensor.shape]
-        wanted = spec.shape[1:]
-        fixed = [(a, b) for a, b in zip(shape, wanted, strict=False) if isinstance(b, int)]
-        if len(shape) != len(wanted) or any(a != b for a, b in fixed):
-            raise self.refuse(
-                index,
-                f"input {spec.name!r} has the shape {shape}, the input is {spec.words}",
-                "Give one sample an item, without a batch axis, as the model takes it",
-            )
-        for size, symbol in zip(shape, wanted, strict=True):
-            if isinstance(symbol, str):
-                self._require_size(index, spec, symbol, size, sizes)
-
-    def _require_size(
-        self,
-        index: int,
-        spec: InputSpec,
-        symbol: str,
-        size: int,
-        sizes: dict[str, tuple[str, int]],
-    ) -> None:
-        """Refuse an open size out of its range, or of two values in one sample."""
-        assert self.needs is not None
-        other, before = sizes.setdefault(symbol, (spec.name, size))
-        if before != size:
-            raise self.refuse(
-                index,
-                f"the size {symbol!r} is {before} in {other!r} and {size} in {spec.name!r}",
-                "The inputs of one sample must agree",
-            )
-        sizes_of_axis = self.needs.ranges.get(symbol)
-        if sizes_of_axis is not None and size not in sizes_of_axis:
-            raise self.refuse(
-                index,
-                f"{symbol!r} of input {spec.name!r} is {size}, the model takes "
-                f"{sizes_of_axis.meaning}",
-                "Shorten, pad or resize it",
-            )
-
-    def _require_rows(self, index: int, name: str, tensor: torch.Tensor) -> None:
-        """Refuse indices that select no row of the embedding behind an input."""
-        assert self.needs is not None
-        rows = self.needs.rows.get(name)
-        if rows is None or not tensor.numel() or tensor.is_floating_point():
-            return
-        low, high = int(tensor.min()), int(tensor.max())
-        if low < 0 or high >= rows:
-            raise self.refuse(
-                index,
-                f"input {name!r} has the index {low if low < 0 else high}, the embedding of the "
-                f"model has {rows} rows",
-                "Use the tokenizer that the model was trained with",
-            )
-
-
-def _hint_about(value: object) -> str:
-    """Return what to do about a value that is no tensor."""
-    if isinstance(value, (tuple, list, Mapping)):
-        return "Give a sample as a mapping of its tensors by name: {'left': ..., 'right': ...}"
-    return "Apply the model's preprocessing first (ToTensor, Normalize)"
-
-
-def _lost(before: torch.Tensor, after: torch.Tensor) -> str:
-    """Return what a cast would lose, "" for nothing but the rounding of floats."""
-    if before.is_complex():
-        return "complex numbers have no such form"
-    if before.is_floating_point() and after.is_floating_point():
-        overflow = torch.isfinite(before) & ~torch.isfinite(after)
-        if not bool(overflow.any()):
-            return ""
-        return f"{float(before[overflow][0]):g} is beyond its range"
-    differs = after.to(before.dtype) != before
-    if not bool(differs.any()):
-        return ""
-    return f"{before[differs][0].item()} would become {after[differs][0].item()}"

@@ -19,6 +19,7 @@ from trtq.data.ahead import ahead
 from trtq.data.decode import to_eight_bits
 from trtq.data.source import Source
 from trtq.errors import UsageError
+from trtq.layouts import Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,6 +94,7 @@ class Preprocess(
         fill: value of the border of a letterbox, 0 to 255.
         channel_order: of three colours.
         dtype: of the input; ``uint8`` takes pixels as they are.
+        layout: of the model's axes; ``NHWC`` has channels last.
     """
 
     input_size: tuple[int, int, int]
@@ -106,9 +108,10 @@ class Preprocess(
     fill: int = 0
     channel_order: Literal["rgb", "bgr"] = "rgb"
     dtype: Literal["float32", "uint8"] = "float32"
+    layout: Layout = "NCHW"
 
     def apply(self, image: Image.Image) -> torch.Tensor:
-        """Return the image as ``dtype``, shape [C, H, W], for models of one or three channels.
+        """Return the image as ``dtype`` in ``layout``, for models of one or three channels.
 
         Raises:
             UndecodableError: its samples have no known range.
@@ -123,7 +126,7 @@ class Preprocess(
         return self._normalised(np.asarray(image).reshape(*image.size[::-1], channels))
 
     def apply_bands(self, bands: npt.NDArray[Any]) -> torch.Tensor:
-        """Return pixels of any number of channels as ``dtype``, shape [C, H, W].
+        """Return pixels of any number of channels as ``dtype`` in ``layout``.
 
         Args:
             bands: uint8 [H, W, C], or float32 of values 0 to 255.
@@ -143,7 +146,8 @@ class Preprocess(
             scaled = pixels.astype(np.float32) / np.float32(255.0)
             mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
             values = (scaled - mean) / std
-        return torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1).contiguous()
+        image = torch.from_numpy(np.ascontiguousarray(values))
+        return image if self.layout == "NHWC" else image.permute(2, 0, 1).contiguous()
 
     def apply_mask(self, mask: np.ndarray, ignore: int) -> torch.Tensor:
         """Return a mask of class indices, resized and cropped as its image is, int64 [H, W].
@@ -320,6 +324,7 @@ def _placed(
         fill=GRAY_FILL if boxed else 0,
         channel_order=order,
         dtype=dtype,
+        layout=defaults.get("layout") or "NCHW",
     )
 
 
@@ -445,7 +450,7 @@ def batches(
 def read_image(
     source: Source, index: int, preprocess: Preprocess
 ) -> tuple[torch.Tensor, ImagePlace]:
-    """Return one image as the model takes it, [C, H, W], and where it is in the input.
+    """Return one image as the model takes it, and where it is in the input.
 
     Raises:
         DataError: it is damaged, or has another number of channels.

@@ -58,7 +58,7 @@ def _count(request: Request) -> int:
 
 
 class RandomRows:
-    """Samples that depend on their position alone."""
+    """Samples that depend on their position alone; an input without axes is one number for all."""
 
     def __init__(self, needs: InputNeeds, count: int) -> None:
         self.needs, self.count = needs, count
@@ -67,25 +67,27 @@ class RandomRows:
         return self.count
 
     def __getitem__(self, index: int) -> object:
-        generator = np.random.default_rng([index, len(self.needs.inputs)])
-        sizes: dict[str, int] = {}
-        return {s.name: self._value(s, generator, sizes) for s in self.needs.inputs}
+        count, sizes = len(self.needs.inputs), dict[str, int]()
+        own, of_all = (np.random.default_rng([i, count]) for i in (index, 0))
+        return {
+            s.name: self._value(s, own if s.shape else of_all, sizes) for s in self.needs.inputs
+        }
 
     def _value(
         self, spec: InputSpec, generator: np.random.Generator, sizes: dict[str, int]
     ) -> torch.Tensor:
-        shape = [self._size(spec, axis, sizes) for axis in range(1, len(spec.shape))]
+        own = enumerate(self.needs.sample_shape(spec)) if spec.shape else ()
+        shape = [self._size(spec, axis, size, sizes) for axis, size in own]
         rows = self.needs.rows.get(spec.name)
         batch = draw(generator, spec.dtype, [1, *shape], rows=rows, coins=True)
         return torch.from_numpy(batch)[0]
 
-    def _size(self, spec: InputSpec, axis: int, sizes: dict[str, int]) -> int:
-        """Return one size of an input: fixed, that of the capture, or one within its range."""
-        size = spec.shape[axis]
+    def _size(self, spec: InputSpec, axis: int, size: int | str, sizes: dict[str, int]) -> int:
+        """Return one size of a sample: fixed, that of the capture, or one within its range."""
         if isinstance(size, int):
             return size
         captured = self.needs.sizes.get(spec.name)
-        usual = captured[axis - 1] if captured is not None else LONGEST
+        usual = captured[axis] if captured is not None else LONGEST
         return sizes.setdefault(size, nearest(usual, self.needs.ranges.get(size)))
 
 

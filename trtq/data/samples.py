@@ -27,6 +27,7 @@ from trtq.data.model_inputs import InputNeeds
 from trtq.data.preprocess import ImagePlace, Preprocess, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
+from trtq.layouts import Layout, channels_first, in_layout, layout_of
 
 INPUT = "input"
 NOTHING = -100  # no class has this index
@@ -271,16 +272,16 @@ class ImageSamples(Samples):
                 "Give .npz files with these names, or file.py:factory",
             )
         (spec,) = needs.inputs
-        size = self.picture.input_size
-        fits = len(spec.shape) == len(size) + 1 and all(
+        layout = layout_of(spec.shape)
+        size = in_layout(self.picture.input_size, layout or "NCHW")
+        fits = layout is not None and all(
             isinstance(b, str) or a == b for a, b in zip(size, spec.shape[1:], strict=True)
         )
-        if not fits:
+        if layout is None or not fits:
             raise DataError(
                 f"The samples of {self.name} do not fit {needs.model}",
                 f"a sample has the shape {list(size)}, the input is {spec.words}",
-                f"Give --input-size {'x'.join(str(v) for v in spec.shape[1:])}, or samples that "
-                "are no images",
+                _hint_of_size(spec.shape, layout),
             )
         if self.picture.dtype != spec.dtype and spec.dtype in ("uint8", "float32"):
             raise DataError(
@@ -288,7 +289,10 @@ class ImageSamples(Samples):
                 f"a sample is {self.picture.dtype}, the input is {spec.words}",
                 f"Give --input-dtype {spec.dtype}",
             )
-        return replace(self, input=spec.name)
+        if layout == "NHWC":
+            self.source.tell_once(f"images are given with channels last, as in {spec.words}")
+        picture = msgspec.structs.replace(self.picture, layout=layout)
+        return replace(self, input=spec.name, picture=picture)
 
     @property
     def class_names(self) -> tuple[str, ...]:  # noqa: D102
@@ -355,6 +359,14 @@ class ImageSamples(Samples):
 
     def describe(self) -> dict[str, object]:  # noqa: D102
         return describe(self.source)
+
+
+def _hint_of_size(shape: Sequence[int | str], layout: Layout | None) -> str:
+    """Return what to type where images are of another size than the input."""
+    if layout is None:
+        return "Give samples that are no images: .npz files, or file.py:factory"
+    size = channels_first(shape[1:], layout)
+    return f"Give --input-size {'x'.join(map(str, size))}, or samples that are no images"
 
 
 def target_array(

@@ -137,6 +137,11 @@ class Source(ABC):
         if self.note is not None:
             self.note(line)
 
+    def tell_once(self, line: str) -> None:
+        """Tell a line that nobody has been told yet."""
+        if line not in self.notes:
+            self.tell(line)
+
     def changed(self) -> dict[str, int]:
         """Return how many of the decoded images were changed, by kind: ``turned``, ``alpha`` ..."""
         return {kind: len(seen) for kind, seen in sorted(self._changed.items())}

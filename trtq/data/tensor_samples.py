@@ -12,7 +12,8 @@ import torch
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes, boxes_of, is_boxed
-from trtq.data.model_inputs import Fitting, InputNeeds, parts_of, split
+from trtq.data.fitting import Fitting
+from trtq.data.model_inputs import InputNeeds, parts_of, split
 from trtq.data.rows import Rows, read_row, rows_of
 from trtq.data.samples import Batch, Samples, Targets
 from trtq.errors import DataError
@@ -168,16 +169,18 @@ class TensorSamples(Samples):
     def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:
         """Yield the first ``count`` samples in batches of at most ``size``, read ahead.
 
-        Samples of different shapes, where the model takes them, are in different batches.
+        Samples of different shapes, where the model takes them, are in different batches; so are
+        samples with other values of an input that is one number for a whole batch.
         """
         chosen = self.order[:count]
+        size = 1 if self.needs is not None and self.needs.one_at_a_time else size
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         for part, rows in zip(parts, ahead(parts, self._read), strict=True):
             start = 0
             for end in self._ends(rows):
                 group = rows[start:end]
                 yield Batch(
-                    inputs=_stacked([x for x, _ in group], self._scalars),
+                    inputs=_stacked([x for x, _ in group], self._scalars, self.needs),
                     ids=[self._id(i) for i in part[start:end]],
                     targets=partial(self._targets, [t for _, t in group]),
                 )
@@ -197,7 +200,7 @@ class TensorSamples(Samples):
         return [(inputs, target) for inputs, (_, target) in zip(padded, rows, strict=True)]
 
     def _ends(self, rows: Sequence[Sample]) -> list[int]:
-        """Return where the batches of samples with equal shapes end.
+        """Return where the batches of samples with equal shapes and numbers end.
 
         Raises:
             DataError: shapes differ although the model takes one, or is not known.
@@ -205,7 +208,9 @@ class TensorSamples(Samples):
         shapes = [{n: tuple(x.shape) for n, x in inputs.items()} for inputs, _ in rows]
         if self.needs is None or not any(map(self.needs.is_open, self.needs.inputs)):
             self._require_equal(shapes)
-        changes = [i for i in range(1, len(rows)) if shapes[i] != shapes[i - 1]]
+        numbers = [[inputs[n].item() for n in self._scalars] for inputs, _ in rows]
+        kinds = list(zip(shapes, numbers, strict=True))
+        changes = [i for i in range(1, len(rows)) if kinds[i] != kinds[i - 1]]
         return [*changes, len(rows)]
 
     def _require_equal(self, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
@@ -341,22 +346,16 @@ def _content(inputs: Mapping[str, torch.Tensor]) -> str:
 
 
 def _stacked(
-    rows: Sequence[Mapping[str, torch.Tensor]], scalars: Collection[str] = ()
+    rows: Sequence[Mapping[str, torch.Tensor]],
+    scalars: Collection[str] = (),
+    needs: InputNeeds | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return samples side by side; an input without axes is one number for all of them.
-
-    Raises:
-        DataError: it is not.
-    """
-    for name in scalars:
-        if any(not torch.equal(r[name], rows[0][name]) for r in rows):
-            raise DataError(
-                f"The samples have different values of {name}",
-                "the model takes one number for all samples of a batch",
-                "Give batch_size=1",
-            )
+    """Return samples side by side; an input without axes is one number for all of them."""
+    axes = {} if needs is None else needs.axes
     return {
-        name: rows[0][name] if name in scalars else torch.stack([r[name] for r in rows])
+        name: rows[0][name]
+        if name in scalars
+        else torch.stack([r[name] for r in rows], axes.get(name, 0))
         for name in rows[0]
     }
 

@@ -25,10 +25,11 @@ from trtq.engine.audit import AUDITED
 from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
+from trtq.export.codes import count_qdq
 from trtq.export.feeds import Given, count_of
 from trtq.export.fp16 import elem_types, has_half, rounded
 from trtq.export.lint_view import View
-from trtq.export.onnx_file import count_qdq, get_metadata
+from trtq.export.onnx_file import get_metadata
 from trtq.export.strip import strip_qdq
 from trtq.onnx_node import label_of, names_of
 from trtq.tasks import Figure

@@ -33,6 +33,9 @@ UNKNOWN = "unknown"
 TYPES = (
     ("int8", "int8"),
     ("fp8", "fp8"),
+    ("e4m3", "fp8"),
+    ("fp4", "fp4"),
+    ("e2m1", "fp4"),
     ("bf16", "bf16"),
     ("bfloat", "bf16"),
     ("fp16", "fp16"),
@@ -41,6 +44,11 @@ TYPES = (
     ("fp32", "fp32"),
     ("float", "fp32"),
 )
+CODES = ("fp4", "fp8", "int8")
+FLOAT_CODES: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
+    onnx.TensorProto.FLOAT4E2M1: "fp4",
+}
 FOREIGN = re.compile(r"\{ForeignNode\[(.+?)\.\.\.(.+?)\]\}")
 
 
@@ -148,7 +156,7 @@ def _row(layer: Any) -> LayerRow:
         types.append(classify(str(weights["Type"])))
     known = [t for t in types if t != UNKNOWN]
     # A layer with an INT8 input and FP16 weights is not an INT8 layer: the widest of them decides.
-    order = ("fp32", "bf16", "fp16", "fp8", "int8")
+    order = ("fp32", "bf16", "fp16", "fp8", "int8", "fp4")
     precision = min(known, key=order.index) if known else UNKNOWN
     moves = kind in ("Reformat", "NoOp", "Quantize", "Dequantize", "Shuffle") or name.startswith(
         "Reformatting"
@@ -197,17 +205,18 @@ def requests(model: onnx.ModelProto) -> dict[str, str]:
             if node.op_type in AUDITED:
                 pairs = [scope.pair(name) for name in node.input[:2]]
                 asked = [_codes(scope, p.dq) for p in pairs if p is not None]
-                found[label_of(node)] = (
-                    "float" if len(asked) < 2 else "fp8" if "fp8" in asked else "int8"
-                )
+                found[label_of(node)] = "float" if len(asked) < 2 else min(asked, key=CODES.index)
     return found
 
 
 def _codes(scope: Scope, dq: onnx.NodeProto) -> str:
     """Return what a pair rounds to."""
+    maker = scope.maker(dq.input[0])
+    if maker is not None and maker.op_type == "TRT_FP4DynamicQuantize":
+        return "fp4"
     names = [dq.input[2]] if len(dq.input) > 2 and dq.input[2] else []
     held = [h for n in (*names, dq.input[0]) if (h := scope.constant(n)) is not None]
-    return "fp8" if any(h.data_type == onnx.TensorProto.FLOAT8E4M3FN for h in held) else "int8"
+    return next((FLOAT_CODES[h.data_type] for h in held if h.data_type in FLOAT_CODES), "int8")
 
 
 def match(

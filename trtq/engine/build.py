@@ -36,12 +36,13 @@ from trtq.engine.select_builder import imagine_builder, open_builder, refuse_sil
 from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
 from trtq.engine.verify import verify
 from trtq.errors import ArtifactError, UsageError
+from trtq.export.codes import codes_of, count_qdq, quantized_nodes
 from trtq.export.fp16 import has_half
-from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, made_with, quantized_nodes
+from trtq.export.onnx_file import get_metadata, made_with
 from trtq.export.strip import strip_at
 from trtq.export.tables import table_sizes
 from trtq.onnx_walk import is_fixed
-from trtq.platform.releases import Runtime
+from trtq.platform.releases import Runtime, newer_note
 from trtq.progress import Progress, or_silent
 from trtq.specs import BuildSpec
 
@@ -191,7 +192,7 @@ def describe(
         float_nodes={n: job.float_nodes[n] for n in settings.float_nodes},
         numbers=built.numbers,
         workspace=found.workspace,
-        notes=[*job.notes, *job.unkept(settings)],
+        notes=[*job.notes, *job.unkept(settings), *_newer(builder)],
         environment=environment(),
         agreement=agreement,
         seconds=outcome.seconds,
@@ -265,9 +266,15 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     if job.half and settings.typed(builder.version):
         said.append("FP16 stands in the graph")
     source = _changed(spec, model, said) if said else Path(spec.onnx)
-    for line in (*job.notes, *job.unkept(settings), *said):
+    for line in (*job.notes, *job.unkept(settings), *said, *_newer(builder)):
         told.note(line)
     return builder.show(source, Path(spec.out), settings)
+
+
+def _newer(builder: Builder) -> list[str]:
+    """Return what is said of a builder that is newer than the catalogue."""
+    note = newer_note(builder.version)
+    return [note] if note else []
 
 
 def _changed(spec: BuildSpec, model: onnx.ModelProto, said: list[str]) -> Path:

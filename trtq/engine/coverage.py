@@ -19,8 +19,10 @@ from trtq.engine.lint_target import why_float
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.settings import RTX, Built
 from trtq.errors import EngineError
-from trtq.export.onnx_file import count_qdq
+from trtq.export.codes import codes_of, count_qdq
 from trtq.platform.target import Target
+
+CODE_NAMES = {"int8": "INT8", "fp8": "FP8", "fp4": "NVFP4"}
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         short: the others, with what probably keeps them in float.
         unnamed: products of the engine under names of their own (merged, fused attention), by
             precision: some of the unknown ones.
+        codes: that they were asked for in, such as ``INT8`` or ``FP8``.
     """
 
     source: str
@@ -42,13 +45,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     unknown: int
     short: list[ModuleRow]
     unnamed: dict[str, int] = {}
+    codes: str = "INT8"
 
     @property
     def summary(self) -> str:
         """A few words for a person."""
         other = ", ".join(f"{v} {k}" for k, v in self.unnamed.items())
         rest = f"; products without a name: {other}" if other else ""
-        return f"{self.got} of {self.asked} quantized layers in INT8" + (
+        return f"{self.got} of {self.asked} quantized layers in {self.codes}" + (
             f" ({self.unknown} cannot be told{rest})" if self.unknown else ""
         )
 
@@ -70,6 +74,7 @@ def cover(
     if any(m.short for m in modules):
         reasons = why_float(model, target)
         modules = [msgspec.structs.replace(m, why=reasons.get(m.node, "")) for m in modules]
+    asked = sorted({m.requested for m in modules}, key=list(CODE_NAMES).index)
     short = [m for m in modules if m.short]
     got = sum(m.actual == m.requested for m in modules)
     return Coverage(
@@ -79,6 +84,7 @@ def cover(
         unknown=len(modules) - got - len(short),
         short=short,
         unnamed=unnamed_products(rows, modules),
+        codes=" and ".join(CODE_NAMES[c] for c in asked) or "INT8",
     ), plan_rows
 
 
@@ -114,7 +120,7 @@ def require_codes(
     reasons = why_float(model, target)
     places = f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
     raise EngineError(
-        f"The engine for {target.device} computes nothing in INT8",
+        f"The engine for {target.device} computes nothing in {codes_of(model)}",
         f"the model has {pairs} Q/DQ pairs{asked}{first}" + _likely(reasons),
         places
         if reasons
@@ -126,7 +132,8 @@ def require_codes(
 def _none_in_codes(coverage: Coverage | None, rows: PlanAudit | None) -> bool:
     """Whether it is known that no layer of an engine computes in codes."""
     if rows is not None:
-        return not any({"int8", "fp8"} & set(kinds) for kinds in (rows.convolutions, rows.products))
+        computed = {*rows.convolutions, *rows.products}
+        return not (computed & CODE_NAMES.keys() or {"int4", "fp4"} & rows.weights.keys())
     if coverage is None:
         return False
     return coverage.asked > 0 and coverage.got == coverage.unknown == 0

@@ -18,14 +18,15 @@ from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, CalibrationCacheText, cache_number, read_cache
+from trtq.export.codes import count_qdq
 from trtq.export.feeds import InputSlot
 from trtq.export.fp16 import convert_to_half, has_half
 from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
-from trtq.export.onnx_file import TARGET, count_qdq, get_metadata, read_onnx
+from trtq.export.onnx_file import TARGET, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_node import names_of
 from trtq.platform.releases import Version, offers, shown
-from trtq.platform.target import Target
+from trtq.platform.target import TYPED_ONLY, Target
 from trtq.specs import BuildOptions, BuildSpec
 
 
@@ -162,10 +163,17 @@ class Job:
             )
 
     def _require_fit_for_dla(self) -> None:
+        release = self.target.release
+        if self.pairs and release is not None and release >= TYPED_ONLY:
+            raise EngineError(
+                f"Cannot build {self.spec.onnx} for the DLA",
+                "of TensorRT 11 the documents say how the DLA computes FP16 graphs, not Q/DQ pairs",
+                "Build the float file with --precision fp16",
+            )
         if self.pairs:
             raise EngineError(
                 f"Cannot build {self.spec.onnx} for the DLA",
-                "it takes no Q/DQ pairs, in no release",
+                "the DLA does not support Q/DQ nodes",
                 "Export a calibration cache (trtq export-calib) and build the float file with "
                 "--calibration",
             )
@@ -230,7 +238,7 @@ def prepare(spec: BuildSpec) -> Job:
         )
         model, stamp, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
     pairs = count_qdq(model)
-    refuse_missing_kernels(model, target, pairs)
+    refuse_missing_kernels(model, target)
     asked_for = Request(texts=spec.shapes, batch=spec.batch, file=spec.onnx)
     sizes = choose_sizes(inputs_of(model), asked_for)
     notes += sizes.notes

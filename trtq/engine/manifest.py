@@ -247,6 +247,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
         """How many layers compute in INT8, where that can be known."""
         if not self.quantized_tensors:
             return ""
+        if self.coverage is not None and not self.coverage.asked and self.audit is not None:
+            return "".join(f", {n} weights in {k.upper()}" for k, n in self.audit.weights.items())
         if self.coverage is not None:
             return f", {self.coverage.summary}"
         return ", INT8 coverage unknown for this builder"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from trtq.cost.devices import Device
 from trtq.cost.ops import Kernel
 from trtq.cost.roofline import BITS, KernelTime, predict
-from trtq.engine.plan_text import KNOWN_VERSIONS, text_of
+from trtq.engine.plan_text import KNOWN_VERSIONS, text_of, type_name
 from trtq.quant.formats import BitConfig
 
 TENSOR = re.compile(
@@ -37,12 +37,13 @@ SIZES = {
     "int8": 8,
     "fp8": 8,
     "int4": 4,
+    "fp4": 4,
     "int32": 32,
     "int64": 64,
     "bool": 8,
     "uint8": 8,
 }
-TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8"}
+TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8", "fp4": "fp4"}
 PRODUCTS = {"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}
 MAIN = b"\nmain {"
 FROM_ONNX = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
@@ -123,7 +124,7 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
         return None
     plan = text_of(plan)
     tensors = {
-        m.group(2): _tensor(m.group(1), m.group(3).decode(), batch) for m in TENSOR.finditer(plan)
+        m.group(2): _tensor(m.group(1), type_name(m.group(3)), batch) for m in TENSOR.finditer(plan)
     }
     found: list[PlanKernel] = []
     inner: list[PlanKernel] = []

@@ -23,16 +23,23 @@ OPERATION = re.compile(
 )
 
 
+FLOAT_CODES = {b"fp8_e4m3": "fp8", b"fp4_e2m1": "fp4"}
+NARROW = ("int8", "fp8", "int4", "fp4")
+STORED = re.compile(rb"tensor=\{[^\n]*const_payload_size=[^\n]* type=(\w+)")
+
+
 class PlanAudit(msgspec.Struct, frozen=True, kw_only=True):
     """Counts read from the plan's own rows.
 
     Attributes:
         convolutions, products: by the type of the first input, such as ``{"int8": 49}``.
+        weights: constants that the plan stores in fewer than 16 bits, by type.
         source: where this was read.
     """
 
     convolutions: dict[str, int]
     products: dict[str, int]
+    weights: dict[str, int] = {}
     source: str = "operation rows inside the TensorRT-RTX plan (undocumented format)"
 
 
@@ -47,6 +54,11 @@ def text_of(plan: bytes) -> bytes:
     return plan[first : end if end >= 0 else len(plan)] if first >= 0 else b""
 
 
+def type_name(kind: bytes) -> str:
+    """Return a type of a plan's row as everything else calls it."""
+    return FLOAT_CODES.get(kind, kind.decode())
+
+
 def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
     """Return the counts of a plan.
 
@@ -55,7 +67,7 @@ def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
     if not version.startswith(KNOWN_VERSIONS):
         return None
     plan = text_of(plan)
-    types = {m.group(1): m.group(2).decode() for m in TENSOR.finditer(plan)}
+    types = {m.group(1): type_name(m.group(2)) for m in TENSOR.finditer(plan)}
     counts: dict[bytes, Counter[str]] = {b"corrltn": Counter(), b"fully_connected": Counter()}
     for match in OPERATION.finditer(plan):
         kind = types.get(match.group(3))
@@ -64,6 +76,9 @@ def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
         counts[match.group(1)][kind] += 1
     if not any(counts.values()):
         return None
+    stored = Counter(type_name(m.group(1)) for m in STORED.finditer(plan))
     return PlanAudit(
-        convolutions=dict(counts[b"corrltn"]), products=dict(counts[b"fully_connected"])
+        convolutions=dict(counts[b"corrltn"]),
+        products=dict(counts[b"fully_connected"]),
+        weights={kind: n for kind, n in sorted(stored.items()) if kind in NARROW},
     )

@@ -13,6 +13,7 @@ from trtq.engine.trtexec import TrtexecBuilder, find_trtexec, probe_number
 from trtq.engine.worker_process import is_installed
 from trtq.errors import EngineError, MissingExtraError, TrtqError, UsageError
 from trtq.export.calibration_cache import version_of
+from trtq.export.codes import codes_of
 from trtq.export.onnx_file import get_metadata, opset_of
 from trtq.platform.releases import Version, opset_read, releases, shown
 from trtq.platform.target import Target, capabilities_with, rtx_capabilities
@@ -176,28 +177,35 @@ def require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) 
         )
 
 
-def refuse_missing_kernels(model: onnx.ModelProto, target: Target, pairs: int) -> None:
-    """Refuse a Q/DQ model for a GPU without INT8 or FP8 arithmetic.
+# Codes of a file, what a target must have for them, and the way out.
+NEEDED = {
+    "INT8": (
+        "INT8",
+        "Add --fallback for the FP16 engine of the same model, or build model.fp32.onnx with "
+        "--precision fp16",
+    ),
+    "INT4": ("INT4 weights", "Quantize again with other --bits, or build model.fp32.onnx"),
+    "FP8": ("FP8", "Quantize again without FP8, or build for compute capability {}"),
+    "NVFP4": ("FP4", "Quantize again without NVFP4, or build for compute capability {}"),
+}
+
+
+def refuse_missing_kernels(model: onnx.ModelProto, target: Target) -> None:
+    """Refuse a Q/DQ model for a GPU without the arithmetic of its codes.
 
     Raises:
         EngineError: names the format and the alternative.
     """
-    if pairs:
-        target.require(
-            "INT8",
-            doing="build",
-            hint="Add --fallback for the FP16 engine of the same model, or build model.fp32.onnx "
-            "with --precision fp16",
-            error=EngineError,
-        )
-    if any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in model.graph.initializer):
-        target.require(
-            "FP8",
-            doing="build",
-            hint="Allocate again without fp8, or build for compute capability "
-            f"{capabilities_with('FP8')}",
-            error=EngineError,
-        )
+    codes = codes_of(model).split(", ")
+    for name, (feature, hint) in NEEDED.items():
+        if name in codes:
+            target.require(
+                feature,
+                doing="build",
+                called=name,
+                hint=hint.format(capabilities_with(feature)),
+                error=EngineError,
+            )
 
 
 def refuse_silent_failures(

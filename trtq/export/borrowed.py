@@ -27,10 +27,10 @@ from torch import fx
 
 from trtq.errors import ExportError, first_line
 from trtq.export.writer import UnsupportedOpError, Writer
-from trtq.graph.capture import quiet
 from trtq.graph.dtypes import ONNX_TYPES
 from trtq.graph.nodes import get_constant
 from trtq.graph.normalize import normalize_
+from trtq.graph.tracing import quiet
 from trtq.quant.digest import update_with_tensor
 
 OLDEST_OF_TORCH = 18

@@ -9,6 +9,12 @@ from trtq.quant.formats import Format
 LOG2_OPS = 9  # what lowering writes: Add Log Mul Add Round Clip Sub Mul Pow
 
 
+FLOATS = {
+    "fp8": "FP8, on Ada (sm89), Hopper and later",
+    "fp4": "FP4, on Blackwell (sm100, sm120) and later",
+}
+
+
 class Runs(NamedTuple):
     """The answer for one quantizer.
 
@@ -40,15 +46,10 @@ def where_it_runs(
         if is_weight:
             return Runs("simulated", 0, "float: the stored values lie on their codes")
         return Runs("ops", LOG2_OPS, "float")
-    if fmt.kind == "fp8":
-        return Runs(
-            "engine",
-            0,
-            "FP8, on Ada (sm89), Hopper and later"
-            if partner
-            else "float: what it is multiplied with has no codes",
-        )
-    if is_weight and int4 and fmt.bits == 4:
+    if fmt.kind in FLOATS:
+        alone = "float: what it is multiplied with has no codes"
+        return Runs("engine", 0, FLOATS[fmt.kind] if partner else alone)
+    if is_weight and (fmt.blocked or (int4 and fmt.bits == 4)):
         return Runs("engine", 0, "float: INT4 weights are dequantized first")
     clips = int(fmt.bits < 8 and not is_weight)
     width = "INT8" if partner else "float: what it is multiplied with has no integer codes"

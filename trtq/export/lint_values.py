@@ -109,12 +109,20 @@ def hardware(view: View) -> Iterator[Finding]:
     if not view.main:
         return
     pairs = any(n.op_type in QDQ for n in all_nodes(view.model))
-    fp8 = any(h.data_type == TensorProto.FLOAT8E4M3FN for h in all_tensors(view.model))
-    newer = f"Quantize to INT8, or build for compute capability {capabilities_with('FP8')}"
+    held = {h.data_type for h in all_tensors(view.model)}
+    fp4 = TensorProto.FLOAT4E2M1 in held  # whose scales are FP8
     fallback = "Build FP16 of the same model: trtq build ... --fallback"
+    newer = "Quantize to INT8, or build for compute capability {}"
     for needs, codes, name, ends, mend in (
         (pairs, "Q/DQ pairs", "INT8", ": the build fails", fallback),
-        (fp8, "FP8 codes", "FP8", "", newer),
+        (fp4, "NVFP4 codes", "FP4", "", newer.format(capabilities_with("FP4"))),
+        (
+            TensorProto.FLOAT8E4M3FN in held and not fp4,
+            "FP8 codes",
+            "FP8",
+            "",
+            newer.format(capabilities_with("FP8")),
+        ),
     ):
         if needs and name not in view.reader.formats:
             why = f"{codes}, and {view.reader.name} has no {name} arithmetic{ends}"

@@ -31,7 +31,7 @@ from trtq.export.tail import with_tail
 from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
+from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_
 from trtq.platform.target import Target
 
 T = TypeVar("T")
@@ -436,26 +436,6 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
-    """Return the nodes of these kinds whose first two operands come from pairs.
-
-    Ops that only move values may lie between. Nodes in branches are included.
-    """
-    return [
-        n
-        for scope in scopes(model)
-        for n in scope.graph.node
-        if n.op_type in kinds
-        and len(n.input) > 1
-        and all(scope.pair(name) is not None for name in n.input[:2])
-    ]
-
-
-def count_qdq(model: onnx.ModelProto) -> int:
-    """Return the number of QuantizeLinear nodes, including those in branches."""
-    return sum(n.op_type == "QuantizeLinear" for n in all_nodes(model))
-
-
 def records_beside(onnx_file: Path, kind: type[T]) -> Iterator[T]:
     """Yield what ``kind`` reads of the records beside an ONNX file, of the verbs that write them.
 
@@ -464,20 +444,3 @@ def records_beside(onnx_file: Path, kind: type[T]) -> Iterator[T]:
     for name in (QUANTIZE_JSON, FINETUNE_JSON, IMPORT_JSON):
         with contextlib.suppress(ArtifactError):
             yield read_record(onnx_file.parent / name, kind)
-
-
-def codes_of(model: onnx.ModelProto) -> str:
-    """Return what the Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4`` or several.
-
-    Returns "" for a float model.
-    """
-    names: dict[int, str] = {onnx.TensorProto.FLOAT8E4M3FN: "FP8", onnx.TensorProto.INT4: "INT4"}
-    types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
-    found = set()
-    for n in all_nodes(model):
-        if n.op_type == "DequantizeLinear":
-            zero = n.input[2] if len(n.input) > 2 else ""
-            found.add(
-                names.get(types.get(zero, types.get(n.input[0], onnx.TensorProto.INT8)), "INT8")
-            )
-    return ", ".join(sorted(found))

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 
 from trtq.errors import ExportError, first_line
+from trtq.export.decompose import holds_fp4, without_fp4
 from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.lint_ops import is_plugin
-from trtq.export.onnx_file import parse_onnx, require_onnx
+from trtq.export.onnx_file import load_onnx, parse_onnx, require_onnx
 from trtq.onnx_session import exact_session
 from trtq.onnx_walk import all_nodes
 
@@ -70,7 +71,7 @@ def open_session(
         )
     if isinstance(model, Path):
         require_onnx(model)
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    source = _source(model)
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
         session = (
@@ -88,6 +89,16 @@ def open_session(
             "Check the NVIDIA driver",
         )
     return session
+
+
+def _source(model: Path | onnx.ModelProto) -> str | bytes:
+    """Return what a session is made of: a path, or a model of ops that ONNX Runtime has."""
+    if isinstance(model, Path):
+        if not holds_fp4(parse_onnx(model)):
+            return str(model)
+        model = load_onnx(model)
+    source: bytes = without_fp4(model).SerializeToString()
+    return source
 
 
 def _why(model: Path | onnx.ModelProto, exc: Exception) -> tuple[str, str]:
@@ -112,8 +123,11 @@ def input_shape(session: Any) -> list[Any]:
 
 
 def static_batch(session: Any) -> int | None:
-    """Return the fixed batch of a model, None when it is dynamic."""
-    first = input_shape(session)[0]
+    """Return the fixed batch of a model, None when it is dynamic.
+
+    It is the first size of the first input that has axes.
+    """
+    first = next((i.shape[0] for i in session.get_inputs() if i.shape), None)
     return first if isinstance(first, int) else None
 
 

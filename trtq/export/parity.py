@@ -31,12 +31,12 @@ from torch import fx
 from trtq import ops
 from trtq.data.answers import Kind, OutputComparison, compare_answers, percent_words
 from trtq.data.metrics import Array, predictions, ratio_db
-from trtq.errors import ExportError, ParityError
+from trtq.errors import DataError, ExportError, ParityError
 from trtq.export.divergence import first_divergence, same_answer
 from trtq.export.feeds import concatenated
 from trtq.export.ort import open_session, run_batch
 from trtq.export.probe import Probe, QuantizerStats
-from trtq.graph.feed import Feed, arrays_of, as_feed, channels_last, computed
+from trtq.graph.feed import Feed, arrays_of, as_feed, channels_last, computed, count_of
 
 MIN_EQUAL = 99.5
 USUAL_MARGIN_DB = 8.0
@@ -156,13 +156,14 @@ def check_parity(
                 wanted, found, _ = (dict(zip(names, side, strict=True)) for side in answers[-1])
                 seen(wanted, found)
             if progress:
-                progress(len(batch[0]))
+                progress(count_of(batch))
     some = tuple(t[:FORCED_IMAGES] if t.ndim else t for t in as_feed(batches[0]))
     where = first_divergence(simulated, exported, some)
-    records = list[ParityRecord]()
+    records, count = list[ParityRecord](), sum(count_of(as_feed(b)) for b in batches)
     for i, name in enumerate(names):
         full, sim, run = (concatenated([batch[side][i] for batch in answers]) for side in range(3))
-        records.append(judge(full, sim, run, where, None if i else known, name=name))
+        record = judge(full, sim, run, where, None if i else known, name=name)
+        records.append(msgspec.structs.replace(record, images=count))
     return _together(records), probe.stats()
 
 
@@ -199,6 +200,7 @@ def require_same_float(
         DataError: the model cannot compute the samples.
     """
     feed, session = as_feed(batch), open_session(exported)
+    _require_numbers(feed, [i.name for i in session.get_inputs()])
     answer = arrays_of(computed(graph, feed))
     runtime = run_batch(session, arrays_of(feed))
     pairs = zip(session.get_outputs(), answer, runtime, strict=True)
@@ -209,6 +211,22 @@ def require_same_float(
             return  # equal values were selected in another order
     for name, wanted, got in differ:
         raise _differs("" if len(answer) == 1 else f" {name}", wanted, got)
+
+
+def _require_numbers(feed: Feed, names: Sequence[str]) -> None:
+    """Refuse samples with NaN: nothing can be compared on them.
+
+    Raises:
+        DataError: names the input.
+    """
+    for name, tensor in zip(names, feed, strict=True):
+        count = int(torch.isnan(tensor).sum()) if tensor.is_floating_point() else 0
+        if count:
+            raise DataError(
+                f"The first samples hold NaN in the input {name}",
+                f"{count} of {tensor.numel()} values are NaN",
+                "Check the data and their preprocessing",
+            )
 
 
 def _differs(name: str, wanted: Array, got: Array) -> ExportError:

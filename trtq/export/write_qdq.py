@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from onnx import TensorProto
 from torch import fx
 
 from trtq.errors import ExportError
 from trtq.export.writer import Writer
+from trtq.platform.target import CODE_OPSETS
 from trtq.quant.fake_quantize import LOG_EPSILON, FakeQuantizeCall
+from trtq.quant.formats import FP4_BLOCK, FP8_LARGEST
 
-FP8_OPSET = 19
+FP8_OPSET, FP4_OPSET = CODE_OPSETS["FP8"], CODE_OPSETS["FP4"]
+TRT_DOMAIN, FP4_DYNAMIC = "trt", "TRT_FP4DynamicQuantize"
 
 
 def pair(w: Writer, n: fx.Node, *given: Any) -> str:
@@ -38,6 +43,10 @@ def _written(w: Writer, n: fx.Node, call: FakeQuantizeCall) -> str:
         return w.value(call.x)
     if call.kind == "log2":
         return _log2(w, call)
+    if call.kind == "fp4":
+        return _fp4(w, n, call)
+    if w.array(call.scale).ndim > 1:
+        return _int4_blocks(w, n, call)
     axis = _stored_axis(w, n, call)
     if call.kind == "fp8":
         return _fp8(w, call, axis)
@@ -110,3 +119,74 @@ def _int4(w: Writer, call: FakeQuantizeCall, axis: int | None) -> str:
         step = step.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
     name = w.int4_constant(np.round(value / step), f"{call.x.target}_int4")
     return str(w.op("DequantizeLinear", name, call.scale, axis=axis))
+
+
+def _int4_blocks(w: Writer, n: fx.Node, call: FakeQuantizeCall) -> str:
+    """Write a weight's codes as INT4, with a scale for each block of inputs."""
+    blocks = _Blocks.of(w, n, call)
+    codes = w.int4_constant(np.round(blocks.weight / blocks.steps), f"{call.x.target}_int4")
+    scales = w.constant(blocks.scales, f"{call.name}.scales")
+    return str(w.op("DequantizeLinear", codes, scales, axis=blocks.axis, block_size=blocks.size))
+
+
+class _Blocks(NamedTuple):
+    """A weight in blocks as it is stored.
+
+    Attributes:
+        weight, scales: float32, [N, K] and [N, K / size], or both transposed.
+        axis: of the inputs.
+        size: values of a block.
+    """
+
+    weight: npt.NDArray[Any]
+    scales: npt.NDArray[Any]
+    axis: int
+    size: int
+
+    @classmethod
+    def of(cls, w: Writer, n: fx.Node, call: FakeQuantizeCall) -> _Blocks:
+        """Return the weight of a call."""
+        weight, scales = w.array(call.x), w.array(call.scale)
+        axis = 0 if n in w.transposed else 1
+        scales = scales.T if n in w.transposed else scales
+        return cls(weight, scales, axis, weight.shape[axis] // scales.shape[axis])
+
+    @property
+    def steps(self) -> npt.NDArray[Any]:
+        """The scale of each weight."""
+        return np.repeat(self.scales, self.size, axis=self.axis)
+
+
+def _fp4(w: Writer, n: fx.Node, call: FakeQuantizeCall) -> str:
+    """Write NVFP4: a weight as its codes, an activation with TensorRT's op that makes them."""
+    if w.opset < FP4_OPSET:
+        raise ExportError(
+            f"Cannot write {call.name} in NVFP4",
+            f"ONNX has it from opset {FP4_OPSET} on, asked for {w.opset}",
+            f"Give --opset {FP4_OPSET}",
+        )
+    if call.of_constant:
+        return _fp4_weight(w, n, call)
+    w.domains[TRT_DOMAIN] = 1
+    unit = w.array(call.scale)
+    codes, scales = w.op(
+        FP4_DYNAMIC,
+        call.x,
+        call.scale,
+        outputs=2,
+        domain=TRT_DOMAIN,
+        axis=-1,
+        block_size=FP4_BLOCK,
+        scale_type=TensorProto.FLOAT8E4M3FN,
+    )
+    blocks = w.op("DequantizeLinear", scales, w.constant(unit, f"{call.name}.unit"))
+    return str(w.op("DequantizeLinear", codes, blocks, axis=-1, block_size=FP4_BLOCK))
+
+
+def _fp4_weight(w: Writer, n: fx.Node, call: FakeQuantizeCall) -> str:
+    blocks = _Blocks.of(w, n, call)
+    unit = np.float32(blocks.scales.max() / FP8_LARGEST)
+    codes = w.codes_constant(blocks.weight / blocks.steps, "FLOAT4E2M1", f"{call.x.target}_fp4")
+    scales = w.codes_constant(blocks.scales / unit, "FLOAT8E4M3FN", f"{call.name}.scales")
+    scaled = w.op("DequantizeLinear", scales, w.constant(np.asarray(unit), f"{call.name}.unit"))
+    return str(w.op("DequantizeLinear", codes, scaled, axis=blocks.axis, block_size=FP4_BLOCK))

@@ -124,6 +124,20 @@ class Writer:
         )
         return name
 
+    def codes_constant(self, values: npt.NDArray[Any], kind: str, name: str) -> str:
+        """Return the name of an initializer of a type of ONNX that NumPy lacks.
+
+        Args:
+            values: that the type holds, but for rounding.
+            kind: ``FLOAT4E2M1`` or ``FLOAT8E4M3FN``.
+            name: for the initializer.
+        """
+        name, number = self._unique(name), TensorProto.DataType.Value(kind)
+        dtype = helper.tensor_dtype_to_np_dtype(number)
+        held = numpy_helper.from_array(values.astype(np.float32).astype(dtype), name)
+        self.initializers[name] = held
+        return name
+
     def fp8_zeros(self, shape: tuple[int, ...]) -> str:
         """Return the name of an E4M3 initializer of zeros."""
         name = f"fp8_zeros_{'x'.join(map(str, shape))}"

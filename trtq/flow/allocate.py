@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trtq.artifact import environment, header
 from trtq.errors import UsageError, suggest
-from trtq.flow.pricing import Pricing, require_fp8, require_kernels
+from trtq.flow.pricing import Pricing, require_kernels, require_on_devices
 from trtq.quant.formats import BitConfig, read_options
 from trtq.records.allocate import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.records.analyze import AnalyzeRecord
@@ -71,7 +71,7 @@ def decide(
             cannot run.
     """
     options = offered(asked, analysis)
-    require_fp8(options, (d.name for d in pricing.devices.values()))
+    require_on_devices(options, (d.name for d in pricing.devices.values()))
     choices, labels = make_choices(analysis, pricing, options), [o.label for o in options]
     fixed = {b: pricing.fixed(b) for b in budgets}
     for budget, rest in fixed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
@@ -16,11 +16,13 @@ from trtq.data.image_files import IGNORE
 from trtq.data.model_inputs import IMAGE_RANK, InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.data.sample_axes import sample_axes
 from trtq.data.samples import INPUT, Samples
 from trtq.data.tensor_samples import TensorSamples, samples_of
 from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.model import Model
 from trtq.graph.index_ranges import embedding_rows
+from trtq.layouts import channels_first, layout_of
 from trtq.python_words import python_words
 
 __all__ = [
@@ -178,51 +180,49 @@ def samples_from(
     elif picture is None:
         known = None if model is None else model.preprocess
         picture = known or _guessed(model, note)
-    return data.make(None if model is None else needs_of(model), picture)
+    needs = None if model is None else needs_of(model)
+    return data.make(needs, picture)
 
 
-def _require_samples_first(model: Model) -> None:
-    """Refuse a model with an input whose first axis does not hold samples, such as a state.
+def _require_sample_axes(model: Model) -> None:
+    """Refuse a model with an input that has no axis for samples, such as a table.
 
     Raises:
         DataError: names the input.
     """
-    inputs = [t for t in model.graph.signature.inputs if t.shape]
-    firsts = {t.shape[0] for t in inputs}
-    wrong = next((t for t in inputs if t.shape[0] not in (1, *_texts(firsts))), None)
-    if wrong is not None and len(firsts) > 1:
+    inputs = model.graph.signature.inputs
+    axes = sample_axes([t.shape for t in inputs])
+    wrong = next((t for t, axis in zip(inputs, axes, strict=True) if axis is None), None)
+    if wrong is not None:
         raise DataError(
             f"Cannot give samples to {model.name}",
-            f"its input {wrong.words} has {wrong.shape[0]} in its first axis, and samples are the "
-            "first axis of every input",
+            f"its input {wrong.words} has {wrong.shape[0]} in its first axis, and no axis that is "
+            "open or 1 for the samples",
             "Wrap the model so that this input has samples first, or is a constant",
         )
-
-
-def _texts(values: Iterable[object]) -> list[object]:
-    return [v for v in values if isinstance(v, str)]
 
 
 def needs_of(model: Model) -> InputNeeds:
     """Return what a captured model takes.
 
     Raises:
-        DataError: an input does not have samples in its first axis.
+        DataError: an input has no axis for samples.
     """
     signature = model.graph.signature
     examples = model.graph.examples
     module = model.graph.module
-    _require_samples_first(model)
+    _require_sample_axes(model)
     nodes = [n.name for n in module.graph.nodes if n.op == "placeholder"]
     rows = embedding_rows(module)
+    axes = sample_axes([t.shape for t in signature.inputs])
     return InputNeeds(
         model=model.name,
         inputs=signature.inputs,
         ranges=signature.ranges,
         rows={s.name: rows[n] for s, n in zip(signature.inputs, nodes, strict=True) if n in rows},
         sizes={
-            s.name: tuple(int(v) for v in e.shape[1:])
-            for s, e in zip(signature.inputs, examples, strict=True)
+            s.name: tuple(int(v) for i, v in enumerate(e.shape) if i != axis)
+            for s, e, axis in zip(signature.inputs, examples, axes, strict=True)
         },
         signature=signature,
     )
@@ -242,8 +242,8 @@ def _guessed(model: Model | None, note: Note | None) -> Preprocess:
     """Return ImageNet's preprocessing at the size of a model's input, and say so."""
     size: tuple[int, int, int] | None = None
     if model is not None:
-        channels, height, width = (int(v) for v in model.graph.examples[0].shape[1:])
-        size = channels, height, width
+        shape = tuple(int(v) for v in model.graph.examples[0].shape)
+        size = channels_first(shape[1:], layout_of(shape) or "NCHW")
     picture, notes = resolve_preprocess(input_size=size)
     for line in notes:
         if note is not None:

@@ -263,7 +263,7 @@ class Evaluator:
         ):
             self.known = "classes"
         task = task_for(self.known)
-        return task if samples.dense else task.bound(facts)
+        return task if samples.dense and not facts.channels_last else task.bound(facts)
 
     def _of_boxes(self, facts: Facts) -> Task:
         """Return the task of samples with boxes: detection where one decoder fits, else none."""

@@ -13,6 +13,7 @@ from trtq.flow.model import Model
 from trtq.flow.task import fitting_targets
 from trtq.graph.device import moved
 from trtq.graph.feed import IMAGE_AXES, arrays_of, computed
+from trtq.layouts import pixels_of
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
@@ -132,7 +133,7 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
             f"its output is {list(answer.shape)}, neither [N, C] nor [N, C, H, W]",
             "Give --distill 1 to learn from the float model",
         )
-    dense, size = answer.ndim == SEGMENTER_AXES, model.graph.examples[0].shape[2:]
+    dense, size = answer.ndim == SEGMENTER_AXES, pixels_of(model.graph.examples[0].shape)
     for samples in labelled:
         if samples.dense != dense:
             raise UsageError(

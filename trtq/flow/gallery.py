@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from trtq.artifact import ensure_writable_dir, write_bytes
 from trtq.data.preprocess import ImagePlace
 from trtq.data.samples import Batch, Samples
+from trtq.layouts import pixels_of
 from trtq.records.evaluate import PictureRow
 from trtq.tasks import Task
 
@@ -101,7 +102,7 @@ def _figure(row: PictureRow) -> str:
 def _views(batch: Batch) -> list[View | None]:
     if batch.places is None:
         return [None] * len(batch)
-    height, width = batch.input.shape[2:]
+    height, width = pixels_of(batch.input.shape)
     return [View(place, (int(width), int(height))) for place in batch.places]
 
 

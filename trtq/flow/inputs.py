@@ -20,6 +20,7 @@ from trtq.graph.feed import Feed
 from trtq.graph.signature import SIGNATURE
 from trtq.platform.target import Target, opset_of
 from trtq.quant.encodings import Encodings
+from trtq.quant.simulate import formats_needed
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
 
@@ -71,7 +72,7 @@ class Inputs:
         """Return ``graph`` as ONNX, with the metadata later verbs read."""
         model = export_onnx(
             graph,
-            opset=opset_of(options),
+            opset=opset_of(options, formats_needed(graph)),
             int4=options.weight_storage == "int4",
             note=self.run.note,
         )

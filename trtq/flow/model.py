@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import msgspec
 import torch
 from torch import nn
 
@@ -17,8 +18,9 @@ from trtq.flow.run import Run
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.device import choose_device, described, device_of, on_device
 from trtq.graph.feed import Feed, outputs_of
-from trtq.graph.inputs import ModelInputs
+from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.onnx_origin import OnnxOrigin
+from trtq.layouts import in_layout, layout_of
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
@@ -36,6 +38,13 @@ def stored_ranges(module: nn.Module) -> int:
     """Return how many ranges the Q/DQ pairs of a model's file have; 0 for a float model."""
     ranges = getattr(module, "ranges", None)
     return len(ranges.amax) if isinstance(ranges, Foreign) else 0
+
+
+def _in_layout(inputs: ModelInputs, picture: Preprocess, module: nn.Module) -> ModelInputs:
+    """Return the size of an image in the order of a module's axes; a file orders it itself."""
+    if isinstance(module, StatesInputs):
+        return inputs
+    return inputs._replace(example=in_layout(picture.input_size, picture.layout))
 
 
 def require_float(module: nn.Module, name: str, way: str) -> None:
@@ -125,7 +134,12 @@ class Model:
         if inputs is None:
             assert preprocess is not None
             inputs = ModelInputs(preprocess.input_size)
+        if preprocess is not None and inputs.example is preprocess.input_size:
+            inputs = _in_layout(inputs, preprocess, loaded.module)
         graph = capture_inputs(loaded.module, inputs)
+        if preprocess is not None and graph.signature.takes_one_image:
+            layout = layout_of(graph.signature.input.shape) or preprocess.layout
+            preprocess = msgspec.structs.replace(preprocess, layout=layout)
         return cls(
             name=loaded.name,
             module=loaded.module,

@@ -66,7 +66,7 @@ class Pricing:
         return 0.0
 
     def _milliseconds(self, kernel: Kernel, budget: str, option: BitConfig) -> float:
-        widths = BitConfig(option.weight, option.input, option.fp8)
+        widths = BitConfig(option.weight, option.input, option.floating)
         return predict(kernel, self.devices[budget], widths).ms * self.factors.get(budget, 1.0)
 
     def span(self, options: Sequence[BitConfig]) -> tuple[dict[str, float], dict[str, float]]:
@@ -96,14 +96,14 @@ class Pricing:
         }
 
 
-def require_fp8(options: Sequence[BitConfig], devices: Iterable[str]) -> None:
-    """Refuse FP8 where a budget of latency names a device without it.
+def require_on_devices(options: Sequence[BitConfig], devices: Iterable[str]) -> None:
+    """Refuse float formats where a budget of latency names a device without them.
 
     Raises:
         UsageError: names the device, and what it lacks.
     """
     for name in devices:
-        require_kernels([o for o in options if o.fp8], name)
+        require_kernels([o for o in options if o.kind != "uniform"], name)
 
 
 def require_kernels(options: Sequence[BitConfig], target: str) -> None:
@@ -123,12 +123,11 @@ def require_kernels(options: Sequence[BitConfig], target: str) -> None:
 
 
 def uniform(outline: Outline, option: BitConfig) -> dict[str, BitConfig]:
-    """Return one width for every layer, with the first and the last at 8 bits.
+    """Return one width for every layer, with the first and the last as wide as engines need them.
 
     ``trtq quantize --bits`` does the same.
     """
     options = dict.fromkeys(outline.layers, option)
-    if option.quantized and not option.fp8:
-        ends = list(outline.layers)
-        options[ends[0]] = options[ends[-1]] = BitConfig(weight=8, input=8)
+    ends = list(outline.layers)
+    options[ends[0]] = options[ends[-1]] = option.at_ends
     return options

@@ -22,12 +22,13 @@ from trtq.engine.lint_target import reader_of
 from trtq.errors import ExportError
 from trtq.export.cache_ranges import ranges_for
 from trtq.export.calibration_cache import cache_number, write_cache
+from trtq.export.codes import count_qdq
 from trtq.export.feeds import Given
 from trtq.export.fp16 import convert_to_half
 from trtq.export.fp16_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import copy_model, count_qdq, save_onnx, set_metadata_, target_metadata
+from trtq.export.onnx_file import copy_model, save_onnx, set_metadata_, target_metadata
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx

@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.artifact import digest_of, ensure_writable_dir
 from trtq.data.samples import preprocess_digest
 from trtq.errors import CalibrationError, UsageError
@@ -81,10 +82,9 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
     """
     choose(options.method, options.method_arg)
     calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
-    check_files(options)
+    widths = [BitConfig.parse(text) for text in (options.bits, *options.layer_bits.values())]
+    check_files(options, {w.needs for w in widths if w.quantized} or {"INT8"})
     choose_device(options.device)
-    for text in options.layer_bits.values():
-        BitConfig.parse(text)
     if options.layer_bits and options.bits != "w8a8":
         raise UsageError(
             "Give bits or layer_bits, not both",
@@ -184,10 +184,7 @@ def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
         layer_bits={n: BitConfig.parse(text) for n, text in options.layer_bits.items()},
     )
     if not placement.quantizers:
-        raise CalibrationError(
-            f"There is nothing to quantize in {inputs.model.name}",
-            "its graph has no convolution, linear or matmul",
-        )
+        raise _nothing_to_quantize(inputs.model.name, graph)
     return MethodContext(
         graph=graph,
         placement=placement,
@@ -198,6 +195,21 @@ def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
         resume=ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache"),
         images=lambda count: inputs.images(count, options.batch_size),
         time_budget_s=None if options.time_budget is None else 60.0 * options.time_budget,
+    )
+
+
+def _nothing_to_quantize(name: str, graph: fx.GraphModule) -> CalibrationError:
+    """Return the error about a graph without layers, which may lie in nodes that nobody read."""
+    what = f"There is nothing to quantize in {name}"
+    opaque = sum(ops.of(n).name == "onnx_node" for n in graph.graph.nodes)
+    if not opaque:
+        return CalibrationError(what, "its graph has no convolution, linear or matmul")
+    return CalibrationError(
+        what,
+        f"its graph has no convolution, linear or matmul outside of {opaque} nodes that ONNX "
+        "Runtime computes as they are",
+        "Export the model without branches (If, Loop), functions and custom ops around its "
+        "layers, or simplify the file for one size (onnxslim)",
     )
 
 

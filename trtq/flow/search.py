@@ -23,7 +23,7 @@ from trtq.flow.analyze import analyze_model, draw_analysis
 from trtq.flow.candidate import Candidate
 from trtq.flow.classes import require_same_classes
 from trtq.flow.model import placed, require_float
-from trtq.flow.pricing import Pricing, require_fp8
+from trtq.flow.pricing import Pricing, require_on_devices
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.search_checks import check_search, require_labels, require_left
@@ -146,7 +146,7 @@ class _Search:
         self._require_samples(task)
         self.note(*(line for c in self.candidates for line in c.notes))
         self.devices = latency_devices([*options.budget, options.minimize or ""])
-        require_fp8(self.widths, self.devices)
+        require_on_devices(self.widths, self.devices)
         lowered = options.minimize.lower() if options.minimize else None
         self.minimize = lowered or (None if options.budget else "size")
         self.full = Pricing(self.candidates[0].outline, self.devices, self.factors).full()

@@ -11,9 +11,9 @@ from trtq.data.samples import Batch, Samples, target_array
 from trtq.errors import UsageError
 from trtq.flow.model import Model
 from trtq.flow.run import Run
+from trtq.layouts import IMAGE_AXES
 from trtq.tasks import Facts, Task, find_task
 from trtq.tasks.base import Outputs
-from trtq.tasks.facts import IMAGE_AXES
 
 DETECTS = "detect"  # metadata that ultralytics writes
 

@@ -14,6 +14,7 @@ from trtq.graph.feed import Feed
 from trtq.graph.flat import Call
 from trtq.graph.inputs import BATCH_OF_TWO
 from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec, placeholders
+from trtq.layouts import layout_of
 
 HUGE = 1 << 31  # larger bounds are none
 
@@ -178,7 +179,7 @@ def input_specs(names: Sequence[str], feed: Feed, opened: Open) -> list[TensorSp
             name=name,
             dtype=str(tensor.dtype).removeprefix("torch."),
             shape=tuple(axes.get(i, int(d)) for i, d in enumerate(tensor.shape)),
-            layout="NCHW" if tensor.ndim == 4 and tensor.is_floating_point() else "",
+            layout=(layout_of(tensor.shape) or "") if tensor.is_floating_point() else "",
         )
         for name, tensor, axes in zip(names, feed, opened.names, strict=True)
     ]

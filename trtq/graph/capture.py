@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
+from trtq.data.sample_axes import about_samples
 from trtq.errors import CaptureError, explain_system, first_line
-from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
-from trtq.graph.axis_needs import needed, refusal
-from trtq.graph.explain import explain
+from trtq.graph.axes import input_specs, narrowest, open_axes, open_batch
+from trtq.graph.explain import hint_of_failure
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
-from trtq.graph.functional import drop_writes_, make_functional_
 from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
@@ -29,8 +25,9 @@ from trtq.graph.signature import (
     SizeRange,
     sign_,
 )
+from trtq.graph.ties import place_of_failure
+from trtq.graph.tracing import quiet, trace_best
 
-logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular
 # variances reach 1e-5.
 MAX_REL_DIFF = 1e-4
@@ -59,66 +56,6 @@ class CapturedGraph:
     max_rel_diff: float
     passes: dict[str, int]
     signature: Signature
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what torch prints while it traces; failures still raise."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    loggers = [
-        logging.getLogger(n)
-        for n in ("torch.export", "torch._export", "torch.onnx", "torch.fx", "onnx_ir")
-    ]
-    levels = [lg.level for lg in loggers]
-    try:
-        for lg in loggers:
-            lg.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for lg, level in zip(loggers, levels, strict=True):
-            lg.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
-    """Return ``module`` as a functional ATen graph.
-
-    Composite ops (linear, conv2d, attention) are kept whole.
-
-    Args:
-        module: what to trace.
-        feed: one batch.
-        opened: the axes to leave open.
-    """
-    with quiet(), torch.no_grad():
-        program = _export(module, feed, opened)
-        graph = program.module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)
-        if make_functional_(graph):
-            return graph
-        # Views of memory that changes later, nested graphs: torch's own functionalisation traces
-        # everything again (3x the time).
-        graph = program.run_decompositions({}).module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)
-        drop_writes_(graph)
-        return graph
-
-
-def _export(module: nn.Module, feed: Feed, opened: Open) -> torch.export.ExportedProgram:
-    """Return a module exported with the weakest form of its open axes that it allows."""
-    *rest, last = opened.dims()
-    nested = isinstance(module, Flat)  # its tensors are *feed
-    for shapes in rest:
-        with contextlib.suppress(Exception):
-            return torch.export.export(
-                module, feed, dynamic_shapes=(shapes,) if nested else shapes, strict=False
-            )
-    return torch.export.export(
-        module, feed, dynamic_shapes=(last,) if nested else last, strict=False
-    )
 
 
 def image_example(input_size: tuple[int, int, int]) -> torch.Tensor:
@@ -159,14 +96,14 @@ def capture(
             given, grow = model.fitted(given, axes or {}), False
         axes = axes or model.declared_axes
     call = call_of(model, image_example(size) if size is not None else given)
-    call, answer = _answer(model, call, grow=grow)
+    call, answer, alone = _answer(model, call, grow=grow, shrink=size is not None)
     opened = (
         open_axes(call, axes, ranges or {}, asked=not declared)
         if axes is not None
         else open_batch(call)
     )
     flat = model if call.plain and answer.plain else Flat(model, call)
-    graph, feed, kept, note = _trace_best(flat, call, opened)
+    graph, feed, kept, note = trace_best(flat, call, opened, alone)
     kept, narrowed = narrowest(graph, kept)
     names = choose_(graph, answer.names, outputs)
     passes = normalize_(graph)
@@ -182,13 +119,12 @@ def capture(
         got = outputs_of(graph(*feed))
         diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
     _require_equal(names, diffs)
+    facts = (*said_by(model), *_about(answer, names), *about_samples(signature.inputs))
     return CapturedGraph(
         module=graph,
         examples=feed,
         dynamic_batch=all(0 in axes for t, axes in zip(feed, kept.names, strict=True) if t.ndim),
-        notes=tuple(
-            n for n in (note, *narrowed, *renamed, *said_by(model), *_about(answer, names)) if n
-        ),
+        notes=tuple(n for n in (note, *narrowed, *renamed, *facts) if n),
         max_rel_diff=max(diffs),
         passes=passes,
         signature=signature,
@@ -268,32 +204,37 @@ def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     return answer
 
 
-def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
-    """Return what the model gives for an example, and that example.
+def _answer(model: nn.Module, call: Call, *, grow: bool, shrink: bool) -> tuple[Call, Answer, str]:
+    """Return an example, what the model gives for it, and why it takes no two samples.
 
     Args:
         model: to call.
         call: the example.
         grow: make two samples of one, where the model takes two.
+        shrink: take one sample of two, where the model does not take two.
 
     Raises:
         CaptureError: it fails, gives no tensor, or none that is finite.
     """
     _require_finite(call)
-    two = doubled(call) if grow else None
+    two, alone = doubled(call) if grow else None, ""
+    if two is None and shrink:
+        two, call = call, call._replace(feed=tuple(t[:1] for t in call.feed))
+    if two is not None:
+        try:
+            return two, _finite(answer_of(_call(model, two, two.feed))), ""
+        except Exception as exc:  # a batch of one is perhaps all that it takes
+            place = place_of_failure(exc, model)
+            alone = f"it fails on two samples at {place or 'its start'}: {first_line(exc)}"
     try:
-        if two is not None:
-            with contextlib.suppress(Exception):  # a batch of one is all that it takes
-                return two, _finite(answer_of(_call(model, two, two.feed)))
-        return call, _finite(answer_of(_call(model, call, call.feed)))
+        return call, _finite(answer_of(_call(model, call, call.feed))), alone
     except CaptureError:
         raise
     except Exception as exc:
         raise explain_system(exc) or CaptureError(
             f"The model's forward pass fails on {_shapes(call)}",
             f"{type(exc).__name__}: {first_line(str(exc))}",
-            "Give the size it expects with --input-size CxHxW, or an example of each input with "
-            "--input NAME=SIZES; data hold one sample an item, without a batch axis",
+            hint_of_failure(str(exc)),
         ) from exc
 
 
@@ -346,51 +287,3 @@ def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
     if not reference.is_floating_point():
         return max(0.0, float((got != reference).double().mean()) - MAX_TIED)
     return float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
-
-
-def _trace_best(
-    model: nn.Module, call: Call, opened: Open
-) -> tuple[fx.GraphModule, Feed, Open, str]:
-    """Trace with open axes where the model allows it, else with a batch of 1.
-
-    Returns the graph, the batch that it was traced with, its open axes, and the reason where the
-    batch is fixed.
-
-    Raises:
-        CaptureError: it cannot be traced, or not with the axes that somebody asked for.
-    """
-    feed = call.feed
-    try:
-        return trace(model, feed, opened), feed, opened, ""
-    except Exception as first:
-        refused = explain_system(first)
-        if refused is not None:
-            raise refused from first
-        if opened.asked:
-            raise _explain_axes(first, model, call, opened) from first
-        one = single(feed, opened)
-        try:
-            graph = trace(model, one, opened.closed)
-        except Exception as exc:
-            raise explain_system(exc) or explain(exc, model) from exc
-        note = f"the model only captures with a fixed batch of 1 ({first_line(first)})"
-        logger.info("%s", note)
-        return graph, one, opened.closed, note
-
-
-def _explain_axes(exc: BaseException, model: nn.Module, call: Call, opened: Open) -> CaptureError:
-    """Say which sizes the model takes where it does not take all that were asked for."""
-    ranges = needed(str(exc), opened)
-    fits = all(
-        tensor.shape[i] in ranges[name]
-        for tensor, names in zip(call.feed, opened.names, strict=True)
-        for i, name in names.items()
-        if ranges
-    )
-    if not ranges or not fits:
-        return explain(exc, model)
-    try:  # a hint must work when it is typed
-        trace(model, call.feed, opened._replace(ranges=ranges))
-    except Exception:
-        return explain(exc, model)
-    return refusal(call.names, call.feed, opened, ranges)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import traceback
-
 from torch import nn
 
 from trtq.errors import CaptureError, first_line
+from trtq.graph.ties import place_of_failure
+
+TYPES_DIFFER = ("same dtype", "scalar type", "should be the same", "Double")
 
 
 def explain(exc: BaseException, model: nn.Module) -> CaptureError:
     """Name the module and the source line a torch.export failure comes from."""
-    where = _last_module(exc, model)
+    where = place_of_failure(exc, model)
     text = first_line(exc)
     hint = (
         "Change that line to plain tensor operations, or quantize a part of the model that has none"
@@ -34,16 +35,14 @@ def explain(exc: BaseException, model: nn.Module) -> CaptureError:
     return CaptureError(f"Cannot capture the model as a graph{place}", text, hint)
 
 
-def _last_module(exc: BaseException, model: nn.Module) -> str:
-    """Return the innermost module of the user's on the way to a failure, with its line."""
-    names = {id(m): n for n, m in reversed(list(model.named_modules()))}
-    by_type = {type(m): n for n, m in model.named_modules()}
-    frames = [f for f, _ in traceback.walk_tb(exc.__traceback__)]
-    for frame in reversed(frames):
-        owner, code = frame.f_locals.get("self"), frame.f_code
-        written_by_user = code.co_name != "__call__" and "/torch/" not in code.co_filename
-        if isinstance(owner, nn.Module) and written_by_user:
-            name = names.get(id(owner), by_type.get(type(owner), "")) or "(top)"
-            line = f"{code.co_filename}:{frame.f_lineno}"
-            return f"module {name} ({type(owner).__name__}), {line}"
-    return ""
+def hint_of_failure(text: str) -> str:
+    """Return what to do where the types, or else the sizes, of tensors do not fit each other."""
+    if any(word in text for word in TYPES_DIFFER):
+        return (
+            "All weights and inputs are float32 here: remove .double(), .half(), .to(dtype) and "
+            "float64 constants from forward()"
+        )
+    return (
+        "Give the size it expects with --input-size CxHxW, or an example of each input with "
+        "--input NAME=SIZES; data hold one sample an item, without a batch axis"
+    )

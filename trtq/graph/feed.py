@@ -20,6 +20,11 @@ def as_feed(batch: torch.Tensor | Sequence[torch.Tensor]) -> Feed:
     return (batch,) if isinstance(batch, torch.Tensor) else tuple(batch)
 
 
+def count_of(feed: Sequence[torch.Tensor]) -> int:
+    """Return how many samples a batch has; inputs that are one number are of all of them."""
+    return next((len(t) for t in feed if t.ndim), 1)
+
+
 def outputs_of(answer: object) -> Feed:
     """Return what a captured graph gave as a tuple: it gives one tensor bare."""
     assert isinstance(answer, (torch.Tensor, tuple, list))
@@ -65,5 +70,22 @@ def channels_last(feed: Feed) -> Feed:
 
 
 def joined(batches: Iterable[torch.Tensor | Sequence[torch.Tensor]]) -> Feed:
-    """Return all batches as one."""
-    return tuple(torch.cat(parts) for parts in zip(*map(as_feed, batches), strict=True))
+    """Return all batches as one; inputs that are one number stay so.
+
+    Raises:
+        DataError: they are another number in each batch.
+    """
+    return tuple(map(_whole, zip(*map(as_feed, batches), strict=True)))
+
+
+def _whole(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    first = parts[0]
+    if first.ndim:
+        return torch.cat(list(parts))
+    if any(not torch.equal(first, part) for part in parts):
+        raise DataError(
+            "Cannot look at all samples at once",
+            "an input that is one number has other values in other samples",
+            "Leave out the method that needs all of them, or give samples of one value",
+        )
+    return first

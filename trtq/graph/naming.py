@@ -19,7 +19,8 @@ def is_softmax(node: fx.Node) -> bool:
 def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
     """Give every call a name in ``meta["trtq_name"]``, and rename the nodes of the graph after it.
 
-    A weighted op is called after its module (``layer1.0.conv1``); any other op after its module and
+    A weighted op is called after its module (``layer1.0.conv1``), which is that of its weight where
+    it alone reads it; any other op after its module and
     its kind (``layer1.0.add``, ``blocks.3.attn.softmax``); the two matmuls of an attention are
     ``qk`` and ``av``. A second op that would get the same name gets ``_1``.
 
@@ -35,9 +36,9 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
         path = _own_path(node, prefix)
         node.meta["trtq_module"] = path
         kind = attention.get(node) or _call_name(node)
-        name = _weight_owner(node, prefix) or (
-            path if ops.of(node).weighted and path else f"{path}.{kind}".lstrip(".")
-        )
+        own = path if ops.of(node).weighted and path else f"{path}.{kind}".lstrip(".")
+        owner = _weight_owner(node, prefix)
+        name = own if path and owner and _shares_weight(node) else owner or own
         unique, k = name, 0
         while unique in taken:
             k += 1
@@ -70,6 +71,11 @@ def _own_path(node: fx.Node, prefix: str) -> str:
     if path.startswith("_empty_nn_module_stack") or path == prefix.rstrip("."):
         return ""
     return path.removeprefix(prefix)
+
+
+def _shares_weight(node: fx.Node) -> bool:
+    """Whether other calls read the weight of a weighted op, too."""
+    return len(operands(node)[1].users) > 1
 
 
 def _weight_owner(node: fx.Node, prefix: str) -> str:

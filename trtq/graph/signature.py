@@ -61,7 +61,7 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
         name: as in the ONNX file.
         dtype: such as ``float32``.
         shape: sizes; an open one is a text such as ``batch``.
-        layout: what the axes are, such as ``NCHW``; "" where that is not known.
+        layout: what the axes are, ``NCHW`` or ``NHWC``; "" where that is not known.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def takes_one_image(self) -> bool:
         """Whether the model takes one batch of images and nothing else."""
-        return len(self.inputs) == 1 and self.inputs[0].layout == "NCHW"
+        return len(self.inputs) == 1 and bool(self.inputs[0].layout)
 
     @property
     def words(self) -> str:

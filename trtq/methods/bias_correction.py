@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from trtq import ops
-from trtq.graph.feed import Feed, as_feed, channels_last, joined, outputs_of
+from trtq.graph.feed import Feed, as_feed, channels_last, count_of, joined, outputs_of
 from trtq.graph.naming import node_name
 from trtq.methods.base import (
     Method,
@@ -177,7 +177,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
         "layers": best,
         "of": len(able),
         "error": [errors[0], errors[best]],
-        "images": sum(len(feed[0]) for feed in feeds),
+        "images": sum(count_of(feed) for feed in feeds),
         "left_alone": left,
     }
 

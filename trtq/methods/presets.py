@@ -8,6 +8,7 @@ import msgspec
 
 from trtq.graph.blocks import Family
 from trtq.methods.registry import contradicts
+from trtq.quant.formats import BitConfig
 from trtq.quant.placement import Placement, attention_of, matching
 from trtq.specs import QuantizeOptions
 
@@ -104,10 +105,18 @@ def start(spec: QuantizeOptions, family: Family) -> QuantizeOptions:
 
     Methods that a spec names stay as they are.
     """
-    wide = spec.bits == "w8a8" and not spec.layer_bits
-    methods = PRESETS[family].wide if wide else PRESETS[family].narrow
+    methods = _methods(PRESETS[family], spec)
     kept = dict.fromkeys((*spec.high_precision, *PRESETS[family].high_precision))
     return msgspec.structs.replace(spec, method=spec.method or methods, high_precision=tuple(kept))
+
+
+def _methods(preset: Preset, spec: QuantizeOptions) -> tuple[str, ...]:
+    """Return a preset's methods for the widths that were asked for."""
+    bits = BitConfig.parse(spec.bits)
+    if bits.weight_only and not spec.layer_bits:
+        return ("gptq",)
+    wide = (spec.bits == "w8a8" or bits.kind != "uniform") and not spec.layer_bits
+    return preset.wide if wide else preset.narrow
 
 
 def add(

@@ -19,11 +19,11 @@ from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
 from trtq.graph.device import device_of, rng_devices
-from trtq.graph.feed import IMAGE_AXES, Feed, joined, outputs_of
+from trtq.graph.feed import IMAGE_AXES, Feed, count_of, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.methods.pace import Pace
-from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
+from trtq.quant.fake_quantize import FakeQuantizeCall, spread
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
 from trtq.typed import present
@@ -156,16 +156,15 @@ def _learners(
     encodings, device = context.encodings, device_of(context.graph)
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in context.placement.active:
-        if q.format.bits == 8 or not q.format.has_kernel or shared[q.name] != q.name:
+        if q.format.bits == 8 or q.format.kind != "uniform" or shared[q.name] != q.name:
             continue  # quantizers of one tensor and one scale are one call
         step, fmt = encodings.scale(q.name), q.format
         if q.role == "weight":
             if len(q.source.users) != 1:
                 continue  # two layers with scales of their own would each round the other's codes
             weight = encodings.constant(context.graph, q.source)
-            weights[q.name] = SoftRounding(
-                weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax
-            )
+            each = spread(step, weight, fmt.axis)
+            weights[q.name] = SoftRounding(weight, each, fmt.qmin, fmt.qmax)
         elif not q.is_weight:
             ranges[q.name] = LearnedRange(step.to(device), fmt.qmin, fmt.qmax)
     return weights, ranges
@@ -183,7 +182,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
             "reconstruct: everything below 8 bits stays in float or is shared, so there was "
             "nothing to learn"
         )
-        return {"steps": 0, "images": len(feed[0]), "weights": 0, "ranges": 0, "loss": []}
+        return {"steps": 0, "images": count_of(feed), "weights": 0, "ranges": 0, "loss": []}
     steps, losses = _learn(context, arguments, feed, weights, ranges)
     for q in context.placement.active:
         if q.name in weights:
@@ -192,7 +191,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
     return {
         "steps": steps,
-        "images": len(feed[0]),
+        "images": count_of(feed),
         "weights": len(weights),
         "ranges": len(ranges),
         "loss": losses,
@@ -225,7 +224,7 @@ def _learn(
 
     A run that was stopped continues where it was.
     """
-    steps, batch, count = arguments.steps, arguments.batch, len(feed[0])
+    steps, batch, count = arguments.steps, arguments.batch, count_of(feed)
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
         _Learner(context.graph, {}, {}),

@@ -29,6 +29,7 @@ METHODS: Mapping[str, str] = {
     "attention-percentile": "trtq.methods.ranges:ATTENTION_PERCENTILE",
     "layernorm-ema": "trtq.methods.ranges:LAYERNORM_EMA",
     "ranking": "trtq.methods.ranking",
+    "gptq": "trtq.methods.gptq",
     "reconstruct": "trtq.methods.reconstruct",
     "bias-correction": "trtq.methods.bias_correction",
 }

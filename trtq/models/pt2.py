@@ -17,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from trtq.errors import ModelError, first_line, reason
+from trtq.layouts import channels_first, layout_of
 from trtq.models.load import LoadedModel
 
 _AGAIN = "Save it again: torch.export.save(program, 'model.pt2')"
@@ -62,7 +63,11 @@ def from_program(program: ExportedProgram, name: str) -> LoadedModel:
     Args:
         program: stays as it is.
         name: for records.
+
+    Raises:
+        ModelError: it computes in another type than float32.
     """
+    _require_single(program, name)
     module = program.module(check_guards=False)
     assert isinstance(module, nn.Module)
     for part in module.modules():
@@ -75,6 +80,17 @@ def from_program(program: ExportedProgram, name: str) -> LoadedModel:
     )
 
 
+def _require_single(program: ExportedProgram, name: str) -> None:
+    kinds = {t.dtype for t in program.state_dict.values() if t.is_floating_point()}
+    others = sorted(str(k).removeprefix("torch.") for k in kinds - {torch.float32})
+    if others:
+        raise ModelError(
+            f"Cannot use the exported program {name}",
+            f"its weights are {', '.join(others)}, expected float32: types are part of a program",
+            "Call model.float() before torch.export.export, and give it float32 inputs",
+        )
+
+
 def _hints(program: ExportedProgram) -> Mapping[str, Any]:
     """Return the size of the image that a program of one image takes."""
     named = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
@@ -82,8 +98,11 @@ def _hints(program: ExportedProgram) -> Mapping[str, Any]:
     values = [n.meta.get("val") for n in nodes]
     if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
         return {}
-    sizes = values[0].shape[1:]
-    return {"input_size": tuple(sizes)} if all(isinstance(s, int) for s in sizes) else {}
+    shape = tuple(values[0].shape)
+    if not all(isinstance(s, int) for s in shape[1:]):
+        return {}
+    layout = layout_of(shape) or "NCHW"
+    return {"input_size": channels_first(shape[1:], layout), "layout": layout}
 
 
 def _require_plain(archive: zipfile.ZipFile, what: str) -> None:

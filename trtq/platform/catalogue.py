@@ -49,6 +49,7 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fp16: float | None = None
     int8: float | None = None
     fp8: float | None = None
+    fp4: float | None = None
     bandwidth: float
     power: float
     source: str
@@ -61,6 +62,7 @@ class BoardRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     soc: tuple[str, ...] = ()
     memory_gib: int = 0
     dla: int = 0
+    typed_dla: bool = False
     workspace: tuple[tuple[float, int], ...]
     rails: tuple[tuple[str, ...], ...]
     modes: tuple[str, str]

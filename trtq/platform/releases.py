@@ -57,6 +57,7 @@ class Span(NamedTuple):
 
 class _Bounds(msgspec.Struct, forbid_unknown_fields=True):
     oldest: str
+    newest: str
     rtx: str
 
 
@@ -98,7 +99,7 @@ class Releases:
     """The catalogue of releases.
 
     Attributes:
-        oldest: that trtq knows.
+        oldest, newest: that trtq knows.
         rtx: TensorRT for RTX has the API and the parser of this one.
         ir: opset: the IR version of files with it.
         reads: newest opset that the parser reads, by the first release that does.
@@ -110,6 +111,7 @@ class Releases:
     """
 
     oldest: Version
+    newest: Version
     rtx: Version
     ir: Mapping[int, int]
     reads: tuple[tuple[Version, int], ...]
@@ -134,6 +136,7 @@ def releases() -> Releases:
     opsets = {int(n): row for n, row in file.opset.items()}
     return Releases(
         oldest=parse_version(file.release.oldest),
+        newest=parse_version(file.release.newest),
         rtx=parse_version(file.release.rtx),
         ir={n: row.ir for n, row in opsets.items() if row.ir is not None},
         reads=_steps({n: row.reads for n, row in opsets.items()}),
@@ -203,6 +206,23 @@ def release_of_module(module: Any) -> Version:
     if module.__name__ == "tensorrt_rtx":
         return releases().rtx
     return parse_version(str(module.__version__))
+
+
+def newer_note(version: Version) -> str:
+    """Return what is said of a release that is newer than the catalogue, "" for others.
+
+    >>> newer_note((12, 0))
+    'TensorRT 12.0 is newer than this trtq, which knows releases up to 11.5 and takes it for that'
+    >>> newer_note((11, 5)), newer_note((10, 3))
+    ('', '')
+    """
+    newest = releases().newest
+    if version[: len(newest)] <= newest:
+        return ""
+    return (
+        f"TensorRT {shown(version)} is newer than this trtq, which knows releases up to "
+        f"{shown(newest)} and takes it for that"
+    )
 
 
 def opset_read(version: Version) -> int:

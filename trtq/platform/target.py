@@ -6,6 +6,7 @@ It includes what files for it can hold, which is known before anything is loaded
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from trtq.errors import TrtqError, UsageError, suggest
@@ -22,7 +23,9 @@ from trtq.platform.releases import (
 )
 from trtq.specs import OPSET, FinetuneOptions, QuantizeOptions, QuantizeSpec
 
+TYPED_ONLY = (11, 0)  # releases without flags of precision
 INT4_OPSET = 21  # the first with INT4
+CODE_OPSETS = {"INT4 weights": INT4_OPSET, "FP8": 19, "FP4": 23}  # the first that holds each
 ForFiles = QuantizeOptions | QuantizeSpec | FinetuneOptions
 
 
@@ -151,10 +154,12 @@ class Target:
             feature: a number format (INT8), DLA, or a feature of the catalogue of releases.
             runtime: that will be used, in place of the target's own.
         """
+        used = runtime or Runtime(self.release)
+        if feature == "DLA" and used.version is not None and used.version >= TYPED_ONLY:
+            feature = "typed DLA"
         device = _device_lacks(self, feature)
         if device or feature not in releases().features:
             return device
-        used = runtime or Runtime(self.release)
         return "" if used == Runtime() else used.lacks(feature)
 
     def require(
@@ -212,8 +217,12 @@ def _device_lacks(target: Target, feature: str) -> str:
     stored, _, kind = feature.partition(" ")
     if kind == "weights" and stored not in target.facts.weights:
         return f"compute capability {target.capability} has no kernels for {feature}"
-    if feature == "DLA" and not target.dla:
+    if feature in ("DLA", "typed DLA") and not target.dla:
         return "it has no DLA"
+    if feature == "typed DLA" and not (
+        target.row and target.row.board and target.row.board.typed_dla
+    ):
+        return "from TensorRT 11 on a DLA is supported on Jetson AGX Orin alone"
     return ""
 
 
@@ -275,19 +284,25 @@ def _version(text: str, whole: str) -> Version:
     return version
 
 
-def opset_of(spec: ForFiles) -> int:
+def opset_of(spec: ForFiles, needs: Collection[str] = ()) -> int:
     """Return the opset of the files: what was asked for, else what the target's TensorRT reads.
+
+    Args:
+        spec: what was asked for.
+        needs: formats that the files hold.
 
     Raises:
         UsageError: the target's TensorRT does not read what was asked for.
     """
-    target = Target.given(spec.target)
+    target, least = Target.given(spec.target), least_opset(needs)
     if target is None:
-        return spec.opset or OPSET
-    newest = target.opset
+        return spec.opset or max(OPSET, least)
     runtime = Runtime(target.release)
+    newest = target.opset
+    if least <= runtime.opset and not any(target.lacks(n) for n in needs):
+        newest = max(newest, least)
     if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
-        newest = INT4_OPSET
+        newest = max(newest, INT4_OPSET)
     if spec.opset is not None and target.release is not None and spec.opset > newest:
         why = f"{runtime.title} has every op that trtq writes up to opset {newest}"
         raise UsageError(
@@ -296,20 +311,37 @@ def opset_of(spec: ForFiles) -> int:
     return spec.opset or newest
 
 
-def check_files(spec: ForFiles) -> None:
+def least_opset(needs: Collection[str]) -> int:
+    """Return the first opset of ONNX that holds formats, 0 for any."""
+    return max((CODE_OPSETS.get(n, 0) for n in needs), default=0)
+
+
+def check_files(spec: ForFiles, needs: Collection[str] = ("INT8",)) -> None:
     """Refuse files that their target cannot compute, or that cannot hold what was asked for.
+
+    Args:
+        spec: what was asked for.
+        needs: formats that the files hold, as :meth:`Target.require` takes them.
 
     Raises:
         UsageError: names what contradicts what.
     """
     target = Target.given(spec.target)
     if target is not None:
-        target.require(
-            "INT8",
-            doing="quantize to",
-            hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "
-            "--fallback: FP16 of the same model",
-        )
+        for need in sorted(needs):
+            target.require(
+                need,
+                doing="quantize to",
+                hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "
+                "--fallback: FP16 of the same model"
+                if need == "INT8"
+                else "Give other --bits, such as w8a8",
+            )
+    least = least_opset(needs)
+    if opset_of(spec, needs) < least:
+        held = ", ".join(n for n in sorted(needs) if n in CODE_OPSETS)
+        why = f"ONNX has it from opset {least} on, asked for {opset_of(spec, needs)}"
+        raise UsageError(f"Cannot write {held}", why, f"Give --opset {least}, or leave it out")
     if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:
         why = f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset_of(spec)}"
         raise UsageError("Cannot store weights as INT4", why, f"Give --opset {INT4_OPSET}")

@@ -16,6 +16,7 @@ from torch import fx
 
 from trtq.graph.naming import is_softmax
 from trtq.graph.nodes import get_constant, operands
+from trtq.quant.blocks import block_amax, nvfp4_amax
 from trtq.quant.calibrators import INTERVAL_BITS, Asked, Calibrator, find_calibrator
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import LOG_EPSILON
@@ -168,11 +169,16 @@ def make_encodings(
     enforce_partners_(placement)
     encodings = Encodings(amax={}, formats={}, origin=origin)
     inputs = {q.consumer: q for q in placement.active if not q.is_weight and q.role != "residual"}
+    of_input = {
+        q.consumer: stats.get(q.stats_key) for q in placement.quantizers if q.role == "input"
+    }
     for quantizer in placement.active:
         name, fmt = quantizer.name, quantizer.format
         if not fmt.has_kernel:
             encodings.amin[name], encodings.amax[name] = _ends(graph, quantizer, stats)
-        elif fmt.kind == "fp8":
+        elif fmt.blocked:
+            encodings.amax[name] = _blocks(graph, quantizer, of_input)
+        elif fmt.kind != "uniform":
             encodings.amax[name] = _largest(graph, quantizer, stats)
         elif quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
@@ -210,7 +216,8 @@ def _largest(
 ) -> torch.Tensor:
     """Return the largest magnitude.
 
-    FP8 keeps its relative precision over 15 binades, so clipping gains nothing.
+    FP8 keeps its relative precision over 15 binades, so clipping gains nothing; the blocks of an
+    NVFP4 activation have ranges of their own, which the tensor's bounds.
     """
     if quantizer.is_weight:
         weight = get_constant(graph, quantizer.source)
@@ -218,6 +225,20 @@ def _largest(
         return weight_amax(weight, quantizer.format.axis)
     seen = stats[quantizer.stats_key]
     return torch.tensor(max(abs(seen.low), abs(seen.high)), dtype=torch.float32)
+
+
+def _blocks(
+    graph: fx.GraphModule,
+    quantizer: Quantizer,
+    of_input: Mapping[fx.Node, ActivationStats | None],
+) -> torch.Tensor:
+    """Return the largest magnitudes of a weight's blocks."""
+    weight, fmt = get_constant(graph, quantizer.source), quantizer.format
+    assert weight is not None and isinstance(fmt.block, int)
+    if fmt.kind == "fp4":
+        return nvfp4_amax(weight)
+    seen = of_input.get(quantizer.consumer)
+    return block_amax(weight, fmt.block, fmt.qmax, None if seen is None else seen.moments)
 
 
 def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> None:

@@ -21,7 +21,7 @@ from torch import fx
 from trtq.artifact import SCHEMA, decode_json, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError, UsageError, reason
 from trtq.graph.nodes import get_constant
-from trtq.quant.formats import Format
+from trtq.quant.formats import FP8_LARGEST, Format
 
 CONSTANT, AMIN = "constant:", "amin:"
 AGAIN = "Make it again: trtq quantize ..."
@@ -39,8 +39,8 @@ class Encodings:
     """Formats and numbers of one model.
 
     Attributes:
-        amax: by quantizer name, float32, shape [] or [C]: the largest magnitude of a uniform
-            format, greater than 0; the highest value of an asymmetric or a log2 one.
+        amax: by quantizer name, float32, shape [], [C] or [C, blocks]: the largest magnitude of a
+            uniform format, greater than 0; the highest value of an asymmetric or a log2 one.
         amin: the lowest value, of asymmetric and log2 formats only; same shape.
         formats: by quantizer name.
         constants: by name in the graph, float32: weights and biases that a method put in place of
@@ -61,6 +61,7 @@ class Encodings:
 
         ``amax / qmax`` for a uniform format (S1 eq. 3), ``(amax - amin) / (2^b - 1)`` for an
         asymmetric one (S3 eq. 1), and ``(log2 amax - log2 amin) / (2^b - 1)`` for log2 (S3 eq. 4).
+        For an NVFP4 activation it is the unit of its blocks' scales, ``amax / (6 * 448)``.
 
         Raises:
             EncodingsError: there is no such quantizer, or a value is not usable.
@@ -78,7 +79,8 @@ class Encodings:
                     f"The encoding of {name} cannot be used",
                     "amax must be finite and greater than 0",
                 )
-            return amax / fmt.qmax
+            dynamic = fmt.kind == "fp4" and not fmt.blocked
+            return amax / (fmt.qmax * FP8_LARGEST if dynamic else fmt.qmax)
         low, high = self._ends(name)
         step = (high - low) / fmt.qmax
         # A channel of one value: a step of that value holds it exactly.
@@ -94,7 +96,7 @@ class Encodings:
         scale does not change.
         """
         for name, fmt in self.formats.items():
-            if not fmt.has_kernel:
+            if not fmt.has_kernel or fmt.kind == "fp4":  # whose scales have a form of their own
                 continue
             scale = self.scale(name)
             near = scale.to(torch.float16).to(torch.float32)

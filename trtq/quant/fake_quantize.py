@@ -4,7 +4,7 @@ It computes what ONNX QuantizeLinear and DequantizeLinear compute, in the same o
 scale, round half to even, add the zero point, clamp, subtract the zero point, multiply by the
 scale. The kind ``log2`` does so with log2(x + 1e-5), and raises 2 to the result (S3 eq. 4-6, in the
 form that inverts: the equations as printed do not, docs/methods.md). The kind ``fp8`` rounds to the
-nearest E4M3 value instead of the nearest integer.
+nearest E4M3 value instead of the nearest integer, ``fp4`` to the nearest E2M1 value.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+
+from trtq.quant.formats import FP4_BLOCK, FP4_LARGEST, FP8_LARGEST
 
 LOG_EPSILON = 1e-5  # S3: keeps the logarithm of an exact 0 finite
 
@@ -28,6 +30,52 @@ def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor
         if axis is None
         else value.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
     )
+
+
+def spread(scale: torch.Tensor, x: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Return ``scale`` shaped to divide ``x``.
+
+    Args:
+        scale: shape [], [C] along ``axis``, or [C, K / block], one for each block of a row.
+        x: what is quantized; [C, K] for scales of blocks.
+        axis: that ``scale`` runs along.
+    """
+    if scale.ndim > 1:
+        return scale.repeat_interleave(x.shape[-1] // scale.shape[-1], dim=-1)
+    return along_axis(scale, x.ndim, axis)
+
+
+def e2m1(x: torch.Tensor) -> torch.Tensor:
+    """Return the nearest E2M1 numbers (0, 0.5, 1, 1.5, 2, 3, 4, 6), ties to even, float32."""
+    size = x.abs().clamp_max(FP4_LARGEST)
+    step = torch.where(size < 2.0, 0.5, torch.where(size < 4.0, 1.0, 2.0))
+    rounded: torch.Tensor = (size / step).round_().mul_(step).copysign_(x)
+    return rounded
+
+
+def block_scales(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """Return the scales of blocks of 16 along the last axis as NVFP4 has them, [..., K / 16].
+
+    Each is an E4M3 number times ``unit``, the nearest to the block's largest magnitude / 6.
+
+    Args:
+        x: float32, [..., K], K a multiple of 16.
+        unit: float32, shape [], greater than 0: the tensor's largest magnitude / (6 * 448).
+    """
+    largest = x.reshape(*x.shape[:-1], -1, FP4_BLOCK).abs().amax(-1)
+    codes = (largest / (FP4_LARGEST * unit)).clamp_max(FP8_LARGEST).to(torch.float8_e4m3fn)
+    return codes.to(x.dtype) * unit
+
+
+def _fp4_steps(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each value; an activation's ``scale`` is the unit of its blocks'."""
+    return spread(block_scales(x, scale) if scale.ndim == 0 else scale, x, None)
+
+
+def _fp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` in NVFP4."""
+    s = _fp4_steps(x, scale)
+    return e2m1(x / torch.where(s > 0, s, 1.0)).mul_(s)
 
 
 @torch.library.custom_op("trtq::fake_quantize", mutates_args=())
@@ -45,7 +93,8 @@ def fake_quantize(
 
     Args:
         x: float32, any shape.
-        scale: float32, shape [] or [C] when ``axis`` is given, greater than 0.
+        scale: float32, greater than 0; shape [], [C] when ``axis`` is given, or [C, K / block] for
+            a matrix in blocks.
         zero_point: the code of real zero, shape of ``scale``; None for 0.
         axis: the axis of ``x`` that ``scale`` runs along, None for one scale.
         qmin: the lowest code.
@@ -57,7 +106,9 @@ def fake_quantize(
         codes = positions(x, scale, zero_point, axis, kind).round_().clamp_(qmin, qmax)
         z = 0.0 if zero_point is None else along_axis(zero_point, x.ndim, axis)
         return codes.sub_(z).mul_(along_axis(scale, x.ndim, axis)).exp2_()
-    s = along_axis(scale, x.ndim, axis)
+    if kind == "fp4":
+        return _fp4(x, scale)
+    s = spread(scale, x, axis)
     if kind == "fp8":
         return torch.div(x, s).clamp_(qmin, qmax).to(torch.float8_e4m3fn).to(x.dtype).mul_(s)
     out = torch.div(x, s).round_()
@@ -78,7 +129,10 @@ def positions(
 
     The result is a new tensor of the shape of ``x``.
     """
-    s = along_axis(scale, x.ndim, axis)
+    if kind == "fp4":
+        s = _fp4_steps(x, scale)
+        return x / torch.where(s > 0, s, 1.0)
+    s = spread(scale, x, axis)
     # ONNX has the natural logarithm only; one factor turns it into steps.
     out = (
         x.add(LOG_EPSILON).log_().mul_(1.0 / (math.log(2.0) * s))
@@ -93,8 +147,11 @@ def positions(
 def spacing(where: torch.Tensor, kind: str) -> torch.Tensor | float:
     """Return the distance between neighbouring codes at these positions.
 
-    It is 1, or for E4M3 2^(exponent - 3) and no less than 2^-9.
+    It is 1, for E4M3 2^(exponent - 3) and no less than 2^-9, for E2M1 0.5, 1 or 2.
     """
+    if kind == "fp4":
+        size = where.abs()
+        return torch.where(size < 2.0, 0.5, torch.where(size < 4.0, 1.0, 2.0))
     return where.abs().clamp_min(2.0**-6).log2().floor().sub(3).exp2() if kind == "fp8" else 1.0
 
 

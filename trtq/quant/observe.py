@@ -15,7 +15,7 @@ from torch import fx, nn
 from trtq import ops
 from trtq.errors import CalibrationError
 from trtq.graph.device import device_of, moved
-from trtq.graph.feed import Feed, channels_last
+from trtq.graph.feed import Feed, channels_last, count_of
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import INTERVAL_BITS, find_calibrator
 from trtq.quant.histogram import MOST_COUNTED, Scratch, counting_step, new_scratch
@@ -124,11 +124,11 @@ def observe(
     with torch.inference_mode():
         for feed in moved(batches, device):
             watched(*channels_last(feed))
-            seen += len(feed[0])
+            seen += count_of(feed)
             if not _finite(ranges.values()):
                 _raise_not_finite(graph, feed)
             if progress:
-                progress(len(feed[0]))
+                progress(count_of(feed))
     if not seen:
         raise CalibrationError(
             "Cannot calibrate",

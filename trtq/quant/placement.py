@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
 import torch
 from torch import fx
 
@@ -22,6 +21,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import EIGHT, INT8, BitConfig, Format
 from trtq.quant.module_places import MODULE_ROLES, is_float, module_places
 from trtq.quant.residual import path_lengths, shortcut_of
+from trtq.quant.widths import set_bits_, set_layer_bits_, weighted_layers
 from trtq.typed import present
 
 # facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and
@@ -122,8 +122,7 @@ def place(
         rules: names of the operators that the target has kernels for.
         high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``,
             ``@anchors``; a layer or a quantizer whose name matches stays in float.
-        bits: of weights and activations; 2 to 8. The first and the last layer with weights (S1
-            A.2) and the shortcuts of residual adds keep 8 bits.
+        bits: of weights and activations; see :func:`trtq.quant.widths.set_bits_`.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
         layer_bits: widths of single layers; it overrides the widths above.
 
@@ -140,8 +139,8 @@ def place(
         elif row.name in rules:
             places = (_quantizer(graph, node, operand, lengths) for operand in row.operands)
             placement.quantizers += present(places)
-    _set_bits_(placement, bits)
-    _set_layer_bits_(placement, layer_bits or {})
+    set_bits_(placement.quantizers, bits)
+    set_layer_bits_(placement.quantizers, layer_bits or {})
     if attention == "float":
         for q in placement.quantizers:
             if attention_of(q) is not None:
@@ -149,52 +148,6 @@ def place(
     enforce_partners_(placement)
     _keep_high_precision_(placement, high_precision)
     return placement
-
-
-def _set_bits_(placement: Placement, bits: BitConfig) -> None:
-    layers = _weighted_layers(placement)
-    ends = {*layers[:1], *layers[-1:]}
-    for q in placement.quantizers:
-        if q.layer not in ends and q.role != "residual":
-            q.format = msgspec.structs.replace(
-                q.format, bits=bits.weight if q.is_weight else bits.input
-            )
-
-
-def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, BitConfig]) -> None:
-    known = _weighted_layers(placement)
-    for name in layer_bits:
-        if name not in known:
-            raise UsageError(
-                f"The allocation names a layer {name} that the model does not have",
-                hint=suggest(name, known),
-            )
-    for q in placement.quantizers:
-        if q.role in ("input", "weight") and q.layer in layer_bits:
-            _allocate_(q, layer_bits[q.layer])
-
-
-def _allocate_(quantizer: Quantizer, bits: BitConfig) -> None:
-    """Give a quantizer the width that an allocation has for its layer."""
-    if not bits.quantized:
-        quantizer.decided = "allocation"
-        quantizer.float_reason = quantizer.float_reason or "the allocation keeps it in float"
-    elif bits.weight_only and not quantizer.is_weight:
-        why = "the allocation quantizes the weight alone"
-        quantizer.float_reason = quantizer.float_reason or why
-    else:
-        quantizer.weight_only = bits.weight_only
-        quantizer.format = msgspec.structs.replace(
-            quantizer.format,
-            bits=bits.weight if quantizer.is_weight else bits.input,
-            kind=bits.kind,
-        )
-
-
-def _weighted_layers(placement: Placement) -> list[str]:
-    return list(
-        dict.fromkeys(q.layer for q in placement.quantizers if q.role in ("input", "weight"))
-    )
 
 
 def _quantizer(
@@ -333,7 +286,7 @@ def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     """
     if pattern == "@head":
         return _of_heads(placement)
-    weighted = _weighted_layers(placement)
+    weighted = weighted_layers(placement.quantizers)
     wanted = {
         "@first": weighted[:1],
         "@last": weighted[-1:],

@@ -11,7 +11,8 @@ from trtq import ops
 from trtq.errors import EncodingsError
 from trtq.graph.nodes import add_constant, get_constant, operands
 from trtq.quant.encodings import Encodings
-from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, FakeQuantizeCall
+from trtq.quant.formats import FLOATS
 from trtq.quant.placement import Placement, Quantizer
 
 
@@ -94,6 +95,18 @@ def _on_codes(
     return add_constant(graph, str(source.target), codes, before=source)
 
 
+def formats_needed(graph: fx.GraphModule) -> set[str]:
+    """Return what a target must have for a simulated graph, as the catalogue of platforms says."""
+    calls = (FakeQuantizeCall.of(n) for n in graph.graph.nodes)
+    return {_needs(graph, call) for call in calls if call is not None}
+
+
+def _needs(graph: fx.GraphModule, call: FakeQuantizeCall) -> str:
+    scale = get_constant(graph, call.scale)
+    blocked = call.kind == "uniform" and scale is not None and scale.ndim > 1
+    return "INT4 weights" if blocked else FLOATS.get(call.kind, "INT8")
+
+
 def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:
     """Return, for each active quantizer, the first one with the same tensor, format and scale.
 
@@ -154,14 +167,13 @@ def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.No
 
 
 def _check_shape(quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> None:
-    axis, value = quantizer.format.axis, source.meta.get("val")
-    expected = (
-        []
-        if axis is None
-        else [int(value.shape[axis])]
-        if isinstance(value, torch.Tensor)
-        else list(scale.shape)
-    )
+    fmt, value = quantizer.format, source.meta.get("val")
+    expected = list(scale.shape)
+    if fmt.axis is None:
+        expected = []
+    elif isinstance(value, torch.Tensor):
+        expected = [int(value.shape[fmt.axis])]
+        expected += [value.shape[-1] // fmt.block] if isinstance(fmt.block, int) else []
     if list(scale.shape) != expected:
         raise EncodingsError(
             f"The encodings do not fit the graph at {quantizer.name}",

@@ -88,11 +88,11 @@ def _least_output_error(
         part, groups_here = flat[i : i + rows], group_of[i : i + rows]
         if groups == 1:
             found.append(
-                _search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax)
+                search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax)
             )
         else:
             m, v = mean[groups_here], variance[groups_here]
-            found.append(_search_rows(part, partial(_row_dot, m), partial(_row_dot, v), qmax))
+            found.append(search_rows(part, partial(row_dot, m), partial(row_dot, v), qmax))
     return torch.cat(found)
 
 
@@ -100,16 +100,25 @@ def _dot(vector: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return rows @ vector
 
 
-def _row_dot(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def row_dot(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the sums of rows with weights of their own."""
     return (rows * weights).sum(dim=1)
 
 
-def _search_rows(
+def search_rows(
     flat: torch.Tensor,
     weigh_mean: Callable[[torch.Tensor], torch.Tensor],
     weigh_variance: Callable[[torch.Tensor], torch.Tensor],
     qmax: int,
 ) -> torch.Tensor:
+    """Return the best ``amax`` of each row: that with the least ``shift^2 + variance``.
+
+    Args:
+        flat: float32 [rows, values].
+        weigh_mean: the shift of a row's rounding errors.
+        weigh_variance: the variance of their squares.
+        qmax: highest code.
+    """
     largest = flat.abs().amax(dim=1)
     best, best_cost = largest.clone(), torch.full_like(largest, torch.inf)
     error = torch.empty_like(flat)

@@ -12,9 +12,9 @@ from torch import nn
 
 from trtq.errors import TrtqError, UsageError
 from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs, random_input
+from trtq.layouts import IMAGE_AXES, channels_first, in_layout, layout_of
 from trtq.reader.port import Port
 
-IMAGE_AXES = 4
 USUAL_SIZE = (3, 224, 224)  # where nobody gave one, and the file's inputs are no images
 MOST_GUESSED = 4  # axes
 LARGEST_TRIAL = 1 << 22  # values of an input whose sizes are guessed
@@ -101,7 +101,8 @@ def _image_sizes(
             known.setdefault(named[0], BATCH_OF_TWO)
         if len(named) != IMAGE_AXES or not port.dtype.is_floating_point or size is None:
             continue
-        for axis, asked in zip(named[1:], size, strict=True):
+        layout = layout_of(port.shape) or "NCHW"
+        for axis, asked in zip(named[1:], in_layout(size, layout), strict=True):
             if isinstance(axis, str):
                 known.setdefault(axis, asked)
     return known
@@ -115,9 +116,10 @@ def _require_size(ports: Sequence[Port], size: tuple[int, int, int]) -> None:
     """
     images = [p for p in ports if len(p.shape) == IMAGE_AXES]
     for port in images if len(ports) == 1 else []:
-        fixed = zip(port.shape[1:], size, strict=True)
+        sizes = channels_first(port.shape[1:], layout_of(port.shape) or "NCHW")
+        fixed = zip(sizes, size, strict=True)
         if any(isinstance(d, int) and d != asked for d, asked in fixed):
-            own = "x".join(str(d) if isinstance(d, int) else "any" for d in port.shape[1:])
+            own = "x".join(str(d) if isinstance(d, int) else "any" for d in sizes)
             raise UsageError(
                 f"Cannot give {'x'.join(map(str, size))} images to the ONNX model",
                 f"its input {port.name} is fixed to {own}",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from trtq.data.sample_axes import sample_axes
 from trtq.errors import CaptureError, suggest
 from trtq.graph.inputs import BATCH_OF_TWO
 from trtq.graph.signature import INPUT, Axes
@@ -28,9 +29,9 @@ def fitted(ports: Sequence[Port], given: object, axes: Axes) -> Example:
     named = _named(ports, given)
     batch = _batch_axis(ports, axes)
     found = {p.name: _of_kind(p, named[p.name]) for p in ports}
-    for port in ports:
-        sizes = axes.get(port.name, port.shape)
-        found[port.name] = _of_size(port, found[port.name], sizes)
+    shapes = [axes.get(p.name, p.shape) for p in ports]
+    for port, sizes, axis in zip(ports, shapes, sample_axes(shapes), strict=True):
+        found[port.name] = _of_size(port, found[port.name], sizes, axis or 0)
     lone = batch and all(n == 1 for p in ports for n in _sizes_of(batch, p, axes, found))
     return {n: _twice(t, axes.get(n, ()), batch) if lone else t for n, t in found.items()}
 
@@ -82,22 +83,44 @@ def _of_kind(port: Port, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(port.dtype)
 
 
-def _of_size(port: Port, tensor: torch.Tensor, sizes: Sequence[int | str]) -> torch.Tensor:
-    """Return a tensor with as many samples as a fixed batch has."""
-    fixed = sizes[0] if sizes else None
-    if isinstance(fixed, int) and len(sizes) == tensor.ndim and len(tensor) > fixed:
-        tensor = tensor[:fixed]
-    fits = len(sizes) == tensor.ndim and all(
-        isinstance(size, str) or size == own for size, own in zip(sizes, tensor.shape, strict=True)
-    )
-    if not fits:
+def _of_size(
+    port: Port, tensor: torch.Tensor, sizes: Sequence[int | str], axis: int
+) -> torch.Tensor:
+    """Return a tensor with as many samples as a fixed batch has.
+
+    Args:
+        port: the input.
+        tensor: samples on their axis, or first as a batch of data has them.
+        sizes: of the input.
+        axis: of its samples.
+    """
+    if not sizes and tensor.ndim == 1:  # samples of one number
+        return tensor[0]
+    ways = [tensor, tensor.movedim(0, axis)] if 0 < axis < tensor.ndim else [tensor]
+    found = next((t for t in (_cut(w, sizes, axis) for w in ways) if _fits(t, sizes)), None)
+    if found is None:
         more = tensor.ndim > len(sizes)
         raise CaptureError(
             f"The example of the input {port.name} does not fit the ONNX model",
             f"it is {list(tensor.shape)}, expected [{', '.join(map(str, sizes))}]",
             "Data hold one sample an item, without a batch axis" if more else "",
         )
+    return found
+
+
+def _cut(tensor: torch.Tensor, sizes: Sequence[int | str], axis: int) -> torch.Tensor:
+    """Return no more samples than a fixed batch has."""
+    fixed = sizes[axis] if axis < len(sizes) else None
+    alike = len(sizes) == tensor.ndim
+    if isinstance(fixed, int) and alike and tensor.shape[axis] > fixed:
+        return tensor.narrow(axis, 0, fixed)
     return tensor
+
+
+def _fits(tensor: torch.Tensor, sizes: Sequence[int | str]) -> bool:
+    return len(sizes) == tensor.ndim and all(
+        isinstance(size, str) or size == own for size, own in zip(sizes, tensor.shape, strict=True)
+    )
 
 
 def _batch_axis(ports: Sequence[Port], axes: Axes) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx
 
+from trtq.layouts import IMAGE_AXES, channels_first, layout_of
 from trtq.models.load import LoadedModel
 from trtq.reader.module import OnnxModule
 from trtq.reader.read import read_onnx
 
 IMAGE_CHANNELS = (1, 3)
-IMAGE_AXES = 4
 OPEN_SIZE = 224  # of an image whose height or width is open
 
 
@@ -43,7 +43,9 @@ def _hints(module: OnnxModule) -> Mapping[str, Any]:
     images = [p for p in module.inputs if len(p.shape) == IMAGE_AXES]
     if len(module.inputs) != 1 or not images:
         return {}
-    channels, *sizes = images[0].shape[1:]
+    layout = layout_of(images[0].shape) or "NCHW"
+    channels, *sizes = channels_first(images[0].shape[1:], layout)
     if channels not in IMAGE_CHANNELS:
         return {}
-    return {"input_size": (channels, *(s if isinstance(s, int) else OPEN_SIZE for s in sizes))}
+    size = (channels, *(s if isinstance(s, int) else OPEN_SIZE for s in sizes))
+    return {"input_size": size, "layout": layout}

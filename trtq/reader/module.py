@@ -14,6 +14,7 @@ from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
 from trtq.graph.signature import Axes
+from trtq.onnx_node import label_of
 from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
@@ -32,6 +33,7 @@ class OnnxNode(nn.Module):
 
     Attributes:
         opaque: why ONNX Runtime computes it; "" where torch does.
+        matrices: the weights that nodes have so far, by array: nodes that read one share it.
         results: type and rank of each result that ONNX Runtime computed, once it has.
     """
 
@@ -41,9 +43,11 @@ class OnnxNode(nn.Module):
         opset: int,
         constants: Mapping[int, Array],
         domains: Mapping[str, int],
+        matrices: dict[int, nn.Parameter],
     ) -> None:
         super().__init__()
         self.node, self.opset, self.domains = node, opset, domains
+        self.matrices = matrices
         self.attributes = attributes_of(node)
         self.read = reader_of(node)
         self.opaque = "" if self.read is not None else "no row of the table reads it"
@@ -61,13 +65,21 @@ class OnnxNode(nn.Module):
                 branch = Nodes(attribute.g, opset=opset, constants=inner, domains=domains)
                 self.add_module(attribute.name, branch)
 
+    @property
+    def label(self) -> str:
+        """What a message calls it: its name in the file, and its operator."""
+        return f"{label_of(self.node)} ({self.node.op_type})"
+
     def _hold(self, position: int, array: Array) -> None:
         """Keep a constant: as a tensor, and as numbers where it is small."""
+        key = id(array)  # of an array that lives as long as the node
         array = np.array(array, STORED.get(array.dtype.name, array.dtype))
         name = _CONSTANTS.get(position, f"constant_{position}")
         tensor = torch.from_numpy(array)
-        if array.dtype == np.float32 and array.ndim > 0:
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=True))
+        if array.dtype == np.float32 and array.ndim > 1:
+            self.register_parameter(name, self.matrices.setdefault(key, nn.Parameter(tensor)))
+        elif array.dtype == np.float32 and array.ndim > 0:
+            self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
         self.held[position] = name
@@ -155,9 +167,10 @@ class Nodes(nn.Module):
         self.paths = module_names(self.nodes)
         self.results = [v.name for v in graph.output]
         self._last = _last_reads(self.nodes, set(self.results))
+        matrices: dict[int, nn.Parameter] = {}
         for path, node in zip(self.paths, self.nodes, strict=True):
             own = {i: constants[n] for i, n in enumerate(operands_of(node)) if n in constants}
-            self._add(path, OnnxNode(node, opset, own, domains))
+            self._add(path, OnnxNode(node, opset, own, domains, matrices))
         self.fixed: dict[str, str] = {}
         for i, name in enumerate(self.results):
             if name in constants:  # it depends on no input

@@ -32,6 +32,7 @@ from trtq.onnx_walk import (
     has_branches,
 )
 from trtq.reader.call import reads_of
+from trtq.reader.doubles import singles_
 from trtq.reader.fuse import fuse_
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.refusals import require_readable
@@ -113,6 +114,8 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)
+    wide = singles_(prepared.graph, prepared.constants)
+    prepared.notes += [wide] if wide else []
     tail, note = split_tail_(prepared.graph, prepared.constants, prepared.domains, name)
     if tail is not None:
         prepared.tail = pack_tail(tail)

@@ -161,6 +161,18 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
     weights: str
 
 
+def _format_words(label: str) -> str:
+    """Return what a format that all tensors have is called in a sentence, "" for INT8 and others.
+
+    >>> _format_words("nvfp4"), _format_words("int4:128")
+    ('NVFP4', 'INT4 in blocks of 128 (products in float)')
+    """
+    width, _, block = label.partition(":")
+    if block:
+        return f"{width.upper()} in blocks of {block} (products in float)"
+    return label.upper() if label in ("fp8", "nvfp4") else ""
+
+
 class QuantizeRecord(Record, frozen=True, kw_only=True):
     """What ``trtq quantize`` did; written as quantize.json.
 
@@ -205,9 +217,10 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
         p = self.parity
         bits = self.facts.bits
         width = WIDTHS.get(bits, f"{bits.upper()}, INT8 containers")
-        if self.quantizers and all(q.format == "fp8" for q in self.quantizers):
-            width = "FP8"
-        elif not any(q.computes_in.startswith(("INT8", "FP8")) for q in self.quantizers):
+        labels = {q.format for q in self.quantizers}
+        if len(labels) == 1 and (named := _format_words(*labels)):
+            width = named
+        elif not any(q.computes_in.startswith(("INT8", "FP")) for q in self.quantizers):
             width = "codes that no engine has a kernel for (it computes in float)"
         return (
             f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; "

@@ -13,7 +13,7 @@ from trtq.report.summary import RunSummary, bits_of
 from trtq.typed import present
 
 WIDTH, TRACK, GAP, LEFT = 1000.0, 34.0, 16.0, 2.0
-SHORT = {"int8": "INT8", "fp8": "FP8", "float": "float"}
+SHORT = {"int8": "INT8", "fp8": "FP8", "nvfp4": "NVFP4", "float": "float"}
 
 
 class LayerRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,10 +20,14 @@ ImagesPerPass = Annotated[
 ]
 Bits = Annotated[
     str,
-    Meta(pattern=r"^w[2-8]a[2-8]$", examples=["w8a8", "w6a6", "w4a8"]),
+    Meta(
+        pattern=r"^(w[2-8]a([2-8]|16)|w4a16:(16|32|64|128|256)|fp8|nvfp4)$",
+        examples=["w8a8", "w4a8", "w4a16:128", "fp8", "nvfp4"],
+    ),
     Doc(
         description="Width of weights and activations, w8a8 to w2a2; the first and the last layer "
-        "and residual shortcuts keep 8."
+        "and residual shortcuts keep 8. w4a16:128 has weights of linear layers as INT4 in blocks, "
+        "fp8 E4M3, nvfp4 linear layers in E2M1 in blocks of 16."
     ),
 ]
 Methods = Annotated[

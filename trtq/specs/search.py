@@ -36,9 +36,8 @@ AnalyzedBits = Annotated[
     tuple[str, ...],
     Doc(
         description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 "
-        "for "
-        "weights alone, fp8, fp16; repeatable, "
-        "or with commas."
+        "for weights alone, w4a16:128 for those in blocks, fp8, nvfp4, fp16; repeatable, or with "
+        "commas."
     ),
 ]
 MetricImages = Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")]

@@ -15,10 +15,10 @@ import numpy as np
 from trtq.data.array_files import read_array_file
 from trtq.data.metrics import Array
 from trtq.errors import UsageError, listed
+from trtq.layouts import IMAGE_AXES, layout_of, pixels_of
 from trtq.paths import expand_home
 
 Shape = tuple[int | str | None, ...]
-IMAGE_AXES = 4  # samples, channels, height, width
 LONGEST = 2**20  # characters of metadata that are read as a Python value
 SHOWN = 3
 SIDES = ("left", "top", "right", "bottom")
@@ -43,6 +43,7 @@ class Facts:
         size: height and width of the input in pixels; None where it is open.
         metadata: of the ONNX file; ultralytics writes ``names``, ``task`` and ``kpt_shape``.
         classes: names of the classes of the labels, empty where there are none.
+        channels_last: the input is an image [N, H, W, C].
         anchors: boxes that the outputs are relative to, in pixels of the input, float32 [A, 4] of
             left, top, right and bottom; None for most models.
     """
@@ -51,6 +52,7 @@ class Facts:
     size: tuple[int, int] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    channels_last: bool = False
     anchors: Array | None = None
 
     @classmethod
@@ -65,13 +67,26 @@ class Facts:
 
         Args:
             outputs: arrays or tensors by name, samples first.
-            image: the batch, [N, C, H, W]; None where the input is no image.
+            image: the batch, [N, C, H, W] or [N, H, W, C]; None where the input is no image.
             metadata: of the ONNX file.
             classes: names of the classes of the labels.
         """
-        size = None if image is None else (int(image.shape[2]), int(image.shape[3]))
+        size = None if image is None else pixels_of(image.shape)
         shapes = {name: tuple(value.shape) for name, value in outputs.items()}
-        return cls(outputs=shapes, size=size, metadata=metadata, classes=classes)
+        last = image is not None and layout_of(image.shape) == "NHWC"
+        return cls(
+            outputs=shapes, size=size, metadata=metadata, classes=classes, channels_last=last
+        )
+
+    def is_map_with_channels_last(self, name: str) -> bool:
+        """Whether an output is [N, H, W, C], as the input is: of the same proportions."""
+        shape = self.outputs[name]
+        if not self.channels_last or self.size is None or len(shape) != IMAGE_AXES:
+            return False
+        height, width = self.size
+        _, *sizes = (s if isinstance(s, int) else 0 for s in shape)
+        last, first = sizes[0] * width == sizes[1] * height, sizes[1] * width == sizes[2] * height
+        return last and not first
 
     @property
     def task(self) -> str | None:

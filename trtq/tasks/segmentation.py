@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,6 +14,7 @@ from PIL import Image
 from trtq.data.metrics import Array, confusion, hit_rate, mean_overlap, overlap, predictions
 from trtq.tasks.base import Figure, Outputs, Places, Score, Tensors
 from trtq.tasks.equal_predictions import AGREEMENT, EqualPredictions
+from trtq.tasks.facts import Facts
 from trtq.tasks.maps import draw_classes, resized
 from trtq.tasks.one_output import OneOutput, probabilities
 
@@ -87,13 +88,27 @@ class Segmentation(OneOutput):
     """One class a pixel.
 
     One map is the probability of class 1 (behind the colon ``logits``: before the sigmoid).
+
+    Attributes:
+        channels_last: the scores are [N, H, W, classes], as the input of the model is.
     """
+
+    channels_last: bool = False
 
     name = "segmentation"
     kind = "pixels"
     form = "scores [N, classes, H, W], or one map [N, 1, H, W] of probabilities"
     ranks = (4,)
     words = ("logits",)
+
+    def bound(self, facts: Facts) -> Segmentation:
+        """Return the task with the output that it reads and the order of its axes.
+
+        Raises:
+            UsageError: there is no such output, none has the form, or several have.
+        """
+        own = super().bound(facts)
+        return replace(own, channels_last=facts.is_map_with_channels_last(own.output))
 
     def decode(self, outputs: Outputs, places: Places) -> Any:
         """Return scores of classes [N, C, H, W]; C is 2 for one map.
@@ -102,6 +117,8 @@ class Segmentation(OneOutput):
             UsageError: the output is missing, or one map has no probabilities.
         """
         scores = super().decode(outputs, places)
+        if self.channels_last:
+            scores = np.moveaxis(scores, -1, 1)
         if scores.ndim != 4 or scores.shape[1] != 1 or scores.dtype.kind != "f":
             return scores
         shares = probabilities(scores, self.name, logits=self.has_word("logits"))
@@ -122,6 +139,8 @@ class Segmentation(OneOutput):
 
         name = self.output or next(iter(reference))
         ours, theirs = outputs[name], reference[name]
+        if self.channels_last:
+            ours, theirs = ours.movedim(-1, 1), theirs.movedim(-1, 1)
         if theirs.shape[1] == 1:
             return super().divergence({name: ours}, {name: theirs})
         return class_divergence(ours, theirs)

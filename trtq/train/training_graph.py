@@ -74,9 +74,10 @@ class TrainingGraph:
         keep_norms: bool = False,
         codebook: int | None = None,
     ) -> None:
-        fixed = next((n for n, f in encodings.formats.items() if f.kind != "uniform"), None)
+        formats = encodings.formats.items()
+        fixed = next((n for n, f in formats if f.kind != "uniform" or f.blocked), None)
         if fixed is not None:
-            why = "only integer codes around 0 learn their range"
+            why = "only integer codes around 0 learn their range, one of a tensor or a channel"
             raise EncodingsError(
                 f"The format {encodings.formats[fixed].label} of {fixed} cannot be trained", why
             )

@@ -1,0 +1,61 @@
+"""Inputs that are one number, and outputs whose first axis is not that of the samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import trtq
+from trtq.errors import DataError
+
+ASKED = {"calib_images": 6, "parity_images": 6, "batch_size": 2}
+
+
+class Gated(nn.Module):
+    """A number and a sequence in, scores of each step out, steps first."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, gain, x):
+        return self.head(self.inner(x * gain).relu()).transpose(0, 1)
+
+
+@pytest.fixture(scope="module")
+def gated():
+    torch.manual_seed(0)
+    example = {"gain": torch.tensor(0.5), "x": torch.randn(2, 5, 4)}
+    return trtq.load(
+        Gated().eval(), example=example, dynamic={"gain": [], "x": ["batch", "steps", 4]}
+    )
+
+
+@pytest.mark.parametrize("method", [(), ("bias-correction",)])
+def test_a_number_as_the_first_input(gated, tmp_path, method):
+    quantized = trtq.quantize(gated, "random:6", calib_cache=str(tmp_path), method=method, **ASKED)
+    assert quantized.done.parity.passed
+    assert quantized.done.parity.images == 6
+
+
+def test_the_summary_counts_samples_not_steps(gated, tmp_path):
+    quantized = trtq.quantize(gated, "random:6", calib_cache=str(tmp_path), **ASKED)
+    assert len(gated.answers[0]) == 5
+    assert quantized.done.parity.images == 6
+
+
+def test_methods_on_all_samples_need_one_number(gated, tmp_path):
+    rows = [{"gain": torch.tensor(0.5 + i), "x": torch.randn(5, 4)} for i in range(4)]
+    asked = {**ASKED, "batch_size": 1, "calib_cache": str(tmp_path)}
+    assert trtq.quantize(gated, rows, **asked).done.parity.passed
+    with pytest.raises(DataError, match=r"one number has other values.*Leave out the method"):
+        trtq.quantize(gated, rows, method=("bias-correction",), **asked)
+
+
+def test_bench_counts_the_samples_behind_a_number(gated, tmp_path):
+    from trtq.bench.engine_workload import count_of
+
+    assert count_of({"gain": [], "x": [8, 5, 4]}) == 8
+    assert count_of({"gain": []}) == 1

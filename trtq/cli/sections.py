@@ -1,0 +1,45 @@
+"""Help whose options are grouped by what they are about: the model, the data, the rest, results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from trtq.specs import InputSpec, ModelInputSpec
+
+SETTINGS = "Settings"
+OUTPUT = ("out", "calib_cache", "as_json", "overwrite", "force")
+_OF_DATA = tuple(InputSpec.__struct_fields__)
+_OF_MODEL = tuple(n for n in ModelInputSpec.__struct_fields__ if n not in _OF_DATA)
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Model": _OF_MODEL,
+    "Data": _OF_DATA,
+    SETTINGS: (),
+    "Output": OUTPUT,
+}
+
+
+def group_of(name: str | None) -> str:
+    """Return the section of an option, by its name in the spec."""
+    return next((title for title, names in GROUPS.items() if name in names), SETTINGS)
+
+
+class Sectioned(click.Command):
+    """A command whose help has its options in sections, where it takes a model or data."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, each group under its title; a short list stays one."""
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row is not None:
+                title = "Output" if "--help" in param.opts else group_of(param.name)
+                rows[title].append(row)
+        if not rows["Data"]:
+            super().format_options(ctx, formatter)
+            return
+        for title, found in rows.items():
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(found)

@@ -1,0 +1,68 @@
+"""What the Q/DQ pairs of an ONNX file are: how many, of which layers, and what they round to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from trtq.onnx_walk import all_nodes, scopes
+
+
+def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
+    """Return the nodes of these kinds whose first two operands come from pairs.
+
+    Ops that only move values may lie between. Nodes in branches are included.
+    """
+    return [
+        n
+        for scope in scopes(model)
+        for n in scope.graph.node
+        if n.op_type in kinds
+        and len(n.input) > 1
+        and all(scope.pair(name) is not None for name in n.input[:2])
+    ]
+
+
+def count_qdq(model: onnx.ModelProto) -> int:
+    """Return the number of quantized tensors, including those in branches.
+
+    These are QuantizeLinear nodes, TensorRT's ops that make FP4, and stored codes of 4 bits.
+    """
+    made = sum(n.op_type in MAKE_CODES for n in all_nodes(model))
+    stored = (held.data_type for s in scopes(model) for held in s.graph.initializer)
+    return made + sum(kind in FOUR_BITS for kind in stored)
+
+
+MAKE_CODES = ("QuantizeLinear", "TRT_FP4DynamicQuantize")
+FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.FLOAT4E2M1)
+
+
+def codes_of(model: onnx.ModelProto) -> str:
+    """Return what the Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4``, ``NVFP4`` or several.
+
+    Returns "" for a float model.
+    """
+    types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
+    nodes = list(all_nodes(model))
+    for node in nodes:
+        if node.op_type == "TRT_FP4DynamicQuantize":
+            types[node.output[0]] = onnx.TensorProto.FLOAT4E2M1
+    pairs = [n for n in nodes if n.op_type == "DequantizeLinear"]
+    scales = {n.input[1] for n in pairs}  # those of NVFP4 are dequantized, too
+    found = {_code_type(n, types) for n in pairs if n.output[0] not in scales}
+    return ", ".join(sorted(CODE_NAMES.get(kind, "INT8") for kind in found))
+
+
+CODE_NAMES: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT8E4M3FN: "FP8",
+    onnx.TensorProto.INT4: "INT4",
+    onnx.TensorProto.FLOAT4E2M1: "NVFP4",
+}
+
+
+def _code_type(dq: onnx.NodeProto, types: Mapping[str, int]) -> int:
+    """Return the type of a pair's codes: that of its zero point, or of what is stored."""
+    zero = dq.input[2] if len(dq.input) > 2 else ""
+    kind = types.get(zero, types.get(dq.input[0], onnx.TensorProto.INT8))
+    return kind if kind in CODE_NAMES else onnx.TensorProto.INT8

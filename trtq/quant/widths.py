@@ -1,0 +1,105 @@
+"""Which quantizer gets which width: the one asked for every layer, and those of an allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from trtq import ops
+from trtq.errors import UsageError, suggest
+from trtq.quant.formats import HALF, BitConfig
+
+if TYPE_CHECKING:
+    from trtq.quant.placement import Quantizer
+
+OF_A_LAYER = ("input", "weight")
+
+
+def weighted_layers(quantizers: Sequence[Quantizer]) -> list[str]:
+    """Return the names of convolutions and linear layers, in graph order."""
+    return list(dict.fromkeys(q.layer for q in quantizers if q.role in OF_A_LAYER))
+
+
+def set_bits_(quantizers: Sequence[Quantizer], bits: BitConfig) -> None:
+    """Give every quantizer one width.
+
+    The first and the last layer with weights (S1 A.2) have :attr:`BitConfig.at_ends`; the shortcuts
+    of residual adds keep 8 bits, and stay in float beside formats that are no integers of both
+    operands.
+    """
+    layers = weighted_layers(quantizers)
+    ends, asked = {*layers[:1], *layers[-1:]}, f"--bits {bits.label}"
+    plain = bits.kind == "uniform" and not bits.weight_only
+    for q in quantizers:
+        if q.role == "residual":
+            if not plain:
+                _leave_(q, f"{asked} has no INT8 for the shortcuts of residual adds")
+        elif q.role not in OF_A_LAYER and (bits.weight_only or bits.in_blocks):
+            _leave_(q, f"{asked} is for layers with weights")
+        elif q.layer not in ends:
+            _give_(q, bits, asked)
+        elif bits.at_ends == HALF:
+            _leave_(q, f"{asked} keeps the first and the last layer in float")
+        else:
+            _give_(q, bits.at_ends, asked)
+
+
+def set_layer_bits_(quantizers: Sequence[Quantizer], layer_bits: Mapping[str, BitConfig]) -> None:
+    """Give single layers widths of their own.
+
+    Raises:
+        UsageError: there is no such layer; the nearest name is suggested.
+    """
+    known = weighted_layers(quantizers)
+    for name in layer_bits:
+        if name not in known:
+            raise UsageError(
+                f"The allocation names a layer {name} that the model does not have",
+                hint=suggest(name, known),
+            )
+    for q in quantizers:
+        if q.role not in OF_A_LAYER or q.layer not in layer_bits:
+            continue
+        bits = layer_bits[q.layer]
+        if bits.quantized:
+            _give_(q, bits, "the allocation")
+        else:
+            q.decided = "allocation"
+            _leave_(q, "the allocation keeps it in float")
+
+
+def _give_(quantizer: Quantizer, bits: BitConfig, asked: str) -> None:
+    """Give a quantizer a width; what that has no form for stays in float."""
+    if bits.weight_only and not quantizer.is_weight:
+        _leave_(quantizer, f"{asked} quantizes the weight alone")
+        return
+    unfit = _unfit(quantizer, bits.block) if bits.in_blocks else ""
+    if unfit:
+        _leave_(quantizer, f"{asked}: {unfit}")
+        return
+    quantizer.weight_only = bits.weight_only
+    of_weight_alone = bits.in_blocks and bits.kind == "uniform" and not quantizer.is_weight
+    quantizer.format = msgspec.structs.replace(
+        quantizer.format,
+        bits=bits.weight if quantizer.is_weight else bits.input,
+        kind=bits.kind,
+        block=msgspec.UNSET if of_weight_alone or not bits.block else bits.block,
+    )
+
+
+def _leave_(quantizer: Quantizer, reason: str) -> None:
+    quantizer.float_reason = quantizer.float_reason or reason
+
+
+def _unfit(quantizer: Quantizer, block: int) -> str:
+    """Return why a tensor cannot be cut into blocks, "" where it can."""
+    if ops.kind(quantizer.consumer) != "linear":
+        return "blocks are for linear layers"
+    value = quantizer.source.meta.get("val")
+    size = value.shape[-1] if isinstance(value, torch.Tensor) and value.ndim else 0
+    if not isinstance(size, int) or size % block:
+        return f"its {size} inputs are no multiple of blocks of {block}"
+    return ""

@@ -1,0 +1,86 @@
+"""DOUBLE becomes FLOAT, as all floats: TensorRT has no DOUBLE, and calibration is in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from trtq.onnx_node import label_of
+from trtq.onnx_walk import branches
+from trtq.reader.values import Array
+
+DOUBLE, FLOAT = TensorProto.DOUBLE, TensorProto.FLOAT
+NAMES_A_TYPE = ("to", "dtype", "output_datatype", "stash_type", "output_dtype")
+LIMITS = np.finfo(np.float32)
+
+
+def singles_(graph: onnx.GraphProto, constants: dict[str, Array]) -> str:
+    """Make what is DOUBLE in a graph FLOAT; return what a user must know, "" for nothing.
+
+    Args:
+        graph: inputs, outputs, nodes and what nodes hold.
+        constants: that nodes read, by name.
+    """
+    wide = [n for n, v in constants.items() if v.dtype == np.float64]
+    for name in wide:
+        constants[name] = single(constants[name])
+    changed = [n for n in _nodes(graph) if _hold_singles_(n)]
+    ports = {v.name for g in _graphs(graph) for v in _values(g) if _is_double_(v)}
+    ends = [v.name for v in (*graph.input, *graph.output) if v.name in ports]
+    where = ", ".join(ends or [label_of(n) for n in changed[:1]] or wide[:1])
+    if not where:
+        return ""
+    return (
+        f"the file has tensors of the type DOUBLE, which TensorRT does not compute in: they become "
+        f"FLOAT ({where})"
+    )
+
+
+def single(values: Array) -> Array:
+    """Return float64 values as float32; finite ones stay finite."""
+    inside = np.clip(values, LIMITS.min, LIMITS.max)
+    return np.where(np.isinf(values), values, inside).astype(np.float32)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the branches in it."""
+    yield graph
+    for node in graph.node:
+        for branch in branches(node):
+            yield from _graphs(branch)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for inner in _graphs(graph):
+        yield from inner.node
+
+
+def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from (*graph.input, *graph.output, *graph.value_info)
+
+
+def _hold_singles_(node: onnx.NodeProto) -> bool:
+    """Make the types and tensors that a node itself has FLOAT; whether there were any DOUBLE."""
+    found = False
+    for attribute in node.attribute:
+        if attribute.name in NAMES_A_TYPE and attribute.i == DOUBLE:
+            attribute.i, found = FLOAT, True
+        held = (attribute.t, *attribute.tensors, *attribute.g.initializer)
+        for tensor in held:
+            if tensor.data_type == DOUBLE:
+                values = single(numpy_helper.to_array(tensor))
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+                found = True
+    return found
+
+
+def _is_double_(value: onnx.ValueInfoProto) -> bool:
+    """Whether a value was DOUBLE; it is FLOAT now."""
+    kind = value.type.tensor_type
+    if kind.elem_type != DOUBLE:
+        return False
+    kind.elem_type = FLOAT
+    return True
