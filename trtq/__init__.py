@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.inspect import inspect as inspect
     from trtq.commands.lint import LintRecord as LintRecord
     from trtq.commands.lint import run_lint as run_lint
+    from trtq.commands.package import package as package
     from trtq.commands.report import ReportRecord as ReportRecord
     from trtq.commands.report import write_report as write_report
     from trtq.deploy.record import DeployRecord as DeployRecord
@@ -77,6 +78,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.records.analyze import AnalyzeRecord as AnalyzeRecord
     from trtq.records.evaluate import EvaluateRecord as EvaluateRecord
     from trtq.records.finetune import FinetuneRecord as FinetuneRecord
+    from trtq.records.package import PackageRecord as PackageRecord
     from trtq.records.quantize import QuantizeRecord as QuantizeRecord
     from trtq.records.search import SearchRecord as SearchRecord
     from trtq.records.sweep import SweepRecord as SweepRecord
@@ -101,6 +103,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.specs import ImportCalibSpec as ImportCalibSpec
     from trtq.specs import ImportCheckpointSpec as ImportCheckpointSpec
     from trtq.specs import LintSpec as LintSpec
+    from trtq.specs import PackageSpec as PackageSpec
     from trtq.specs import QuantizeOptions as QuantizeOptions
     from trtq.specs import QuantizeSpec as QuantizeSpec
     from trtq.specs import ReportSpec as ReportSpec

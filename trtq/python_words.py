@@ -20,7 +20,7 @@ _OPTION = re.compile(
     r"(?P<command>\btrtq [a-z][a-z-]*(?: [^\s,;]+)*)|"
     r"--(?P<name>[a-z][a-z-]*[a-z])(?: (?P<value>[^\s;]*[^\s;,.)]))?"
 )
-_ARGUMENTS = {"preset": "preprocess"}  # options whose argument has another name
+_ARGUMENTS = {"preset": "preprocess", "for": "for_"}  # options whose argument has another name
 
 
 def python_words(function: Function) -> Function:

@@ -16,6 +16,7 @@ from trtq.files import (
     FLEET_JSON,
     IMPORT_JSON,
     MANIFEST_SUFFIX,
+    PACKAGE_JSON,
     QUANTIZE_JSON,
     SEARCH_JSON,
     SWEEP_JSON,
@@ -165,6 +166,14 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "trtq.commands.audit:audit",
             "AuditSpec",
             "trtq.commands.audit:AuditRecord",
+        ),
+        Verb(
+            "package",
+            "A folder that Triton, DeepStream, ONNX Runtime or a program starts from.",
+            "trtq.commands.package:package",
+            "PackageSpec",
+            "trtq.records.package:PackageRecord",
+            PACKAGE_JSON,
         ),
     ),
     "Measure": (

@@ -58,6 +58,7 @@ def test_help_needs_no_heavy_package():
 def test_engines_are_built_and_measured_without_torch():
     """Boards and build machines may have none, and its import takes longer than most builds."""
     rooms = "engine.build", "bench.harness", "bench.workload", "deploy.record", "commands.audit"
+    rooms += "commands.package", "commands.inspect", "package.check"
     code = f"import importlib, sys; sys.modules['torch'] = None\nfor m in {rooms!r}:\n    "
     line = [sys.executable, "-c", f"{code}importlib.import_module(f'trtq.{{m}}')"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)

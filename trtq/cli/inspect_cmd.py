@@ -22,7 +22,7 @@ def command(path: str, as_json: bool) -> None:
     """Explain the contents of PATH.
 
     PATH is an ONNX file, encodings, an engine with its manifest, a record, a calibration cache
-    entry, a recipe, or a folder of them.
+    entry, a recipe, a package, or a folder of them.
 
     Long lists and deeply nested parts are only counted; --json prints everything.
     """

@@ -27,6 +27,7 @@ METAVARS = {
     "candidates": "MODEL[=CHECKPOINT]",
     "correct": "DEVICE=FACTOR",
     "target": "DEVICE",
+    "for_": "CONSUMER",
 }  # of options that repeat
 FORMS = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}  # of tuples of numbers; else R,G,B
 

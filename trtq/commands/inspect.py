@@ -10,14 +10,20 @@ import msgspec
 
 from trtq.artifact import decode_json, read_json, sha256_file
 from trtq.errors import ArtifactError
-from trtq.files import QUANTIZE_JSON
+from trtq.files import PACKAGE_JSON, QUANTIZE_JSON
 from trtq.known_records import known, read_known
 
 if TYPE_CHECKING:
     from trtq.records.quantize import QuantizeRecord
 
 Info = dict[str, Any]  # of --json: what is in it depends on the kind
-SUMMED = ("search", "bench", "deploy", "fleet")  # verbs whose records are shown with their summary
+SUMMED = (
+    "search",
+    "bench",
+    "deploy",
+    "fleet",
+    "package",
+)  # verbs whose records are shown with their summary
 
 
 def inspect(path: Path | str) -> Info:
@@ -73,6 +79,8 @@ def _folder(path: Path) -> Info:
         "path": str(path),
         "files": {p.name: p.stat().st_size for p in files},
     }
+    if (path / PACKAGE_JSON).is_file():
+        return info | _package(path)
     record = path / QUANTIZE_JSON
     if record.is_file():
         quantize: QuantizeRecord = read_known(record, "quantize")
@@ -83,6 +91,22 @@ def _folder(path: Path) -> Info:
             if not (path / name).is_file() or sha256_file(path / name) != file.sha256
         ]
     return info
+
+
+def _package(path: Path) -> Info:
+    """Return what a package is, and whether it is whole."""
+    from trtq.package.check import check_package
+
+    checked = check_package(path)
+    return {
+        "kind": "package",
+        "summary": checked.record.summary,
+        "files": {n: f.bytes for n, f in checked.record.files.items()},
+        "altered": checked.altered,
+        "missing": checked.missing,
+        "extra": checked.extra,
+        "package": _record(path / PACKAGE_JSON),
+    }
 
 
 def _onnx(path: Path) -> Info:

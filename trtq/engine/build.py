@@ -184,6 +184,8 @@ def describe(
         model=metadata.get("model"),
         preprocess=metadata.get("preprocess"),
         task=metadata.get("task"),
+        answer=metadata.get("answer"),
+        classes=metadata.get("classes") or [],
         made_with=made_with(job.model),
         builder_log=built.log,
         quantized_convolutions=len(quantized_nodes(job.model, "Conv")),

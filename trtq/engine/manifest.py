@@ -97,6 +97,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
         onnx_sha256, encodings_sha256: what it was built from.
         preprocess: how images become its input, as the ONNX file says.
         task: what its outputs mean, as the ONNX file says.
+        answer: what its first output is, as the ONNX file says: ``classes``, ``pixels`` ...
+        classes: their names in index order, as the ONNX file says; empty where it does not.
         made_with: what the maker of the first file wrote into its metadata.
         builder_log: warnings of the builder.
         audit: what the plan itself says about its precision; None where that cannot be read.
@@ -128,6 +130,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     model: str | None
     preprocess: dict[str, Any] | None = None
     task: str | None = None
+    answer: str | None = None
+    classes: list[str] = []
     made_with: dict[str, str] = {}
     builder_log: list[str]
     audit: PlanAudit | None

@@ -5,104 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import msgspec
 import torch
 from torch import fx
 
 from trtq.graph.nodes import operands
+from trtq.graph.tensor_spec import SIGNATURE, Signature, SizeRange, TensorSpec
+
+__all__ = [
+    "BATCH",
+    "INPUT",
+    "OUTPUT",
+    "RANGES",
+    "SIGNATURE",
+    "SPEC",
+    "SYMBOL",
+    "Axes",
+    "Signature",
+    "SizeRange",
+    "TensorSpec",
+    "input_names",
+    "output_names",
+    "placeholders",
+    "results",
+    "sign_",
+    "signature_of",
+]
 
 INPUT = "input"
 OUTPUT = "output"
 BATCH = "batch"
-SIGNATURE = "signature"  # metadata of an ONNX file
 SPEC = "trtq_spec"  # in the meta of a placeholder and, as a tuple, of the output node
 RANGES = "trtq_ranges"  # in the meta of the output node
 Axes = Mapping[str, Sequence[int | str]]  # of an input: sizes, and names of open axes
 SYMBOL = re.compile(r"\b[su]\d+\b")  # torch's name of a size that no input axis has
-
-
-class SizeRange(msgspec.Struct, frozen=True, kw_only=True):
-    """The sizes that an open axis takes.
-
-    Attributes:
-        least, most: smallest and largest size; None is without a limit.
-        multiple: every size is a multiple of it.
-    """
-
-    least: int = 1
-    most: int | None = None
-    multiple: int = 1
-
-    @property
-    def words(self) -> str:
-        """As it is typed: ``320..1280:32``."""
-        step = f":{self.multiple}" if self.multiple > 1 else ""
-        return f"{self.least}..{'' if self.most is None else self.most}{step}"
-
-    @property
-    def meaning(self) -> str:
-        """In words: ``320 to 1280, in multiples of 32``."""
-        reach = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
-        return reach + (f", in multiples of {self.multiple}" if self.multiple > 1 else "")
-
-    def __contains__(self, size: object) -> bool:
-        return (
-            isinstance(size, int)
-            and self.least <= size
-            and (self.most is None or size <= self.most)
-            and size % self.multiple == 0
-        )
-
-
-class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One named input or output.
-
-    Attributes:
-        name: as in the ONNX file.
-        dtype: such as ``float32``.
-        shape: sizes; an open one is a text such as ``batch``.
-        layout: what the axes are, ``NCHW`` or ``NHWC``; "" where that is not known.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    layout: str = ""
-
-    @property
-    def words(self) -> str:
-        """The tensor as a person reads it: ``input float32 [batch, 3, 224, 224]``."""
-        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
-
-
-class Signature(msgspec.Struct, frozen=True, kw_only=True):
-    """The inputs and outputs of a model.
-
-    Attributes:
-        inputs, outputs: in the order of the graph.
-        ranges: the sizes of each open axis, by its name.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    ranges: dict[str, SizeRange] = {}
-
-    @property
-    def input(self) -> TensorSpec:
-        """The input of a model that has one."""
-        (only,) = self.inputs
-        return only
-
-    @property
-    def takes_one_image(self) -> bool:
-        """Whether the model takes one batch of images and nothing else."""
-        return len(self.inputs) == 1 and bool(self.inputs[0].layout)
-
-    @property
-    def words(self) -> str:
-        """Inputs and outputs as a person reads them."""
-        sides = ("; ".join(t.words for t in side) for side in (self.inputs, self.outputs))
-        return " -> ".join(sides)
 
 
 def placeholders(graph: fx.GraphModule) -> list[fx.Node]:

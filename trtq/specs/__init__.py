@@ -19,6 +19,7 @@ from trtq.specs.fields import OPSET
 from trtq.specs.finetune import FinetuneOptions, FinetuneSpec
 from trtq.specs.inputs import BlocksSpec, InputSpec, ModelInputSpec
 from trtq.specs.options import Options, QuantizeOptions
+from trtq.specs.package import PackageSpec
 from trtq.specs.quantize import EvaluateSpec, ImportCheckpointSpec, QuantizeSpec
 from trtq.specs.search import (
     AdviseSpec,
@@ -61,6 +62,7 @@ __all__ = [
     "LintSpec",
     "ModelInputSpec",
     "Options",
+    "PackageSpec",
     "QuantizeOptions",
     "QuantizeSpec",
     "ReportSpec",

@@ -221,8 +221,12 @@ def _form(name: str, kind: Any) -> str | None:
 
 
 def option_name(field: str) -> str:
-    """Return the command-line option of a field."""
-    return f"--{field.replace('_', '-')}"
+    """Return the command-line option of a field; a word of Python's has ``_`` behind it.
+
+    >>> option_name("opt_level"), option_name("for_")
+    ('--opt-level', '--for')
+    """
+    return f"--{field.rstrip('_').replace('_', '-')}"
 
 
 def option_words(field: str, value: Any) -> list[str]:

@@ -184,7 +184,9 @@ class _Network:
 
 def _tensor(value: onnx.ValueInfoProto) -> Any:
     dims = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
-    return types.SimpleNamespace(name=value.name, shape=dims, dtype="DataType.FLOAT")
+    name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    kind = {"FLOAT16": "HALF", "BFLOAT16": "BF16"}.get(name, name)
+    return types.SimpleNamespace(name=value.name, shape=dims, dtype=f"DataType.{kind}")
 
 
 class _Parser:

@@ -1,0 +1,187 @@
+"""An ONNX file as nvinfer feeds and reads it: one scale for all channels, probabilities out.
+
+nvinfer computes ``scale * (pixel - offset of the channel)``. A standard deviation of each channel
+moves into the weights of the first convolution, which is exact but for one rounding of float32.
+Behind a quantizer it is not: a pixel at the border of two codes could take the other one. There the
+graph normalises the pixels itself, by the operations of the calibration in their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trtq.export.onnx_file import check_onnx, copy_model, opset_of, set_metadata_
+from trtq.onnx_node import integer, names_of
+from trtq.onnx_walk import Scope, rename_
+from trtq.package.preprocessing import FULL, Preprocessing
+
+SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
+PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """What nvinfer does to pixels, ``scale * (pixel - offset)``."""
+
+    scale: float
+    offsets: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fed:
+    """A model as nvinfer feeds it.
+
+    Attributes:
+        model: changed where it had to be.
+        scaling: of the pixels.
+        note: what was changed, "" for nothing.
+    """
+
+    model: onnx.ModelProto
+    scaling: Scaling
+    note: str = ""
+
+
+def plain_scaling(how: Preprocessing) -> Scaling | None:
+    """Return nvinfer's numbers for a preprocessing; None where channels have other scales."""
+    if len(set(how.stds)) > 1:
+        return None
+    return _scaling(how.means, how.stds[0])
+
+
+def _scaling(means: tuple[float, ...], std: float) -> Scaling:
+    return Scaling(scale=1.0 / (FULL * std), offsets=tuple(FULL * m for m in means))
+
+
+def with_one_scale(model: onnx.ModelProto, name: str, how: Preprocessing) -> Fed:
+    """Return a model whose channels have one scale.
+
+    Args:
+        model: is not changed.
+        name: of its image input.
+        how: its preprocessing.
+    """
+    plain = plain_scaling(how)
+    if plain is not None:
+        return Fed(model=model, scaling=plain)
+    shared = float(np.mean(how.stds))
+    factors = np.float64(shared) / np.asarray(how.stds, np.float64)
+    changed = copy_model(model)
+    if _fold_(changed, name, factors):
+        _say_(changed, how, how.mean, (shared,))
+        note = "the standard deviation of each channel is in the first convolution's weights"
+        return Fed(model=changed, scaling=_scaling(how.means, shared), note=note)
+    changed = copy_model(model)
+    _normalise_(changed, name, how)
+    _say_(changed, how, (0.0,), (1.0 / FULL,))
+    note = (
+        "the graph normalises the pixels itself: its first layer is quantized, or no convolution "
+        "that could take the standard deviations"
+    )
+    return Fed(model=changed, scaling=Scaling(scale=1.0, offsets=()), note=note)
+
+
+def _say_(
+    model: onnx.ModelProto, how: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Store the preprocessing of the changed file: engines built from it have it, too."""
+    stored = msgspec.structs.replace(how, mean=mean, std=std)
+    set_metadata_(model, {"preprocess": msgspec.to_builtins(stored)})
+
+
+def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
+    """Multiply the weights behind an input by a factor for each channel; whether that is exact."""
+    scope = Scope(model.graph, {o.domain: o.version for o in model.opset_import})
+    readers = scope.readers.get(name, [])
+    stored = {t.name: t for t in model.graph.initializer}
+    # A weight that something else reads, or that is computed, is not changed.
+    fit = readers and all(
+        n.op_type == "Conv"
+        and list(n.input).index(name) == 0
+        and n.input[1] in stored
+        and stored[n.input[1]].data_type == TensorProto.FLOAT
+        and len(scope.readers[n.input[1]]) == 1
+        for n in readers
+    )
+    if not fit:
+        return False
+    for node in readers:
+        tensor = stored[node.input[1]]
+        weight = numpy_helper.to_array(tensor).astype(np.float64)
+        groups, own = integer(node, "group", 1), weight.shape[1]
+        # Output o is of group o // (outputs / groups), which reads that group's channels.
+        group = np.arange(len(weight)) // max(len(weight) // groups, 1)
+        channel = group[:, None] * own + np.arange(own)
+        scaled = weight * factors[channel].reshape(*channel.shape, *[1] * (weight.ndim - 2))
+        tensor.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), tensor.name))
+    return True
+
+
+def _normalise_(model: onnx.ModelProto, name: str, how: Preprocessing) -> None:
+    """Put ``(x / 255 - mean) / std`` behind an input, as the calibration computed it."""
+    taken = names_of(model.graph.initializer) | {o for n in model.graph.node for o in n.output}
+    shape = (1, how.channels, 1, 1)
+    numbers = {
+        "255": np.asarray(FULL, np.float32),
+        "mean": np.asarray(how.means, np.float32).reshape(shape),
+        "std": np.asarray(how.stds, np.float32).reshape(shape),
+    }
+    constants = {k: _free(f"{name}_{k}", taken) for k in numbers}
+    places = [_free(f"{name}_{k}", taken) for k in ("scaled", "centred", "normalised")]
+    rename_(model.graph, name, places[-1])
+    chain = [name, *places]
+    ops = (("Div", "255"), ("Sub", "mean"), ("Div", "std"))
+    nodes = [
+        helper.make_node(op, [chain[i], constants[k]], [chain[i + 1]], name=chain[i + 1])
+        for i, (op, k) in enumerate(ops)
+    ]
+    whole = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(whole)
+    for key, value in numbers.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, constants[key]))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return a name that no tensor has."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def with_probabilities(model: onnx.ModelProto, output: str) -> onnx.ModelProto | None:
+    """Return a model whose scores of classes are probabilities.
+
+    None where they already are, or where Softmax cannot be put behind them.
+    """
+    maker = next((n for n in model.graph.node if output in n.output), None)
+    if maker is None or maker.op_type in PROBABILITIES or opset_of(model) < SOFTMAX_BY_AXIS:
+        return None
+    changed = copy_model(model)
+    taken = {o for n in model.graph.node for o in n.output} | names_of(model.graph.initializer)
+    logits = _free(f"{output}_logits", taken)
+    for node in changed.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == output:
+                    names[i] = logits
+    node = helper.make_node("Softmax", [logits], [output], name=f"{logits}_softmax", axis=1)
+    changed.graph.node.append(node)
+    return changed
+
+
+def to_bytes(model: onnx.ModelProto, name: str) -> bytes:
+    """Return a changed model as a file, checked.
+
+    Raises:
+        ExportError: the ONNX checker refuses it.
+    """
+    check_onnx(model, name)
+    data: bytes = model.SerializeToString()
+    return data

@@ -1,0 +1,159 @@
+"""What inputs and outputs mean, from what a file or a manifest stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.engine.manifest import EngineManifest
+from trtq.errors import UsageError, reason
+from trtq.graph.tensor_spec import Signature
+from trtq.package.contents import IMAGE_RANK, Tensor
+from trtq.package.preprocessing import Preprocessing
+from trtq.tasks import Facts, Task, find_task, stored_task
+from trtq.typed import convert
+
+BY_ANSWER = {"classes": "classification", "pixels": "segmentation"}  # tasks by the first output
+BY_MAKER = {"detect": "detection", "segment": "instances", "pose": "keypoints"}  # of ultralytics
+Explained = tuple[Preprocessing | None, Task | None, tuple[str, ...], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a file says of itself, not yet checked.
+
+    Attributes:
+        preprocess: how images become the input.
+        task: name of a task.
+        answer: what the first output is.
+        classes: names in index order.
+        signature: inputs, outputs and ranges.
+        made_with: what the maker of the first file wrote into its metadata.
+    """
+
+    preprocess: Mapping[str, Any] | None = None
+    task: str | None = None
+    answer: str | None = None
+    classes: tuple[str, ...] = ()
+    signature: Mapping[str, Any] | None = None
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_manifest(cls, manifest: EngineManifest) -> Stored:
+        """Return what a manifest says."""
+        return cls(
+            preprocess=manifest.preprocess,
+            task=manifest.task,
+            answer=manifest.answer,
+            classes=tuple(manifest.classes),
+            signature=manifest.signature,
+            made_with=manifest.made_with,
+        )
+
+
+def signature_of(stored: Mapping[str, Any] | None) -> Signature | None:
+    """Return a stored signature; None without one, and for one of another form."""
+    try:
+        return convert(stored, Signature) if stored is not None else None
+    except msgspec.ValidationError:
+        return None
+
+
+def explain(
+    stored: Stored,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    task: str | None,
+    labels: str | None,
+) -> Explained:
+    """Return preprocessing, task, names of classes, and what was left out.
+
+    Args:
+        stored: what the file says.
+        inputs: of the file.
+        outputs: of the file.
+        task: that a user named; None for that of the file.
+        labels: file of class names; None for those of the file.
+
+    Raises:
+        UsageError: the outputs are not those of the task that was named, or the labels cannot be
+            read.
+    """
+    notes: list[str] = []
+    preprocess = _preprocessing(stored.preprocess, inputs, notes)
+    facts = Facts(
+        outputs={t.name: tuple(a or None for a in t.axes) for t in outputs},
+        size=_size(inputs, preprocess),
+        metadata=stored.made_with,
+    )
+    classes = _labels(labels) if labels is not None else (stored.classes or facts.names)
+    if not facts.names:
+        facts = replace(facts, classes=tuple(classes))
+    return preprocess, _task(stored, facts, task, notes), tuple(classes), notes
+
+
+def _preprocessing(
+    stored: Mapping[str, Any] | None, inputs: Sequence[Tensor], notes: list[str]
+) -> Preprocessing | None:
+    """Return the stored preprocessing, where it fits the one input."""
+    if stored is None:
+        return None
+    try:
+        preprocess = convert(stored, Preprocessing)
+    except msgspec.ValidationError as exc:
+        notes.append(f"the stored preprocessing cannot be read and is left out: {reason(exc)}")
+        return None
+    dims = inputs[0].dims if len(inputs) == 1 else ()
+    fits = len(dims) == IMAGE_RANK and all(
+        d in (-1, size) for d, size in zip(dims[1:], preprocess.input_size, strict=True)
+    )
+    if not fits:
+        shown = "; ".join(t.words for t in inputs)
+        notes.append(f"the stored preprocessing is left out: it does not fit {shown}")
+    return preprocess if fits else None
+
+
+def _size(inputs: Sequence[Tensor], preprocess: Preprocessing | None) -> tuple[int, int] | None:
+    """Return height and width of the image input, where they are known."""
+    if preprocess is not None:
+        return preprocess.input_size[1], preprocess.input_size[2]
+    images = [t for t in inputs if len(t.axes) == IMAGE_RANK]
+    usual = images[0].usual if len(images) == 1 else None
+    return (usual[2], usual[3]) if usual is not None else None
+
+
+def _labels(file: str) -> list[str]:
+    """Return the names in a file, one a line.
+
+    Raises:
+        UsageError: it cannot be read, or has no names.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"Cannot read --labels {file}", reason(exc)) from exc
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UsageError(
+            f"Cannot use --labels {file}", "it has no names", "Write one name of a class a line"
+        )
+    return names
+
+
+def _task(stored: Stored, facts: Facts, chosen: str | None, notes: list[str]) -> Task | None:
+    """Return the task that was named, else the file's own where it fits."""
+    if chosen is not None:
+        return find_task(chosen).bound(facts)
+    by_maker = BY_MAKER.get(facts.task or "")
+    name = stored_task(stored.task) or BY_ANSWER.get(stored.answer or "") or by_maker
+    if name is None:
+        return None
+    try:
+        return find_task(name).bound(facts)
+    except UsageError as exc:
+        notes.append(f"the task {name} of the file is left out: {exc.message}: {exc.reason}")
+        return None
