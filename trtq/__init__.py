@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.records.package import PackageRecord as PackageRecord
     from trtq.records.quantize import QuantizeRecord as QuantizeRecord
     from trtq.records.search import SearchRecord as SearchRecord
+    from trtq.records.sweep import SweepRecord as SweepRecord
     from trtq.specs import AdviseSpec as AdviseSpec
     from trtq.specs import AllocateSpec as AllocateSpec
     from trtq.specs import AnalyzeOptions as AnalyzeOptions
@@ -108,6 +109,8 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.specs import ReportSpec as ReportSpec
     from trtq.specs import SearchOptions as SearchOptions
     from trtq.specs import SearchSpec as SearchSpec
+    from trtq.specs import SweepSpec as SweepSpec
+    from trtq.sweep.command import sweep as sweep
     from trtq.version import __version__ as __version__
 
 _WHERE = public_names()

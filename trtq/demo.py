@@ -17,7 +17,7 @@ from PIL import Image
 
 from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
 from trtq.errors import MissingExtraError
-from trtq.files import REPORT_HTML
+from trtq.files import RECIPE_TOML, REPORT_HTML
 from trtq.terminal import say
 
 # Photographs of things ImageNet knows: textures, slides and test patterns would say little about
@@ -124,7 +124,7 @@ def main(out: Path = Path("runs/demo")) -> int:
         ) from exc
     images = out / "photographs"
     count = make_crops(images)
-    recipe = out / "recipe.toml"
+    recipe = out / RECIPE_TOML
     write_bytes(
         recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode()
     )

@@ -23,6 +23,7 @@ KINDS = {
     "calibrators": "calibrator",
     "data": "data adapter",
     "tasks": "task",
+    "executors": "executor of sweeps",
 }  # the groups of entry points, without "trtq.", and what one of each is called
 
 

@@ -23,11 +23,17 @@ BENCH_JSON = "bench.json"
 COMPARE_JSON = "compare.json"
 DEPLOY_JSON = "deploy.json"
 FLEET_JSON = "fleet.json"
+SWEEP_JSON = "sweep.json"
+RECIPE_TOML = "recipe.toml"
+RUN_LOG = "run.log"
+STORE_JSON = "store.json"  # of a store of runs: whose it is
+DONE_JSON = "done.json"  # in a store: a run is finished
 PACKAGE_JSON = "package.json"
 
 README = "README.md"  # of a package
 
 FLEET_HTML = "fleet.html"
+SWEEP_HTML = "sweep.html"
 REPORT_HTML = "report.html"
 CURVES_SVG = "curves.svg"
 

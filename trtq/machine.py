@@ -38,3 +38,12 @@ def yield_cores_() -> None:
     so it is set before torch is.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def given_threads() -> int:
+    """Return the number of threads that ``OMP_NUM_THREADS`` gives a process, 0 where it does not.
+
+    The first number counts: the others are for nested threads.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdigit() else 0

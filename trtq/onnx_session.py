@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trtq.machine import given_threads
+
 # Optimizers that change what a file computes, and that "session.disable_quant_qdq" does not reach.
 CHANGE_VALUES = (
     # They drop a Relu before an FP8 pair, and refuse a Clip before one.
@@ -29,6 +31,8 @@ def exact_session(source: str | bytes, options: Any, provider: tuple[str, Any] =
     import onnxruntime as ort
 
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # ONNX Runtime itself takes all cores, also those of other processes of a sweep.
+    options.intra_op_num_threads = options.intra_op_num_threads or given_threads()
     # No latency is measured: threads that wait leave the cores to others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(

@@ -116,7 +116,16 @@ def load_recipe(path: Path) -> Recipe:
         UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out
             of range.
     """
-    tables = read_toml(path)
+    return recipe_of(read_toml(path), path)
+
+
+def recipe_of(given: Mapping[str, Any], path: Path) -> Recipe:
+    """Return the recipe in the tables of the TOML file ``path``.
+
+    Raises:
+        UsageError: an unknown table or setting (the nearest is suggested), or a value out of range.
+    """
+    tables = dict(given)
     if isinstance(tables.get("build"), dict):
         tables["build"] = [tables["build"]]
     _require_forms(tables, path)

@@ -17,11 +17,9 @@ from trtq.artifact import (
 from trtq.bench.harness import bench
 from trtq.commands.evaluate import evaluate
 from trtq.commands.finetune import CHECKPOINT, finetune
-from trtq.commands.loading import model_digest
 from trtq.commands.quantize import quantize
-from trtq.data.adapters import fingerprint
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
-from trtq.data.source import Note, Source, open_source, place_of, shared_images
+from trtq.data.source import Note, Source, place_of, shared_images
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
 from trtq.engine.trtexec import find_trtexec, probe_number
@@ -45,6 +43,7 @@ from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.quant.calibrators import AUTO, CALIBRATORS
 from trtq.quant.encodings import Encodings
+from trtq.recall import fingerprint, model_digest, open_source
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
 from trtq.specs import (

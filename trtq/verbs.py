@@ -19,6 +19,7 @@ from trtq.files import (
     PACKAGE_JSON,
     QUANTIZE_JSON,
     SEARCH_JSON,
+    SWEEP_JSON,
 )
 
 
@@ -58,6 +59,14 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "Run the chain of a recipe, skipping what is up to date.",
             "trtq.pipeline:run",
             record="trtq.pipeline:StageResult",
+        ),
+        Verb(
+            "sweep",
+            "Run every combination of the lists in a recipe, each once, on many machines.",
+            "trtq.sweep.command:sweep",
+            "SweepSpec",
+            "trtq.records.sweep:SweepRecord",
+            SWEEP_JSON,
         ),
     ),
     "Quantize": (

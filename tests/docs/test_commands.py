@@ -36,10 +36,13 @@ PAGES = [
 ]
 # What needs another machine; boards are the whole of tests/deploy, engines on a GPU and
 # reports of trtexec have tests of their own.
-ELSEWHERE = r"trtq (device|deploy|fleet) |--device cuda:0|trtq bench \S+\.engine|audit layers\.json"
+ELSEWHERE = (
+    r"trtq (device|deploy|fleet) |--device cuda:0|trtq bench \S+\.engine|audit layers\.json|"
+    r"--on (ray|slurm)|s3://|--mlflow"
+)
 # 3: finished and not valid, or a constraint does not hold: both depend on the machine and on
 # weights that nobody trained.
-FINE = {"bench": (0, 3), "run": (0, 3), "search": (0, 3), "compare": (0, 3), "lint": (0, 1)}
+FINE = dict.fromkeys(("bench", "run", "sweep", "search", "compare"), (0, 3)) | {"lint": (0, 1)}
 TRTEXEC = {"nano": ("v8201", "5.3"), "xavier": ("v8502", "7.2")}
 
 
@@ -197,8 +200,8 @@ def given(tmp_path_factory) -> Path:
 def test_every_command_of_a_page_runs(page, given, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(given, project)
-    for recipe in re.findall(r"```toml\n(# recipe.toml\n.*?)```", page.read_text(), re.S):
-        (project / "recipe.toml").write_text(recipe)
+    for text, name in re.findall(r"```toml\n(# (\w+\.toml)\n.*?)```", page.read_text(), re.S):
+        (project / name).write_text(text)
     for line in commands_of(page):
         must(line, project)
 
@@ -217,4 +220,5 @@ def test_what_is_left_out_is_what_needs_another_machine():
         "bench",
         "compare",
         "audit",
+        "sweep",
     }

@@ -25,6 +25,7 @@ DOCUMENTS = [
     ROOT / "docs/jetson.md",
     ROOT / "docs/qat.md",
     ROOT / "docs/recipes.md",
+    ROOT / "docs/sweeps.md",
     ROOT / "docs/benchmarking.md",
     ROOT / "docs/targets.md",
     ROOT / "docs/report.md",

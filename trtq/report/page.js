@@ -42,14 +42,17 @@
     });
   }
 
+  const selects = (input) => document.querySelectorAll(`select[data-table="${input.dataset.table}"]`);
   const filter = (input) => {
     const table = document.getElementById(input.dataset.table);
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const picked = [...selects(input)].filter((select) => select.value !== "");
     closeDetails(table);
     let shown = 0;
     for (const row of table.tBodies[0].rows) {
       const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
+      const fits = (select) => row.cells[Number(select.dataset.column)].textContent.trim() === select.value;
+      row.hidden = !words.every((word) => text.includes(word)) || !picked.every(fits);
       shown += !row.hidden;
     }
     document.getElementById(`${input.id}-count`).textContent = `${shown} of ${table.tBodies[0].rows.length} rows`;
@@ -57,6 +60,7 @@
   for (const input of document.querySelectorAll("input[data-table]")) {
     input.closest(".tools").hidden = false;
     input.addEventListener("input", () => filter(input));
+    for (const select of selects(input)) select.addEventListener("change", () => filter(input));
     filter(input);
   }
 

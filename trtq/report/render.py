@@ -11,7 +11,12 @@ from trtq.data.answers import percent_words
 from trtq.specs import option_words
 from trtq.terminal import visible
 
-ARGUMENTS = {"evaluate": "onnx", "build": "onnx", "bench": "file"}  # positional; else the model
+ARGUMENTS = {
+    "evaluate": "onnx",
+    "build": "onnx",
+    "bench": "file",
+    "sweep": "recipe",
+}  # positional; else the model
 
 
 def render(template: str, **values: Any) -> bytes:

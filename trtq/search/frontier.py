@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -13,7 +14,10 @@ def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
     >>> dominated([(1.0, 90.0), (2.0, 95.0), (2.0, 94.0), (3.0, 95.0), (1.0, 90.0)])
     [False, False, True, True, False]
     """
-    return [
-        any(c <= cost and a >= accuracy and (c < cost or a > accuracy) for c, a in points)
-        for cost, accuracy in points
-    ]
+    best: dict[float, float] = {}  # accuracy at each cost
+    for cost, accuracy in points:
+        best[cost] = max(accuracy, best.get(cost, accuracy))
+    cheaper, below = -math.inf, dict[float, float]()  # the best at any lower cost
+    for cost in sorted(best):
+        below[cost], cheaper = cheaper, max(cheaper, best[cost])
+    return [below[c] >= a or best[c] > a for c, a in points]

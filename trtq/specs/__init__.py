@@ -31,6 +31,7 @@ from trtq.specs.search import (
     SearchOptions,
     SearchSpec,
 )
+from trtq.specs.sweep import SweepSpec, SweepTable
 
 __all__ = [
     "OPSET",
@@ -68,6 +69,8 @@ __all__ = [
     "SearchOptions",
     "SearchSpec",
     "Spec",
+    "SweepSpec",
+    "SweepTable",
     "changed_words",
     "option_name",
     "option_words",

@@ -1,0 +1,145 @@
+"""A store behind s3://, on a server of moto's on this machine's loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.conftest import run_cli
+from tests.sweep.test_store import KEY, finish, open_store
+from tests.sweep.test_sweep import BITS, record_of, states
+from trtq.artifact import sha256_file
+from trtq.errors import ArtifactError, UsageError
+from trtq.sweep.store import Store
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(n) for n in ("moto", "s3fs", "flask")),
+        reason="moto's server or s3fs is not installed",
+    ),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+class Calls:
+    """Requests to the server, by method."""
+
+    def __init__(self) -> None:
+        self.methods: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        self.methods.clear()
+        return self.methods
+
+    def __exit__(self, *_: object) -> None:
+        """The list stays."""
+
+
+@pytest.fixture(scope="module")
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(calls) -> Iterator[str]:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    inner = DomainDispatcherApplication(create_backend_app)
+
+    def app(environ, respond):
+        calls.methods.append(environ["REQUEST_METHOD"])
+        return inner(environ, respond)
+
+    made = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.server_port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield f"http://127.0.0.1:{made.server_port}"
+    made.shutdown()
+    thread.join()
+
+
+@pytest.fixture()
+def url(tmp_path) -> str:
+    import s3fs
+
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket := tmp_path.name.replace("_", "-"))
+    return f"s3://{bucket}/store"
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/quantize.json").write_text("{}")
+    (tmp_path / "run/model.qdq.onnx").write_bytes(b"model" * 100)
+    return tmp_path / "run"
+
+
+def test_a_store_in_a_bucket(url, folder, tmp_path, calls):
+    store = open_store(url)
+    assert store.known() == set()
+    with calls as methods:
+        done = finish(store, folder)
+    assert (methods.count("PUT"), len(methods) < 16) == (3, True)  # two files and done.json
+    assert store.known() == {KEY}
+    assert store.done(KEY) == done
+    assert store.damage(done) == ""
+    fetched = store.fetch(done, tmp_path / "fetched")
+    assert sha256_file(fetched / "model.qdq.onnx") == sha256_file(folder / "model.qdq.onnx")
+    store.files.remove(f"{store.folder(done)}/model.qdq.onnx")
+    assert store.damage(done) == "model.qdq.onnx is missing"
+    store.forget(KEY)
+    assert store.done(KEY) is None
+
+
+def test_one_of_many_claims_is_made(url):
+    stores = [open_store(url) for _ in range(4)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        for store in stores:
+            stack.enter_context(store.leases.held(print))
+        won = list(pool.map(lambda s: s.claim(KEY), stores))
+        assert won.count(True) == 1
+        winner = stores[won.index(True)]
+        assert stores[0].holder(KEY) == winner.leases.own.id
+        winner.release(KEY)
+        assert stores[won.index(False)].claim(KEY)
+
+
+def test_a_bucket_that_is_not_there_is_an_error(url):
+    with pytest.raises(ArtifactError, match="Cannot write store.json in the store s3://no-such"):
+        open_store("s3://no-such-bucket/store")
+    open_store(url, project="cars")
+    with pytest.raises(UsageError, match="it is of the project 'cars'"):
+        open_store(url)
+
+
+def test_a_sweep_keeps_its_runs_in_a_bucket(url, write_sweep, tmp_path):
+    path = write_sweep(BITS)
+    done = run_cli("sweep", str(path), "--store", url, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    first = record_of(tmp_path / "out")
+    assert [r.state for r in first.rows] == ["done", "done"]
+    assert first.store == url
+    again = run_cli("sweep", str(path), "--store", url, "--out", str(tmp_path / "other"))
+    assert again.returncode == 0, again.stderr
+    assert states(tmp_path / "other") == ["reused", "reused"]
+    store: Store = open_store(url)
+    key = first.rows[1].key
+    fetched = store.fetch(store.done(key), tmp_path / "fetched")
+    # the run as trtq run left it: nothing of it runs again
+    recipe = tmp_path / "fetched/recipe.toml"
+    text = recipe.read_text().replace(f"{tmp_path}/out/runs/{key[:16]}", str(fetched))
+    recipe.write_text(text)
+    dry = run_cli("run", str(recipe), "--dry-run")
+    assert "quantize: skipped (nothing it depends on has changed)" in dry.stdout

@@ -1,0 +1,77 @@
+"""What stages read for their keys, read once for many recipes.
+
+Outside :func:`recalling` every call reads again, as a run that takes hours must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from trtq.artifact import digest_of
+from trtq.commands import loading
+from trtq.data import adapters, source
+from trtq.data.source import Note, Source
+from trtq.specs import FinetuneSpec, ModelInputSpec, QuantizeSpec
+
+T = TypeVar("T")
+_MEMORY: ContextVar[dict[str, Any] | None] = ContextVar("_MEMORY", default=None)
+
+
+@contextlib.contextmanager
+def recalling() -> Iterator[None]:
+    """Keep what is read inside the context.
+
+    Files that change in the meantime are not seen.
+    """
+    token = _MEMORY.set({})
+    try:
+        yield
+    finally:
+        _MEMORY.reset(token)
+
+
+def _once(what: str, given: object, read: Callable[[], T]) -> T:
+    memory = _MEMORY.get()
+    if memory is None:
+        return read()
+    key = digest_of([what, given])
+    if key not in memory:
+        memory[key] = read()
+    kept: T = memory[key]
+    return kept
+
+
+def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
+    """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`."""
+    values = {n: getattr(spec, n) for n in ModelInputSpec.__struct_fields__}
+    # It makes random weights. Were it to change others, the record of the run would tell.
+    whole = spec.checkpoint is not None or Path(spec.model).suffix in (".onnx", ".pt2")
+    given = msgspec.to_builtins({**values, "seed": None if whole else spec.seed})
+    return _once("model", given, lambda: loading.model_digest(spec))
+
+
+def fingerprint(
+    text: str,
+    class_index: str | None = None,
+    note: Note | None = None,
+    *,
+    tokenizer: str | None = None,
+) -> str | None:
+    """Return what tells data apart, as :func:`trtq.data.adapters.fingerprint`."""
+    return _once(
+        "data",
+        [text, class_index, tokenizer],
+        lambda: adapters.fingerprint(text, class_index, note, tokenizer=tokenizer),
+    )
+
+
+def open_source(data: str, class_index: str | Path | None = None) -> Source:
+    """Return the images behind ``data``, as :func:`trtq.data.source.open_source`."""
+    given = [data, None if class_index is None else str(class_index)]
+    return _once("images", given, lambda: source.open_source(data, class_index))

@@ -1,0 +1,86 @@
+"""Where runs are executed: one file each."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from trtq import extensions
+from trtq.progress import Progress
+from trtq.specs.sweep import Slots
+from trtq.sweep.work import Ended, Job
+
+EXECUTORS = {
+    "local": "trtq.sweep.executors.local",
+    "ray": "trtq.sweep.executors.ray",
+    "slurm": "trtq.sweep.executors.slurm",
+}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an executor is made from.
+
+    Attributes:
+        folder: for its own files.
+        slots: what one run takes.
+        workers: most runs at a time; None for what the slots allow.
+        retries: of a run that was ended from outside.
+        address: of a cluster; "" for the usual one.
+        sbatch: further options of a queue.
+    """
+
+    folder: Path
+    slots: Slots
+    workers: int | None = None
+    retries: int = 0
+    address: str = ""
+    sbatch: tuple[str, ...] = ()
+
+
+class Executor(Protocol):
+    """Executes jobs.
+
+    A module named in the table, or an extension, has a function ``open_executor`` that takes
+    :class:`Settings` and a :class:`~trtq.progress.Progress` and returns one. It refuses what cannot
+    be executed.
+
+    Attributes:
+        name: of the executor.
+        workers: jobs at a time.
+        shared: whether jobs see the folders of this machine; else each works in a temporary one.
+    """
+
+    name: str
+    workers: int
+    shared: bool
+
+    def room(self) -> int:
+        """Return how many more jobs may be submitted now."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start jobs, at most :meth:`room` of them."""
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return the jobs that have ended, after at most ``seconds`` when there are none."""
+
+    def close(self) -> None:
+        """End all jobs that still run, and release what the executor holds; twice is no error."""
+
+
+def open_executor(name: str, settings: Settings, progress: Progress) -> Executor:
+    """Return the executor of a name.
+
+    Raises:
+        UsageError: unknown, or it cannot give what a run takes.
+        MissingExtraError: its package is not installed.
+    """
+    if name in EXECUTORS:
+        make = importlib.import_module(EXECUTORS[name]).open_executor
+    else:
+        make = extensions.load("executors", name, built_in=tuple(EXECUTORS))
+    executor: Executor = make(settings, progress)
+    return executor

@@ -1,0 +1,13 @@
+"""What a Ray worker calls, by the name of this module: workers import it, no code is sent."""
+
+from __future__ import annotations
+
+import msgspec
+
+from trtq.sweep.work import Ended, Job, perform
+
+
+def work(job: bytes) -> bytes:
+    """Do a job given as JSON and return how it ended as JSON."""
+    ended: Ended = perform(msgspec.json.decode(job, type=Job))
+    return msgspec.json.encode(ended)

@@ -1,0 +1,298 @@
+"""Finished runs by their content address, shared by all who can write to one folder.
+
+store.json              whose store it is
+runs/KEY/TOKEN/...      the files of a run, under a name that nobody else writes
+runs/KEY/done.json      written last: the run is finished, and these are its files
+runs/KEY/claim.N.json   a driver works on it; the largest N counts
+drivers/ID.json         a driver's lease
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from trtq.artifact import FileRecord, sha256_file
+from trtq.errors import ArtifactError, UsageError
+from trtq.files import DONE_JSON, LOCK, RUN_LOCK, STAGING, STORE_JSON
+from trtq.records.sweep import Measured
+from trtq.sweep.files import Files, open_files
+from trtq.sweep.leases import Claim, Driver, Leases
+
+SCHEMA = 1
+KIND = "trtq sweep store"
+LEFT_OUT = (LOCK, RUN_LOCK, STAGING)
+
+
+class _Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of ``store.json``."""
+
+    schema: int
+    kind: str
+    project: str
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of a run in a store, not yet finished.
+
+    Attributes:
+        token: name of their folder.
+        files: by path in it.
+    """
+
+    token: str
+    files: dict[str, FileRecord]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run, as ``done.json``.
+
+    Attributes:
+        schema: of the store.
+        key: of the run.
+        upload: its files.
+        seconds: that the run took.
+        measured: its figures.
+        host: name of the machine that ran it.
+        time: when it ended, ISO 8601.
+    """
+
+    schema: int = SCHEMA
+    key: str
+    upload: Upload
+    seconds: float
+    measured: Measured
+    host: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A folder of finished runs.
+
+    Attributes:
+        files: behind its URL.
+        leases: of the drivers that work on it.
+        project: whose it is.
+    """
+
+    files: Files
+    leases: Leases
+    project: str
+
+    @classmethod
+    def open(cls, url: str, driver: Driver, *, project: str = "", create: bool = True) -> Store:
+        """Return the store behind a URL.
+
+        Args:
+            url: a folder, or what fsspec knows.
+            driver: this process.
+            project: whose store it is.
+            create: make it where there is none; else it is only read.
+
+        Raises:
+            ArtifactError: it cannot be reached or written to.
+            UsageError: it is another project's, of another schema, or no store at all.
+        """
+        files = open_files(url)
+        owner = files.read_as(STORE_JSON, _Owner)
+        if owner is None:
+            _require_empty(files)
+            owner = _Owner(schema=SCHEMA, kind=KIND, project=project)
+            if create:
+                files.create(STORE_JSON, owner)
+                owner = files.read_as(STORE_JSON, _Owner) or owner  # another driver's, perhaps
+        _require_own(owner, files, project)
+        return cls(files, Leases(files, driver), project)
+
+    def known(self) -> set[str]:
+        """Return the keys that the store knows, finished or not."""
+        return set(self.files.names("runs"))
+
+    def done(self, key: str) -> Done | None:
+        """Return a finished run, None where it is not finished."""
+        return self.files.read_as(f"runs/{key}/{DONE_JSON}", Done)
+
+    def damage(self, done: Done) -> str:
+        """Return what is missing from a finished run, "" for nothing."""
+        there = self.files.sizes(self.folder(done))
+        for name, record in done.upload.files.items():
+            if name not in there:
+                return f"{name} is missing"
+            if there[name] != record.bytes:
+                return f"{name} has {there[name]} bytes, expected {record.bytes}"
+        return ""
+
+    def folder(self, done: Done) -> str:
+        """Return the folder of a finished run's files, from the store on."""
+        return f"runs/{done.key}/{done.upload.token}"
+
+    def claim(self, key: str) -> bool:
+        """Claim a run for this driver and return whether it is this driver's.
+
+        A claim of a dead driver is taken over: of two that try, one succeeds.
+        """
+        own = Claim(driver=self.leases.own.id)
+        number = self._last_claim(key)
+        if number >= 0:
+            last = self.files.read_as(_claim(key, number), Claim)
+            if last == own:
+                return True
+            if self._is_held(_claim(key, number), last):
+                return False
+        return self.files.create(_claim(key, number + 1), own)
+
+    def _is_held(self, name: str, claim: Claim | None) -> bool:
+        if claim is None:  # cut off, or being written
+            return self.leases.is_new(name)
+        return self.leases.is_alive(claim.driver)
+
+    def holder(self, key: str) -> str | None:
+        """Return the id of the driver whose claim counts, None for none."""
+        number = self._last_claim(key)
+        last = self.files.read_as(_claim(key, number), Claim) if number >= 0 else None
+        return None if last is None else last.driver
+
+    def release(self, key: str) -> None:
+        """Give a claim of this driver up."""
+        for name in self.files.names(f"runs/{key}"):
+            claim = self.files.read_as(f"runs/{key}/{name}", Claim) if _is_claim(name) else None
+            if claim is not None and not self._counts_for_other(claim):
+                self.files.remove(f"runs/{key}/{name}")
+
+    def _counts_for_other(self, claim: Claim) -> bool:
+        return claim.driver != self.leases.own.id and self.leases.is_alive(claim.driver)
+
+    def _last_claim(self, key: str) -> int:
+        names = [n for n in self.files.names(f"runs/{key}") if _is_claim(n)]
+        return max((int(n.split(".")[1]) for n in names), default=-1)
+
+    def upload(self, key: str, folder: Path, leave_out: Sequence[str] = ()) -> Upload:
+        """Copy the files of a run into the store; they count once :meth:`commit` is called.
+
+        Args:
+            key: of the run.
+            folder: with its files.
+            leave_out: patterns of names that are not copied; records always are.
+
+        Raises:
+            ArtifactError: the store refuses, or is full; what was copied is removed.
+        """
+        token, files = secrets.token_hex(8), dict[str, FileRecord]()
+        with self._removed_on_failure(f"runs/{key}/{token}"):
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                name = path.relative_to(folder)
+                if _is_kept(name, leave_out):
+                    self.files.put(path, f"runs/{key}/{token}/{name.as_posix()}")
+                    files[name.as_posix()] = FileRecord.of(path)
+        return Upload(token=token, files=files)
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self, folder: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(ArtifactError):
+                self.files.remove(folder)
+            raise
+
+    def commit(self, done: Done) -> Done:
+        """Declare a run finished, and return the one that counts.
+
+        Another driver that took the run over may have finished first: its files stay then.
+
+        Raises:
+            ArtifactError: the upload is not whole.
+        """
+        first = self.done(done.key)
+        if first is not None and not self.damage(first):
+            self.files.remove(self.folder(done))
+            return first
+        wrong = self.damage(done)
+        if wrong:
+            raise ArtifactError(
+                f"Cannot keep the run {done.key[:12]} in the store {self.files.url}",
+                f"the upload is not whole: {wrong}",
+                "Give the same command again: the run is uploaded again",
+            )
+        self.files.write(f"runs/{done.key}/{DONE_JSON}", done)
+        self.remove_leftovers(done)
+        return done
+
+    def remove_leftovers(self, done: Done) -> None:
+        """Remove what drivers that died uploaded of a run that is finished now."""
+        for name in self.files.names(f"runs/{done.key}"):
+            if name not in (DONE_JSON, done.upload.token) and not _is_claim(name):
+                self.files.remove(f"runs/{done.key}/{name}")
+
+    def forget(self, key: str) -> None:
+        """Make a finished run unfinished."""
+        self.files.remove(f"runs/{key}/{DONE_JSON}")
+
+    def fetch(self, done: Done, folder: Path) -> Path:
+        """Copy the files of a finished run into a folder and return it.
+
+        Raises:
+            ArtifactError: a file is missing, or is not the one that was stored.
+        """
+        for name, record in done.upload.files.items():
+            self.files.get(f"{self.folder(done)}/{name}", folder / name)
+            if sha256_file(folder / name) != record.sha256:
+                raise ArtifactError(
+                    f"Cannot use {name} of the run {done.key[:12]} in the store {self.files.url}",
+                    "its content is not what was stored",
+                    f"Run it again: trtq sweep with --no-resume, or remove runs/{done.key}",
+                )
+        return folder
+
+
+def _is_kept(name: Path, leave_out: Sequence[str]) -> bool:
+    if set(name.parts) & set(LEFT_OUT):
+        return False
+    return name.suffix == ".json" or not any(fnmatchcase(name.name, p) for p in leave_out)
+
+
+def _claim(key: str, number: int) -> str:
+    return f"runs/{key}/claim.{number}.json"
+
+
+def _is_claim(name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) == 3 and parts[0] == "claim" and parts[1].isdigit()
+
+
+def _require_empty(files: Files) -> None:
+    names = files.names()
+    if STORE_JSON in names:
+        raise UsageError(
+            f"Cannot use the store {files.url}",
+            f"its {STORE_JSON} is damaged",
+            "Name another folder",
+        )
+    if names:
+        raise UsageError(
+            f"Cannot use the store {files.url}",
+            f"it has no {STORE_JSON}, and other files are there, such as {names[0]}",
+            "Name an empty folder",
+        )
+
+
+def _require_own(owner: _Owner, files: Files, project: str) -> None:
+    where = f"Cannot use the store {files.url}"
+    if owner.kind != KIND:
+        raise UsageError(where, f"its {STORE_JSON} is of {owner.kind!r}", "Name another folder")
+    if owner.schema != SCHEMA:
+        why = f"its schema is {owner.schema}, this trtq reads {SCHEMA}"
+        raise UsageError(where, why, "Use the trtq that made it, or name another folder")
+    if owner.project != project:
+        raise UsageError(
+            where,
+            f"it is of the project {owner.project!r}, [sweep] names {project!r}",
+            f'Set project = "{owner.project}" under [sweep], or name another folder',
+        )
