@@ -1,4 +1,4 @@
-"""trtq: take a PyTorch vision model to a quantized TensorRT engine and prove what it gained.
+"""trtq: quantize PyTorch and ONNX models for TensorRT, build engines, and measure them.
 
 Each verb takes a frozen spec and returns a record::
 

@@ -45,24 +45,24 @@ class Verb(NamedTuple):
 
 SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Start": (
-        Verb("demo", "A real model to INT8 engines, with a page to read; no GPU needed."),
-        Verb("doctor", "Versions, devices, sensors, what is missing and how to get it."),
+        Verb("demo", "Quantize and build a real model, with a report; no GPU needed."),
+        Verb("doctor", "Show versions, devices and sensors, and what is missing."),
         Verb(
             "advise",
-            "Which way of quantizing fits a model; which layers of a quantized one lose from INT8.",
+            "Recommend a quantization method; find layers that lose from INT8.",
             "trtq.commands.advise:advise",
             "AdviseSpec",
             "trtq.records.advise:AdviseRecord",
         ),
         Verb(
             "run",
-            "Run the chain of a recipe, skipping what is up to date.",
+            "Run a recipe; stages that are up to date are skipped.",
             "trtq.pipeline:run",
             record="trtq.pipeline:StageResult",
         ),
         Verb(
             "sweep",
-            "Run every combination of the lists in a recipe, each once, on many machines.",
+            "Run every combination of the lists in a recipe: local, Ray or Slurm.",
             "trtq.sweep.command:sweep",
             "SweepSpec",
             "trtq.records.sweep:SweepRecord",
@@ -72,16 +72,16 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Quantize": (
         Verb(
             "quantize",
-            "Calibrate a model, write Q/DQ ONNX, encodings and a record.",
+            "Calibrate a model; write Q/DQ ONNX, encodings and a record.",
             "trtq.api:quantize",
             "QuantizeSpec",
             "trtq.records.quantize:QuantizeRecord",
             QUANTIZE_JSON,
         ),
-        Verb("methods", "The quantization methods: where each runs, its arguments."),
+        Verb("methods", "List the quantization methods and their arguments."),
         Verb(
             "analyze",
-            "How much each layer suffers at each width.",
+            "Rank layers by sensitivity at each bit width.",
             "trtq.api_flows:analyze",
             "AnalyzeSpec",
             "trtq.records.analyze:AnalyzeRecord",
@@ -89,7 +89,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "allocate",
-            "Choose a width for every layer within budgets.",
+            "Choose a bit width for each layer within budgets.",
             "trtq.commands.allocate:allocate",
             "AllocateSpec",
             "trtq.records.allocate:AllocateRecord",
@@ -97,7 +97,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "search",
-            "Find widths that meet every budget, and prove it.",
+            "Find bit widths that meet every budget, and verify them.",
             "trtq.api_flows:search",
             "SearchSpec",
             "trtq.records.search:SearchRecord",
@@ -105,7 +105,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "finetune",
-            "Train a quantized model further, its codes in place.",
+            "Quantization-aware training, with or without labels.",
             "trtq.api_flows:finetune",
             "FinetuneSpec",
             "trtq.records.finetune:FinetuneRecord",
@@ -113,7 +113,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "import-checkpoint",
-            "Ranges of pytorch-quantization, ModelOpt or AIMET taken over.",
+            "Import ranges from pytorch-quantization, ModelOpt or AIMET.",
             "trtq.commands.import_checkpoint:import_checkpoint",
             "ImportCheckpointSpec",
             "trtq.commands.import_checkpoint:ImportRecord",
@@ -121,17 +121,17 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
     ),
     "Build": (
-        Verb("targets", "The devices and TensorRT versions that --target knows."),
+        Verb("targets", "List devices and TensorRT releases for --target."),
         Verb(
             "lint",
-            "What TensorRT would refuse in an ONNX file, or compute in float.",
+            "Check an ONNX file for what TensorRT refuses or computes in float.",
             "trtq.commands.lint:run_lint",
             "LintSpec",
             "trtq.commands.lint:LintRecord",
         ),
         Verb(
             "export",
-            "One set of encodings as ONNX for several targets.",
+            "Export one set of encodings as ONNX for several targets.",
             "trtq.commands.export:export_profiles",
             "ExportSpec",
             "trtq.commands.export:ExportRecord",
@@ -139,14 +139,14 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "export-calib",
-            "The ranges of a Q/DQ file as a TensorRT calibration cache.",
+            "Write the ranges of a Q/DQ file as a TensorRT calibration cache.",
             "trtq.commands.calibration:export_calib",
             "ExportCalibSpec",
             "trtq.commands.calibration:CalibrationRecord",
         ),
         Verb(
             "import-calib",
-            "A Q/DQ file from a calibration cache and its float ONNX.",
+            "Convert a calibration cache and its float ONNX to Q/DQ ONNX.",
             "trtq.commands.calibration:import_calib",
             "ImportCalibSpec",
             "trtq.commands.calibration:CalibrationRecord",
@@ -162,14 +162,14 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "audit",
-            "What an engine computes in, against what was asked for.",
+            "Compare the precision of an engine's layers with the request.",
             "trtq.commands.audit:audit",
             "AuditSpec",
             "trtq.commands.audit:AuditRecord",
         ),
         Verb(
             "package",
-            "A folder that Triton, DeepStream, ONNX Runtime or a program starts from.",
+            "Package a model for Triton, DeepStream, ONNX Runtime, Python or C++.",
             "trtq.commands.package:package",
             "PackageSpec",
             "trtq.records.package:PackageRecord",
@@ -179,7 +179,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Measure": (
         Verb(
             "evaluate",
-            "Accuracy of an ONNX file, agreement with another.",
+            "Measure accuracy of an ONNX file, and agreement with another.",
             "trtq.commands.evaluate:evaluate",
             "EvaluateSpec",
             "trtq.records.evaluate:EvaluateRecord",
@@ -187,7 +187,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "bench",
-            "Latency, throughput, load time, memory and energy, and the machine.",
+            "Measure latency, throughput, load time, memory and energy.",
             "trtq.bench.objects:bench",
             "BenchSpec",
             "trtq.bench.record:BenchRecord",
@@ -195,7 +195,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "compare",
-            "Files that take turns: faster, slower or no difference.",
+            "Measure files in turns: faster, slower or no difference.",
             "trtq.bench.compare:compare",
             "CompareSpec",
             "trtq.bench.compare:CompareRecord",
@@ -203,7 +203,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "gate",
-            "A record against its baseline, for a CI runner.",
+            "Compare a record with its baseline, for CI.",
             "trtq.bench.gate:gate",
             "GateSpec",
             "trtq.bench.gate:GateRecord",
@@ -217,7 +217,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
     ),
     "Boards": (
-        Verb("device", "Boards over SSH: add, probe, shell, logs, clean."),
+        Verb("device", "Manage boards over SSH: add, probe, shell, logs, clean."),
         Verb(
             "deploy",
             "Build, measure and keep a model on a board.",
@@ -228,7 +228,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "fleet",
-            "Several boards side by side, one table.",
+            "Deploy to several boards, with one table.",
             "trtq.commands.fleet:fleet",
             "FleetSpec",
             "trtq.deploy.record:FleetRecord",
@@ -238,16 +238,16 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Look": (
         Verb(
             "report",
-            "One HTML page about a run, or about several side by side.",
+            "Write an HTML page about one run or several.",
             "trtq.commands.report:write_report",
             "ReportSpec",
             "trtq.commands.report:ReportRecord",
         ),
-        Verb("history", "Every record made here, to filter and to plot."),
-        Verb("inspect", "Explain any artefact.", "trtq.commands.inspect:inspect"),
+        Verb("history", "List, filter and plot past records."),
+        Verb("inspect", "Explain any file that trtq wrote.", "trtq.commands.inspect:inspect"),
         Verb(
             "blocks",
-            "The convolutional and the transformer parts of a model.",
+            "List the convolutional and transformer blocks of a model.",
             "trtq.commands.blocks:blocks",
             "BlocksSpec",
             "trtq.commands.blocks:BlocksRecord",

@@ -146,7 +146,7 @@ def test_every_field_of_a_spec_is_an_option(command, spec):
         ),
         (
             ["quantize", "m:f", "--data", "x", "--out", "y", "--calibrator", "median"],
-            "Cannot use --calibrator median: known are max",
+            "Cannot use --calibrator median: known are auto, max",
             2,
         ),
         (["run", "nowhere.toml"], "Cannot read the recipe nowhere.toml: there is no such file", 2),

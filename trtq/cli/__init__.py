@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, "--version", message="trtq %(version)s")
 def cli() -> None:
-    """Take a PyTorch vision model to a quantized TensorRT engine and prove what it gained.
+    """Quantize PyTorch and ONNX models for TensorRT, build engines, and measure them.
 
     Exit codes: 0 good, 1 failed, 2 wrong usage, 3 finished but not valid.
     TRTQ_DEBUG=1 prints the traceback of an error.

@@ -27,7 +27,7 @@ def command(as_json: bool, **values: Any) -> int:
 
     Analyzes, allocates, quantizes and evaluates, then tightens or loosens. OUT holds the chosen
     model with its records, search.json, frontier.json and report.html. Exit code 3: finished, and a
-    constraint does not hold; the record says by how much.
+    constraint does not hold; the record says how far it was missed.
 
     \b
     Examples:

@@ -15,13 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trtq import ops
 from trtq.export.onnx_file import check_onnx, copy_model, opset_of, set_metadata_
 from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import Scope, rename_
 from trtq.package.preprocessing import FULL, Preprocessing
 
 SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
-PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
+PROBABILITIES = ops.onnx_types("softmax", "sigmoid", "hardsigmoid")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,12 @@ def _preprocessing(
     except msgspec.ValidationError as exc:
         notes.append(f"the stored preprocessing cannot be read and is left out: {reason(exc)}")
         return None
+    if preprocess.layout != "NCHW":
+        notes.append(
+            "the stored preprocessing is left out: the model takes images with channels last, "
+            "which packages do not prepare"
+        )
+        return None
     dims = inputs[0].dims if len(inputs) == 1 else ()
     fits = len(dims) == IMAGE_RANK and all(
         d in (-1, size) for d, size in zip(dims[1:], preprocess.input_size, strict=True)

@@ -22,6 +22,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     fill: int = 0
     channel_order: Literal["rgb", "bgr"] = "rgb"
     dtype: Literal["float32", "uint8"] = "float32"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     @property
     def channels(self) -> int:

@@ -110,15 +110,11 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     ] = False
     repeat: Annotated[
         Annotated[int, Meta(ge=1)],
-        Doc(description="Measure that often, loading anew each time, and show the spread."),
+        Doc(description="Repetitions; the model is reloaded for each."),
     ] = 1
     lock_clocks: Annotated[
         bool,
-        Doc(
-            description="Hold the GPU's clocks meanwhile, where permitted; they come back even "
-            "after a "
-            "kill."
-        ),
+        Doc(description="Lock GPU clocks where permitted; restored on exit, even after a kill."),
     ] = False
     verdict: Annotated[
         bool,

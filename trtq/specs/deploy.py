@@ -17,7 +17,7 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     power_mode: Annotated[
         str | None,
         Doc(
-            description="Power mode meanwhile, by name (MAXN, 15W); set back afterwards. "
+            description="nvpmodel mode during the run, by name (MAXN, 15W); restored afterwards. "
             "Default: as it "
             "is."
         ),
@@ -25,7 +25,7 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     lock_clocks: Annotated[
         bool,
         Doc(
-            description="Pin the clocks meanwhile (jetson_clocks); they come back even after a "
+            description="Lock the clocks during the run (jetson_clocks); restored even after a "
             "kill."
         ),
     ] = False

@@ -19,7 +19,7 @@ ValLimit = Annotated[
 Epochs = Annotated[int, Meta(ge=1), Doc(description="Passes over the images.")]
 Limit = Annotated[
     Annotated[int, Meta(ge=1)] | None,
-    Doc(description="Train on this many images an epoch, drawn anew."),
+    Doc(description="Images per epoch, drawn again for each."),
 ]
 BatchSize = Annotated[
     int, Meta(ge=1, le=4096), Doc(description="Images a step, over all processes.")

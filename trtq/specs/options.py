@@ -96,7 +96,9 @@ TaskName = Annotated[
 ]
 Requantize = Annotated[
     bool,
-    Doc(description="For an ONNX file with Q/DQ pairs: calibrate anew in place of its own ranges."),
+    Doc(
+        description="For an ONNX file with Q/DQ pairs: calibrate again, do not keep its ranges."
+    ),
 ]
 Attention = Annotated[
     Literal["auto", "int8", "float"],

@@ -35,7 +35,7 @@ RangesBy = Annotated[Calibrator, Doc(description="How activations get their rang
 AnalyzedBits = Annotated[
     tuple[str, ...],
     Doc(
-        description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 "
+        description="Candidate bit widths: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 "
         "for weights alone, w4a16:128 for those in blocks, fp8, nvfp4, fp16; repeatable, or with "
         "commas."
     ),
@@ -193,7 +193,7 @@ Strategy = Annotated[
 ]
 SearchedBits = Annotated[
     tuple[str, ...],
-    Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas."),
+    Doc(description="Candidate bit widths, as for trtq analyze; repeatable, or with commas."),
 ]
 Methods = Annotated[
     Literal["auto", "never", "always"],
