@@ -96,9 +96,7 @@ TaskName = Annotated[
 ]
 Requantize = Annotated[
     bool,
-    Doc(
-        description="For an ONNX file with Q/DQ pairs: calibrate again, do not keep its ranges."
-    ),
+    Doc(description="For an ONNX file with Q/DQ pairs: calibrate again, do not keep its ranges."),
 ]
 Attention = Annotated[
     Literal["auto", "int8", "float"],
