@@ -252,3 +252,25 @@ def test_the_decomposed_file_has_no_type_that_onnx_runtime_lacks():
         sum(n.op_type == "MatMul" for n in plain.graph.node),
         sum(n.op_type == "MatMul" for n in model.graph.node),
     )
+
+
+def test_an_analysis_offers_blocks_to_linear_layers_and_says_who_has_none():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.mid = nn.Conv2d(3, 32, 3), nn.Linear(32, 64)
+            self.last = nn.Linear(64, 4)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.mid(torch.relu(self.conv(x)).mean((2, 3)))))
+
+    images = [torch.rand(3, 8, 8) for _ in range(16)]
+    found = trtq.analyze(
+        Mixed().eval(), images, bits=("8", "w4a16:32", "nvfp4", "fp8"), metric="l2"
+    )
+    assert [layer.name for layer in found.layers] == ["mid", "last"]
+    loss = found.layers[0].loss
+    assert loss["w8a8"] < loss["fp8"] < loss["nvfp4"] and loss["w4a16:32"] < loss["nvfp4"]
+    (line,) = [n for n in found.notes if n.startswith("conv stays in float")]
+    assert "w4a16:32 is for linear layers" in line or "nvfp4" in line

@@ -250,16 +250,25 @@ def _layers(
     whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
     for layer in layers:
         if layer not in whole:
-            run.note(
-                f"{layer.name} stays in float: outliers leave it no codes at "
-                f"{', '.join(o for o in labels if o not in layer.codings)}"
-            )
+            run.note(_no_codes(layer, [o for o in widths if o.quantized]))
     if not whole:
         raise UsageError(
             f"There is nothing to analyse in {model.name}",
             "it has no convolution or linear with a constant weight",
         )
     return whole
+
+
+def _no_codes(layer: Layer, widths: Sequence[BitConfig]) -> str:
+    """Return why a layer that lacks a width is not analysed."""
+    lacking = [o for o in widths if o.label not in layer.codings]
+    shown = ", ".join(o.label for o in lacking)
+    if all(o.in_blocks for o in lacking):
+        return (
+            f"{layer.name} stays in float: {shown} is for linear layers whose inputs the block "
+            "divides (leave it out of --bits to offer this layer others)"
+        )
+    return f"{layer.name} stays in float: outliers leave it no codes at {shown}"
 
 
 def _size(model: Model, options: AnalyzeOptions) -> int:
