@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tests.conftest import read, run_cli
 from tests.support.processes import start
@@ -137,6 +138,7 @@ def read_something_else(out: Path) -> None:
     assert changed_input(folder, {"finetune": {}}) == "the record of its stage finetune is missing"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_its_run_only(write_sweep, tmp_path):
     path, out = write_sweep(BITS), tmp_path / "out"
     driver = start("sweep", str(path), "--workers", "1")
@@ -152,6 +154,7 @@ def test_a_worker_that_is_killed_loses_its_run_only(write_sweep, tmp_path):
     assert states(out) == ["done", "reused"]
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_is_gone_on_with(write_sweep, tmp_path):
     more = '[sweep]\nleave_out = ["model.fp32.*"]'
     path, out = write_sweep(BITS, more=more), tmp_path / "out"
@@ -171,6 +174,7 @@ def test_a_driver_that_is_killed_is_gone_on_with(write_sweep, tmp_path):
     assert not list(out.glob("store/runs/*/claim.*"))
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_store_do_each_run_once(write_sweep, tmp_path):
     vary = '"quantize.seed" = [0, 1]'
     paths = [write_sweep(vary, folder=tmp_path / n) for n in ("one", "two")]
@@ -188,6 +192,7 @@ def test_two_drivers_on_one_store_do_each_run_once(write_sweep, tmp_path):
     assert not list((tmp_path / "store/drivers").iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_runs_and_gives_their_claims_up(write_sweep, tmp_path):
     path, out = write_sweep(BITS), tmp_path / "out"
     driver = start("sweep", str(path), "--workers", "1")

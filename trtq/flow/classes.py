@@ -17,10 +17,3 @@ def require_same_classes(*sets: Samples | None) -> None:
     """
     labelled = [s for s in sets if isinstance(s, ImageSamples) and s.has_targets and not s.dense]
     require_one_class_list(*(s.source for s in labelled))
-
-
-def class_metadata(samples: Samples) -> dict[str, object]:
-    """Return the metadata that names the classes of the images; empty without names."""
-    if not isinstance(samples, ImageSamples) or samples.dense or not samples.source.classes:
-        return {}
-    return {"classes": samples.source.classes}

@@ -16,7 +16,6 @@ from trtq.engine.runner import OnnxRunner
 from trtq.errors import UsageError
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
-from trtq.flow.classes import class_metadata
 from trtq.flow.encoded import quantized_from, require_own
 from trtq.flow.evaluate import Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
@@ -283,7 +282,7 @@ class Training:
             answer=self.answer,
             run=self.run,
             task=self.task,
-            origin=class_metadata(train),
+            origin=_class_names(train),
         )
         asked = QuantizeOptions.of(options, bits="w8a8", batch_size=PARITY_BATCH)
         quantized = quantized_from(inputs, self.graph.learned(), asked)
@@ -383,3 +382,10 @@ def _identity(samples: Samples) -> list[object]:
         return [samples.name, len(samples)]
     classes = samples.source.classes if isinstance(samples, ImageSamples) else samples.classes
     return [classes, samples.digest(), samples.targets_identity()]
+
+
+def _class_names(samples: Samples) -> dict[str, object]:
+    """Return the metadata that names the classes of the images; empty without names."""
+    if not isinstance(samples, ImageSamples) or samples.dense or not samples.source.classes:
+        return {}
+    return {"classes": samples.source.classes}

@@ -15,7 +15,6 @@ from trtq.export.parity import (
     require_same_float,
     require_varying,
 )
-from trtq.flow.classes import class_metadata
 from trtq.flow.inputs import Inputs
 from trtq.flow.model import Model, placed, require_float, stored_ranges
 from trtq.flow.pair import mark_fp16_ranges_
@@ -58,8 +57,7 @@ def quantize_model(
     model = placed(_with_preprocess(model, samples), options.device, run)
     answer = model.answer_kind(samples.classes)
     task = bind_task(task or options.task, model, samples, run)
-    origin = _class_metadata(model, samples)
-    inputs = Inputs(model=model, samples=samples, answer=answer, run=run, task=task, origin=origin)
+    inputs = Inputs(model=model, samples=samples, answer=answer, run=run, task=task)
     fp32 = inputs.export(model.graph.module, options, precision="fp32")
     first = next(inputs.images(FORCED_IMAGES, options.batch_size))
     require_same_float(model.graph.module, fp32, first)
@@ -76,14 +74,6 @@ def quantize_model(
     note_margin(done.parity, run)
     mark_fp16_ranges_(inputs, (fp32, done.qdq))
     return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
-
-
-def _class_metadata(model: Model, samples: Samples) -> dict[str, object]:
-    """Return the names of the classes where the samples have as many as the model has scores."""
-    answer = model.reference
-    return (
-        class_metadata(samples) if answer.ndim == 2 and samples.classes == answer.shape[1] else {}
-    )
 
 
 def _require_float(model: Model, options: QuantizeOptions, run: Run) -> None:
