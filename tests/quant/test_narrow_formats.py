@@ -274,3 +274,68 @@ def test_an_analysis_offers_blocks_to_linear_layers_and_says_who_has_none():
     assert loss["w8a8"] < loss["fp8"] < loss["nvfp4"] and loss["w4a16:32"] < loss["nvfp4"]
     (line,) = [n for n in found.notes if n.startswith("conv stays in float")]
     assert "w4a16:32 is for linear layers" in line or "nvfp4" in line
+
+
+# ---- export to several targets -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bits", "target", "opset"), [("w4a16:64", "rtx3080", 21), ("nvfp4", "rtx5090", 23)]
+)
+def test_export_writes_blocks_and_compares_their_scales(bits, target, opset, own, tmp_path):
+    model, encodings = own(bits)
+    (row,) = trtq.export_profiles(
+        trtq.ExportSpec(**model, encodings=encodings, target=(target,), out=str(tmp_path / "out"))
+    ).profiles
+    assert (row.opset, row.pairs) == (opset, {"w4a16:64": 2, "nvfp4": 4}[bits])
+    assert row.scales_ulp <= 1 and row.sqnr_db > 30 and row.findings == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "target", "why"),
+    [
+        ("nvfp4", "rtx4090", r"Cannot export FP4 for GeForce RTX 4090: .*8\.9 has no FP4"),
+        ("w4a16:64", "xavier@8.5", r"Cannot export INT4 weights for Jetson AGX Xavier: "),
+        (
+            "nvfp4",
+            "rtx5090@10.13",
+            r"Cannot export FP4 .*TensorRT 10.13 reads ONNX up to opset 21, expected 23",
+        ),
+    ],
+)
+def test_export_refuses_formats_that_a_target_lacks(bits, target, why, own, tmp_path):
+    model, encodings = own(bits)
+    with pytest.raises(UsageError, match=why):
+        trtq.export_profiles(
+            trtq.ExportSpec(**model, encodings=encodings, target=(target,), out=str(tmp_path / "o"))
+        )
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Return a function that quantizes the network: how to name it, and its encodings."""
+    folder = tmp_path_factory.mktemp("own")
+    torch.save(Layers().state_dict(), folder / "weights.pt")
+    np.savez(folder / "data.npz", x=np.stack([v.numpy() for v in vectors(16)]))
+    model = {
+        "model": "tests.support.narrow:Layers",
+        "checkpoint": str(folder / "weights.pt"),
+        "data": str(folder / "data.npz"),
+        "input": ("x=1x64",),
+    }
+
+    def quantized(bits):
+        out = folder / bits.replace(":", "-")
+        if not out.exists():
+            trtq.quantize(
+                trtq.QuantizeSpec(
+                    **model,
+                    bits=bits,
+                    preset_quant="none",
+                    out=str(out),
+                    calib_cache=str(folder / "cache"),
+                )
+            )
+        return model, str(out / "encodings.safetensors")
+
+    return quantized

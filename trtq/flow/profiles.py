@@ -35,7 +35,7 @@ from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import output_names
-from trtq.platform.target import INT4_OPSET, Target
+from trtq.platform.target import INT4_OPSET, Target, least_opset, require_format
 from trtq.progress import Notes
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of
@@ -44,6 +44,8 @@ from trtq.quant.simulate import insert_fake_quantize
 ALTERNATIVES = {
     "INT8": "Add --fallback: the float model for FP16",
     "FP8": "Allocate again without fp8",
+    "FP4": "Quantize again with other --bits",
+    "INT4 weights": "Quantize again with other --bits",
 }
 
 
@@ -104,11 +106,11 @@ def require_formats(target: Target, encodings: Encodings, *, fallback: bool) -> 
     Raises:
         UsageError: names the format and the alternative.
     """
-    kinds = {"FP8" if f.kind == "fp8" else "INT8" for f in encodings.formats.values()}
+    needs = {f.needs for f in encodings.formats.values()}
     if fallback:
-        kinds.discard("INT8")
-    for kind in sorted(kinds):
-        target.require(kind, doing="export", hint=ALTERNATIVES[kind])
+        needs.discard("INT8")
+    for need in sorted(needs):
+        require_format(target, need, doing="export", hint=ALTERNATIVES[need])
 
 
 @dataclass(kw_only=True)
@@ -196,8 +198,10 @@ class ProfileWriter:
             for f in self.encodings.formats.values()
         )
         int4 = four and not target.lacks("INT4 weights")
+        needs = {f.needs for f in self.encodings.formats.values()} if quantized else set[str]()
+        least = max(INT4_OPSET if int4 else 0, least_opset(needs))
         return Profile(
-            opset=INT4_OPSET if int4 else target.opset,
+            opset=max(target.opset, least),
             quantized=quantized,
             half=target.typed and self.half,
             int4=int4,

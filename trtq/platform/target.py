@@ -299,7 +299,7 @@ def opset_of(spec: ForFiles, needs: Collection[str] = ()) -> int:
         return spec.opset or max(OPSET, least)
     runtime = Runtime(target.release)
     newest = target.opset
-    if least <= runtime.opset and not any(target.lacks(n) for n in needs):
+    if not any(target.lacks(n) for n in needs):
         newest = max(newest, least)
     if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
         newest = max(newest, INT4_OPSET)
@@ -316,6 +316,25 @@ def least_opset(needs: Collection[str]) -> int:
     return max((CODE_OPSETS.get(n, 0) for n in needs), default=0)
 
 
+def require_format(target: Target, need: str, *, doing: str, hint: str) -> None:
+    """Refuse a format that a target has no arithmetic for, or whose files its release cannot read.
+
+    Args:
+        target: for which.
+        need: the format, as :meth:`Target.require` takes it.
+        doing: what needs it, a verb such as ``export``.
+        hint: the alternative.
+
+    Raises:
+        UsageError: names the format, the reason and the alternative.
+    """
+    target.require(need, doing=doing, hint=hint)
+    runtime, least = Runtime(target.release), least_opset([need])
+    if least > runtime.opset:
+        why = f"{runtime.title} reads ONNX up to opset {runtime.opset}, expected {least}"
+        raise UsageError(f"Cannot {doing} {need} for {target.device}", why, hint)
+
+
 def check_files(spec: ForFiles, needs: Collection[str] = ("INT8",)) -> None:
     """Refuse files that their target cannot compute, or that cannot hold what was asked for.
 
@@ -328,20 +347,18 @@ def check_files(spec: ForFiles, needs: Collection[str] = ("INT8",)) -> None:
     """
     target = Target.given(spec.target)
     if target is not None:
+        fallback = (
+            f"Leave --target out, and build with trtq build ... --target {spec.target} "
+            "--fallback: FP16 of the same model"
+        )
         for need in sorted(needs):
-            target.require(
-                need,
-                doing="quantize to",
-                hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "
-                "--fallback: FP16 of the same model"
-                if need == "INT8"
-                else "Give other --bits, such as w8a8",
-            )
-    least = least_opset(needs)
-    if opset_of(spec, needs) < least:
+            hint = fallback if need == "INT8" else "Give other --bits, such as w8a8"
+            require_format(target, need, doing="quantize to", hint=hint)
+    least, opset = least_opset(needs), opset_of(spec, needs)
+    if opset < least:
         held = ", ".join(n for n in sorted(needs) if n in CODE_OPSETS)
-        why = f"ONNX has it from opset {least} on, asked for {opset_of(spec, needs)}"
+        why = f"ONNX has it from opset {least} on, asked for {opset}"
         raise UsageError(f"Cannot write {held}", why, f"Give --opset {least}, or leave it out")
-    if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:
-        why = f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset_of(spec)}"
+    if spec.weight_storage == "int4" and opset < INT4_OPSET:
+        why = f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset}"
         raise UsageError("Cannot store weights as INT4", why, f"Give --opset {INT4_OPSET}")
