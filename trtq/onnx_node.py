@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Literal, Protocol
 
 import onnx
+
+FP4_DYNAMIC = "TRT_FP4DynamicQuantize"  # TensorRT's op that makes FP4 codes and their scales
+# Kinds of codes that are floats, by their type in a file.
+FLOAT_CODES: Mapping[int, Literal["fp8", "fp4"]] = {
+    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
+    onnx.TensorProto.FLOAT4E2M1: "fp4",
+}
 
 
 class Named(Protocol):

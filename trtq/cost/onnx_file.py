@@ -13,7 +13,7 @@ from trtq import ops as operators
 from trtq.cost.onnx_shapes import FIXED, dims_of, with_shapes
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError
-from trtq.onnx_node import integer, names_of
+from trtq.onnx_node import FLOAT_CODES, integer, names_of
 from trtq.onnx_walk import RANDOM, Scope, branches, scopes
 from trtq.quant.formats import Kind
 
@@ -27,10 +27,6 @@ BITS: dict[int, int] = {
     TensorProto.UINT4: 4,
     TensorProto.FLOAT8E4M3FN: 8,
     TensorProto.FLOAT4E2M1: 4,
-}
-FLOAT_CODES: Mapping[int, Kind] = {
-    TensorProto.FLOAT8E4M3FN: "fp8",
-    TensorProto.FLOAT4E2M1: "fp4",
 }
 
 

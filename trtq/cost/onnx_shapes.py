@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from trtq.errors import ArtifactError, first_line
-from trtq.onnx_node import integer
+from trtq.onnx_node import FP4_DYNAMIC, integer
 from trtq.onnx_walk import Scope, declare_domains_, is_fixed
 from trtq.quant.formats import FP4_BLOCK
 
@@ -78,7 +78,7 @@ def _infer_fp4_(model: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
     known = {v.name: dims_of(v) for v in (*inferred.graph.input, *inferred.graph.value_info)}
     new = []
     for node in inferred.graph.node:
-        dims = known.get(node.input[0], []) if node.op_type == "TRT_FP4DynamicQuantize" else []
+        dims = known.get(node.input[0], []) if node.op_type == FP4_DYNAMIC else []
         if not dims or node.output[0] in known:
             continue
         blocks = [*dims[:-1], -(-dims[-1] // integer(node, "block_size", FP4_BLOCK))]

@@ -22,7 +22,7 @@ from trtq.artifact import decode_json
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
 from trtq.export.lint_view import COMPUTE
-from trtq.onnx_node import label_of
+from trtq.onnx_node import FLOAT_CODES, FP4_DYNAMIC, label_of
 from trtq.onnx_walk import Scope, all_nodes, scopes
 
 AUDITED = (*COMPUTE, *ops.onnx_types("conv_transpose"))
@@ -45,10 +45,6 @@ TYPES = (
     ("float", "fp32"),
 )
 CODES = ("fp4", "fp8", "int8")
-FLOAT_CODES: Mapping[int, str] = {
-    onnx.TensorProto.FLOAT8E4M3FN: "fp8",
-    onnx.TensorProto.FLOAT4E2M1: "fp4",
-}
 FOREIGN = re.compile(r"\{ForeignNode\[(.+?)\.\.\.(.+?)\]\}")
 
 
@@ -212,7 +208,7 @@ def requests(model: onnx.ModelProto) -> dict[str, str]:
 def _codes(scope: Scope, dq: onnx.NodeProto) -> str:
     """Return what a pair rounds to."""
     maker = scope.maker(dq.input[0])
-    if maker is not None and maker.op_type == "TRT_FP4DynamicQuantize":
+    if maker is not None and maker.op_type == FP4_DYNAMIC:
         return "fp4"
     names = [dq.input[2]] if len(dq.input) > 2 and dq.input[2] else []
     held = [h for n in (*names, dq.input[0]) if (h := scope.constant(n)) is not None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx
 
+from trtq.onnx_node import FP4_DYNAMIC
 from trtq.onnx_walk import all_nodes, scopes
 
 
@@ -34,7 +35,7 @@ def count_qdq(model: onnx.ModelProto) -> int:
     return made + sum(kind in FOUR_BITS for kind in stored)
 
 
-MAKE_CODES = ("QuantizeLinear", "TRT_FP4DynamicQuantize")
+MAKE_CODES = ("QuantizeLinear", FP4_DYNAMIC)
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.FLOAT4E2M1)
 
 
@@ -46,7 +47,7 @@ def codes_of(model: onnx.ModelProto) -> str:
     types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
     nodes = list(all_nodes(model))
     for node in nodes:
-        if node.op_type == "TRT_FP4DynamicQuantize":
+        if node.op_type == FP4_DYNAMIC:
             types[node.output[0]] = onnx.TensorProto.FLOAT4E2M1
     pairs = [n for n in nodes if n.op_type == "DequantizeLinear"]
     scales = {n.input[1] for n in pairs}  # those of NVFP4 are dequantized, too

@@ -12,17 +12,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trtq.onnx_node import integer
+from trtq.onnx_node import FP4_DYNAMIC, integer
 from trtq.quant.formats import FP4_BLOCK, FP4_LARGEST, FP8_LARGEST
 
-DYNAMIC = "TRT_FP4DynamicQuantize"
 FP4 = TensorProto.FLOAT4E2M1
 
 
 def holds_fp4(model: onnx.ModelProto) -> bool:
     """Whether a file has NVFP4 codes, stored or made as it runs."""
     return any(i.data_type == FP4 for i in model.graph.initializer) or any(
-        n.op_type == DYNAMIC for n in model.graph.node
+        n.op_type == FP4_DYNAMIC for n in model.graph.node
     )
 
 
@@ -51,7 +50,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     held = {i.name: i for i in graph.initializer}
     scaled, dynamic = dict[str, np.ndarray](), dict[str, onnx.NodeProto]()
     for node in graph.node:
-        if node.op_type == DYNAMIC:
+        if node.op_type == FP4_DYNAMIC:
             dynamic |= dict.fromkeys(node.output, node)
         elif node.op_type != "DequantizeLinear":
             yield node

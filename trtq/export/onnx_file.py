@@ -265,6 +265,17 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
     return _parse(Path(path))[0]
 
 
+def checked_onnx(path: Path) -> onnx.ModelProto:
+    """Return the model as it is in the file, once its external tensors are known to be there.
+
+    Raises:
+        ExportError: as :func:`read_onnx`.
+    """
+    model = parse_onnx(path)
+    _require_outside(Path(path), model)
+    return model
+
+
 def require_onnx(path: Path) -> str:
     """Check that a file is ONNX and that its tensors are there, and return its digest.
 

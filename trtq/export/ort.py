@@ -13,7 +13,7 @@ from trtq.errors import ExportError, first_line
 from trtq.export.decompose import holds_fp4, without_fp4
 from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.lint_ops import is_plugin
-from trtq.export.onnx_file import load_onnx, parse_onnx, require_onnx
+from trtq.export.onnx_file import checked_onnx, load_onnx, parse_onnx
 from trtq.onnx_session import exact_session
 from trtq.onnx_walk import all_nodes
 
@@ -69,8 +69,6 @@ def open_session(
             f"it offers {', '.join(ort.get_available_providers())}",
             "Install onnxruntime-gpu on a machine with an NVIDIA driver, or use --device cpu",
         )
-    if isinstance(model, Path):
-        require_onnx(model)
     source = _source(model)
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
@@ -94,7 +92,7 @@ def open_session(
 def _source(model: Path | onnx.ModelProto) -> str | bytes:
     """Return what a session is made of: a path, or a model of ops that ONNX Runtime has."""
     if isinstance(model, Path):
-        if not holds_fp4(parse_onnx(model)):
+        if not holds_fp4(checked_onnx(model)):
             return str(model)
         model = load_onnx(model)
     source: bytes = without_fp4(model).SerializeToString()

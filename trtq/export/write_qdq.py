@@ -13,12 +13,13 @@ from torch import fx
 
 from trtq.errors import ExportError
 from trtq.export.writer import Writer
+from trtq.onnx_node import FP4_DYNAMIC
 from trtq.platform.target import CODE_OPSETS
 from trtq.quant.fake_quantize import LOG_EPSILON, FakeQuantizeCall
 from trtq.quant.formats import FP4_BLOCK, FP8_LARGEST
 
 FP8_OPSET, FP4_OPSET = CODE_OPSETS["FP8"], CODE_OPSETS["FP4"]
-TRT_DOMAIN, FP4_DYNAMIC = "trt", "TRT_FP4DynamicQuantize"
+TRT_DOMAIN = "trt"
 
 
 def pair(w: Writer, n: fx.Node, *given: Any) -> str:

@@ -20,6 +20,7 @@ FP8: Final = "fp8"
 NVFP4: Final = "nvfp4"
 Kind = Literal["uniform", "fp8", "fp4"]
 FLOATS: Mapping[str, str] = {"fp8": "FP8", "fp4": "FP4"}  # as the catalogue of platforms says
+LABELS: Mapping[str, str] = {"fp8": FP8, "fp4": NVFP4}  # as on the command line
 LARGEST: Mapping[str, int] = {"fp8": FP8_LARGEST, "fp4": FP4_LARGEST}  # before the scale
 
 
@@ -127,8 +128,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def label(self) -> str:
         """Short name for tables, such as ``int8``, ``uint4``, ``int4[-1,14]`` or ``log2-8``."""
-        if self.kind in LARGEST:
-            return {"fp8": FP8, "fp4": NVFP4}[self.kind]
+        if self.kind in LABELS:
+            return LABELS[self.kind]
         if not self.has_kernel:
             return f"{self.kind}-{self.bits}"
         if self.block is not UNSET:
@@ -195,7 +196,7 @@ class BitConfig(msgspec.Struct, frozen=True, order=True):
     def label(self) -> str:
         """As on the command line."""
         if self.kind != "uniform":
-            return {"fp8": FP8, "fp4": NVFP4}[self.kind]
+            return LABELS[self.kind]
         block = f":{self.block}" if self.block else ""
         return FP16 if self.weight == 16 else f"w{self.weight}a{self.input}{block}"
 

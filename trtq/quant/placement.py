@@ -21,7 +21,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import EIGHT, INT8, BitConfig, Format
 from trtq.quant.module_places import MODULE_ROLES, is_float, module_places
 from trtq.quant.residual import path_lengths, shortcut_of
-from trtq.quant.widths import set_bits_, set_layer_bits_, weighted_layers
+from trtq.quant.widths import layers_with_weights, set_bits_, set_layer_bits_
 from trtq.typed import present
 
 # facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and
@@ -286,7 +286,7 @@ def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     """
     if pattern == "@head":
         return _of_heads(placement)
-    weighted = weighted_layers(placement.quantizers)
+    weighted = layers_with_weights(placement.quantizers)
     wanted = {
         "@first": weighted[:1],
         "@last": weighted[-1:],

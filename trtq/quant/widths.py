@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OF_A_LAYER = ("input", "weight")
 
 
-def weighted_layers(quantizers: Sequence[Quantizer]) -> list[str]:
+def layers_with_weights(quantizers: Sequence[Quantizer]) -> list[str]:
     """Return the names of convolutions and linear layers, in graph order."""
     return list(dict.fromkeys(q.layer for q in quantizers if q.role in OF_A_LAYER))
 
@@ -30,7 +30,7 @@ def set_bits_(quantizers: Sequence[Quantizer], bits: BitConfig) -> None:
     of residual adds keep 8 bits, and stay in float beside formats that are no integers of both
     operands.
     """
-    layers = weighted_layers(quantizers)
+    layers = layers_with_weights(quantizers)
     ends, asked = {*layers[:1], *layers[-1:]}, f"--bits {bits.label}"
     plain = bits.kind == "uniform" and not bits.weight_only
     for q in quantizers:
@@ -53,7 +53,7 @@ def set_layer_bits_(quantizers: Sequence[Quantizer], layer_bits: Mapping[str, Bi
     Raises:
         UsageError: there is no such layer; the nearest name is suggested.
     """
-    known = weighted_layers(quantizers)
+    known = layers_with_weights(quantizers)
     for name in layer_bits:
         if name not in known:
             raise UsageError(
