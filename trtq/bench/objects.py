@@ -11,12 +11,11 @@ import onnx
 from trtq.bench import harness
 from trtq.bench.record import BenchRecord
 from trtq.engine.objects import Buildable, Engine, Exports, as_file
-from trtq.errors import UsageError
 from trtq.export.onnx_file import save_onnx
 from trtq.files import FP32
 from trtq.progress import Progress
 from trtq.scratch import scratch
-from trtq.specs import BenchSpec
+from trtq.specs import BenchSpec, require_alone
 
 
 @runtime_checkable
@@ -66,10 +65,7 @@ def bench(
         EngineError, ExportError: a file cannot be loaded.
     """
     if isinstance(model, BenchSpec):
-        if options:
-            raise UsageError(
-                "Cannot use other arguments beside a BenchSpec", "it has them", "Leave them out"
-            )
+        require_alone(model, options)
         return harness.bench(model, progress)
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     with scratch("bench") as folder:

@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from trtq.records.quantize import QuantizeRecord
 
 Info = dict[str, Any]  # of --json: what is in it depends on the kind
-SUMMED = (
-    "search",
-    "bench",
-    "deploy",
-    "fleet",
-    "package",
-)  # verbs whose records are shown with their summary
+# Verbs whose records are shown with their summary.
+SUMMED = ("search", "bench", "deploy", "fleet", "package")
 
 
 def inspect(path: Path | str) -> Info:

@@ -19,7 +19,7 @@ from trtq.progress import Progress, or_silent
 from trtq.python_words import python_words
 from trtq.records.package import PackagedFor, PackageRecord
 from trtq.scratch import scratch
-from trtq.specs import PackageSpec, option_name
+from trtq.specs import PackageSpec, option_name, require_alone
 from trtq.workspace import Workspace
 
 OPTIONS = {"embed": "onnxruntime", "parser": "deepstream", "parser_library": "deepstream"}
@@ -54,10 +54,7 @@ def package(
         ArtifactError: the folder has other files, or cannot be written.
     """
     if isinstance(model, PackageSpec):
-        if options:
-            raise UsageError(
-                "Cannot use other arguments beside a PackageSpec", "it has them", "Leave them out"
-            )
+        require_alone(model, options)
         return _package(model, or_silent(progress))
     given: Mapping[str, Any] = {
         k: [v] if k == "for_" and isinstance(v, str) else str(v) if isinstance(v, Path) else v

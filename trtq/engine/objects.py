@@ -28,7 +28,7 @@ from trtq.errors import UsageError
 from trtq.export.onnx_file import save_onnx
 from trtq.progress import Progress
 from trtq.scratch import scratch
-from trtq.specs import BuildSpec
+from trtq.specs import BuildSpec, require_alone
 
 IN_MEMORY = "MODEL.onnx"  # what a manifest calls a model that was never a file
 
@@ -141,10 +141,7 @@ def build(
         MissingExtraError: the builder is not installed.
     """
     if isinstance(model, BuildSpec):
-        if target is not None or out is not None or options:
-            raise UsageError(
-                "Cannot use other arguments beside a BuildSpec", "it has them", "Leave them out"
-            )
+        require_alone(model, target is not None or out is not None or options)
         return builds.build(model, progress)
     with scratch("engine") as folder:
         source = as_file(model, folder, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,17 +102,10 @@ def _distance(
         for q, (fmt, reason, decided) in zip(quantizers, before, strict=True):
             q.format, q.float_reason, q.decided = fmt, reason, decided
     names = [t.name for t in inputs.model.graph.signature.outputs]
-    measure = _measure(inputs)
+    measure = relative_error if inputs.task is None else inputs.task.divergence
     total = torch.zeros(())
     for feed, reference in zip(feeds, wanted, strict=True):
         given = outputs_of(simulated(*feed))
         ours, theirs = (dict(zip(names, side, strict=True)) for side in (given, reference))
         total = total.to(given[0].device) + measure(ours, theirs).sum()
     return float(total) / sum(len(feed[0]) for feed in feeds)
-
-
-def _measure(
-    inputs: Inputs,
-) -> Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], torch.Tensor]:
-    """Return the distance of answers, one number a sample: the task's, else of all numbers."""
-    return relative_error if inputs.task is None else inputs.task.divergence

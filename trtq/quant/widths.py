@@ -81,12 +81,11 @@ def _give_(quantizer: Quantizer, bits: BitConfig, asked: str) -> None:
         _leave_(quantizer, f"{asked}: {unfit}")
         return
     quantizer.weight_only = bits.weight_only
-    of_weight_alone = bits.in_blocks and bits.kind == "uniform" and not quantizer.is_weight
     quantizer.format = msgspec.structs.replace(
         quantizer.format,
         bits=bits.weight if quantizer.is_weight else bits.input,
         kind=bits.kind,
-        block=msgspec.UNSET if of_weight_alone or not bits.block else bits.block,
+        block=bits.block or msgspec.UNSET,
     )
 
 

@@ -3,7 +3,15 @@
 The command line's options and TOML recipes are made from these fields.
 """
 
-from trtq.specs.base import Spec, changed_words, option_name, option_words, parse_text, plain_type
+from trtq.specs.base import (
+    Spec,
+    changed_words,
+    option_name,
+    option_words,
+    parse_text,
+    plain_type,
+    require_alone,
+)
 from trtq.specs.bench import BenchSpec, CompareSpec, GateSpec, ReportSpec
 from trtq.specs.deploy import DeployOptions, DeploySpec, FleetSpec
 from trtq.specs.engine import (
@@ -76,4 +84,5 @@ __all__ = [
     "option_words",
     "parse_text",
     "plain_type",
+    "require_alone",
 ]

@@ -299,3 +299,20 @@ def parse_text(value: Any, kind: Any, name: str) -> Any:
             "expected numbers",
             f"Write it like {_form(name, kind)}",
         ) from exc
+
+
+def require_alone(spec: Spec, others: object) -> None:
+    """Refuse arguments beside a spec, which has them itself.
+
+    Args:
+        spec: that was given.
+        others: true where there are such arguments.
+
+    Raises:
+        UsageError: there are.
+    """
+    if others:
+        kind = type(spec).__name__
+        raise UsageError(
+            f"Cannot use other arguments beside a {kind}", "it has them", "Leave them out"
+        )
