@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import spec
 from trtq import quantize
-from trtq.methods.reconstruct import LearnedRange, SoftRounding
+from trtq.methods.reconstruct import LearnedRange, SoftRounding, _mirrored
 from trtq.quant.encodings import Encodings
 
 
@@ -140,3 +140,12 @@ def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monke
     state.write_bytes(state.read_bytes()[:1000])  # torn: it starts again, and ends the same
     quantize(again)
     assert Encodings.load(tmp_path / "cut" / "encodings.safetensors").digest() == got.digest()
+
+
+def test_images_are_mirrored_left_to_right_whatever_the_order_of_their_axes():
+    x = torch.rand(2, 3, 8, 9)
+    (first,) = _mirrored((x,))
+    (last,) = _mirrored((x.permute(0, 2, 3, 1),))
+    assert torch.equal(first, x.flip(3)) and torch.equal(last.permute(0, 3, 1, 2), first)
+    other = (torch.rand(2, 8),)
+    assert _mirrored(other) is other

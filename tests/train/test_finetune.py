@@ -133,6 +133,10 @@ def test_rates_and_augmentation():
     part = vary("flip-crop", 3, [1, 3, 5])  # a process that has only these
     assert torch.equal(part[0], once[0][[1, 3, 5]])
     assert torch.equal(vary("none", 0)[0], x)
+    last = Draws("flip-crop", 6, (16, 16), torch.Generator().manual_seed(3)).vary(
+        x.permute(0, 2, 3, 1), masks, range(6)
+    )  # channels last: the same images, and their channels stay where they are
+    assert torch.equal(last[0].permute(0, 3, 1, 2), once[0]) and torch.equal(last[1], once[1])
     flipped = vary("flip", 0)[0]
     assert all(
         torch.equal(f, o) or torch.equal(f, o.flip(2)) for f, o in zip(flipped, x, strict=True)

@@ -21,6 +21,7 @@ from trtq.errors import CalibrationError
 from trtq.graph.device import device_of, rng_devices
 from trtq.graph.feed import IMAGE_AXES, Feed, count_of, joined, outputs_of
 from trtq.graph.nodes import operands
+from trtq.layouts import layout_of
 from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.methods.pace import Pace
 from trtq.quant.fake_quantize import FakeQuantizeCall, spread
@@ -29,6 +30,7 @@ from trtq.train.learning_state import LearningState
 from trtq.typed import present
 
 USUAL_VALUES = 3 * 224 * 224  # of a sample; steps of larger ones have fewer
+WIDTH = {"NCHW": 3, "NHWC": 2}  # axis by layout
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
 
@@ -316,7 +318,7 @@ def _mirrored(feed: Feed) -> Feed:
     Other inputs have no mirror image.
     """
     images = all(t.ndim == IMAGE_AXES and t.is_floating_point() for t in feed)
-    return tuple(t.flip(-1) for t in feed) if images else feed
+    return tuple(t.flip(WIDTH[layout_of(t.shape) or "NCHW"]) for t in feed) if images else feed
 
 
 def _relative(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

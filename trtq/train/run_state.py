@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from trtq.artifact import decode_json, digest_of, write_bytes
 from trtq.errors import ArtifactError
+from trtq.layouts import layout_of
 from trtq.train.epoch import Epoch
 from trtq.version import __version__
 
@@ -114,17 +115,20 @@ class Draws:
     def vary(
         self, images: torch.Tensor, masks: torch.Tensor | None, picks: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return images [N, C, H, W] and masks [N, H, W] with the same variation.
+        """Return images and masks [N, H, W] with the same variation.
 
         What moves in from outside is mirrored.
 
         Args:
-            images: float32.
+            images: float32, [N, C, H, W] or [N, H, W, C].
             masks: int64; labels [N] stay what they are.
             picks: the places of these images among those that were drawn for.
         """
         if self.how == "none":
             return images, masks
+        if layout_of(images.shape) == "NHWC":
+            moved, masks = self.vary(images.permute(0, 3, 1, 2), masks, picks)
+            return moved.permute(0, 2, 3, 1).contiguous(), masks
         dense = masks is not None and masks.ndim == 3
         both = (
             torch.cat([images, masks[:, None].to(images.dtype)], dim=1)

@@ -20,6 +20,7 @@ from torch import nn
 from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.graph.device import device_of
 from trtq.graph.feed import IMAGE_AXES, Feed, outputs_of
+from trtq.layouts import pixels_of
 from trtq.progress import Progress
 from trtq.specs import FinetuneOptions
 from trtq.tasks import Figure
@@ -315,7 +316,7 @@ class Trainer:
             seed = ((self.spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
             generator = torch.Generator().manual_seed(seed)
             (images,) = feed
-            drawn = Draws(self.spec.augment, count, images.shape[2:], generator)
+            drawn = Draws(self.spec.augment, count, pixels_of(images.shape), generator)
             images, wanted = drawn.vary(images, wanted, picks)
             feed = (images,)
         return self._placed(feed), wanted.to(self.device) if wanted is not None else None
