@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv system demo test test-beside test-slow test-gpu types lint docs lock clean
+.PHONY: venv system demo test test-beside test-slow test-gpu types lint docs errors lock clean
 
 venv: $(STAMP)
 
@@ -66,6 +66,9 @@ lint: venv types
 
 docs: venv  ## into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+errors: venv  ## after changing the text of an error: its code in trtq/error_codes.json
+	$(BIN)/python -m tests.support.error_numbers
 
 lock:  ## after changing a dependency
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-emit-index-url --python-version 3.10 --extra dev --output-file requirements.lock pyproject.toml

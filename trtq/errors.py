@@ -3,25 +3,25 @@
 TrtqError
 ├── UsageError            the request itself is wrong (exit code 2)
 │   └── MissingExtraError  an optional package is not installed
-├── ModelError            the model cannot be found, made or given its weights
+├── ModelError            the model or its weights cannot be found or loaded
 ├── DataError             images or labels cannot be found or read
-├── CaptureError          the model cannot be turned into one graph
-├── CalibrationError      activations cannot be turned into ranges
-├── EncodingsError        an encodings file is damaged or belongs elsewhere
+├── CaptureError          the model cannot be captured as one graph
+├── CalibrationError      no ranges can be computed from the activations
+├── EncodingsError        an encodings file is damaged or belongs to another graph
 ├── ExportError           the ONNX file cannot be written or is not valid
-│   └── ParityError        what torch simulates is not what ONNX Runtime computes
+│   └── ParityError        torch and ONNX Runtime compute different values
 ├── EngineError           an engine cannot be built, read or trusted
-│   ├── BuilderMemoryError  the builder ran out of memory, or was killed for it
+│   ├── BuilderMemoryError  the builder ran out of memory, or the system killed it for its memory
 │   ├── MissingKernelError  the builder has no implementation for one node
-│   └── AgreementError      what was built does not compute what the ONNX file says
-├── BenchError            nothing valid could be measured
-│   └── MeterError         a sensor is not there, or does not answer
+│   └── AgreementError      the engine and the ONNX file compute different values
+├── BenchError            no valid measurement was possible
+│   └── MeterError         a sensor is missing or does not answer
 ├── DeviceError           a board cannot be used
-│   ├── SshError           it cannot be reached as things are
-│   │   ├── LinkError       it cannot be reached now, and may be later
-│   │   └── HostKeyError    its host key is unknown or has changed
-│   └── BoardError         it refuses, or lacks what is needed
-├── SystemRefusalError    the operating system, or its memory, refuses what a command needs
+│   ├── SshError           the board cannot be reached with these settings
+│   │   ├── LinkError       the board cannot be reached now; a later attempt may succeed
+│   │   └── HostKeyError    the host key of the board is unknown or has changed
+│   └── BoardError         the board refuses a request or lacks what is needed
+├── SystemRefusalError    the operating system refuses a request, or memory is exhausted
 └── ArtifactError         a file trtq wrote is missing, damaged or in use
 """
 
@@ -39,9 +39,9 @@ class TrtqError(Exception):
     """Base of all errors that a user can fix.
 
     Args:
-        what: what failed, and on which object.
-        why: the reason, with expected and actual value.
-        mend: a command or a setting that fixes it.
+        message: what failed, and on which object.
+        reason: why, with expected and actual value.
+        hint: a command or a setting that fixes it.
     """
 
     exit_code = 1
@@ -50,6 +50,8 @@ class TrtqError(Exception):
         self.message = message
         self.reason = reason
         self.hint = hint
+        self._like: type[TrtqError] = type(self)
+        self._original = (message, reason, hint)
         super().__init__(self._text())
 
     def _text(self) -> str:
@@ -61,8 +63,29 @@ class TrtqError(Exception):
             text += f" {self.hint}" if self.hint.endswith(("?", ".")) else f" {self.hint}."
         return text
 
+    @property
+    def code(self) -> str:
+        """Its stable code, such as ``DATA-017``: ``trtq explain DATA-017``."""
+        from trtq.error_codes import code_of
+
+        kinds = (kind.__name__ for kind in self._like.__mro__)
+        return code_of(kinds, *self._original)
+
+    @property
+    def coded(self) -> str:
+        """The text with its code at the end; without it where the table cannot be read."""
+        try:
+            return f"{self} [{self.code}]"
+        except (OSError, MemoryError, ImportError):  # no memory or no file handle is left
+            return str(self)
+
+    def with_code_of(self, other: TrtqError) -> TrtqError:
+        """Take the code of an error that this one repeats in another form."""
+        self._like, self._original = other._like, other._original
+        return self
+
     def reword(self, change: Callable[[str], str]) -> None:
-        """Say the same in other words."""
+        """Say the same in other words; the code stays."""
         self.message, self.reason = change(self.message), change(self.reason)
         self.hint = change(self.hint)
         self.args = (self._text(),)
@@ -79,7 +102,7 @@ class MissingExtraError(UsageError):
 
 
 class ModelError(TrtqError):
-    """The model cannot be found, made or given its weights."""
+    """The model or its weights cannot be found or loaded."""
 
 
 class DataError(TrtqError):
@@ -87,11 +110,11 @@ class DataError(TrtqError):
 
 
 class CaptureError(TrtqError):
-    """The model cannot be turned into one graph."""
+    """The model cannot be captured as one graph."""
 
 
 class CalibrationError(TrtqError):
-    """Activations cannot be turned into ranges."""
+    """No ranges can be computed from the activations."""
 
 
 class EncodingsError(TrtqError):
@@ -103,7 +126,7 @@ class ExportError(TrtqError):
 
 
 class ParityError(ExportError):
-    """What torch simulates is not what ONNX Runtime computes."""
+    """Torch and ONNX Runtime compute different values."""
 
 
 class EngineError(TrtqError):
@@ -111,7 +134,7 @@ class EngineError(TrtqError):
 
 
 class BuilderMemoryError(EngineError):
-    """The builder ran out of memory, or was killed for it."""
+    """The builder ran out of memory, or the system killed it for its memory."""
 
 
 class MissingKernelError(EngineError):
@@ -127,15 +150,15 @@ class MissingKernelError(EngineError):
 
 
 class AgreementError(EngineError):
-    """What was built does not compute what the ONNX file says."""
+    """The engine and the ONNX file compute different values."""
 
 
 class BenchError(TrtqError):
-    """Nothing valid could be measured."""
+    """No valid measurement was possible."""
 
 
 class MeterError(BenchError):
-    """A sensor is not there, or does not answer."""
+    """A sensor is missing or does not answer."""
 
 
 class DeviceError(TrtqError):
@@ -143,19 +166,19 @@ class DeviceError(TrtqError):
 
 
 class SshError(DeviceError):
-    """It cannot be reached as things are."""
+    """The board cannot be reached with these settings."""
 
 
 class LinkError(SshError):
-    """It cannot be reached now, and may be later."""
+    """The board cannot be reached now; a later attempt may succeed."""
 
 
 class HostKeyError(SshError):
-    """Its host key is unknown or has changed."""
+    """The host key of the board is unknown or has changed."""
 
 
 class BoardError(DeviceError):
-    """It refuses, or lacks what is needed."""
+    """The board refuses a request or lacks what is needed."""
 
 
 class ArtifactError(TrtqError):
@@ -243,7 +266,7 @@ def reason(exc: BaseException) -> str:
 
 
 class SystemRefusalError(TrtqError):
-    """The operating system, or its memory, refuses what a command needs."""
+    """The operating system refuses a request, or memory is exhausted."""
 
 
 _REFUSALS: dict[int, tuple[str, str]] = {

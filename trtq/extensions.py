@@ -73,7 +73,7 @@ def load(kind: str, name: str, *, built_in: tuple[str, ...] = ()) -> Any:
         try:
             return attribute_of(name, what)
         except ModelError as exc:
-            raise UsageError(exc.message, exc.reason, exc.hint) from exc
+            raise UsageError(exc.message, exc.reason, exc.hint).with_code_of(exc) from exc
     points = installed(kind)
     if name not in points:
         raise UsageError(f"Unknown {what} {name!r}", hint=suggest(name, (*built_in, *points)))

@@ -245,6 +245,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb("history", "List, filter and plot past records."),
         Verb("inspect", "Explain any file that trtq wrote.", "trtq.commands.inspect:inspect"),
+        Verb("explain", "Explain an error by its code, such as DATA-017."),
         Verb(
             "blocks",
             "List the convolutional and transformer blocks of a model.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.golden.models import MODELS, write_weights
 from trtq.cli import run_command
 from trtq.testing.images import write_classes, write_scenes
 
+CODE = re.compile(r" \[[A-Z]+-\d{3}\]$", re.MULTILINE)  # of errors; tests of their own
 CALIBRATION = [
     *("--calib-images", "12"),
     *("--batch-size", "4"),
@@ -51,7 +53,7 @@ class Workspace:
         printed: dict[str, Any] = {"command": self.read.text(" ".join(["trtq", *texts]))}
         if found:
             printed["exit code"] = found
-            printed["errors"] = self.read.lines(err.getvalue())
+            printed["errors"] = self.read.lines(CODE.sub("", err.getvalue()))
         return {**printed, "output": self.read.lines(out.getvalue())}
 
     def json(self, *words: str | Path, code: int = 0) -> Any:

@@ -96,7 +96,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     try:
         remember_verdicts(verdicts, spec.batch, record.card, record.environment.time)
     except ArtifactError as exc:
-        progress.note(str(exc))
+        progress.note(exc.coded)
     return record
 
 

@@ -361,7 +361,8 @@ def _mode_settings(spec: BenchSpec) -> dict[str, Any]:
 
 
 def _brief(exc: TrtqError) -> str:
-    return f"{exc.message}: {exc.reason}" if exc.reason else exc.message
+    text = f"{exc.message}: {exc.reason}" if exc.reason else exc.message
+    return f"{text} [{exc.code}]"
 
 
 def open_meter(device: str, gpu: Gpu | None, why_no_gpu: str) -> Meter:

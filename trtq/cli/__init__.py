@@ -70,6 +70,7 @@ def cli() -> None:
     """Quantize PyTorch and ONNX models for TensorRT, build engines, and measure them.
 
     Exit codes: 0 good, 1 failed, 2 wrong usage, 3 finished but not valid.
+    An error ends with its code: trtq explain CODE shows its cause and what to do.
     TRTQ_DEBUG=1 prints the traceback of an error.
     """
 
@@ -138,7 +139,7 @@ def _show_error(exc: Exception, words: list[str]) -> int:
     error = exc if isinstance(exc, TrtqError) else explain_system(exc)
     if os.environ.get("TRTQ_DEBUG", "0") not in ("", "0"):
         say("".join(traceback.format_exception(exc)), err=True, lines=True)
-    say(f"trtq: {error or _bug(exc)}", err=True)
+    say(f"trtq: {error.coded if error else _bug(exc)}", err=True)
     if error is not None and error.exit_code != 1:
         return error.exit_code
     return FAILED.get(next((w for w in words if not w.startswith("-")), ""), 1)

@@ -400,8 +400,8 @@ class _Deployment:
         try:
             return self._accuracy(self.data, manifest, path)
         except (BoardError, UsageError) as exc:
-            self.unavailable["accuracy"] = exc.reason or exc.message
-            self.told.note(f"accuracy n/a: {exc}")
+            self.unavailable["accuracy"] = f"{exc.reason or exc.message} [{exc.code}]"
+            self.told.note(f"accuracy n/a: {exc.coded}")
             return None
 
     def _accuracy(self, data: Data, manifest: EngineManifest, path: str) -> Accuracy:
@@ -456,4 +456,4 @@ class _Deployment:
         try:
             remember(bench)
         except ArtifactError as exc:
-            self.told.note(str(exc))
+            self.told.note(exc.coded)

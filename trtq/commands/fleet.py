@@ -139,8 +139,8 @@ def _one(
             rows += record.table(name)
             paths.append(f"{device.name}/{name}/{DEPLOY_JSON}")
         except TrtqError as exc:
-            told.note(str(exc))
-            rows.append(FleetRow(device=device.name, board="", model=name, why=str(exc)))
+            told.note(exc.coded)
+            rows.append(FleetRow(device=device.name, board="", model=name, why=exc.coded))
     return rows, paths
 
 
@@ -159,8 +159,8 @@ def _measure_engines(
             why = "no engine there yet: trtq deploy"
             rows.append(FleetRow(device=device.name, board=board.name, model="", why=why))
     except TrtqError as exc:
-        told.note(str(exc))
-        rows.append(FleetRow(device=device.name, board="", model="", why=str(exc)))
+        told.note(exc.coded)
+        rows.append(FleetRow(device=device.name, board="", model="", why=exc.coded))
     finally:
         agent.close()
     return rows
@@ -186,7 +186,7 @@ def _measure_engine(
         rows = measure(agent, board, manifest, path, spec, power_of(spec), place, nonce)
         return fleet_rows(device, board.name, name, manifest, rows)
     except TrtqError as exc:
-        return [FleetRow(device=device, board=board.name, model=name, why=str(exc))]
+        return [FleetRow(device=device, board=board.name, model=name, why=exc.coded)]
 
 
 def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:

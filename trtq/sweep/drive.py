@@ -199,7 +199,7 @@ class Drive:
                 "Install the same versions on all of them: results of one sweep must be comparable",
             )
 
-        def end(ended: Ended) -> Done | TrtqError:
+        def end(ended: Ended) -> Done | str:
             return self._end_one(self._running[ended.name], ended, executor.shared, cwd)
 
         for ended, done in zip(just, pool.map(end, just), strict=True):
@@ -207,19 +207,19 @@ class Drive:
             if isinstance(done, Done):
                 self._take(done, "done")
                 continue
-            self._say(run.row(state="failed", seconds=ended.seconds, reason=str(done)))
+            self._say(run.row(state="failed", seconds=ended.seconds, reason=done))
             for other in self._same[run.key][1:]:
                 self._say(other.row(state="failed", reason=f"the same run as {run.name}"))
 
-    def _end_one(self, run: Planned, ended: Ended, shared: bool, cwd: Path) -> Done | TrtqError:
+    def _end_one(self, run: Planned, ended: Ended, shared: bool, cwd: Path) -> Done | str:
         """Return what the store keeps of a run, or why it keeps nothing."""
         folder = cwd / run.folder
         try:
             if ended.upload is None:
-                return TrtqError(ended.reason)
+                return ended.reason
             done = self._keep(run, ended, ended.upload, folder if shared else None)
         except TrtqError as exc:
-            return exc
+            return exc.coded
         finally:
             self.store.release(run.key)
         if shared:

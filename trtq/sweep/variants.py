@@ -131,7 +131,8 @@ def run_named(number: int, settings: Settings) -> Iterator[None]:
         yield
     except TrtqError as exc:
         where = f"Cannot sweep: run {number:05d} ({settings_words(settings)})"
-        raise UsageError(f"{where}: {exc.message}", exc.reason, exc.hint) from exc
+        error = UsageError(f"{where}: {exc.message}", exc.reason, exc.hint)
+        raise error.with_code_of(exc) from exc
 
 
 def read_sweep(path: Path) -> SweepFile:

@@ -122,7 +122,7 @@ def perform(job: Job, started: Started | None = None) -> Ended:
         try:
             return msgspec.structs.replace(ended, upload=_upload(job, folder))
         except TrtqError as exc:
-            return msgspec.structs.replace(ended, reason=str(exc))
+            return msgspec.structs.replace(ended, reason=exc.coded)
 
 
 def _differences(wanted: dict[str, str]) -> str:

@@ -1,0 +1,43 @@
+"""Writes the list of errors into errors.md from the table that the program reads."""
+
+from __future__ import annotations
+
+from html import escape
+from itertools import groupby
+
+from trtq.cli.explain_cmd import meaning
+from trtq.error_codes import OR, Closed, Entry, entries
+
+MARK = "<!-- errors -->"
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Return the text of a page with the list in place of its mark."""
+    return markdown.replace(MARK, _errors()) if MARK in markdown else markdown
+
+
+def _errors() -> str:
+    parts = []
+    for kind, found in groupby(entries(), key=lambda e: e.kind):
+        rows = list(found)
+        group = rows[0].group
+        parts.append(f"## {group.prefix}: {kind}\n\n{meaning(kind)}. See [{group.page}]({group.page}).")
+        lines = "\n".join(_entry(e) for e in rows if e.row is not None)
+        parts.append(f"<dl>\n{lines}\n</dl>")
+    return "\n\n".join(parts)
+
+
+def _entry(entry: Entry) -> str:
+    row = entry.row
+    assert row is not None
+    closed = "(closed) " if isinstance(row, Closed) else ""
+    lines = [_forms(row.reason), f"Hint: {_forms(row.hint)}" if row.hint else ""]
+    if isinstance(row, Closed) and row.replaced_by:
+        lines.append(f"Replaced by {row.replaced_by}")
+    text = "<br>".join(filter(None, lines))
+    head = f'<dt id="{entry.code.lower()}"><code>{entry.code}</code> {closed}{_forms(row.message)}</dt>'
+    return f"{head}\n<dd>{text}</dd>"
+
+
+def _forms(text: str) -> str:
+    return " <em>or</em> ".join(escape(form) for form in text.split(OR))
