@@ -21,7 +21,9 @@ def _errors() -> str:
     for kind, found in groupby(entries(), key=lambda e: e.kind):
         rows = list(found)
         group = rows[0].group
-        parts.append(f"## {group.prefix}: {kind}\n\n{meaning(kind)}. See [{group.page}]({group.page}).")
+        parts.append(
+            f"## {group.prefix}: {kind}\n\n{meaning(kind)}. See [{group.page}]({group.page})."
+        )
         lines = "\n".join(_entry(e) for e in rows if e.row is not None)
         parts.append(f"<dl>\n{lines}\n</dl>")
     return "\n\n".join(parts)
@@ -35,8 +37,8 @@ def _entry(entry: Entry) -> str:
     if isinstance(row, Closed) and row.replaced_by:
         lines.append(f"Replaced by {row.replaced_by}")
     text = "<br>".join(filter(None, lines))
-    head = f'<dt id="{entry.code.lower()}"><code>{entry.code}</code> {closed}{_forms(row.message)}</dt>'
-    return f"{head}\n<dd>{text}</dd>"
+    code = f'<dt id="{entry.code.lower()}"><code>{entry.code}</code>'
+    return f"{code} {closed}{_forms(row.message)}</dt>\n<dd>{text}</dd>"
 
 
 def _forms(text: str) -> str:

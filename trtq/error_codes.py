@@ -83,7 +83,8 @@ def entries() -> Iterator[Entry]:
     """Yield every code, also those that are closed."""
     for kind, group in groups().items():
         yield Entry(kind, group.code(0), group, None)
-        for row in (*group.rows, *group.closed):
+        rows: list[Row | Closed] = [*group.rows, *group.closed]
+        for row in rows:
             yield Entry(kind, group.code(row.number), group, row)
 
 

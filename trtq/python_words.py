@@ -14,11 +14,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Words of a sentence that follow an option; any other word is its value.
 _SENTENCE = (
     "above and as do does for from gives has in is it means name names needs of or out says text "
-    "than that the there to too was where with write"
+    "than that the there to too was where with would write"
 )
 _OPTION = re.compile(
     r"(?P<command>\btrtq [a-z][a-z-]*(?: [^\s,;]+)*)|"
-    r"--(?P<name>[a-z][a-z-]*[a-z])(?: (?P<value>[^\s;]*[^\s;,.)]))?"
+    r"--(?P<name>[a-z][a-z-]*[a-z])(?: (?!\()(?P<value>[^\s;]*[^\s;,.):]))?"
 )
 _ARGUMENTS = {"preset": "preprocess", "for": "for_"}  # options whose argument has another name
 
@@ -48,6 +48,8 @@ def as_arguments(text: str) -> str:
     'Give input_size=(C, H, W), or data=IMAGES'
     >>> as_arguments("Use --metric l2, or leave --min-accuracy out")
     'Use metric="l2", or leave min_accuracy out'
+    >>> as_arguments("Check --model-arg (num_classes?), or give --device cuda: each takes its own")
+    'Check model_arg (num_classes?), or give device="cuda": each takes its own'
     >>> as_arguments("--dynamic images=batch,3,height:64..1280")
     'dynamic={"images": ["batch", 3, "height"]}, ranges={"height": SizeRange(least=64, most=1280)}'
     """

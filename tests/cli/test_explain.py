@@ -36,10 +36,10 @@ def test_an_error_ends_with_a_code_that_explain_knows(tmp_path):
 
 
 def test_the_text_of_an_error_has_no_code_and_python_reads_it_beside():
-    error = DataError("Cannot read the labels", "they are none")
-    assert str(error) == "Cannot read the labels: they are none."
-    assert error.code == "DATA-000"
-    assert error.coded == "Cannot read the labels: they are none. [DATA-000]"
+    error = DataError("Cannot read the labels", "they are none", "Try x")
+    assert str(error) == "Cannot read the labels: they are none. Try x."
+    assert re.fullmatch(r"DATA-\d{3}", error.code)
+    assert error.coded == f"Cannot read the labels: they are none. Try x. [{error.code}]"
 
 
 def test_a_code_stays_when_options_become_arguments_and_when_an_error_is_repeated():
@@ -86,7 +86,9 @@ def test_groups_and_the_errors_of_a_group_are_listed():
     assert [line.split()[0] for line in lines[:-1]] == [
         g.prefix for g in error_codes.groups().values()
     ]
-    assert re.fullmatch(r"METER +\d+  MeterError: A sensor is missing or does not answer", lines[15])
+    assert re.fullmatch(
+        r"METER +\d+  MeterError: A sensor is missing or does not answer", lines[15]
+    )
     for group in ("METER", "meter", "MeterError"):
         text = run_cli("explain", group).stdout
         assert "  METER-000 " in text

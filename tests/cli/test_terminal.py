@@ -243,7 +243,8 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
         (
             "PYTHONIOENCODING=latin-1 TRTQ inspect '漢字'",
             1,
-            "trtq: Cannot inspect \\u6f22\\u5b57: there is no such file or folder. [ARTIFACT-000]\n",
+            "trtq: Cannot inspect \\u6f22\\u5b57: there is no such file or folder. "
+            "[ARTIFACT-000]\n",
         ),
         ("PYTHONIOENCODING=ascii TRTQ methods", 0, ""),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
 from tests.support.error_numbers import GROUPS, number, read, texts, written
 from tests.support.error_sites import CLASSES, Texts, sites
 from trtq.error_codes import OR, PLACEHOLDER, TABLE, Closed, Group, Row, code_of, fixed_length
+from trtq.python_words import as_arguments
 
 READ = Texts("DataError", "Cannot read {path}", "it is not a whole image ({cause})", "Copy it")
 LABELS = Texts("DataError", "Cannot read {path}", "it has no labels", "Give --labels FILE")
@@ -106,7 +108,7 @@ def test_a_template_fits_a_text(template, text, length):
     assert fixed_length(template, text) == length
 
 
-SOURCE = '''
+SOURCE = """
 HINTS = {"a": ("no space", "Free some"), "b": ("no memory", "Close programs")}
 
 def refuse(why, hint="Copy it"):
@@ -122,7 +124,7 @@ def two(path):
         raise DataError(what, why)
     why, hint = HINTS[path]
     raise DataError(what, why, hint)
-'''
+"""
 
 
 def test_names_are_followed_to_callers_tables_and_the_last_assignment(tmp_path, monkeypatch):
@@ -137,3 +139,13 @@ def test_names_are_followed_to_callers_tables_and_the_last_assignment(tmp_path, 
         ("Cannot open {path}", "no space", "Free some"),
         ("Cannot open {path}", "no memory", "Close programs"),
     }
+
+
+def test_no_error_takes_a_word_of_its_sentence_for_the_value_of_an_option():
+    """Every text of the table, as the Python API says it."""
+    values = set[str]()
+    for group in read().values():
+        for text in itertools.chain.from_iterable(map(texts, group.rows)):
+            values |= set(re.findall(r'\b[a-z_]+="([^"]*)"', as_arguments(text)))
+    assert not values & {"and", "are", "for", "has", "in", "is", "must", "of", "or", "to", "would"}
+    assert not {v for v in values if re.search(r"^\(|[:,;]$", v)}

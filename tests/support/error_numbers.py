@@ -54,9 +54,7 @@ def number(table: dict[str, Group], found: Iterable[Texts]) -> dict[str, Group]:
     today = {_key(row): g.code(row.number) for g in new.values() for row in g.rows}
     for kind, group in new.items():
         closed = [
-            msgspec.structs.replace(
-                row, replaced_by=today.get(_key(row), row.replaced_by)
-            )
+            msgspec.structs.replace(row, replaced_by=today.get(_key(row), row.replaced_by))
             for row in group.closed
         ]
         new[kind] = msgspec.structs.replace(group, closed=closed)
@@ -96,9 +94,7 @@ def _numbered(group: Group | None, kind: str, found: list[Texts]) -> Group:
     )
 
 
-def _nearest(
-    kind: str, gone: Sequence[Row], left: Sequence[Texts]
-) -> Iterable[tuple[Row, Texts]]:
+def _nearest(kind: str, gone: Sequence[Row], left: Sequence[Texts]) -> Iterable[tuple[Row, Texts]]:
     """Yield the pairs of an old row and a new site that say nearly the same."""
     pairs = [
         (_likeness(Texts(kind, *texts(row)), site), -row.number, i, row, site)

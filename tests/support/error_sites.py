@@ -412,9 +412,7 @@ def _is_blank(texts: list[str]) -> bool:
     return all(not PLACEHOLDER.sub("", t).strip() for t in texts)
 
 
-def bind(
-    function: Function, call: ast.Call, scope: Scope
-) -> dict[str, tuple[ast.expr, Scope]]:
+def bind(function: Function, call: ast.Call, scope: Scope) -> dict[str, tuple[ast.expr, Scope]]:
     """Return the arguments of a call by the names of the function's parameters."""
     names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
     if names[:1] in (["self"], ["cls"]):
@@ -455,8 +453,10 @@ class Sites:
         if name in CLASSES and (name in module.imported or module.name == "trtq.errors"):
             return name
         owner = module.owner.get(call)
-        if name == "error" and isinstance(owner, Function) and "type[TrtqError]" in ast.unparse(
-            owner.args
+        if (
+            name == "error"
+            and isinstance(owner, Function)
+            and "type[TrtqError]" in ast.unparse(owner.args)
         ):
             return name
         return ""
@@ -514,9 +514,7 @@ class Sites:
         every = itertools.product(*(range(n) for n in tables.values()))
         return [dict(zip(tables, numbers, strict=True)) for numbers in every]
 
-    def _parts(
-        self, call: ast.Call, scope: Scope
-    ) -> Iterator[tuple[tuple[ast.expr, Scope], ...]]:
+    def _parts(self, call: ast.Call, scope: Scope) -> Iterator[tuple[tuple[ast.expr, Scope], ...]]:
         """Yield message, reason and hint; a starred argument has several forms."""
         named = {k.arg: (k.value, scope) for k in call.keywords}
         empty: tuple[ast.expr, Scope] = (ast.Constant(""), scope)

@@ -87,7 +87,11 @@ def _list(found: list[Entry]) -> Iterator[str]:
     yield f"{found[0].kind}: {meaning(found[0].kind)}"
     for entry in found:
         row = entry.row
-        text = GENERAL if row is None else ": ".join(filter(None, (row.message, row.reason))).replace(OR, " or ")
+        text = (
+            GENERAL
+            if row is None
+            else ": ".join(filter(None, (row.message, row.reason))).replace(OR, " or ")
+        )
         yield f"  {entry.code:12} {text}"
     yield BRACES
 
