@@ -245,6 +245,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb("history", "List, filter and plot past records."),
         Verb("inspect", "Explain any file that trtq wrote.", "trtq.commands.inspect:inspect"),
+        Verb("completion", "Print the script that completes commands in bash, zsh or fish."),
         Verb("explain", "Explain an error by its code, such as DATA-017."),
         Verb(
             "blocks",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from trtq.errors import TrtqError, explain_system, reason
 from trtq.machine import yield_cores_
@@ -45,6 +46,12 @@ class LazyGroup(click.Group):
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             raise UsageError(f"Unknown command {args[0]!r}", hint=suggest(args[0], VERBS))
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a subcommand, without importing any."""
+        verbs = (v for v in VERBS.values() if v.name.startswith(incomplete))
+        names = [CompletionItem(v.name, help=v.summary) for v in verbs]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; click would end silently at a broken pipe to any process."""

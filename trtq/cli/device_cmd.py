@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from trtq.artifact import size_words
+from trtq.cli.completing import offer
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.terminal import say
 
@@ -178,7 +179,7 @@ def list_(as_json: bool) -> None:
 
 
 @command.command("remove")
-@click.argument("name")
+@click.argument("name", shell_complete=offer("board"))
 def remove(name: str) -> None:
     """Forget a board; nothing on it changes."""
     from trtq.deploy.devices import forget_device
@@ -188,7 +189,7 @@ def remove(name: str) -> None:
 
 
 @command.command("probe")
-@click.argument("name")
+@click.argument("name", shell_complete=offer("board"))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def probe_(name: str, as_json: bool) -> None:
     """Show board, software, power modes, rails, memory and disk.
@@ -207,7 +208,7 @@ def probe_(name: str, as_json: bool) -> None:
 
 
 @command.command("shell")
-@click.argument("name")
+@click.argument("name", shell_complete=offer("board"))
 def shell(name: str) -> int:
     """Open a shell on a board, over the connection that trtq uses."""
     from trtq.deploy.devices import find_device
@@ -220,7 +221,7 @@ def shell(name: str) -> int:
 
 
 @command.command("logs")
-@click.argument("name")
+@click.argument("name", shell_complete=offer("board"))
 @click.argument("key", required=False)
 def logs(name: str, key: str | None) -> None:
     """List the engines and the jobs on a board, the newest last.
@@ -250,7 +251,7 @@ def logs(name: str, key: str | None) -> None:
 
 
 @command.command("stop")
-@click.argument("name")
+@click.argument("name", shell_complete=offer("board"))
 @click.argument("key")
 def stop(name: str, key: str) -> None:
     """End the job KEY (or its first letters) on a board and restore the settings it changed."""
@@ -263,7 +264,7 @@ def stop(name: str, key: str) -> None:
 
 
 @command.command("clean")
-@click.argument("name")
+@click.argument("name", shell_complete=offer("board"))
 @click.option("--all", "everything", is_flag=True, help="The engines, too.")
 def clean(name: str, everything: bool) -> None:
     """Remove uploads and ended jobs from a board.

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from trtq import error_codes, errors
+from trtq.cli.completing import offer
 from trtq.cli.display import print_json
 from trtq.error_codes import OR, Closed, Entry, Group, Row
 from trtq.terminal import say
@@ -17,7 +18,7 @@ GENERAL = "This code has no text of its own: another program or library gave the
 
 
 @click.command("explain")
-@click.argument("code", metavar="[CODE]", required=False)
+@click.argument("code", metavar="[CODE]", required=False, shell_complete=offer("code"))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(code: str | None, as_json: bool) -> None:
     """Explain an error by its code: the message, its reasons and what to do.

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
+from trtq.cli.completing import files, offer
 from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 from trtq.recipe import read_toml
@@ -51,6 +53,12 @@ class PathText(click.ParamType[str]):
         """Return the path with the home expanded."""
         del ctx  # click fixes the signature
         return expand_home(str(value), param.opts[0] if param is not None else "the path")
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete a file."""
+        return files(ctx, param, incomplete)
 
 
 class _Choice(click.Choice[str]):
@@ -146,10 +154,11 @@ class _Field:
         if origin is dict:
             return {"multiple": True, "default": (), "metavar": "K=V"}
         if origin is not tuple:
-            return {}
+            return {"shell_complete": offer(self.name)}
         if str in args:
             metavar = METAVARS.get(self.name, "PATTERN")
-            return {"multiple": True, "default": (), "metavar": metavar}
+            repeated = {"multiple": True, "default": (), "metavar": metavar}
+            return {**repeated, "shell_complete": offer(self.name)}
         many = Ellipsis in args and self.name not in ("mean", "std")
         return {"metavar": "N,N,..." if many else FORMS.get(self.name, "R,G,B")}
 
@@ -163,6 +172,7 @@ class _Field:
             metavar=f"{metavar}{'...' if many else ''}",
             required=False,
             nargs=-1 if many else 1,
+            shell_complete=files,
         )
 
 
@@ -195,7 +205,10 @@ def spec_options(
         function = fields[argument].argument()(function)
         if first is None:
             return function
-        return click.argument(first, metavar=first.upper(), required=False)(function)
+        board = offer("board")
+        return click.argument(first, metavar=first.upper(), required=False, shell_complete=board)(
+            function
+        )
 
     return add
 

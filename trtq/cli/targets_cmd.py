@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from trtq.cli.completing import offer
 from trtq.cli.display import print_json
 from trtq.terminal import say
 
 
 @click.command("targets")
-@click.argument("target", metavar="[TARGET]", required=False)
+@click.argument("target", metavar="[TARGET]", required=False, shell_complete=offer("target"))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(target: str | None, as_json: bool) -> None:
     """List the devices that --target knows, or show what is known about one.
