@@ -62,6 +62,7 @@ lint: venv types
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.docs.language
 	$(BIN)/hadolint Dockerfile jetson/Dockerfile
 
 docs: venv  ## into site/

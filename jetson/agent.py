@@ -1140,7 +1140,7 @@ def inside(home: str, name: str) -> str:
     """Return the path of ``name`` in our folder; refuse one that would leave it."""
     path = os.path.realpath(os.path.join(home, name))
     if not path.startswith(home + os.sep):
-        raise Refused("%s lies outside of %s" % (name, home))
+        raise Refused("%s is outside of %s" % (name, home))
     folder, _, rest = name.partition("/")
     if folder not in FORMS or not (
         FORMS[folder].match(rest.partition("/")[0] if folder == "jobs" else rest)

@@ -1,4 +1,4 @@
-"""What ``trtq.analyze``, ``trtq.search`` and ``trtq.finetune`` are: objects in, objects out."""
+"""``trtq.analyze``, ``trtq.search`` and ``trtq.finetune``: objects in, objects out."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class TrtqError(Exception):
         return self
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Say the same in other words; the code stays."""
+        """Say the same in other words; the code remains."""
         self.message, self.reason = change(self.message), change(self.reason)
         self.hint = change(self.hint)
         self.args = (self._text(),)
@@ -359,7 +359,7 @@ def _explain_runtime(exc: BaseException) -> TrtqError | None:
         return SystemRefusalError(
             "The GPU failed",
             first_line(str(exc)),
-            "What was finished is kept: give the same command again, with --device cpu if the GPU "
+            "Finished work is kept: give the same command again, with --device cpu if the GPU "
             "is gone",
         )
     if "can't start new thread" in str(exc):

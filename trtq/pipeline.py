@@ -39,7 +39,7 @@ from trtq.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What happened to a stage.
+    """The result of a stage.
 
     Attributes:
         name: of the stage.

@@ -89,7 +89,7 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
     if wrong is not None:
         raise UsageError(
             f"[finetune] cannot set {wrong}",
-            "the chain does: it goes on from [quantize]",
+            "the chain sets it: training starts from the result of [quantize]",
             "Leave it out",
         )
     own = ("seed", "opset", "target", "parity_images", "weight_storage")
@@ -110,7 +110,7 @@ FORMS = {
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Return the recipe in a TOML file; relative paths stay relative to the current folder.
+    """Return the recipe in a TOML file; relative paths remain relative to the current folder.
 
     Raises:
         UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out

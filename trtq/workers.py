@@ -54,7 +54,7 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
         )
         if made.world < 1 or not 0 <= made.rank < made.world:
             why = (
-                f"RANK is {made.rank} and WORLD_SIZE is {made.world}; a rank lies between 0 and "
+                f"RANK is {made.rank} and WORLD_SIZE is {made.world}; a rank is between 0 and "
                 "WORLD_SIZE - 1"
             )
             raise UsageError(WHERE, why, HINT)

@@ -181,7 +181,7 @@ def test_what_an_upload_meets(agent, bad, tmp_path, monkeypatch):
         with pytest.raises(TrtqError, match=f"Cannot send p to bad: {text}"):
             agent.upload(payload, "files/p", sha256_file(payload))
     bad.says("have", "hello(); send(event='have', state='stored', have=1000)")
-    with pytest.raises(BoardError, match="it does not say where the upload lies"):
+    with pytest.raises(BoardError, match="it does not name the path of the upload"):
         agent.upload(payload, "files/p", sha256_file(payload))
     bad.says("have", "hello(); send(event='have', state='part', have=10**12)")  # more than there is
     bad.says("put", "hello(); send(event='put', state='stored', have=0, path='/x/p')")

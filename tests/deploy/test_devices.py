@@ -102,7 +102,7 @@ def test_names_and_addresses():
         ("-x", "a@b", "Cannot call a device '-x'"),
         ("n", "-oProxyCommand=x", "Cannot read the address"),
         ("n", "a@b;c", "Cannot read the address"),
-        ("n", "a@b:99999", "a port lies between"),
+        ("n", "a@b:99999", "a port is between"),
         ("n", "a@b c", "Cannot read the address"),
     ):
         with pytest.raises(UsageError, match=text):

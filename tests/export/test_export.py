@@ -231,7 +231,7 @@ def test_pain_27_what_the_hardware_lacks_stops_within_a_second(images, vit_out, 
 def test_what_cannot_be_exported(images, vit_out, tmp_path):
     with pytest.raises(UsageError, match="trtq export needs --target"):
         export_profiles(wanted(images, vit_out, tmp_path / "p"))
-    with pytest.raises(UsageError, match="is where the encodings lie"):
+    with pytest.raises(UsageError, match="is the folder of the encodings"):
         export_profiles(wanted(images, vit_out, vit_out, "orin"))
     with pytest.raises(EncodingsError, match="were made for another model"):
         export_profiles(

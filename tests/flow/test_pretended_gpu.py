@@ -200,7 +200,7 @@ def test_a_gpu_that_this_torch_has_no_kernels_for(monkeypatch, built, capability
 def test_a_gpu_that_fails_in_the_middle():
     said = explain_system(RuntimeError("CUDA error: unspecified launch failure\nmore"))
     assert str(said) == (
-        "The GPU failed: CUDA error: unspecified launch failure. What was finished is kept: give "
+        "The GPU failed: CUDA error: unspecified launch failure. Finished work is kept: give "
         "the same command again, with --device cpu if the GPU is gone."
     )
 

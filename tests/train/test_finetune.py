@@ -290,7 +290,8 @@ def test_methods_that_put_ops_into_the_graph_are_refused(images: Path, tmp_path:
 
 def test_requests_that_would_do_nothing_or_harm(images: Path, ptq: Path, tmp_path: Path):
     with pytest.raises(
-        UsageError, match="is where the encodings lie: training would overwrite what it starts from"
+        UsageError,
+        match="is the folder of the encodings: training would overwrite what it starts from",
     ):
         finetune(asked(images, ptq, ptq))
     with pytest.raises(UsageError, match="--patience needs --val"):

@@ -14,7 +14,7 @@ from trtq.typed import present
 
 
 class RowSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What changes the meaning of a row's times; None where it does not apply.
+    """Settings that change the meaning of a row's times; None where one does not apply.
 
     Attributes:
         transfers: whether copies are in the times; ``wait``: how the host waits for the device.
@@ -46,7 +46,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         median, percentiles: with 95 % intervals between order statistics.
         min, max, mean: for diagnosis; min and max depend on the number of samples.
         samples, effective: taken, and how many independent ones tell as much.
-        outliers, drift: they stay in every figure.
+        outliers, drift: they remain in every figure.
         blocks: medians of the blocks, in the order they were taken.
         stopped: which rule ended the run.
         file, file_sha256: the samples themselves, nanoseconds, int64, as .npy; "" when nothing was
@@ -138,7 +138,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fresh process holds, bytes; each with its source in ``sources``.
+    """The memory of a fresh process, bytes; each with its source in ``sources``.
 
     Attributes:
         weights, activations: by the engine's own account.
@@ -266,7 +266,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def request_shape(self) -> dict[str, list[int]] | list[int]:
-        """What rows must share to be compared: the shapes of the inputs."""
+        """The shapes of the inputs: rows must share them to be compared."""
         return self.input_shapes if len(self.input_shapes) > 1 else self.input_shape
 
     @property

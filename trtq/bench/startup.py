@@ -120,7 +120,7 @@ def drop_from_cache(path: Path) -> None:
     if cached > 0.01:
         raise BenchError(
             f"Cannot measure a cold start of {path.name}",
-            f"{cached:.0%} of it stays in the page cache",
+            f"{cached:.0%} of it remains in the page cache",
             "Put it on a local disk that is not a memory file system",
         )
 

@@ -21,7 +21,7 @@ from trtq.specs import DeploySpec
 def command(as_json: bool, **values: Any) -> int:
     """Build MODEL on DEVICE, measure it there, and keep the engine there with its manifest.
 
-    What is there and has not changed is neither sent nor built nor measured again. Exit code 3:
+    Nothing unchanged is sent, built or measured again. Exit code 3:
     measured, but not valid.
 
     \b

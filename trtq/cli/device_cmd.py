@@ -194,7 +194,7 @@ def remove(name: str) -> None:
 def probe_(name: str, as_json: bool) -> None:
     """Show board, software, power modes, rails, memory and disk.
 
-    What is missing is listed with the command that fixes it.
+    Missing parts are listed with the command that fixes them.
     """
     from trtq.deploy.board import probe
 

@@ -13,7 +13,7 @@ from trtq.terminal import say
 def command(as_json: bool) -> None:
     """Show the versions, devices and sensors found here.
 
-    What is missing is listed with what it is needed for and how to get it.
+    Missing parts are listed with their use and how to get them.
     """
     from trtq.commands.doctor import doctor
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def command(plot: str | None, as_json: bool, **given: Any) -> None:
     """List the records of trtq bench, compare and deploy on this account, the oldest first.
 
-    They lie in one SQLite file: $TRTQ_HISTORY, else trtq/history.sqlite in the user's data folder.
+    They are in one SQLite file: $TRTQ_HISTORY, else trtq/history.sqlite in the user's data folder.
 
     \b
     Example:

@@ -22,8 +22,8 @@ from trtq.terminal import say
 def command(dry_run: bool, as_json: bool, **values: Any) -> int:
     """Run every combination of the lists in RECIPE (a TOML file), each once.
 
-    Runs that are in the store are reused, whoever did them. Exit code 1: a run failed; 3: the
-    figures of a run are not valid.
+    Runs that are in the store are reused, also those of another sweep. Exit code 1: a run failed;
+    3: the figures of a run are not valid.
 
     \b
     Example: six runs

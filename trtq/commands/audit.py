@@ -22,7 +22,7 @@ from trtq.specs import AuditSpec
 
 
 class AuditRecord(Record, frozen=True, kw_only=True):
-    """What an engine computes in.
+    """The types that an engine computes in.
 
     Attributes:
         source: what was read, in words.

@@ -12,7 +12,7 @@ from trtq.specs import BlocksSpec
 
 
 class BlocksRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model is made of.
+    """The blocks of a model.
 
     Attributes:
         model: its name.

@@ -46,7 +46,7 @@ from trtq.workspace import Workspace, file_records
 
 
 class CalibrationRecord(Record, frozen=True, kw_only=True):
-    """What was written, and what could not be.
+    """The ranges that were written, and those that could not be.
 
     Attributes:
         header: of the cache.

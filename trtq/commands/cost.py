@@ -63,7 +63,7 @@ class CostRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the roofline predicts for one device.
+    """The roofline's prediction for one device.
 
     Attributes:
         device, title: of the hardware table.
@@ -92,7 +92,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What all layers need for one image; ``energy`` is in S1's unit: one 32-bit MAC."""
+    """The sums over all layers for one image; ``energy`` is in S1's unit: one 32-bit MAC."""
 
     macs: float
     parameters: float
@@ -110,7 +110,7 @@ class Relative(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CostRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq cost`` counted for one image.
+    """The counts of ``trtq cost`` for one image.
 
     Attributes:
         rows: convs, linears, matmuls, norms and softmaxes, in graph order.

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an earlier deployment of the same thing left here."""
+    """The record of an earlier deployment of the same model."""
 
     rows: tuple[BenchRow, ...] = ()
     bench_key: str = ""
@@ -75,8 +75,8 @@ class Rows:
 def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     """Build an ONNX file on a board, measure it there, and keep the engine there with its manifest.
 
-    A board without INT8 gets the FP16 engine of the same model. What is there and has not changed
-    is neither built nor measured again.
+    A board without INT8 gets the FP16 engine of the same model. Nothing unchanged
+    is built or measured again.
 
     Raises:
         UsageError: an unknown device, or a setting that the board cannot have.

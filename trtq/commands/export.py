@@ -27,7 +27,7 @@ BATCH = 8
 
 
 class ExportRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq export`` wrote.
+    """The result of ``trtq export``.
 
     Attributes:
         profiles: one row for each target.
@@ -74,7 +74,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
     work = Workspace(Path(spec.out), EXPORT_JSON, run.progress, run.clock)
     if Path(spec.encodings).resolve().parent == work.folder.resolve():
         raise UsageError(
-            f"--out {spec.out} is where the encodings lie",
+            f"--out {spec.out} is the folder of the encodings",
             "their own record speaks of that folder",
             "Give another folder",
         )

@@ -98,7 +98,7 @@ def _check_request(spec: FinetuneSpec) -> None:
     """
     if Path(spec.encodings).resolve().parent == Path(spec.out).resolve():
         raise UsageError(
-            f"--out {spec.out} is where the encodings lie",
+            f"--out {spec.out} is the folder of the encodings",
             "training would overwrite what it starts from",
             "Give another folder",
         )

@@ -54,7 +54,7 @@ class _Beside:
 
 
 def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
-    """Deploy every model to every device, or measure what lies there.
+    """Deploy every model to every device, or measure the engines on it.
 
     Writes ``fleet.json`` and what each device left.
 

@@ -54,7 +54,7 @@ EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel 
 
 
 class ImportRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq import-checkpoint`` took over.
+    """The result of ``trtq import-checkpoint``.
 
     Attributes:
         tool: whose ranges they are.

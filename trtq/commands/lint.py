@@ -17,7 +17,7 @@ from trtq.specs import LintSpec
 
 
 class LintRecord(Record, frozen=True, kw_only=True):
-    """What the rules found.
+    """The findings of the rules.
 
     Attributes:
         reader: who the file was read for.

@@ -87,7 +87,7 @@ def _require_measurable(spec: BenchSpec) -> None:
         raise UsageError(
             f"Cannot measure {engine} on {spec.device}",
             "engines are built on the board that runs them",
-            "Give the ONNX file, or measure what lies there: trtq fleet bench --devices "
+            "Give the ONNX file, or measure the engines there: trtq fleet bench --devices "
             f"{shlex.quote(_board_name(spec))}",
         )
 

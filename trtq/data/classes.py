@@ -107,7 +107,7 @@ def arrange(
     if loose:
         raise DataError(
             f"{name} mixes class folders with images outside of them",
-            f"{loose[0]} and {len(loose) - 1} more lie beside the folders",
+            f"{loose[0]} and {len(loose) - 1} more are beside the folders",
         )
     class_names = {f: unicodedata.normalize("NFC", f) for f in sorted(folders)}
     _number(name, arrangement, class_names, class_index)

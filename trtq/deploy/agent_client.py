@@ -275,7 +275,7 @@ def _move(part: Path, beside: Path) -> None:
 def _path_of(answer: Upload, name: str) -> str:
     if answer.path is None:
         raise BoardError(
-            f"Cannot read the answer of {name}", "it does not say where the upload lies"
+            f"Cannot read the answer of {name}", "it does not name the path of the upload"
         )
     return answer.path
 

@@ -119,9 +119,7 @@ def _parse_address(address: str) -> tuple[str, str, int | None]:
         )
     port = int(parts["port"]) if parts["port"] else None
     if port is not None and not 0 < port < 65536:
-        raise UsageError(
-            f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535"
-        )
+        raise UsageError(f"Cannot use port {port} of {address!r}", "a port is between 1 and 65535")
     return parts["user"] or "", parts["host"].strip("[]"), port
 
 

@@ -1,4 +1,4 @@
-"""What a deployment left, and the table of several."""
+"""The record of a deployment, and the table of several."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DeployRecord(Record, frozen=True, kw_only=True):
     Attributes:
         device: as the user calls it; ``board``: as it was probed.
         onnx: the file that was sent.
-        engine: path on the board; ``fetched``: where a copy lies here, "" for none.
+        engine: path on the board; ``fetched``: where a copy is here, "" for none.
         built: False when the very engine was there already.
         manifest: of the engine.
         rows: what was measured, one for each batch; ``measured``: False when these figures were

@@ -33,7 +33,7 @@ def require_ssh() -> str:
     if path is None:
         raise MissingExtraError(
             "There is no ssh here",
-            "trtq goes to boards with the system's OpenSSH",
+            "trtq connects to boards with the system's OpenSSH",
             "sudo apt-get install openssh-client",
         )
     return path

@@ -82,7 +82,7 @@ class Diagnosis:
         remove = shlex.join(["ssh-keygen", "-R", self._key_name(), *file])
         return HostKeyError(
             self._title,
-            f"its host key is not the one in {place}: the board was flashed anew, or this is "
+            f"its host key is not the one in {place}: the board was reflashed, or this is "
             "another machine",
             f"If you know why, remove the old key ({remove}), then: "
             f"{shlex.join(self.device.add_command)}",

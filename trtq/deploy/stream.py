@@ -234,7 +234,7 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
             raise BoardError(
                 f"{path.name} of {name} unpacks to too much",
                 f"more than {most // MIB} MiB out of {path.stat().st_size} bytes",
-                "Run the same command again; if it comes back, remove the jobs there with trtq "
+                "Run the same command again; if it fails again, remove the jobs there with trtq "
                 "device clean",
             )
         parts.append(block)
@@ -246,7 +246,7 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
         raise BoardError(
             f"Cannot unpack {path.name} of {name}",
             str(exc),
-            "Run the same command again; if it comes back, remove the jobs there with trtq "
+            "Run the same command again; if it fails again, remove the jobs there with trtq "
             "device clean",
         ) from exc
     if not unpack.eof:

@@ -32,7 +32,7 @@ from trtq.export.feeds import InputSlot
 
 
 class BuiltBy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What built an engine, by which module of Python or which command."""
+    """The builder of an engine: a module of Python or a command."""
 
     backend: str
     version: str
@@ -41,7 +41,7 @@ class BuiltBy(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BuiltFor(msgspec.Struct, frozen=True):
-    """What an engine was built for; ``capability`` is that of the device."""
+    """The target of an engine; ``capability`` is that of the device."""
 
     name: str
     device: str
@@ -49,7 +49,7 @@ class BuiltFor(msgspec.Struct, frozen=True):
 
 
 class InputRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine takes for one input.
+    """One input of an engine.
 
     Attributes:
         name: as in the file.
@@ -82,7 +82,7 @@ class InputRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineManifest(Record, frozen=True, kw_only=True):
-    """What FILE.engine.json says.
+    """The content of FILE.engine.json.
 
     Attributes:
         engine_sha256, engine_bytes: of the plan itself.
@@ -263,7 +263,7 @@ def _sized(shape: Sequence[int], batch: int) -> list[int]:
 
 
 def manifest_path(engine: Path) -> Path:
-    """Return where the manifest of ``engine`` lies."""
+    """Return where the manifest of ``engine`` is."""
     return engine.with_name(engine.name + ".json")
 
 

@@ -77,7 +77,7 @@ def open_plan(
 def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> Path:
     """Build the engine of ``path`` again for the TensorRT and the GPU here.
 
-    Return the path of the new engine, which lies beside the original. The original stays.
+    Return the path of the new engine, which is beside the original. The original remains.
 
     Raises:
         EngineError: the ONNX file it was built from is gone, or another one by now.

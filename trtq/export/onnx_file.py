@@ -321,7 +321,7 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
         if held.data_location == onnx.TensorProto.EXTERNAL and not any(
             e.key == "location" for e in held.external_data
         ):
-            why = f"its tensor {held.name} lies in another file, and no file is named"
+            why = f"its tensor {held.name} is in another file, and no file is named"
             raise ExportError(f"Cannot read {path}", why, "Export it again")
     for name in outside:
         where = path.parent / name

@@ -54,7 +54,7 @@ def _strip_graph_(view: View) -> None:
         else:
             raise ExportError(
                 f"Cannot take the Q/DQ pairs out at {named(node)}",
-                "something stands between its two halves",
+                "another node is between its two halves",
                 "Give the float file instead",
             )
     outputs = names_of(graph.output)

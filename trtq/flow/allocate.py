@@ -83,7 +83,7 @@ def decide(
             )
             raise UsageError(
                 f"The budget {budget} cannot be met",
-                f"{shown(budget, rest)} goes to {what}, {shown(budget, budgets[budget])} is "
+                f"{shown(budget, rest)} is needed by {what}, {shown(budget, budgets[budget])} is "
                 "allowed",
             )
     done = STRATEGIES[asked.strategy](

@@ -262,7 +262,8 @@ class Training:
         """Run the epochs that are left.
 
         Raises:
-            CalibrationError: the loss is not finite, or memory ran out; the last checkpoint stays.
+            CalibrationError: the loss is not finite, or memory ran out; the last checkpoint is
+                kept.
             KeyboardInterrupt: the process was told to stop; the checkpoint was written.
         """
         self.trainer.train()

@@ -54,7 +54,7 @@ NARROWER = "Allow more, or offer narrower widths with --bits"
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         record: every constraint and every try.

@@ -113,7 +113,7 @@ class Encodings:
 
         It is None for a uniform format, where the code is 0.
 
-        It may lie outside the codes, when zero lies outside the range.
+        It may be outside the codes, when zero is outside the range.
         """
         if self.formats[name].has_kernel:
             return None

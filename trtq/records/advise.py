@@ -1,4 +1,4 @@
-"""What ``trtq advise`` recommends."""
+"""The recommendation of ``trtq advise``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trtq.engine.regions import Region
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at.
+    """The facts that the advice is based on.
 
     Attributes:
         family: of the model, and ``counted``, why.
@@ -66,7 +66,7 @@ class Int8Advice(msgspec.Struct, frozen=True, kw_only=True):
         regions: those first in which FP16 saves most.
         int8_ms, fp16_ms, chosen_ms: of a call: every region in INT8, every one in FP16, and only
             the losing regions in FP16.
-        undecided: quantized layers that the source does not name; they stay in INT8.
+        undecided: quantized layers that the source does not name; they remain in INT8.
         unnamed: kernels that name no layer.
         unnamed_ms: their time.
         removed: quantizers that the new file does not have.

@@ -1,4 +1,4 @@
-"""What ``trtq allocate`` chose."""
+"""The result of ``trtq allocate``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AllocatedLayer(msgspec.Struct, frozen=True, kw_only=True):
         option: such as ``w4a8`` or ``fp16``.
         loss: what the metric says this width costs.
         group: the layers it shares its width with, itself included.
-        narrower, wider: the next widths on offer for the group: why it has this one.
+        narrower, wider: the next candidate widths of the group: why it has this one.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AllocateRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq allocate`` chose.
+    """The widths that ``trtq allocate`` chose.
 
     Attributes:
         model: name and weights of the analysed model.

@@ -1,4 +1,4 @@
-"""What ``trtq analyze`` measured of each layer."""
+"""The sensitivity that ``trtq analyze`` measured of each layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         layers: by name, those that can have a width, in graph order; a weight that two of them read
             counts at the first.
-        left_out: names of counted layers with weights that stay in float.
+        left_out: names of counted layers with weights that remain in float.
         other_bytes: of parameters that have no width to choose, at 4 bytes each.
         kernels: what an engine launches for one image.
     """
@@ -57,12 +57,12 @@ class AnalyzedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnalyzeRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq analyze`` found.
+    """The result of ``trtq analyze``.
 
     Attributes:
         bits: the widths, narrowest first.
         layers: in graph order.
-        left_out: layers that stay in float whatever is chosen.
+        left_out: layers that remain in float for any choice.
         other_bytes: of parameters that have no width to choose, at 4 bytes each.
         kernels: what an engine launches for one image, for budgets of latency.
         said: what the metric reports of itself.

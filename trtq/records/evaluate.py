@@ -1,4 +1,4 @@
-"""What ``trtq evaluate`` measured."""
+"""The measurements of ``trtq evaluate``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PictureRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EvaluateRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq evaluate`` measured.
+    """The measurements of ``trtq evaluate``.
 
     Attributes:
         images: how many images were run.
@@ -139,7 +139,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
 
     @property
     def measure(self) -> str:
-        """What :attr:`score` is, such as ``mAP``, ``mIoU``, ``top-1`` or ``agreement``."""
+        """The name of :attr:`score`, such as ``mAP``, ``mIoU``, ``top-1`` or ``agreement``."""
         return "agreement" if self.judged is None else self.judged[0].name
 
     @property

@@ -1,4 +1,4 @@
-"""What ``trtq finetune`` returns and writes."""
+"""The record that ``trtq finetune`` returns and writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trtq.train.epoch import Epoch
 
 
 class TrainingConditions(msgspec.Struct, frozen=True, kw_only=True):
-    """What training ran on, and in which arithmetic.
+    """The device and the arithmetic of a training.
 
     Attributes:
         device: such as ``cpu`` or ``cuda:0``.
@@ -41,7 +41,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FinetuneRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq finetune`` did; written as finetune.json.
+    """The result of ``trtq finetune``; written as finetune.json.
 
     Attributes:
         encodings_sha256: of the file that training started from.

@@ -1,4 +1,4 @@
-"""What ``trtq package`` wrote."""
+"""The result of ``trtq package``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PackagedFor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PackageRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq package`` wrote.
+    """The result of ``trtq package``.
 
     Attributes:
         model: what consumers call it.

@@ -1,4 +1,4 @@
-"""What ``trtq quantize`` did."""
+"""The result of ``trtq quantize``."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class ExtremeRecord(msgspec.Struct, frozen=True, kw_only=True):
         tensor: name of the activation.
         layers: that read it.
         ratio: largest over low channel range.
-            A tenth of the channels lies below the low range.
+            A tenth of the channels is below the low range.
         sqnr_db: of the layers' outputs at 8 bits before anything is done, mean of outputs.
         action: ``balanced`` by factors that move into the next layer; ``scaled`` by a method that
-            was chosen anyway; ``float``: the layers stay in float.
+            was chosen anyway; ``float``: the layers remain in float.
         why: of the action.
     """
 
@@ -123,7 +123,7 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of ``model`` in quantize.json.
+    """The fields that trtq reads of ``model`` in quantize.json.
 
     Attributes:
         bits: ``w8a8``, another width, or ``mixed``.
@@ -138,7 +138,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of ``data`` in quantize.json: the samples of the calibration, and digests."""
+    """The fields that trtq reads of ``data`` in quantize.json: samples and digests."""
 
     source: str
     ids_digest: str | None = None
@@ -174,7 +174,7 @@ def _format_words(label: str) -> str:
 
 
 class QuantizeRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq quantize`` did; written as quantize.json.
+    """The result of ``trtq quantize``; written as quantize.json.
 
     Attributes:
         task: what the outputs mean; unset where nothing says so.
@@ -244,7 +244,7 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
 
     @property
     def images_words(self) -> str:
-        """What the ranges come from, as a person reads it."""
+        """The source of the ranges in words."""
         random = "random inputs (NOT CALIBRATED)"
         return random if self.samples.random else "calibration images"
 

@@ -1,4 +1,4 @@
-"""What ``trtq search`` tried, and what it chose."""
+"""The tries of ``trtq search``, and its choice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         label: for figures.
         model: of which candidate, and ``candidate``: its number.
-        folder: where it lies, below the search's folder.
+        folder: where it is, below the search's folder.
         widths: layers by width.
         methods: quantization methods that were applied.
         costs: predicted, by budget name.
@@ -43,7 +43,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked, and what the chosen model has.
+    """A limit, and the value of the chosen model.
 
     Attributes:
         name: of the budget, ``accuracy``, or the name of the score.
@@ -81,7 +81,7 @@ def unit_of(reference: Reference) -> str:
 
 
 class SearchRecord(Record, frozen=True, kw_only=True):
-    """What ``trtq search`` tried and chose.
+    """The tries of ``trtq search``, and its choice.
 
     Attributes:
         reference: the float model that shares and accuracy refer to: name, accuracy in percent,
@@ -90,7 +90,7 @@ class SearchRecord(Record, frozen=True, kw_only=True):
         constraints: one by one.
         met: all of them hold.
         tries: in order.
-        chosen: label of the try whose files lie in the folder; ``qdq_sha256`` is that of its model.
+        chosen: label of the try whose files are in the folder; ``qdq_sha256`` is that of its model.
         notes: what a user must know.
     """
 
@@ -192,5 +192,5 @@ class Frontier(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def score(self) -> str:
-        """What accuracy is, with its unit."""
+        """The name of the accuracy, with its unit."""
         return f"{self.measure}, {self.unit}" if self.unit else self.measure

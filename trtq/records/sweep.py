@@ -1,4 +1,4 @@
-"""What ``trtq sweep`` did."""
+"""The result of ``trtq sweep``."""
 
 from __future__ import annotations
 

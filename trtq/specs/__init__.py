@@ -1,4 +1,4 @@
-"""What each verb can be asked: frozen specs, one file per family.
+"""The arguments of each verb: frozen specs, one file per family.
 
 The command line's options and TOML recipes are made from these fields.
 """

@@ -18,8 +18,7 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
         str,
         Doc(
             description="cpu, cuda:N or ssh:NAME (a board: the file is built there); engines "
-            "run on a "
-            "GPU whatever stands here."
+            "run on a GPU with every value."
         ),
     ] = "cpu"
     mode: Annotated[
@@ -49,7 +48,7 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     ] = 500
     max_duration: Annotated[
         Annotated[float, Meta(gt=0)],
-        Doc(description="Longest measured time, whatever is not known by then, seconds."),
+        Doc(description="Maximum measurement time, seconds."),
     ] = 60.0
     percentiles: Percentiles = (50.0, 90.0, 95.0, 99.0)
     rate: Annotated[
@@ -67,7 +66,7 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     ] = 2
     latency_bound: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        Doc(description="Scenario server: the 99th percentile must stay under it, ms."),
+        Doc(description="Scenario server: the 99th percentile must remain below it, ms."),
     ] = None
     mlperf_like: Annotated[
         bool, Doc(description="600 s and the number of queries that MLPerf's rules ask for.")
@@ -184,7 +183,9 @@ class GateSpec(Spec, frozen=True, kw_only=True):
 
     record: Annotated[str, PathDoc(description="bench.json of the candidate.")]
     baseline: Annotated[str, PathDoc(description="bench.json to hold it against.")]
-    max_slowdown: Annotated[str, Doc(description="Of the median of a request: 3% or 0.03.")] = "3%"
+    max_slowdown: Annotated[
+        str, Doc(description="Largest increase of the median of a request: 3% or 0.03.")
+    ] = "3%"
     max_energy: Annotated[str | None, Doc(description="Growth of the energy of an image.")] = None
     max_memory: Annotated[str | None, Doc(description="Growth of the memory of the process.")] = (
         None

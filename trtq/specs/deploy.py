@@ -33,7 +33,7 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
         bool,
         Doc(
             description="Leave the uploaded model on the board; the engine and its manifest "
-            "stay anyway."
+            "are kept in both cases."
         ),
     ] = False
     fetch_engine: Annotated[bool, Doc(description="Copy the engine here, too.")] = False
@@ -105,9 +105,7 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     class_index: Annotated[
         str | None, PathDoc(description="JSON list of folder names in class order.")
     ] = None
-    again: Annotated[
-        bool, Doc(description="Build and measure even what is there and unchanged.")
-    ] = False
+    again: Annotated[bool, Doc(description="Build and measure again even if unchanged.")] = False
     patience: Annotated[
         Annotated[float, Meta(ge=0)],
         Doc(description="How long to wait for a board that went away, seconds."),

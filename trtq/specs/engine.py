@@ -30,14 +30,13 @@ class ExportSpec(ModelInputSpec, frozen=True, kw_only=True):
     precision: Annotated[
         Literal["fp32", "fp16"],
         Doc(
-            description="Of what is not quantized. fp16: in FP32 where the images show that "
-            "FP16 would "
-            "harm."
+            description="Precision of tensors that are not quantized. fp16: in FP32 "
+            "where the images show that FP16 would harm."
         ),
     ] = "fp16"
     half_sqnr: Annotated[
         Annotated[float, Meta(gt=0)],
-        Doc(description="fp16: a tensor that would keep less than this SQNR stays in FP32, dB."),
+        Doc(description="fp16: a tensor that would keep less than this SQNR remains in FP32, dB."),
     ] = 30.0
     images: Annotated[
         int,
@@ -208,11 +207,7 @@ class LintSpec(Spec, frozen=True, kw_only=True):
     ]
     fix: Annotated[
         str | None,
-        PathDoc(
-            description="Write a copy here in which what is mechanical is repaired; values stay "
-            "what "
-            "they were."
-        ),
+        PathDoc(description="Write a repaired copy here, without any change of values."),
     ] = None
     allow_value_changes: Annotated[
         bool,

@@ -88,7 +88,7 @@ Masks = Annotated[
 ]
 IgnoreIndex = Annotated[
     Annotated[int, Meta(ge=0, le=65535)],
-    Doc(description="Class index of pixels that count for nothing."),
+    Doc(description="Ignored class index."),
 ]
 Tokenizer = Annotated[
     str | None,
@@ -133,9 +133,8 @@ Percentiles = Annotated[
 Opset = Annotated[
     Annotated[int, Meta(ge=13, le=21)] | None,
     Doc(
-        description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for "
-        "8.6 and "
-        "9, 20 for 10 and later; default: "
+        description="Opset of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, "
+        "17 for 8.6 and 9, 20 for 10 and later; default: "
         "what --target reads, else 20."
     ),
 ]

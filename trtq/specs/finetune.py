@@ -34,12 +34,12 @@ LrAmax = Annotated[
     Meta(gt=0),
     Doc(description="Learning rate of ranges, which are learned as logarithms (Adam)."),
 ]
-WeightDecay = Annotated[float, Meta(ge=0), Doc(description="Of weights.")]
+WeightDecay = Annotated[float, Meta(ge=0), Doc(description="Weight decay of the weights.")]
 Schedule = Annotated[
     Literal["cosine", "onecycle", "plateau", "constant"],
     Doc(
-        description="Of both learning rates; plateau divides them by ten when an epoch brought "
-        "nothing."
+        description="Schedule of both learning rates; plateau divides them by ten when "
+        "validation does not improve."
     ),
 ]
 LearnAmax = Annotated[bool, Doc(description="Ranges learn, too (LSQ).")]
@@ -66,7 +66,9 @@ Distill = Annotated[
         "labels."
     ),
 ]
-Temperature = Annotated[float, Meta(gt=0), Doc(description="Of the answers that are compared.")]
+Temperature = Annotated[
+    float, Meta(gt=0), Doc(description="Softmax temperature of the answers that are compared.")
+]
 Ema = Annotated[
     float,
     Meta(ge=0, lt=1),
@@ -78,7 +80,7 @@ Patience = Annotated[
 ]
 Freeze = Annotated[
     tuple[str, ...],
-    Doc(description="Layers whose weights and ranges stay: a shell pattern; repeatable."),
+    Doc(description="Layers to freeze, weights and ranges: a shell pattern; repeatable."),
 ]
 Worst = Annotated[
     Annotated[float, Meta(gt=0, le=1)] | None,
@@ -99,7 +101,7 @@ BatchNorm = Annotated[
 FreezeBn = Annotated[
     Annotated[int, Meta(ge=0)] | None,
     Doc(
-        description="With --batch-norm kept: its statistics stay from this epoch on, "
+        description="With --batch-norm kept: its statistics are frozen from this epoch on, "
         "counted from 0."
     ),
 ]
@@ -263,7 +265,7 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     sensitivity: Annotated[
         str | None,
         PathDoc(
-            description="What trtq analyze wrote: train the layers that --worst ranks by it, "
+            description="Record of trtq analyze: train the layers that --worst ranks by it, "
             "and leave "
             "the others as they are."
         ),

@@ -28,7 +28,7 @@ class PackageSpec(Spec, frozen=True, kw_only=True):
     ] = None
     task: Annotated[
         str | None,
-        Doc(description="What the outputs mean, such as detection:yolo; default: the file's own."),
+        Doc(description="Meaning of the outputs, such as detection:yolo; default: the file's own."),
     ] = None
     labels: Annotated[
         str | None,

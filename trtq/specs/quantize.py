@@ -55,7 +55,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     allocation: Annotated[
         str | None,
         PathDoc(
-            description="What trtq allocate wrote: a width for every layer, in place of --bits."
+            description="Record of trtq allocate: a width for every layer, in place of --bits."
         ),
     ] = None
     method: Methods = ()
@@ -95,7 +95,7 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
         ),
     ]
     out: Annotated[str, PathDoc(description="Folder for the results.")]
-    opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = OPSET
+    opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Opset of the ONNX files.")] = OPSET
     parity_images: Annotated[
         int,
         Meta(ge=1),
@@ -120,8 +120,8 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     provider: Annotated[
         Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"],
         Doc(
-            description="Of ONNX Runtime, for an ONNX file; the last two build an engine of "
-            "their own."
+            description="Provider of ONNX Runtime, for an ONNX file; the last two build an "
+            "engine of their own."
         ),
     ] = "CPU"
     trust: Annotated[

@@ -44,7 +44,7 @@ MetricImages = Annotated[int, Meta(ge=1), Doc(description="How many images the m
 LossTargets = Annotated[
     Literal["labels", "model"],
     Doc(
-        description="What the loss of gradient and hessian compares with: labels, or the "
+        description="Reference of the loss of gradient and hessian: labels, or the "
         "model's "
         "own answer."
     ),
@@ -152,7 +152,7 @@ class AllocateOptions(Options, frozen=True, kw_only=True):
 class AllocateSpec(AllocateOptions, frozen=True, kw_only=True):
     """Choose a width for every layer."""
 
-    analysis: Annotated[str, PathDoc(description="What trtq analyze wrote.")]
+    analysis: Annotated[str, PathDoc(description="Record of trtq analyze.")]
     out: Annotated[str, PathDoc(description="The JSON file that trtq quantize --allocation reads.")]
 
 
@@ -375,7 +375,7 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
     seed: Annotated[
-        int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")
+        int, Meta(ge=0), Doc(description="Seed of random weights where there is no checkpoint.")
     ] = 0
     input_size: InputSize = None
     input: Input = ()
@@ -390,7 +390,7 @@ class CostSpec(Spec, frozen=True, kw_only=True):
         ),
     ] = ()
     allocation: Annotated[
-        str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")
+        str | None, PathDoc(description="Record of trtq allocate: the widths to count with.")
     ] = None
     bits: Annotated[
         Annotated[

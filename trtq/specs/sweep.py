@@ -70,8 +70,8 @@ class SweepSpec(Spec, frozen=True, kw_only=True):
     address: Annotated[
         str,
         Doc(
-            description="Of the Ray cluster; default: $RAY_ADDRESS, else Ray is started on this "
-            "machine."
+            description="Address of the Ray cluster; default: $RAY_ADDRESS, else Ray is started on "
+            "this machine."
         ),
     ] = ""
     mlflow: Annotated[

@@ -45,9 +45,9 @@ def sweep(
 ) -> SweepRecord:
     """Run every combination of the lists in a recipe, each once.
 
-    Runs that are in the store are reused, whoever did them; runs that another sweep does at the
-    same time are left to it. A run that fails leaves the others alone. Writes ``sweep.json``,
-    ``sweep.html`` and the recipe of every run.
+    Runs that are in the store are reused, also those of another sweep; runs that another sweep does
+    at the same time are left to it. A run that fails leaves the others alone. Writes
+    ``sweep.json``, ``sweep.html`` and the recipe of every run.
 
     Args:
         spec: what to do.

@@ -121,7 +121,7 @@ class Trainer:
         total = self.workers.sum_(mine.clone())
         if not torch.equal(total, mine * self.workers.world):
             raise ArtifactError(
-                "The processes do not go on from the same checkpoint",
+                "The processes do not resume from the same checkpoint",
                 f"this one is at epoch {at.epoch + 1}, step {at.step}, others are not",
                 "Give an --out that every machine sees, and remove its checkpoint folder",
             )
