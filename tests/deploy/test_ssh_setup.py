@@ -314,7 +314,7 @@ def test_ipv6_to_the_end(board, place, tmp_path):
         six.switch_on()
         address = f"{six.user}@[::1]:{six.port}"
         done = run_cli("device", "add", "six", address, "--identity", str(six.identity))
-        fingerprint = done.stderr.split("--accept-key ")[1].rstrip(".\n")
+        fingerprint = done.stderr.split("--accept-key ")[1].split(". [")[0]
         done = run_cli(
             "device",
             "add",
