@@ -5,8 +5,9 @@ Usage: TRTQ_DATA=... python benchmarks/formats.py [--models ...] \
 
 Each tool quantizes with the same samples. trtq's exported file runs in ONNX Runtime, ModelOpt 0.47
 is simulated in torch. INT4 blocks and NVFP4 leave the first and the last layer in float, in
-ModelOpt too; FP8 has every convolution and linear layer in both. ModelOpt simulates NVFP4 on a GPU
-alone. ``minilm`` is the text encoder of ``s2_text.py``, with its sentences.
+ModelOpt too; FP8 has every convolution and linear layer in both, and in trtq the products of
+attentions; "same layers" leaves those in float. ModelOpt simulates NVFP4 on a GPU alone.
+``minilm`` is the text encoder of ``s2_text.py``, with its sentences.
 """
 
 from __future__ import annotations
@@ -170,10 +171,12 @@ def _modelopt_sentences(_: str, setting: str, form: Format, work: Path) -> dict[
 
 
 def ours(name: str, form: Format, work: Path) -> dict[str, dict[str, Any]]:
-    """Return trtq's rows: defaults, and each layer rounded to nearest."""
-    settings = {"trtq": {}, "trtq, no method": {"preset_quant": "none"}}
-    if form.bits in ("fp8", "nvfp4"):
-        settings.pop("trtq, no method")
+    """Return trtq's rows: defaults, and what compares like with like."""
+    settings: dict[str, dict[str, Any]] = {"trtq": {}}
+    if form.bits.startswith("w4"):
+        settings["trtq, no method"] = {"preset_quant": "none"}
+    if form.bits == "fp8" and name in LINEAR:
+        settings["trtq, same layers"] = {"attention": "float"}
     if name == "minilm":
         return {k: trtq_sentences(work, form, v) for k, v in settings.items()}
     return {k: trtq_pictures(name, form, v) for k, v in settings.items()}

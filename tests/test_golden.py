@@ -57,7 +57,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"vit.methods", "deit.fallbacks", "mobilenet.fallbacks"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
 def test_what_is_written_is_what_was_written(name: str, work: Workspace):
     actual, path = CASES[name](work), FOLDER / f"{name}.json"
     if MODE == "write":

@@ -23,8 +23,8 @@ from trtq.testing.models import tiny_vit
         ("resnet18", 224, 1.814e9),
         ("resnet50", 224, 4.089e9),
         ("mobilenetv2_100", 224, 300.8e6),
-        ("deit_tiny_patch16_224", 224, 1.258e9),
-        ("mobilevit_s", 256, 2.0e9),
+        pytest.param("deit_tiny_patch16_224", 224, 1.258e9, marks=pytest.mark.slow),
+        pytest.param("mobilevit_s", 256, 2.0e9, marks=pytest.mark.slow),
     ],
 )
 def test_counts_are_the_published_ones(name, size, published):

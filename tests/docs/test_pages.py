@@ -118,6 +118,7 @@ def run_console(text: str, folder: Path) -> None:
             )
 
 
+@pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path, drawn):
     """Every block of it, in order, in an empty folder."""
     text = (ROOT / "docs/tutorial.md").read_text()

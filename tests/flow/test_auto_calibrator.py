@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("spike", [1.0, 60.0])
+@pytest.mark.parametrize("spike", [pytest.param(1.0, marks=pytest.mark.slow), 60.0])
 def test_the_calibrator_with_the_closest_answers_is_taken(spike):
     net, given = Spiky().eval(), images(spike)
     asked = {"preset_quant": "none"}

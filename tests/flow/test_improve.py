@@ -142,6 +142,7 @@ def test_a_search_of_a_module_and_a_list_of_pairs(net, images, labels, captures)
     assert held == [found.outcome.best]  # one model in memory
 
 
+@pytest.mark.slow
 def test_the_command_and_the_call_find_the_same(files, tmp_path, captures):
     asked = {"budget": ("size=0.3",), "min_accuracy": -100.0, "methods": "never", "bits": ("4,8",)}
     spec = SearchSpec(**of_files(files, out=str(tmp_path / "out")), **asked, **ANALYSED)
@@ -225,6 +226,7 @@ def test_training_a_quantized_model_in_memory(net, images, labels, quantized, ca
     assert "6 tensors in W4A8" in done.quantized.summary
 
 
+@pytest.mark.slow
 def test_the_command_and_the_call_train_the_same(files, tmp_path):
     spec = QuantizeSpec(**of_files(files, out=str(tmp_path / "ptq")), bits="w4a8", calib_images=16)
     trtq.quantize(spec)

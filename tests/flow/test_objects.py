@@ -294,6 +294,7 @@ def test_tensors_take_no_targets_and_an_own_task_gets_all(net, images):
     assert scored.notes == ["40 of these samples were used for calibration"]
 
 
+@pytest.mark.slow
 def test_what_loading_says_is_noted_and_preprocessing_is_that_of_the_images(tmp_path):
     write_classes(tmp_path / "images", 4, 9, size=32)
     quantized = trtq.quantize("trtq.testing.models:tiny_cnn", str(tmp_path / "images"))

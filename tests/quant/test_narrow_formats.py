@@ -220,6 +220,30 @@ def test_gptq_costs_the_output_less_than_the_nearest_codes():
     assert gain > 1.0
 
 
+@pytest.mark.parametrize(("bits", "least"), [("fp8", 0.3), ("nvfp4", 0.3)])
+def test_gptq_is_a_default_of_the_float_formats(bits, least):
+    """Their activations are rounded, too: the gain is less than that of weights alone."""
+    near = trtq.quantize(Layers().eval(), vectors(256), bits=bits, preset_quant="none")
+    done = trtq.quantize(Layers().eval(), vectors(256), bits=bits).done
+    assert [m.name for m in done.methods][-1] == "gptq"
+    assert done.methods[-1].did["error"] < 0.75
+    assert done.parity.quantization_sqnr_db - near.done.parity.quantization_sqnr_db > least
+
+
+def test_gptq_keeps_to_numbers_that_e4m3_has():
+    from trtq.methods.gptq import rounded
+
+    # Between 16 and 32 E4M3 counts in twos: 17.5 becomes 18, which is 0.5 too much; the second
+    # weight, whose input is the same, makes up for it: 21.3 - 0.5 becomes 20.
+    weight, sums = torch.tensor([[17.5, 21.3]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    fmt = Format(kind="fp8", axis=0)
+    out = rounded(weight, torch.ones(1, 2), fmt, sums, 0.01)
+    assert out.tolist() == [[18.0, 20.0]]  # to nearest: 18 and 22
+    steps = torch.full((1, 2), 0.5)
+    assert rounded(weight, steps, fmt, sums, 0.01).tolist() == [[18.0, 20.0]]
+    assert rounded(torch.tensor([[500.0, 0.0]]), torch.ones(1, 2), fmt, sums, 0.01)[0, 0] == 448.0
+
+
 def test_gptq_on_two_weights_is_what_hand_gives():
     from trtq.methods.gptq import rounded
 
@@ -228,7 +252,9 @@ def test_gptq_on_two_weights_is_what_hand_gives():
     steps = torch.ones(1, 2)
     out = rounded(weight, steps, Format(bits=4, axis=0), sums, 0.01)
     assert out.tolist() == [[0.0, 1.0]]  # 0.4 -> 0, its 0.4 goes to the second: 0.7 -> 1
-    with pytest.raises(UsageError, match=r"gptq.*no linear layer has weights below 8 bits"):
+    with pytest.raises(
+        UsageError, match=r"gptq.*no linear layer has FP8 weights or fewer than 8 bits"
+    ):
         trtq.quantize(Layers().eval(), vectors(), method=("gptq",))
 
 

@@ -204,6 +204,7 @@ def test_what_cannot_hold_is_said_with_what_it_would_take(images: Path, tmp_path
         assert any("does not hold even without budgets" in n for n in record["notes"])
 
 
+@pytest.mark.slow
 def test_candidates_share_the_budgets_of_the_first(images: Path, tmp_path: Path):
     (tmp_path / "nets.py").write_text(
         "import torch\nfrom torch import nn\n\n\ndef make(width):\n    torch.manual_seed(width)\n"

@@ -234,7 +234,7 @@ def test_units_of_another_key_are_not_read(tmp_path):
     assert WorkCache(None, "a").get("x") is None
 
 
-@pytest.mark.parametrize("metric", ["jsd", "hessian"])
+@pytest.mark.parametrize("metric", [pytest.param("jsd", marks=pytest.mark.slow), "hessian"])
 def test_two_processes_share_an_analysis(metric, images, tmp_path):
     asked = [
         "--metric",

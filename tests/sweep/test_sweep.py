@@ -59,6 +59,7 @@ def runs_of(folder: Path) -> list[int]:
     return own
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_runs_one_after_another(write_sweep, tmp_path):
     path, out = write_sweep(THREE, more=EVALUATE), tmp_path / "out"
     dry = run_cli("sweep", str(path), "--dry-run")

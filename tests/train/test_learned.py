@@ -269,6 +269,7 @@ def test_a_last_batch_of_one_image_and_a_large_seed(images: Path, tmp_path: Path
     norm(torch.ones(1, 2, 1, 1))  # one value a channel has no variance: the running one serves
 
 
+@pytest.mark.slow
 def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(
     images: Path, ptq: Path, tmp_path: Path
 ):

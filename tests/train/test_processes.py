@@ -67,7 +67,11 @@ def words(images: Path, ptq: Path, out: Path, **more: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"batch-norm": "kept", "batch-size": "31", "accumulate": "2"}]
+    "more",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"batch-norm": "kept", "batch-size": "31", "accumulate": "2"},
+    ],
 )
 def test_two_processes_learn_what_one_learns(more, images: Path, ptq: Path, tmp_path: Path):
     both = start_two(*words(images, ptq, tmp_path / "two", **more))

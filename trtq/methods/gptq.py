@@ -17,7 +17,7 @@ from trtq.graph.feed import Feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
 from trtq.methods.base import Method, MethodContext, Report, needs
-from trtq.quant.fake_quantize import e2m1, spread
+from trtq.quant.fake_quantize import e2m1, e4m3, spread
 from trtq.quant.formats import Format
 from trtq.quant.placement import Quantizer
 
@@ -33,13 +33,13 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 def _fits(quantizer: Quantizer) -> bool:
-    """Whether a weight is that of a linear layer, below 8 bits, read by that layer alone."""
+    """Whether a weight is that of a linear layer, below INT8, read by that layer alone."""
     fmt = quantizer.format
     return (
         quantizer.is_weight
         and ops.kind(quantizer.consumer) == "linear"
         and fmt.axis is not None
-        and fmt.bits < 8
+        and (fmt.bits < 8 or fmt.kind == "fp8")
         and fmt.has_kernel
         and len(quantizer.source.users) == 1
     )
@@ -171,6 +171,8 @@ def _nearest(values: torch.Tensor, steps: torch.Tensor, fmt: Format) -> torch.Te
     """Return the nearest codes' values."""
     if fmt.kind == "fp4":
         return e2m1(values / steps) * steps
+    if fmt.kind == "fp8":
+        return e4m3(values / steps) * steps
     return (values / steps).round_().clamp_(fmt.qmin, fmt.qmax) * steps
 
 
@@ -181,8 +183,8 @@ def _error(off: torch.Tensor, sums: torch.Tensor) -> float:
 
 METHOD = Method(
     name="gptq",
-    summary="Round the weights of linear layers below 8 bits so that later inputs make up for "
-    "earlier ones.",
+    summary="Round the weights of linear layers, below 8 bits or FP8, so that later inputs make up "
+    "for earlier ones.",
     label="folded",
     stage="after",
     source="Frantar et al. 2022, GPTQ, eq. 2-3, section 3.3",
@@ -191,7 +193,7 @@ METHOD = Method(
     not_applicable_reason=needs(
         (
             lambda context: any(_fits(q) for q in context.placement.active),
-            "no linear layer has weights below 8 bits, such as those of --bits w4a16:128",
+            "no linear layer has FP8 weights or fewer than 8 bits, as with --bits w4a16:128",
         ),
     ),
 )

@@ -115,7 +115,9 @@ def _methods(preset: Preset, spec: QuantizeOptions) -> tuple[str, ...]:
     bits = BitConfig.parse(spec.bits)
     if bits.weight_only and not spec.layer_bits:
         return ("gptq",)
-    wide = (spec.bits == "w8a8" or bits.kind != "uniform") and not spec.layer_bits
+    if bits.kind != "uniform" and not spec.layer_bits:
+        return (*preset.wide, "gptq")
+    wide = spec.bits == "w8a8" and not spec.layer_bits
     return preset.wide if wide else preset.narrow
 
 

@@ -53,6 +53,11 @@ def e2m1(x: torch.Tensor) -> torch.Tensor:
     return rounded
 
 
+def e4m3(x: torch.Tensor) -> torch.Tensor:
+    """Return the nearest E4M3 numbers, ties to even, beyond the largest that one; a copy."""
+    return x.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
+
+
 def block_scales(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Return the scales of blocks of 16 along the last axis as NVFP4 has them, [..., K / 16].
 
@@ -110,7 +115,7 @@ def fake_quantize(
         return _fp4(x, scale)
     s = spread(scale, x, axis)
     if kind == "fp8":
-        return torch.div(x, s).clamp_(qmin, qmax).to(torch.float8_e4m3fn).to(x.dtype).mul_(s)
+        return e4m3(torch.div(x, s)).mul_(s)
     out = torch.div(x, s).round_()
     if zero_point is None:
         return out.clamp_(qmin, qmax).mul_(s)
