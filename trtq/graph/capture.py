@@ -272,9 +272,10 @@ def _finite(answer: Answer) -> Answer:
     for name, tensor in zip(answer.names, answer.tensors, strict=True):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CaptureError(
-                "The model gives NaN or infinity on random input"
+                "The model gives NaN or infinity"
                 + (f" at its output {name}" if len(answer.names) > 1 else ""),
-                hint="Check its weights and its checkpoint",
+                "its inputs were random numbers, or the first samples of the data",
+                "Give samples of real inputs with --data, or check its weights and its checkpoint",
             )
     return answer
 
