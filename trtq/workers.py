@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from trtq.errors import UsageError, reason
+from trtq.errors import TrtqError, UsageError, reason
 
 T = TypeVar("T")
 WHERE = "Cannot run as one of several processes"
@@ -26,6 +26,25 @@ def _number(name: str, default: int) -> int:
         return int(text)
     except ValueError as exc:
         raise UsageError(WHERE, f"{name} is {text!r}, not a number", HINT) from exc
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Say so when another process is gone.
+
+    Raises:
+        TrtqError: in place of what the transport raises.
+    """
+    try:
+        yield
+    except RuntimeError as exc:
+        raise TrtqError(
+            "Another of the processes ended before this one", reason(exc), "See what it wrote"
+        ) from exc
+
+
+class Assisted(Exception):  # noqa: N818 - not an error
+    """This process has done its share; the first one goes on to the result."""
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,16 +133,37 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
         if self.world > 1:
             from torch import distributed
 
-            distributed.barrier()
+            with _others():
+                distributed.barrier()
 
     def sum_(self, tensor: Any) -> Any:
         """Replace ``tensor`` in place by its sum over all processes and return it."""
+        return self._reduce_(tensor, "SUM")
+
+    def max_(self, tensor: Any) -> Any:
+        """Replace ``tensor`` in place by its largest values of all processes and return it."""
+        return self._reduce_(tensor, "MAX")
+
+    def min_(self, tensor: Any) -> Any:
+        """Replace ``tensor`` in place by its smallest values of all processes and return it."""
+        return self._reduce_(tensor, "MIN")
+
+    def _reduce_(self, tensor: Any, how: str) -> Any:
         if self.world > 1:
             from torch import distributed
 
-            distributed.all_reduce(tensor)
+            with _others():
+                distributed.all_reduce(tensor, getattr(distributed.ReduceOp, how))
         return tensor
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return every ``world``-th item, from ``rank`` on."""
         return items[self.rank :: self.world]
+
+    def run_of(self, count: int) -> range:
+        """Return the positions of this process where ``count`` items are cut into runs, in order.
+
+        >>> [Workers(rank=r, world=3).run_of(8) for r in range(3)]
+        [range(0, 2), range(2, 5), range(5, 8)]
+        """
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)

@@ -52,11 +52,16 @@ def start(*args: str, **env: str) -> Started:
     return Started(args, env)
 
 
-def start_two(*args: str) -> list[Started]:
-    """Start two processes with the variables that torchrun sets, without its third process."""
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
+        port: int = s.getsockname()[1]
+    return port
+
+
+def start_two(*args: str) -> list[Started]:
+    """Start two processes with the variables that torchrun sets, without its third process."""
+    port = str(free_port())
     shared = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",

@@ -14,6 +14,7 @@ from trtq.cli.sections import Sectioned
 from trtq.files import QUANTIZE_JSON
 from trtq.specs import QuantizeSpec
 from trtq.terminal import say
+from trtq.workers import Workers
 
 
 @click.command("quantize", cls=Sectioned)
@@ -46,6 +47,8 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = quantize(spec, progress)
+    if Workers.from_environment().rank:
+        return  # of several processes the first speaks
     if as_json:
         print_json(record)
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import spec_values
+from trtq.artifact import read_record, spec_values
 from trtq.commands.allocation import read_allocation
 from trtq.commands.loading import input_of, open_given, open_model
 from trtq.errors import UsageError
@@ -16,9 +17,11 @@ from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.run import Run
 from trtq.flow.save import write_quantized
-from trtq.progress import Progress, or_silent
+from trtq.graph.device import choose_device
+from trtq.progress import Progress, Silent, or_silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
+from trtq.workers import Assisted, Workers
 from trtq.workspace import Workspace
 
 
@@ -29,18 +32,26 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     ``quantize.json``. The record is written last: a folder with quantize.json holds a whole,
     consistent set of files.
 
+    Started by torchrun, the processes share the samples of calibration; the first goes on alone
+    and writes the files, and all return the same record.
+
     Raises:
         TrtqError: any of its branches; nothing half-written stays behind.
     """
+    workers = Workers.from_environment()
+    first, listener = workers.rank == 0, or_silent(progress)
     options = _options(spec)
-    run = Run(or_silent(progress))
+    run = Run(listener if first else Silent())
+    device = choose_device(options.device, workers)
     work = Workspace(Path(spec.out), QUANTIZE_JSON, run.progress, run.clock)
     data = open_given(spec, run.note, limit=spec.calib_images)
     loaded = open_model(spec)
     given = input_of(spec, loaded, data)
     run.clock.lap("load")
-    with work.locked():
-        work.remove_leftovers(MODEL_FILES)
+    joined = workers.joined(gpu=device.type == "cuda", waiting=listener.note)
+    with work.locked() if first else nullcontext(), joined:
+        if first:
+            work.remove_leftovers(MODEL_FILES)
         model = given.capture(loaded)
         run.note(*model.notes)
         run.clock.lap("capture")
@@ -49,8 +60,12 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
             chosen = read_allocation(Path(spec.allocation), model.weights_sha256)
             widths = {name: option.label for name, option in chosen.items()}
             options = msgspec.structs.replace(options, layer_bits=widths)
-        quantized = quantize_model(model, samples, options, run)
-        return write_quantized(quantized, work, spec_values(spec))
+        record = None
+        with suppress(Assisted):
+            quantized = quantize_model(model, samples, options, run, workers=workers)
+            record = write_quantized(quantized, work, spec_values(spec))
+        workers.wait()
+        return record or read_record(work.folder / QUANTIZE_JSON, QuantizeRecord)
 
 
 def _options(spec: QuantizeSpec) -> QuantizeOptions:

@@ -23,6 +23,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.simulate import formats_needed
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
+from trtq.workers import Workers
 
 USUAL_VALUES = 3 * 224 * 224  # of a sample; larger ones are looked at in smaller numbers
 
@@ -38,6 +39,7 @@ class Inputs:
         run: the listener, the notes and the clock.
         task: what the outputs mean, bound to the model; None for what ``answer`` says.
         origin: more metadata of the ONNX files.
+        workers: the processes that calibrate together.
     """
 
     model: Model
@@ -46,6 +48,7 @@ class Inputs:
     run: Run
     task: Task | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    workers: Workers = field(default_factory=Workers)
 
     def images(self, count: int, batch_size: int) -> Iterator[Feed]:
         """Return batches of the first ``count`` calibration samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import msgspec
 
@@ -14,6 +15,7 @@ from trtq.graph.blocks import Family, family_of
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
 from trtq.records.quantize import PresetRecord, TryRecord
 from trtq.specs import QuantizeOptions
+from trtq.workers import Workers
 
 
 def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, PresetRecord | None]:
@@ -37,6 +39,7 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     floats = f"; in float: {', '.join(kept)}" if kept else ""
     inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}")
     best = attempt(inputs, current)
+    inputs = replace(inputs, workers=Workers())  # the other processes have ended
     tried = [_tried("as asked" if current == options else f"with {names}", best)]
     if not inputs.model.random_weights:
         best, more = _fall_back(inputs, options, PRESETS[family], best)

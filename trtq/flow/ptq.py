@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -38,13 +39,14 @@ from trtq.quant.calibrators import AUTO, GATHERED_AS, calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
-from trtq.quant.observe import Range, observe, sampled_note
+from trtq.quant.observe import Range, merge_, observe, sampled_note
 from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Figure
 from trtq.version import __version__
+from trtq.workers import Assisted
 
 MAX_FOLD_DIFF = 1e-3
 
@@ -263,6 +265,35 @@ def _require_same_function(model: Model, context: MethodContext, method: str) ->
         )
 
 
+def _observed(inputs: Inputs, options: QuantizeOptions, context: MethodContext) -> dict[str, Range]:
+    """Return what every activation was seen to do on all samples.
+
+    Of several processes each observes a run of the samples; all return the same.
+    """
+    workers, progress = inputs.workers, inputs.run.progress
+    mode = GATHERED_AS if options.calibrator == AUTO else options.calibrator
+    rows, share = workers.run_of(len(inputs.samples)), inputs
+    if workers.world > 1:
+        share = replace(inputs, samples=inputs.samples.select(rows))
+        inputs.run.note(f"{workers.world} processes calibrate, each on its share of the samples")
+
+    def observed(batch: int) -> dict[str, Range]:
+        progress.begin(f"Calibrating ({options.calibrator})", len(rows))
+        return observe(
+            context.graph,
+            context.placement,
+            share.images(len(rows), batch),
+            mode=mode,
+            progress=progress.advance,
+            before=rows.start,
+        )
+
+    seen = with_smaller_batches(observed, options.batch_size, inputs.run.note, "calibration")
+    if workers.world > 1:
+        merge_(seen, workers)
+    return seen
+
+
 def _calibrate(
     inputs: Inputs, options: QuantizeOptions, context: MethodContext, weights: str
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
@@ -295,20 +326,14 @@ def _calibrate(
     }
     folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
     cache, progress = CalibrationCache(folder), inputs.run.progress
-    automatic = options.calibrator == AUTO
-    mode = GATHERED_AS if automatic else options.calibrator
-    with cache.lock(key, waiting=progress.note):
-        stats, note = cache.load(key)
+    automatic, workers = options.calibrator == AUTO, inputs.workers
+    with cache.lock(key, waiting=progress.note) if workers.rank == 0 else nullcontext():
+        stats, note = cache.load(key) if workers.rank == 0 else (None, "")
+        missing = torch.tensor(int(workers.rank == 0 and stats is None), device=device)
+        seen = _observed(inputs, options, context) if workers.sum_(missing) else {}
+        if workers.rank:
+            raise Assisted
         if stats is None:
-
-            def observed(batch: int) -> dict[str, Range]:
-                progress.begin(f"Calibrating ({options.calibrator})", len(samples))
-                images = inputs.images(len(samples), batch)
-                return observe(graph, placement, images, mode=mode, progress=progress.advance)
-
-            seen = with_smaller_batches(
-                observed, options.batch_size, inputs.run.note, "calibration"
-            )
             stats = (
                 summarize_candidates(placement, seen, options.percentile)
                 if automatic

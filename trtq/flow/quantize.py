@@ -23,8 +23,10 @@ from trtq.flow.ptq import check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
+from trtq.quant.calibrators import AUTO, require_merge
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
+from trtq.workers import Workers
 
 FEW_IMAGES = 32
 COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
@@ -37,6 +39,7 @@ def quantize_model(
     run: Run | None = None,
     *,
     task: Task | None = None,
+    workers: Workers | None = None,
 ) -> Quantized:
     """Return a model with a number format for every tensor of it.
 
@@ -46,18 +49,23 @@ def quantize_model(
         options: how to quantize.
         run: the listener, the notes and the clock.
         task: what the outputs mean; default: that of the options, else what is known of the model.
+        workers: processes that calibrate together, joined; each has a run of the samples.
 
     Raises:
+        Assisted: this is not the first of several processes, and has calibrated its share.
         TrtqError: nothing to quantize, a method that does not fit, calibration or export failed,
             or torch and ONNX Runtime do not compute the same.
     """
-    run = run or Run()
+    run, workers = run or Run(), workers or Workers()
     check_options(options)
+    _require_shares(samples, options, workers)
     _require_float(model, options, run)
-    model = placed(_with_preprocess(model, samples), options.device, run)
+    model = placed(_with_preprocess(model, samples), options.device, run, workers)
     answer = model.answer_kind(samples.classes)
     task = bind_task(task or options.task, model, samples, run)
-    inputs = Inputs(model=model, samples=samples, answer=answer, run=run, task=task)
+    inputs = Inputs(
+        model=model, samples=samples, answer=answer, run=run, task=task, workers=workers
+    )
     fp32 = inputs.export(model.graph.module, options, precision="fp32")
     first = next(inputs.images(FORCED_IMAGES, options.batch_size))
     require_same_float(model.graph.module, fp32, first)
@@ -74,6 +82,22 @@ def quantize_model(
     note_margin(done.parity, run)
     mark_fp16_ranges_(inputs, (fp32, done.qdq))
     return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
+
+
+def _require_shares(samples: Samples, options: QuantizeOptions, workers: Workers) -> None:
+    """Refuse several processes where one would have no sample, or where ranges do not merge.
+
+    Raises:
+        UsageError: names both numbers, or the calibrator.
+    """
+    if len(samples) < workers.world:
+        raise UsageError(
+            f"Cannot calibrate with {workers.world} processes",
+            f"there are {len(samples)} calibration samples",
+            f"Start at most {len(samples)}: torchrun --nproc-per-node {len(samples)} ...",
+        )
+    if options.calibrator != AUTO:
+        require_merge(options.calibrator, workers)
 
 
 def _require_float(model: Model, options: QuantizeOptions, run: Run) -> None:

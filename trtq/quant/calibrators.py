@@ -17,6 +17,7 @@ from trtq.errors import CalibrationError, UsageError, said_by
 from trtq.quant.formats import Format
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_rows
 from trtq.quant.statistics import Magnitudes, Nothing, Seen, Statistic
+from trtq.workers import Workers
 
 EMA_MOMENTUM = 0.99
 INTERVAL_BITS = 8  # with fewer, the interval of codes is chosen, too
@@ -225,6 +226,15 @@ class MovingAverage:
             self.count += 1
         self.average = average
 
+    def merge_(self, workers: Workers) -> None:
+        """Join the averages: each fades by the samples that come after its own."""
+        assert self.average is not None
+        counts = torch.zeros(workers.world, dtype=torch.int64, device=self.average.device)
+        counts[workers.rank] = self.count
+        every = workers.sum_(counts).tolist()
+        self.average = workers.sum_(self.average * EMA_MOMENTUM ** sum(every[workers.rank + 1 :]))
+        self.count = sum(every)
+
     @property
     def amax(self) -> float | None:
         """The average without the bias of its start, None before the first sample."""
@@ -247,6 +257,11 @@ class Sides:
         if self.narrow:
             self.positive.add(x.clamp_min(0.0), seen.high.clamp_min(0.0), seen.scratch)
             self.negative.add(x.neg().clamp_min_(0.0), (-seen.low).clamp_min(0.0), seen.scratch)
+
+    def merge_(self, workers: Workers) -> None:
+        """Add the counts of all processes."""
+        for hist in (self.hist, *((self.positive, self.negative) if self.narrow else ())):
+            hist.merge_(workers)
 
 
 def _least_error(seen: Sides, asked: Asked) -> Chosen:
@@ -296,6 +311,22 @@ def find_calibrator(name: str) -> Calibrator:
     )
 
 
+def require_merge(name: str, workers: Workers) -> None:
+    """Refuse a calibrator whose statistics several processes cannot merge.
+
+    Raises:
+        UsageError: it is one from outside trtq without ``merge_``.
+    """
+    statistic = find_calibrator(name).gather(False)
+    own = statistic.own if isinstance(statistic, _Outside) else statistic
+    if workers.world > 1 and not hasattr(own, "merge_"):
+        raise UsageError(
+            f"The calibrator {name} cannot be used by {workers.world} processes",
+            f"its statistic {type(own).__name__} has no method merge_",
+            "Run trtq quantize without torchrun, or give the statistic merge_(workers)",
+        )
+
+
 class _Outside:
     """A statistic from outside trtq, whose exceptions are errors that name it."""
 
@@ -308,6 +339,11 @@ class _Outside:
         """Count a batch."""
         with _named(self.name):
             self.own.add(seen)
+
+    def merge_(self, workers: Workers) -> None:
+        """Take over what all processes counted."""
+        with _named(self.name):
+            self.own.merge_(workers)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trtq.workers import Workers
+
 NUM_BINS = 4096
 SMALLEST_LIMIT = 2.0**-96  # below it bins per unit would overflow float32
 CHUNK = 1 << 18  # elements per step: scratch memory stays at 2 MiB and in the cache
@@ -57,6 +59,14 @@ class Histogram:
             torch.mul(part, factor, out=f)
             c.copy_(f.abs_())
             self._counts += _count(c.clamp_(0, NUM_BINS - 1))
+
+    def merge_(self, workers: Workers) -> None:
+        """Add the counts of all processes, exactly: each grows to the largest limit first.
+
+        Every process has added values, if only none.
+        """
+        self._grow(workers.max_(self._amax.clone()))
+        self._counts = workers.sum_(self._counts)
 
     def _grow(self, amax: torch.Tensor) -> None:
         """Raise the limit above ``amax`` and merge bins accordingly."""
@@ -138,7 +148,7 @@ def dense_rows(x: torch.Tensor) -> torch.Tensor:
     """Return the values of each sample in memory order, shape [N, values]."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def counted(x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ Memory stays bounded.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from trtq.quant.calibrators import INTERVAL_BITS, find_calibrator
 from trtq.quant.histogram import MOST_COUNTED, Scratch, counting_step, new_scratch
 from trtq.quant.placement import Placement
 from trtq.quant.statistics import Bulk, ChannelSums, Ends, Seen, Statistic
+from trtq.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ def observe(
     *,
     mode: str,
     progress: Callable[[int], None] | None = None,
+    before: int = 0,
 ) -> dict[str, Range]:
     """Run ``batches`` through ``graph`` and return the observed range of each activation.
 
@@ -113,13 +115,14 @@ def observe(
         batches: a tensor, or one an input, samples first; read once.
         mode: the calibrator's name.
         progress: called with the number of images after each batch.
+        before: samples that come before these in other processes (:func:`merge_`).
 
     Raises:
         CalibrationError: no images, or NaN or infinity appeared; names the module where it first
             did.
     """
     device = device_of(graph)
-    watched, ranges = _with_observers(graph, placement, mode, device)
+    watched, ranges = _with_observers(graph, placement, mode, before)
     seen = 0
     with torch.inference_mode():
         for feed in moved(batches, device):
@@ -138,20 +141,33 @@ def observe(
     return ranges
 
 
+def merge_(ranges: Mapping[str, Range], workers: Workers) -> None:
+    """Take over what all processes saw; each has observed a run of the samples.
+
+    Args:
+        ranges: from :func:`observe`, the same names in every process.
+        workers: the processes, joined.
+    """
+    with torch.inference_mode():
+        for statistic in (s for seen in ranges.values() for s in seen.statistics):
+            statistic.merge_(workers)
+
+
 def _with_observers(
-    graph: fx.GraphModule, placement: Placement, mode: str, device: torch.device
+    graph: fx.GraphModule, placement: Placement, mode: str, before: int
 ) -> tuple[fx.GraphModule, dict[str, Range]]:
     """Return a copy of ``graph`` with an observer behind each activation, and what they see."""
     watched = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     by_name = {n.name: n for n in watched.graph.nodes}
-    scratch, ranges, calibrator = new_scratch(device), dict[str, Range](), find_calibrator(mode)
+    scratch, calibrator = new_scratch(device_of(graph)), find_calibrator(mode)
+    ranges: dict[str, Range] = {}
     for source in placement.sources:
         node, axis = by_name[source.name], _channel_axis(source, placement)
         narrow = any(
             q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers
         )
-        channels = None if axis is None else ChannelSums(axis)
-        ranges[source.name] = Range(Ends(), Bulk(), channels, calibrator.gather(narrow))
+        channels = None if axis is None else ChannelSums(axis, before)
+        ranges[source.name] = Range(Ends(), Bulk(before), channels, calibrator.gather(narrow))
         attr = f"_observe_{node.name}"
         watched.add_submodule(attr, Observer(ranges[source.name], scratch))
         after = node

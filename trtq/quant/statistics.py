@@ -6,11 +6,13 @@ that device.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
 
 from trtq.quant.histogram import MOST_COUNTED, Histogram, Scratch, counted, dense, dense_view
+from trtq.workers import Workers
 
 BULK_IMAGES = 8
 MOMENT_IMAGES = 64  # means and variances of channels settle long before ranges do
@@ -53,12 +55,24 @@ class Statistic(Protocol):
         Where a value is NaN or infinite the run stops after the batch.
         """
 
+    def merge_(self, workers: Workers) -> None:
+        """Take over what all processes counted, each a run of the samples in order of its rank.
+
+        Every process has counted a batch, and every one calls this.
+
+        Args:
+            workers: the processes, joined.
+        """
+
 
 class Nothing:
     """For a calibrator that needs the ends of a range only."""
 
     def add(self, seen: Seen) -> None:
         """Count nothing."""
+
+    def merge_(self, workers: Workers) -> None:
+        """Take over nothing."""
 
 
 class Ends:
@@ -73,6 +87,10 @@ class Ends:
         self.low = seen.low if self.low is None else torch.minimum(self.low, seen.low)
         self.high = seen.high if self.high is None else torch.maximum(self.high, seen.high)
 
+    def merge_(self, workers: Workers) -> None:
+        """Take the smallest and the largest value of all processes."""
+        self.low, self.high = workers.min_(self.low), workers.max_(self.high)
+
 
 class Magnitudes:
     """The histogram of magnitudes."""
@@ -84,26 +102,42 @@ class Magnitudes:
         """Count a batch."""
         self.hist.add(seen.counted, seen.amax, seen.scratch)
 
+    def merge_(self, workers: Workers) -> None:
+        """Add the counts of all processes."""
+        self.hist.merge_(workers)
+
 
 class Bulk:
     """Magnitudes of the first ``BULK_IMAGES`` samples, to tell outliers from the rest.
+
+    Args:
+        before: samples that other processes count.
 
     Attributes:
         zeros: how many of them are exactly 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: int = 0) -> None:
         self.hist = Histogram()
-        self.samples = 0
+        self.samples = before
         self.zeros: torch.Tensor | int = 0
 
     def add(self, seen: Seen) -> None:
         """Count a batch."""
-        if self.samples < BULK_IMAGES:
-            x = seen.counted[: BULK_IMAGES - self.samples]
+        left = max(0, BULK_IMAGES - self.samples)
+        if left:
+            x = seen.counted[:left]
             self.hist.add(x, seen.amax, seen.scratch)
             self.zeros = self.zeros + (x.numel() - torch.count_nonzero(x))
+        elif isinstance(self.zeros, int):  # an empty count, where the values are
+            self.hist.add(seen.counted[:0], torch.zeros_like(seen.amax), seen.scratch)
+            self.zeros = torch.zeros((), dtype=torch.int64, device=seen.amax.device)
         self.samples += len(seen.values)
+
+    def merge_(self, workers: Workers) -> None:
+        """Add the counts of all processes."""
+        self.hist.merge_(workers)
+        self.zeros = workers.sum_(self.zeros)
 
 
 class ChannelSums:
@@ -113,24 +147,32 @@ class ChannelSums:
 
     Args:
         axis: of the channels: 1 for a convolution, -1 for a linear.
+        before: samples that other processes count.
 
     Attributes:
         sums, squares: float64, shape [C]; None before the first batch.
         count: values per channel.
     """
 
-    def __init__(self, axis: int) -> None:
+    def __init__(self, axis: int, before: int = 0) -> None:
         self.axis = axis
-        self.samples = 0
+        self.samples = before
         self.sums: torch.Tensor | None = None
         self.squares: torch.Tensor | None = None
         self.count = 0
 
     def add(self, seen: Seen) -> None:
         """Count a batch."""
-        if self.samples < MOMENT_IMAGES:
-            self._add(seen.values[: MOMENT_IMAGES - self.samples])
+        left = max(0, MOMENT_IMAGES - self.samples)
+        if left or self.sums is None:
+            self._add(seen.values[:left])
         self.samples += len(seen.values)
+
+    def merge_(self, workers: Workers) -> None:
+        """Add the sums of all processes."""
+        assert self.sums is not None
+        self.count = int(workers.sum_(torch.tensor(self.count, device=self.sums.device)))
+        self.sums, self.squares = workers.sum_(self.sums), workers.sum_(self.squares)
 
     def _add(self, x: torch.Tensor) -> None:
         in_memory = self.axis
@@ -152,4 +194,4 @@ class ChannelSums:
 
 def _step(x: torch.Tensor) -> int:
     """Return that every k-th row of pixels is enough for sums: every one of a small tensor."""
-    return max(1, min(x.shape[2], x[0].numel() // MOST_COUNTED))
+    return max(1, min(x.shape[2], math.prod(x.shape[1:]) // MOST_COUNTED))
