@@ -213,8 +213,15 @@ def open_both(
     module = model if isinstance(model, nn.Module) else None
     example = given.first_batch(forward_names(module)) if unknown else None
     with pixels_explained(given, example):
-        captured = load(
-            model, input_size=size, preprocess=preprocess, example=example, seed=form.seed
+        captured = load_any(
+            model,
+            LoadRequest(
+                input_size=size,
+                preprocess=preprocess,
+                example=example,
+                usual_axes=given.axes or None if unknown else None,
+                seed=form.seed,
+            ),
         )
     run.note(*captured.notes)
     run.clock.lap("capture")

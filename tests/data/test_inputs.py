@@ -107,6 +107,29 @@ def test_a_structure_in_a_tuple_needs_names():
     assert "a mapping of its tensors by name: {'left': ..., 'right': ...}" in caught.value.hint
 
 
+@pytest.mark.parametrize("form", [tuple, list])
+@pytest.mark.parametrize("wrap", [list, lambda rows: DataLoader(rows, batch_size=2)])
+def test_a_pair_of_a_tuple_of_inputs_and_a_target_is_a_sample(form, wrap):
+    """``for (x1, x2), y in loader`` is how training scripts write several inputs."""
+    rows = [(form([torch.full((4,), float(i)), torch.full((3,), -float(i))]), i) for i in range(4)]
+    samples = trtq.samples(wrap(rows))
+    assert [tuple(v.shape) for v in samples.first_batch(("left", "right")).values()] == [
+        (2, 4),
+        (2, 3),
+    ]
+    needs = InputNeeds(
+        model="pair",
+        inputs=[
+            TensorSpec(name="left", dtype="float32", shape=("batch", 4)),
+            TensorSpec(name="right", dtype="float32", shape=("batch", 3)),
+        ],
+    )
+    batch = next(samples.bound(needs).batches(4))
+    assert batch.inputs["left"][:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert batch.inputs["right"][:, 0].tolist() == [0.0, -1.0, -2.0, -3.0]
+    assert batch.targets().tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("sample", "why"),
     [

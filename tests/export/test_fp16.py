@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+import trtq
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
 from trtq.export.fp16 import HALF_MAX, convert_to_half, operand_types, rounded
@@ -278,3 +279,43 @@ def test_quantize_settles_scales_on_numbers_that_fp16_has(cnn_out: Path):
     assert all(
         v.dtype == np.float32 for v in codes.values()
     )  # the codes of weights are made from float32
+
+
+class Dead(torch.nn.Module):
+    """Linear layers of one input; one has a channel of nearly zero, as pruning leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (torch.nn.Linear(16, 8, bias=False) for _ in range(2))
+        self.last = torch.nn.Linear(8, 4)
+        self.first.weight.data[3] *= 1e-7
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x) + self.second(x)))
+
+
+def test_both_operands_of_a_product_have_scales_of_one_type(tmp_path):
+    """TensorRT builds no product of an FP16 and a float32 scale."""
+    quantized = trtq.quantize(
+        Dead().eval(), torch.randn(32, 16), bits="w8a8", preset_quant="none", task="tensors"
+    )
+    model = quantized.done.qdq
+    half = convert_to_half(model)
+    held = {i.name: i.data_type for i in half.graph.initializer}
+    producer = {o: n for n in half.graph.node for o in n.output}
+
+    def scale_type(name: str) -> int:
+        while producer[name].op_type != "DequantizeLinear":
+            name = producer[name].input[0]
+        return held[producer[name].input[1]]
+
+    products = [n for n in half.graph.node if n.op_type in ("MatMul", "Gemm")]
+    kinds = [[scale_type(name) for name in node.input[:2]] for node in products]
+    whole, short = TensorProto.FLOAT, TensorProto.FLOAT16
+    assert sorted(kinds) == [[whole, whole], [whole, whole], [short, short]]  # a shared input
+    x = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    assert sqnr(answers(model, x), answers(half, x)) > 50
+    pytest.importorskip("tensorrt_rtx")
+    built = trtq.build(quantized, target="rtx4090", precision="fp16").manifest
+    assert "3 of 3 quantized layers in INT8" in built.summary

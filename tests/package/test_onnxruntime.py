@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+import types
+
 import onnx
 import onnxruntime
 import pytest
@@ -84,6 +88,40 @@ def test_an_engine_of_tensorrt(packaged, engines, tmp_path):
     record = trtq.package(engines.text, for_="onnxruntime", out=tmp_path / "o")
     assert record.consumers[0].notes == [f"the node is for {PLAIN}; no other provider runs it"]
     assert "pip install onnxruntime-gpu" in (tmp_path / "o/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["rtx", "plain"])
+def test_the_program_of_the_readme_runs(kind, rtx, engines, tmp_path, monkeypatch):
+    """Line by line, against stand-ins that have what it calls and nothing else."""
+    engine = rtx.text if kind == "rtx" else engines.text
+    trtq.package(engine, for_="onnxruntime", out=tmp_path)
+    text = (tmp_path / "README.md").read_text().partition("## ONNX Runtime")[2]
+    code = textwrap.dedent("\n".join(line for line in text.splitlines() if line[:4] == "    "))
+    code = code.partition("trtq package")[0]
+    opened: list[tuple[str, object, object]] = []
+
+    class Options:
+        devices: tuple[str, ...] = ()
+
+        def add_provider_for_devices(self, devices: list[object], _options: object) -> None:
+            self.devices = tuple(d.ep_name for d in devices)
+
+    def session(path: str, options: Options | None = None, *, providers: object = None) -> None:
+        opened.append((path, options and options.devices, providers))
+
+    runtime = types.SimpleNamespace(
+        SessionOptions=Options,
+        InferenceSession=session,
+        register_execution_provider_library=lambda _name, _path: None,
+        get_ep_devices=lambda: [types.SimpleNamespace(ep_name=n) for n in ("cpu", RTX)],
+    )
+    plugin = types.SimpleNamespace(get_ep_name=lambda: RTX, get_library_path=lambda: "library")
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin)
+    exec(compile(code, "README.md", "exec"), {})
+    wanted = ((RTX,), None) if kind == "rtx" else (None, [PLAIN])
+    assert opened == [("onnxruntime/model_ctx.onnx", *wanted)]
+    assert (tmp_path / opened[0][0]).is_file()
 
 
 def test_what_cannot_be_wrapped(packaged, files, engines, monkeypatch):

@@ -22,6 +22,7 @@ from trtq.data.classes import (
     require_known_classes,
     require_one_class_list,
 )
+from trtq.data.image_size import image_hints
 from trtq.data.opened import Data
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
@@ -36,7 +37,6 @@ from trtq.files import EVALUATE_JSON, FINETUNE_JSON, PICTURES, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.gallery import Gallery
-from trtq.layouts import channels_first, layout_of
 from trtq.progress import Notes, Progress, or_silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
@@ -63,7 +63,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     data = open_given(spec, note, limit=spec.limit)
     if spec.masks is None and data.source is not None and data.source.labels is not None:
         require_numbers(data.source, metadata, path.parent)
-    samples = _samples(spec, data, runner, metadata, note)
+    samples = _samples(spec, data, runner, metadata, made, note)
     if data.source is None and samples.dense:
         samples.ignore = spec.ignore_index
     samples = samples.select(_chosen(spec, samples))
@@ -173,6 +173,7 @@ def _samples(
     data: Data,
     runner: Runner,
     metadata: Mapping[str, Any],
+    made: Mapping[str, str],
     note: Callable[..., None],
 ) -> Samples:
     """Return data as the inputs of a file or an engine.
@@ -182,7 +183,7 @@ def _samples(
         DataError: samples do not fit the file.
     """
     if data.source is not None:
-        preprocess, notes = _preprocess(spec, metadata, runner.input_shape)
+        preprocess, notes = _preprocess(spec, metadata, made, runner.input_shape)
         note(*notes)
         return data.make(None, preprocess)
     require_no_picture(spec, data)
@@ -213,7 +214,7 @@ def _open(
 
 
 def _preprocess(
-    spec: EvaluateSpec, metadata: Mapping[str, Any], shape: list[Any]
+    spec: EvaluateSpec, metadata: Mapping[str, Any], made: Mapping[str, str], shape: list[Any]
 ) -> tuple[Preprocess, list[str]]:
     """What the user gave, else what the file carries, else ImageNet's."""
     given = {n: getattr(spec, n) for n in PICTURE}
@@ -230,10 +231,7 @@ def _preprocess(
         given = {k: known.get(k) if v is None and k in keep else v for k, v in given.items()}
         if given["input_dtype"] == "uint8":  # its mean and std have no effect
             given.update(mean=None, std=None)
-    layout = layout_of(shape)
-    if layout and given["input_size"] is None and all(isinstance(v, int) for v in shape[1:]):
-        given["input_size"] = channels_first(shape[1:], layout)
-    return resolve_preprocess(**given, hints={"layout": layout})
+    return resolve_preprocess(**given, hints=image_hints(shape, made))
 
 
 def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:

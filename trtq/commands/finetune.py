@@ -77,7 +77,7 @@ def _prepare(spec: FinetuneSpec, run: Run, workers: Workers) -> Training:
         images = None if val is None else val.make(None, given.preprocess)
         check_samples(data.make(None, given.preprocess), images, options)
     model = given.capture(loaded)
-    run.note(*given.notes)
+    run.note(*model.notes)
     samples = samples_from(data, model), None if val is None else samples_from(val, model)
     start = Start(
         model=model,

@@ -178,9 +178,9 @@ def _take_over(
     found.rename(modules)
     run.note(*found.notes)
     given = input_of(spec, loaded, data)
-    run.note(*given.notes)
     before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
     model = given.capture(loaded)
+    run.note(*model.notes)
     samples = samples_from(data, model)
     encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
     run.note(*lines)

@@ -135,6 +135,8 @@ class ModelInput:
         """
         picture = self.preprocess and self.preprocess.input_size
         inputs = inputs_of(self.spec, picture if self.example is None else self.example)
+        if not self.spec.input:  # sizes that a user typed are fixed
+            inputs = inputs._replace(usual_axes=self.data.axes)
         with pixels_explained(self.data, self.example):
             model = Model.of(loaded, self.preprocess, self.notes, inputs)
         return model if self.data.source is not None else model.without_image

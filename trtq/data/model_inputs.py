@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +133,8 @@ def split(sample: object, names: Sequence[str] | None) -> tuple[dict[str, object
 
     Args:
         sample: a tensor or array, a tuple of inputs with or without a target behind them, a
-            mapping by name, or a pair of a mapping and a target. Structures inside a mapping are
-            named by the way to each tensor, such as ``a.x``.
+            mapping by name, or a pair of a mapping or such a tuple and a target. Structures inside
+            a mapping are named by the way to each tensor, such as ``a.x``.
         names: of the model's inputs; None where they are not known: a single input is then called
             ``input``.
 
@@ -149,6 +149,8 @@ def split(sample: object, names: Sequence[str] | None) -> tuple[dict[str, object
         return _split_mapping(flat(sample[0]), names)[0], sample[1]
     wanted = names or ("input",)
     count = len(wanted)
+    if len(sample) == BESIDE_TARGET and count > 1 and _is_tuple_of(sample[0], count):
+        sample = (*sample[0], sample[1])
     if not count <= len(sample) <= count + 1:
         raise ValueError(
             f"a sample has {len(sample)} parts, expected {count} "
@@ -161,6 +163,12 @@ def split(sample: object, names: Sequence[str] | None) -> tuple[dict[str, object
 def _is_pair(sample: Sequence[object]) -> bool:
     """Whether a sample is a mapping of inputs with a target behind it."""
     return len(sample) == BESIDE_TARGET and isinstance(sample[0], Mapping)
+
+
+def _is_tuple_of(value: object, count: int) -> TypeGuard[Sequence[object]]:
+    """Whether a value is a tuple of ``count`` tensors, and no array written as a list."""
+    parts = parts_of(value)
+    return parts is not None and not isinstance(value, Mapping) and len(parts) == count
 
 
 def flat(named: Mapping[Any, object]) -> dict[str, object]:

@@ -59,6 +59,7 @@ class Data:
         source: the images, where the data are images.
         tensors: the samples, where these are known before the model is.
         first: returns a batch of two for the names of a model's inputs, where only it can.
+        axes: names of the axes of each input, the batch included, where samples differ in size.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Data:
     source: Source | None = None
     tensors: TensorSamples | None = None
     first: Callable[[Sequence[str]], object] | None = None
+    axes: tuple[str, ...] = ()
 
     @classmethod
     def of_tensors(cls, samples: TensorSamples) -> Data:
@@ -75,7 +77,8 @@ class Data:
             del picture
             return samples if needs is None else samples.bound(needs)
 
-        return cls(name=samples.name, make=make, tensors=samples)
+        axes: tuple[str, ...] = getattr(samples.rows, "axes", ())
+        return cls(name=samples.name, make=make, tensors=samples, axes=axes)
 
     @classmethod
     def of_samples(cls, samples: Samples) -> Data:

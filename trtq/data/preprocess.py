@@ -264,11 +264,13 @@ def resolve_preprocess(
     _require_channels(size[0], options, order, plain=plain)
     values = _normalisation(options, defaults, size[0], reverse=order == "bgr", plain=plain)
     preprocess = _placed(given, defaults, size, values, order, dtype)
+    open_size = hints.get("size_words") if given.get("input_size") is None else None
+    notes = [] if open_size is None else [str(open_size)]
     known = "mean" in hints or preset is not None or options["mean"] is not None
     if not known and not plain:
-        return preprocess, [UNKNOWN_NORMALISATION]
+        return preprocess, [*notes, UNKNOWN_NORMALISATION]
     chosen = {n: values[n] for n, option in options.items() if option is not None}
-    return preprocess, _differences(chosen, hints)
+    return preprocess, [*notes, *_differences(chosen, hints)]
 
 
 def _normalisation(

@@ -20,6 +20,7 @@ from trtq.typed import present
 
 IDS, MASK, TYPES, POSITIONS = "input_ids", "attention_mask", "token_type_ids", "position_ids"
 PARTS = {"mask": MASK, "type": TYPES, "segment": TYPES, "position": POSITIONS}  # in input names
+AXES = ("batch", "length")
 PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 MISSING_MODEL = ("a text model has inputs such as", f"{IDS}, {MASK} and {TYPES}")
 
@@ -50,10 +51,10 @@ def open_text(request: Request) -> Data:
         return samples
 
     def first(names: Sequence[str]) -> object:
-        rows = TextRows(request, lines[:1], tokenizer, names=names)
+        rows = TextRows(request, [max(lines, key=len)], tokenizer, names=names)
         return TensorSamples(request.text, rows).first_batch()
 
-    return Data(name=request.text, make=make, first=first)
+    return Data(name=request.text, make=make, first=first, axes=AXES)
 
 
 def _path(text: str) -> Path:
@@ -116,6 +117,8 @@ class TextRows:
     Texts are padded to a length that the model takes, and cut at the longest. In a batch they are
     padded to its longest, where the model has a mask that tells.
     """
+
+    axes = AXES
 
     def __init__(
         self,

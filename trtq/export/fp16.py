@@ -5,7 +5,7 @@ What is safe in FP16 becomes FP16. The rest, inputs, outputs and Q/DQ stay in fl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 
 import numpy as np
 import onnx
@@ -14,10 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq.errors import ExportError
 from trtq.export.onnx_file import opset_of
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import QDQ, constant_of, element_types, has_branches
+from trtq.onnx_walk import MOVES, QDQ, constant_of, element_types, has_branches
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"
+PRODUCTS = ("MatMul", "Gemm")
 
 
 def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -104,12 +105,18 @@ class _Retyping:
         self.kept_reads = {
             n for node in self.graph.node if node.name in self.keep for n in node.input
         }
+        self.float_tensors = _float_products(self.graph, self.weights)
 
     def run(self) -> None:
         """Rewrite the nodes, then the inputs and outputs."""
         outputs = names_of(self.graph.output)
         for node in self.graph.node:
-            in_float = node.name in self.keep or self._is_opaque(node) or self._is_float_pair(node)
+            in_float = (
+                node.name in self.keep
+                or node.output[0] in self.float_tensors
+                or self._is_opaque(node)
+                or self._is_float_pair(node)
+            )
             reads, gives = operand_types(node, self.opset)
             self._retype_inputs(node, [half and not in_float for half in reads])
             if not in_float:
@@ -196,6 +203,55 @@ class _Retyping:
                     helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=kind)
                 )
         return self.cast[name, kind]
+
+
+def _float_products(graph: onnx.GraphProto, weights: Mapping[str, onnx.TensorProto]) -> set[str]:
+    """Return results of matrix products, and of what is between them and their DQ nodes, to keep.
+
+    TensorRT's matrix products need scales of one type. Where FP16 lacks a scale of one operand, as
+    of a weight with a channel of nearly zero, both pairs and the product stay in float32, and so do
+    products that share a pair with it.
+    """
+    producer = {o: n for n in graph.node for o in n.output}
+    chains = [
+        (node, [_to_dq(name, producer) for name in node.input[:2]])
+        for node in graph.node
+        if node.op_type in PRODUCTS
+    ]
+    in_float = set[str]()
+    for _ in chains:  # each turn finds a product more, or none
+        before = len(in_float)
+        for node, (first, second) in chains:
+            both = [*first, *second]
+            needs = any(n.output[0] in in_float or _lacks_half(n, weights) for n in both)
+            if first and second and needs:
+                in_float |= {o for n in (node, *both) for o in n.output}
+        if len(in_float) == before:
+            break
+    return in_float
+
+
+def _to_dq(name: str, producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return the nodes from a tensor back to the DQ node that makes it; none without one."""
+    nodes = []
+    while name in producer:
+        node = producer[name]
+        nodes.append(node)
+        if node.op_type == "DequantizeLinear":
+            return nodes
+        if node.op_type not in MOVES:
+            break
+        name = node.input[0]
+    return []
+
+
+def _lacks_half(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a node is a DQ node with a constant scale that FP16 does not have."""
+    if node.op_type != "DequantizeLinear" or node.input[1] not in weights:
+        return False
+    scale = weights[node.input[1]]
+    floats = scale.data_type == TensorProto.FLOAT
+    return floats and not has_in_half(numpy_helper.to_array(scale))
 
 
 def elem_types(model: onnx.ModelProto) -> dict[str, int]:

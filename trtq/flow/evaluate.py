@@ -77,6 +77,11 @@ class Evaluation:
         return {} if self.alike is None else {f.name: f for f in self.alike.figures}
 
     def __str__(self) -> str:
+        return self.summary
+
+    @property
+    def summary(self) -> str:
+        """One line: samples, scores beside the float model's, agreement and SQNR."""
         parts = [f"{self.samples} samples"]
         for name, figure in self.figures.items():
             other = self.reference.get(name)

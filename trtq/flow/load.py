@@ -29,21 +29,26 @@ FOR_TEXTS = ("checkpoint", "checkpoint_key", "model_arg", "checkpoint_match")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRequest:
-    """How a model is loaded and captured: the arguments of ``trtq.load``, None where not given."""
+    """How a model is loaded and captured: the arguments of ``trtq.load``, None where not given.
 
-    checkpoint: str | Path | None
-    checkpoint_match: Literal["order"] | None
-    checkpoint_key: str | None
-    model_arg: Mapping[str, Any] | None
-    input_size: tuple[int, int, int] | None
-    preprocess: Preprocess | str | None
-    example: object
-    dynamic: Mapping[str, Sequence[int | str]] | None
-    ranges: Mapping[str, SizeRange] | None
-    outputs: tuple[str, ...] | None
-    ort_library: str | Path | None
-    name: str | None
-    seed: int
+    Attributes:
+        usual_axes: names of the axes of each input that the data let open; a model may fix some.
+    """
+
+    checkpoint: str | Path | None = None
+    checkpoint_match: Literal["order"] | None = None
+    checkpoint_key: str | None = None
+    model_arg: Mapping[str, Any] | None = None
+    input_size: tuple[int, int, int] | None = None
+    preprocess: Preprocess | str | None = None
+    example: object = None
+    dynamic: Mapping[str, Sequence[int | str]] | None = None
+    ranges: Mapping[str, SizeRange] | None = None
+    outputs: tuple[str, ...] | None = None
+    ort_library: str | Path | None = None
+    name: str | None = None
+    usual_axes: tuple[str, ...] | None = None
+    seed: int = 0
 
     def refuse(self, names: Sequence[str], reason: str) -> None:
         """Refuse arguments that would have no effect.
@@ -77,7 +82,9 @@ class LoadRequest:
     def inputs(self, otherwise: object) -> ModelInputs:
         """Return what the model is given: the example, or else the size of an image."""
         example = otherwise if self.example is None else self.example
-        return ModelInputs(example, self.dynamic, self.ranges or {}, self.outputs or ())
+        return ModelInputs(
+            example, self.dynamic, self.ranges or {}, self.outputs or (), self.usual_axes or ()
+        )
 
 
 def require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trtq.data.answers import HAVE_PREDICTIONS
-from trtq.data.samples import Samples
+from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import UsageError
 from trtq.export.parity import (
     FORCED_IMAGES,
@@ -155,16 +155,17 @@ def note_margin(parity: ParityRecord, run: Run) -> None:
 def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samples:
     """Return the samples to calibrate on, and say where they are few."""
     chosen = samples.take(options.calib_images, options.seed)
+    noun = "images" if isinstance(samples, ImageSamples) else "samples"
     if chosen.drawn:  # their number says nothing
         return chosen
     if len(chosen) < options.calib_images:
         run.note(
-            f"{samples.name} has {len(chosen)} images, {options.calib_images} were asked for: all "
+            f"{samples.name} has {len(chosen)} {noun}, {options.calib_images} were asked for: all "
             "are used"
         )
     if len(chosen) < FEW_IMAGES:
         run.note(
-            f"{len(chosen)} calibration images are few, ranges may be too narrow: 256 or more "
+            f"{len(chosen)} calibration {noun} are few, ranges may be too narrow: 256 or more "
             "are usual"
         )
     return chosen

@@ -16,7 +16,7 @@ from trtq.graph.inputs import BATCH_OF_TWO
 from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec, placeholders
 from trtq.layouts import layout_of
 
-HUGE = 1 << 31  # larger bounds are none
+HUGE = 100_000_000  # larger bounds are none: a file may slice up to 999,999,999
 
 
 class Open(NamedTuple):

@@ -9,6 +9,7 @@ from trtq.errors import CaptureError
 from trtq.graph.axes import Open
 from trtq.graph.feed import Feed
 from trtq.graph.signature import SizeRange
+from trtq.typed import present
 
 VIOLATED = re.compile(r"Constraints violated \(([^)]*)\)")
 DIVIDED = re.compile(r"// ?(\d+)")
@@ -39,7 +40,9 @@ def needed(text: str, opened: Open) -> dict[str, SizeRange]:
             int(smallest.group(1)) if smallest else 1,
         )
         least = -(-least // multiple) * multiple
-        ranges[name] = SizeRange(least=least, most=ranges[name].most, multiple=multiple)
+        largest = re.search(rf"^\s*{re.escape(name)} = Dim\(.*max=(\d+)", text, re.MULTILINE)
+        limits = present((ranges[name].most, int(largest.group(1)) if largest else None))
+        ranges[name] = SizeRange(least=least, most=min(limits, default=None), multiple=multiple)
     return ranges
 
 

@@ -70,6 +70,7 @@ def capture(
     axes: Axes | None = None,
     ranges: Mapping[str, SizeRange] | None = None,
     outputs: Sequence[str] = (),
+    usual_axes: Sequence[str] = (),
 ) -> CapturedGraph:
     """Capture ``model`` as one normalised graph.
 
@@ -81,6 +82,8 @@ def capture(
             is open.
         ranges: the sizes of the open axes.
         outputs: names of the outputs to keep; default: all of them.
+        usual_axes: names of the axes of each input, tried where ``axes`` is None and the model does
+            not say its own.
 
     Raises:
         CaptureError: the forward pass fails on this input, or torch.export refuses; names module
@@ -97,6 +100,13 @@ def capture(
         axes = axes or model.declared_axes
     call = call_of(model, image_example(size) if size is not None else given)
     call, answer, alone = _answer(model, call, grow=grow, shrink=size is not None)
+    if axes is None and usual_axes:
+        declared = True
+        axes = {
+            name: usual_axes
+            for name, tensor in zip(call.names, call.feed, strict=True)
+            if tensor.ndim == len(usual_axes)
+        }
     opened = (
         open_axes(call, axes, ranges or {}, asked=not declared)
         if axes is not None
@@ -171,6 +181,7 @@ def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
         axes=inputs.axes,
         ranges=inputs.ranges,
         outputs=inputs.outputs,
+        usual_axes=inputs.usual_axes,
     )
 
 
@@ -261,9 +272,10 @@ def _finite(answer: Answer) -> Answer:
     for name, tensor in zip(answer.names, answer.tensors, strict=True):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CaptureError(
-                "The model gives NaN or infinity on random input"
+                "The model gives NaN or infinity"
                 + (f" at its output {name}" if len(answer.names) > 1 else ""),
-                hint="Check its weights and its checkpoint",
+                "its inputs were random numbers, or the first samples of the data",
+                "Give samples of real inputs with --data, or check its weights and its checkpoint",
             )
     return answer
 

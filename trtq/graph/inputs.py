@@ -27,12 +27,15 @@ class ModelInputs(NamedTuple):
         axes: the sizes of inputs by name, open axes as texts; None: the batch is open.
         ranges: the sizes of open axes, by name.
         outputs: names of the outputs to keep; none: all of them.
+        usual_axes: names of the axes of each input, which are tried where ``axes`` is None and the
+            model does not say its own: a model may fix some.
     """
 
     example: object
     axes: Axes | None = None
     ranges: Mapping[str, SizeRange] = {}
     outputs: Sequence[str] = ()
+    usual_axes: Sequence[str] = ()
 
 
 @runtime_checkable

@@ -108,6 +108,10 @@ def trace_best(
             raise refused from first
         if opened.asked:
             raise _explain_axes(first, model, call, opened) from first
+        fitted = opened._replace(ranges=needed(str(first), opened), asked=True)
+        if fitted.ranges and _is_within(feed, fitted):
+            with contextlib.suppress(Exception):
+                return trace(model, feed, fitted), feed, fitted, _narrower_words(opened, fitted)
         one = single(feed, opened)
         try:
             graph = trace(model, one, opened.closed)
@@ -118,6 +122,21 @@ def trace_best(
         note = f"the model only captures with {_fixed_words(one, opened)}: {why}"
         logger.info("%s", note)
         return graph, one, opened.closed, note
+
+
+def _is_within(feed: Feed, opened: Open) -> bool:
+    """Whether an example has sizes within the ranges of open axes."""
+    return all(
+        tensor.shape[i] in opened.ranges[name]
+        for tensor, names in zip(feed, opened.names, strict=True)
+        for i, name in names.items()
+    )
+
+
+def _narrower_words(before: Open, after: Open) -> str:
+    """Return which sizes a model takes of axes that were to be open without a limit."""
+    changed = [f"{n} {r.meaning}" for n, r in after.ranges.items() if r != before.ranges[n]]
+    return f"the model takes {', '.join(changed)}"
 
 
 def _fixed_words(feed: Feed, opened: Open) -> str:
@@ -137,13 +156,7 @@ def _fixed_words(feed: Feed, opened: Open) -> str:
 def _explain_axes(exc: BaseException, model: nn.Module, call: Call, opened: Open) -> CaptureError:
     """Say which sizes the model takes where it does not take all that were asked for."""
     ranges = needed(str(exc), opened)
-    fits = all(
-        tensor.shape[i] in ranges[name]
-        for tensor, names in zip(call.feed, opened.names, strict=True)
-        for i, name in names.items()
-        if ranges
-    )
-    if not ranges or not fits:
+    if not ranges or not _is_within(call.feed, opened._replace(ranges=ranges)):
         return explain(exc, model)
     try:  # a hint must work when it is typed
         trace(model, call.feed, opened._replace(ranges=ranges))

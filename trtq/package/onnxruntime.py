@@ -144,8 +144,8 @@ PLUGIN = """
     onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
     options = onnxruntime.SessionOptions()
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name]
-    choices.add_provider_for_devices(devices, {})
-    session = onnxruntime.InferenceSession("onnxruntime/MODEL", choices)
+    options.add_provider_for_devices(devices, {})
+    session = onnxruntime.InferenceSession("onnxruntime/MODEL", options)
 """
 BUILT_IN = """
     import onnxruntime

@@ -8,13 +8,12 @@ from typing import Any
 
 import onnx
 
-from trtq.layouts import IMAGE_AXES, channels_first, layout_of
+from trtq.data.image_size import image_hints
 from trtq.models.load import LoadedModel
 from trtq.reader.module import OnnxModule
 from trtq.reader.read import read_onnx
 
 IMAGE_CHANNELS = (1, 3)
-OPEN_SIZE = 224  # of an image whose height or width is open
 
 
 def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedModel:
@@ -39,13 +38,8 @@ def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedMod
 
 
 def _hints(module: OnnxModule) -> Mapping[str, Any]:
-    """Return the sizes of one input with four axes, where the file says them."""
-    images = [p for p in module.inputs if len(p.shape) == IMAGE_AXES]
-    if len(module.inputs) != 1 or not images:
+    """Return what the file says of its images, where its one input has four axes."""
+    if len(module.inputs) != 1:
         return {}
-    layout = layout_of(images[0].shape) or "NCHW"
-    channels, *sizes = channels_first(images[0].shape[1:], layout)
-    if channels not in IMAGE_CHANNELS:
-        return {}
-    size = (channels, *(s if isinstance(s, int) else OPEN_SIZE for s in sizes))
-    return {"input_size": size, "layout": layout}
+    hints = image_hints(module.inputs[0].shape, module.origin.metadata)
+    return hints if hints.get("input_size", (0,))[0] in IMAGE_CHANNELS else {}

@@ -169,7 +169,8 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     @property
     def images_words(self) -> str:
         """How many samples of what kind, as a person reads it."""
-        return f"{self.images} {'random inputs' if self.data.get('random') else 'images'}"
+        plain = "samples" if self.preprocess is None else "images"
+        return f"{self.images} {'random inputs' if self.data.get('random') else plain}"
 
     @property
     def summary(self) -> str:

@@ -245,8 +245,9 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     @property
     def images_words(self) -> str:
         """The source of the ranges in words."""
-        random = "random inputs (NOT CALIBRATED)"
-        return random if self.samples.random else "calibration images"
+        if self.samples.random:
+            return "random inputs (NOT CALIBRATED)"
+        return f"calibration {'samples' if self.preprocess is None else 'images'}"
 
     def _tried(self) -> str:
         more = self.preset.tried[1:] if self.preset is not None else []
