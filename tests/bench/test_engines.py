@@ -166,6 +166,14 @@ def test_a_profile_leaves_the_first_runs_out():
     assert read_onnx_profile(events, 2, skip=1) == {"conv1/Conv": (1.0, "Conv")}
 
 
+def test_one_interrupted_call_does_not_make_a_layer_slow():
+    event = {"cat": "Node", "name": "a_kernel_time", "args": {"op_name": "Conv"}}
+    events = [{**event, "dur": 1000 * ms} for ms in (1, 1, 90, 1, 1)]
+    assert read_onnx_profile(events, 5, skip=0) == {"a": (1.0, "Conv")}
+    # In a loop of two: four calls in two requests.
+    assert read_onnx_profile(events[:4], 2, skip=0) == {"a": (2.0, "Conv")}
+
+
 def layer(module: str, ms: float) -> LayerTime:
     return LayerTime(name=f"{module}/Conv", module=module, kind="Conv", ms=ms, share=0.0)
 

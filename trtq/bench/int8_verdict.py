@@ -112,8 +112,8 @@ def judge_files(
     note = ""
     if profile and turns.outcome != "faster":
         slower_layers, note = _slower_layers(first, second, options)
-    advice = _advice(first, second, turns, slower_layers)
     reasons = [*watch.reasons(), *_doubts(turns, settings.margin)]
+    advice = "" if reasons else _advice(first, second, turns, slower_layers)
     return Verdict(
         first=first.name,
         second=second.name,
@@ -150,11 +150,13 @@ def _advice(first: Path, second: Path, turns: Turns, slower_layers: list[LayerTi
         return ""
     if turns.outcome == "faster":
         return f"INT8 wins: {1.0 - turns.ratio:.1%} less time on this device."
-    keep = "FP16" if is_engine(first) else "the float file"
+    engine = is_engine(first)
+    keep = "FP16" if engine else "the float file"
+    where = "on this device" if engine else "in ONNX Runtime here (an engine may differ)"
     worst = ", ".join(f"{r.module} (+{r.ms:.3f} ms)" for r in slower_layers[:3])
     eaten = f"; the gain was eaten by {worst}" if worst else ""
     some = " trtq advise --measured --keep-winners leaves single layers in FP16." if worst else ""
-    return f"Keep {keep}: INT8 does not win on this device{eaten}.{some}"
+    return f"Keep {keep}: INT8 does not win {where}{eaten}.{some}"
 
 
 def _doubts(turns: Turns, margin: float) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,20 +140,24 @@ def _fused_convolution(
 def read_onnx_profile(
     events: Sequence[Mapping[str, Any]], runs: int, *, skip: int
 ) -> dict[str, tuple[float, str]]:
-    """Return ms per request and op by node name, without the first ``skip`` requests."""
-    calls: Counter[str] = Counter()
-    times: dict[str, tuple[float, str]] = {}
+    """Return ms per request and op by node name, without the first ``skip`` requests.
+
+    The median call counts: one that was interrupted takes a hundred times as long.
+    """
+    calls: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         node = name.removesuffix("_kernel_time")
-        calls[node] += 1
-        if calls[node] > skip:
-            before, _ = times.get(node, (0.0, ""))
-            ms = before + float(event["dur"]) / 1e3 / runs
-            times[node] = (ms, str(event.get("args", {}).get("op_name", "")))
-    return times
+        calls.setdefault(node, []).append(float(event["dur"]) / 1e3)
+        kinds[node] = str(event.get("args", {}).get("op_name", ""))
+    counted = {node: durations[skip:] for node, durations in calls.items() if durations[skip:]}
+    return {
+        node: (statistics.median(durations) * len(durations) / runs, kinds[node])
+        for node, durations in counted.items()
+    }
 
 
 def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:

@@ -31,7 +31,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(EvaluateSpec, values)
     require(merged, ("onnx", "data"), "evaluate", "onnx")
     spec = EvaluateSpec.make(merged)
-    from trtq.commands.evaluate import evaluate
+    from trtq.commands.evaluate import evaluate, pictures_folder
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = evaluate(spec, progress)
@@ -39,5 +39,7 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
     else:
         say(record.summary)
+        if record.pictures:
+            say(f"  {pictures_folder(spec)}/index.html")
     if not record.valid:
         raise SystemExit(3)

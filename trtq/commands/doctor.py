@@ -47,6 +47,7 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     ),
     ("tensorrt", "build on and for this machine's GPU", "pip install 'trtq[tensorrt]'"),
     ("nvidia-ml-py", "GPU power, clocks and memory", "pip install nvidia-ml-py"),
+    ("tokenizers", "texts as data (--tokenizer)", "pip install 'trtq[text]'"),
     ("scikit-learn", "the data set 'digits'", "pip install scikit-learn"),
 )
 

@@ -76,7 +76,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         names=(spec.onnx, str(spec.reference)),
         note=note,
         metadata=made,
-        gallery=Gallery(samples) if _pictures(spec) is not None else None,
+        gallery=Gallery(samples) if pictures_folder(spec) is not None else None,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
     measured = Measured(
@@ -107,7 +107,7 @@ def _task(spec: EvaluateSpec, stored: object, note: Callable[..., None]) -> Task
     return None
 
 
-def _pictures(spec: EvaluateSpec) -> Path | None:
+def pictures_folder(spec: EvaluateSpec) -> Path | None:
     """Return the folder for pictures of the samples that differ most; None for no pictures.
 
     Raises:
@@ -125,7 +125,7 @@ def _pictures(spec: EvaluateSpec) -> Path | None:
 
 
 def _save_pictures(spec: EvaluateSpec, evaluator: Evaluator, seen: Evaluation) -> list[PictureRow]:
-    folder = _pictures(spec)
+    folder = pictures_folder(spec)
     if folder is None or evaluator.gallery is None:
         return []
     return evaluator.gallery.save(seen.task, folder)

@@ -160,7 +160,7 @@ def _require_samples(answer: dict[str, AnyArray], size: int) -> dict[str, AnyArr
             raise UsageError(
                 f"Cannot join the output {name} of several batches",
                 f"it has the shape {list(array.shape)} for {size} samples",
-                f"Give {size} samples at a time",
+                f"Give --batch-size {size}",
             )
     return answer
 
