@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime import InferenceSession
 
 import trtq
 from tests.conftest import run_cli
@@ -88,3 +89,55 @@ def test_what_is_computed_from_states_is_what_the_file_computes(stream):
 )
 def test_the_axis_of_the_samples(shapes, axes):
     assert sample_axes(shapes) == axes
+
+
+def recurrent() -> onnx.ModelProto:
+    """A GRU with an open batch and length, and a state of exactly one sample."""
+    turned = {"perm": [1, 0, 2]}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["f"], "in"),
+        helper.make_node("Transpose", ["f"], ["t"], "turn", **turned),
+        helper.make_node("GRU", ["t", "g", "r", "", "", "h0"], ["y", "h1"], "gru", hidden_size=4),
+        helper.make_node("Squeeze", ["y", "one"], ["s"], "squeeze"),
+        helper.make_node("Transpose", ["s"], ["u"], "back", **turned),
+        helper.make_node("MatMul", ["u", "v"], ["score"], "head"),
+    ]
+    weights = {
+        "w": random_weight(6, 6),
+        "g": random_weight(12, 6)[None],
+        "r": random_weight(12, 4)[None],
+        "v": random_weight(4, 3),
+        "one": np.array([1], np.int64),
+    }
+    return model_of(
+        nodes,
+        [("x", FLOAT, ["batch", "time", 6]), ("h0", FLOAT, [1, 1, 4])],
+        [("score", FLOAT, ["batch", "time", 3]), ("h1", FLOAT, [1, 1, 4])],
+        weights,
+    )
+
+
+def test_a_state_of_one_sample_fixes_the_batch_and_leaves_the_length_open(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(recurrent(), "gru.onnx")
+    samples = [
+        {
+            "x": np.random.default_rng(i).standard_normal((5 + i, 6)).astype(np.float32),
+            "h0": np.zeros((1, 4), np.float32),
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "data").mkdir()
+    for i, sample in enumerate(samples):
+        np.savez(tmp_path / f"data/{i}.npz", **sample)
+    asked = ("--calib-cache", "cache", "--calib-images", "6", "--parity-images", "6")
+    for data in ("data", "random:6"):
+        result = run_cli("quantize", "gru.onnx", "--data", data, "--out", data[:4], *asked)
+        assert result.returncode == 0, result.stderr
+        assert "the model only captures with a fixed batch of 1: it fails on two" in result.stderr
+    read = InferenceSession("gru.onnx").run(None, {n: a[None] for n, a in samples[3].items()})
+    session = InferenceSession("data/model.fp32.onnx")
+    assert session.get_inputs()[0].shape == [1, "time", 6]
+    ours = session.run(None, {n: a[None] for n, a in samples[3].items()})
+    for wanted, got in zip(read, ours, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)

@@ -56,6 +56,18 @@ class Open(NamedTuple):
         """The same inputs without an open axis."""
         return Open(tuple({} for _ in self.names), {})
 
+    @property
+    def firsts(self) -> set[str]:
+        """Names of the first axes, which count samples."""
+        return {names[0] for names in self.names if 0 in names}
+
+    @property
+    def of_one_sample(self) -> Open:
+        """The same inputs with every axis open but those that count samples."""
+        names = tuple({i: n for i, n in of.items() if n not in self.firsts} for of in self.names)
+        ranges = {n: r for n, r in self.ranges.items() if n not in self.firsts}
+        return self._replace(names=names, ranges=ranges)
+
 
 def _dim(name: str, sizes: SizeRange, *, multiples: bool) -> Any:
     step = sizes.multiple if multiples else 1
@@ -163,10 +175,11 @@ def _words(sizes: Sequence[int | str]) -> str:
 
 def single(feed: Feed, opened: Open) -> Feed:
     """Return a batch of one sample: the first axes, and other axes of the same name, are 1."""
-    firsts = {names[0] for names in opened.names if 0 in names}
     return tuple(
         functools.reduce(
-            lambda t, axis: t.narrow(axis, 0, 1), (i for i, n in names.items() if n in firsts), t
+            lambda t, axis: t.narrow(axis, 0, 1),
+            (i for i, n in names.items() if n in opened.firsts),
+            t,
         )
         for t, names in zip(feed, opened.names, strict=True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import fx, nn
 
 from trtq.data.sample_axes import about_samples
 from trtq.errors import CaptureError, explain_system, first_line
-from trtq.graph.axes import input_specs, narrowest, open_axes, open_batch
+from trtq.graph.axes import input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.explain import hint_of_failure
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
@@ -89,6 +90,7 @@ def capture(
         CaptureError: the forward pass fails on this input, or torch.export refuses; names module
             and line.
     """
+    _require_names(model)
     size, declared, grow = _image_size(given), False, True
     if isinstance(model, StatesInputs):
         declared = axes is None
@@ -99,7 +101,10 @@ def capture(
             given, grow = model.fitted(given, axes or {}), False
         axes = axes or model.declared_axes
     call = call_of(model, image_example(size) if size is not None else given)
-    call, answer, alone = _answer(model, call, grow=grow, shrink=size is not None)
+    one = None if size is None else tuple(t[:1] for t in call.feed)
+    if declared and axes is not None:
+        one = single(call.feed, open_axes(call, axes, ranges or {}, asked=False))
+    call, answer, alone = _answer(model, call, grow=grow, one=one)
     if axes is None and usual_axes:
         declared = True
         axes = {
@@ -198,6 +203,22 @@ def _image_size(given: object) -> tuple[int, int, int] | None:
     return None
 
 
+def _require_names(model: nn.Module) -> None:
+    """Refuse tensors that torch.fx cannot write: it spells ``self.a.in.weight`` as Python.
+
+    Raises:
+        CaptureError: names the tensor.
+    """
+    for name, _ in (*model.named_parameters(), *model.named_buffers()):
+        word = next(filter(keyword.iskeyword, name.split(".")), None)
+        if word is not None:
+            raise CaptureError(
+                f"Cannot capture the tensor {name}",
+                f"{word!r} is a word of Python, and torch.fx writes the model as Python",
+                f"Give that part another name, such as {word}_",
+            )
+
+
 def _about(answer: Answer, names: Sequence[str]) -> list[str]:
     """Return what a user must know about a model's outputs."""
     dropped = [n for n in answer.names if n not in names]
@@ -215,22 +236,24 @@ def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     return answer
 
 
-def _answer(model: nn.Module, call: Call, *, grow: bool, shrink: bool) -> tuple[Call, Answer, str]:
+def _answer(
+    model: nn.Module, call: Call, *, grow: bool, one: Feed | None
+) -> tuple[Call, Answer, str]:
     """Return an example, what the model gives for it, and why it takes no two samples.
 
     Args:
         model: to call.
         call: the example.
         grow: make two samples of one, where the model takes two.
-        shrink: take one sample of two, where the model does not take two.
+        one: one sample of an example of two, for a model that does not take two.
 
     Raises:
         CaptureError: it fails, gives no tensor, or none that is finite.
     """
     _require_finite(call)
     two, alone = doubled(call) if grow else None, ""
-    if two is None and shrink:
-        two, call = call, call._replace(feed=tuple(t[:1] for t in call.feed))
+    if two is None and one is not None:
+        two, call = call, call._replace(feed=one)
     if two is not None:
         try:
             return two, _finite(answer_of(_call(model, two, two.feed))), ""

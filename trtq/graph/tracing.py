@@ -113,15 +113,27 @@ def trace_best(
             with contextlib.suppress(Exception):
                 return trace(model, feed, fitted), feed, fitted, _narrower_words(opened, fitted)
         one = single(feed, opened)
-        try:
-            graph = trace(model, one, opened.closed)
-        except Exception as exc:
-            raise explain_system(exc) or explain(exc, model) from exc
+        graph, kept = _trace_one(model, one, opened)
         why = alone or tie(model, lambda: trace(model, feed, opened))
         why = why or first_line(first).partition("! For more")[0]
-        note = f"the model only captures with {_fixed_words(one, opened)}: {why}"
+        note = f"the model only captures with {_fixed_words(one, opened, kept)}: {why}"
         logger.info("%s", note)
-        return graph, one, opened.closed, note
+        return graph, one, kept, note
+
+
+def _trace_one(model: nn.Module, one: Feed, opened: Open) -> tuple[fx.GraphModule, Open]:
+    """Trace with one sample: its other axes open where the model allows it.
+
+    Raises:
+        CaptureError: it cannot be traced.
+    """
+    if opened.of_one_sample.ranges:
+        with contextlib.suppress(Exception):
+            return trace(model, one, opened.of_one_sample), opened.of_one_sample
+    try:
+        return trace(model, one, opened.closed), opened.closed
+    except Exception as exc:
+        raise explain_system(exc) or explain(exc, model) from exc
 
 
 def _is_within(feed: Feed, opened: Open) -> bool:
@@ -139,15 +151,15 @@ def _narrower_words(before: Open, after: Open) -> str:
     return f"the model takes {', '.join(changed)}"
 
 
-def _fixed_words(feed: Feed, opened: Open) -> str:
+def _fixed_words(feed: Feed, opened: Open, kept: Open) -> str:
     """Return the sizes that axes have now that they are not open, and how to choose others."""
     sizes = {
         name: int(tensor.shape[i])
         for tensor, names in zip(feed, opened.names, strict=True)
         for i, name in names.items()
+        if name not in kept.ranges
     }
-    firsts = {names[0] for names in opened.names if 0 in names}
-    if set(sizes) <= firsts:
+    if set(sizes) <= opened.firsts:
         return "a fixed batch of 1"
     words = ", ".join(f"{name} {size}" for name, size in sizes.items())
     return f"fixed sizes, {words} (--input NAME=SIZES chooses others)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 
@@ -53,4 +54,4 @@ def module_name(node: onnx.NodeProto) -> str:
 def _part(text: str) -> str:
     """Return one part of a path: letters, digits and underscores."""
     clean = re.sub(r"\W+", "_", text).strip("_") if text.strip("_") else ""
-    return f"{clean}_" if clean in _RESERVED else clean
+    return f"{clean}_" if clean in _RESERVED or keyword.iskeyword(clean) else clean
