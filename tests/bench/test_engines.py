@@ -148,7 +148,7 @@ def test_no_second_opinion(tmp_path, monkeypatch, cnn_out):
     row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), trtexec=True, **QUICK)).rows[0]
     assert (
         row.unavailable["trtexec"]
-        == "No second opinion: trtexec reads engines, this is an ONNX file"
+        == "No second opinion: trtexec reads engines, this is an ONNX file [BENCH-010]"
     )
 
 

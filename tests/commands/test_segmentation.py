@@ -278,7 +278,7 @@ def test_a_recipe_that_trains(scenes, tmp_path: Path):
     )
     run(load_recipe(recipe))
     assert read(tmp_path / "o/evaluate.json")["spec"]["masks"] == str(val[1])
-    with pytest.raises(UsageError, match=r"\[finetune\] cannot set model: the chain does"):
+    with pytest.raises(UsageError, match=r"\[finetune\] cannot set model: the chain sets it"):
         recipe.write_text(text.replace("epochs = 1", 'epochs = 1\nmodel = "x"'))
         load_recipe(recipe)
 

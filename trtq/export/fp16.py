@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.onnx_file import opset_of
 from trtq.onnx_node import names_of
@@ -18,7 +19,7 @@ from trtq.onnx_walk import MOVES, QDQ, constant_of, element_types, has_branches
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"
-PRODUCTS = ("MatMul", "Gemm")
+PRODUCTS = ops.onnx_types("linear", "matmul")
 
 
 def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
