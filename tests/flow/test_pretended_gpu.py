@@ -76,7 +76,7 @@ def on_both(tmp_path, monkeypatch):
     return run
 
 
-FAST = {"smooth, max", "learned rounding"}
+FAST = {"smooth, max"}
 
 
 @pytest.mark.parametrize(

@@ -571,7 +571,8 @@ def _label_kind(node: ast.expr) -> str:
 def sites() -> list[Texts]:
     """Return the texts of every raise site, without those that only repeat another program.
 
-    Sites that differ in their hints alone are one error.
+    Sites that differ in their hints alone are one error, and one that says a part of what another
+    says is left out.
     """
     every = dict[tuple[str, ...], Texts]()
     for site in Sites():
@@ -580,14 +581,15 @@ def sites() -> list[Texts]:
         same = every.setdefault(site.key, site)
         hints = dict.fromkeys(filter(None, [*same.hint.split(OR), *site.hint.split(OR)]))
         every[site.key] = same._replace(hint=OR.join(hints))
-    kept = [t for t in every.values() if not any(_is_part(t, o) for o in every.values())]
+    alike = dict[tuple[str, ...], list[set[str]]]()  # reasons of errors with one message
+    for kind, message, why in every:
+        alike.setdefault((kind, message), []).append(set(why.split(OR)))
+    kept = [
+        t
+        for (kind, message, why), t in every.items()
+        if not any(set(why.split(OR)) < more for more in alike[kind, message])
+    ]
     return sorted(kept, key=lambda t: (CLASSES.index(t.kind), t.fixed))
-
-
-def _is_part(one: Texts, other: Texts) -> bool:
-    """Whether another error says the same, and more."""
-    reasons, more = (set(t.fixed[2].split(OR)) for t in (one, other))
-    return one.fixed[:2] == other.fixed[:2] and reasons < more
 
 
 if __name__ == "__main__":
