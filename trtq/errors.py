@@ -74,10 +74,14 @@ class TrtqError(Exception):
     @property
     def coded(self) -> str:
         """The text with its code at the end; without it where the table cannot be read."""
+        return self.marked(str(self))
+
+    def marked(self, text: str) -> str:
+        """Return a text about this error with its code at the end, as :attr:`coded`."""
         try:
-            return f"{self} [{self.code}]"
+            return f"{text} [{self.code}]"
         except (OSError, MemoryError, ImportError):  # no memory or no file handle is left
-            return str(self)
+            return text
 
     def with_code_of(self, other: TrtqError) -> TrtqError:
         """Take the code of an error that this one repeats in another form."""

@@ -361,8 +361,7 @@ def _mode_settings(spec: BenchSpec) -> dict[str, Any]:
 
 
 def _brief(exc: TrtqError) -> str:
-    text = f"{exc.message}: {exc.reason}" if exc.reason else exc.message
-    return f"{text} [{exc.code}]"
+    return exc.marked(f"{exc.message}: {exc.reason}" if exc.reason else exc.message)
 
 
 def open_meter(device: str, gpu: Gpu | None, why_no_gpu: str) -> Meter:

@@ -400,7 +400,7 @@ class _Deployment:
         try:
             return self._accuracy(self.data, manifest, path)
         except (BoardError, UsageError) as exc:
-            self.unavailable["accuracy"] = f"{exc.reason or exc.message} [{exc.code}]"
+            self.unavailable["accuracy"] = exc.marked(exc.reason or exc.message)
             self.told.note(f"accuracy n/a: {exc.coded}")
             return None
 
