@@ -5,13 +5,13 @@ The export is that of ``trtq quantize``.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
 
 from trtq.artifact import read_json, read_record, sha256_file, spec_values
 from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.commands.together import together
 from trtq.data.opened import Data
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import FINETUNE_JSON, FP32, QDQ
@@ -54,14 +54,12 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
     run = Run(listener if first else Silent())
     device = choose_device(spec.device, workers)
     work = Workspace(Path(spec.out), FINETUNE_JSON, run.progress, run.clock)
-    joined = workers.joined(gpu=device.type == "cuda", waiting=listener.note)
-    with work.locked() if first else nullcontext(), joined:
+    with together(work, workers, device, listener.note):
         training = _prepare(spec, run, workers)
         workers.wait()  # no process writes while another still reads
         training.train()
         record = _write(spec, training, work) if first else None
-        workers.wait()
-        return record or read_record(work.folder / FINETUNE_JSON, FinetuneRecord)
+    return record or read_record(work.folder / FINETUNE_JSON, FinetuneRecord)
 
 
 def _prepare(spec: FinetuneSpec, run: Run, workers: Workers) -> Training:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from trtq.artifact import read_record, spec_values
 from trtq.commands.allocation import read_allocation
 from trtq.commands.loading import input_of, open_given, open_model
+from trtq.commands.together import together
 from trtq.errors import UsageError
 from trtq.files import MODEL_FILES, QUANTIZE_JSON
 from trtq.flow.data import samples_from
@@ -48,8 +49,8 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     loaded = open_model(spec)
     given = input_of(spec, loaded, data)
     run.clock.lap("load")
-    joined = workers.joined(gpu=device.type == "cuda", waiting=listener.note)
-    with work.locked() if first else nullcontext(), joined:
+    record = None
+    with together(work, workers, device, listener.note):
         if first:
             work.remove_leftovers(MODEL_FILES)
         model = given.capture(loaded)
@@ -60,12 +61,10 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
             chosen = read_allocation(Path(spec.allocation), model.weights_sha256)
             widths = {name: option.label for name, option in chosen.items()}
             options = msgspec.structs.replace(options, layer_bits=widths)
-        record = None
         with suppress(Assisted):
             quantized = quantize_model(model, samples, options, run, workers=workers)
             record = write_quantized(quantized, work, spec_values(spec))
-        workers.wait()
-        return record or read_record(work.folder / QUANTIZE_JSON, QuantizeRecord)
+    return record or read_record(work.folder / QUANTIZE_JSON, QuantizeRecord)
 
 
 def _options(spec: QuantizeSpec) -> QuantizeOptions:

@@ -39,7 +39,7 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     floats = f"; in float: {', '.join(kept)}" if kept else ""
     inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}")
     best = attempt(inputs, current)
-    inputs = replace(inputs, workers=Workers())  # the other processes have ended
+    inputs = replace(inputs, workers=Workers())  # the others have done their share
     tried = [_tried("as asked" if current == options else f"with {names}", best)]
     if not inputs.model.random_weights:
         best, more = _fall_back(inputs, options, PRESETS[family], best)
