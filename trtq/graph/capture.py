@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from trtq.data.sample_axes import about_samples
 from trtq.errors import CaptureError, explain_system, first_line
-from trtq.graph.axes import input_specs, narrowest, open_axes, open_batch, single
+from trtq.graph.axes import Open, input_specs, narrowest, open_axes, open_batch, single
 from trtq.graph.explain import hint_of_failure
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
@@ -101,22 +101,12 @@ def capture(
             given, grow = model.fitted(given, axes or {}), False
         axes = axes or model.declared_axes
     call = call_of(model, image_example(size) if size is not None else given)
-    one = None if size is None else tuple(t[:1] for t in call.feed)
+    stated, one = None, None if size is None else tuple(t[:1] for t in call.feed)
     if declared and axes is not None:
-        one = single(call.feed, open_axes(call, axes, ranges or {}, asked=False))
+        stated = open_axes(call, axes, ranges or {}, asked=False)
+        one = single(call.feed, stated)
     call, answer, alone = _answer(model, call, grow=grow, one=one)
-    if axes is None and usual_axes:
-        declared = True
-        axes = {
-            name: usual_axes
-            for name, tensor in zip(call.names, call.feed, strict=True)
-            if tensor.ndim == len(usual_axes)
-        }
-    opened = (
-        open_axes(call, axes, ranges or {}, asked=not declared)
-        if axes is not None
-        else open_batch(call)
-    )
+    opened = stated or _open(call, axes, usual_axes, ranges or {})
     flat = model if call.plain and answer.plain else Flat(model, call)
     graph, feed, kept, note = trace_best(flat, call, opened, alone)
     kept, narrowed = narrowest(graph, kept)
@@ -201,6 +191,22 @@ def _image_size(given: object) -> tuple[int, int, int] | None:
         channels, height, width = given
         return channels, height, width
     return None
+
+
+def _open(
+    call: Call, axes: Axes | None, usual_axes: Sequence[str], ranges: Mapping[str, SizeRange]
+) -> Open:
+    """Return the axes that somebody named, else those that the data let open, else the batch."""
+    if axes is not None:
+        return open_axes(call, axes, ranges)
+    if not usual_axes:
+        return open_batch(call)
+    usual = {
+        name: usual_axes
+        for name, tensor in zip(call.names, call.feed, strict=True)
+        if tensor.ndim == len(usual_axes)
+    }
+    return open_axes(call, usual, ranges, asked=False)
 
 
 def _require_names(model: nn.Module) -> None:
