@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 
 import trtq
+from tests.support.texts import save_tokenizer
 from trtq.data.model_inputs import InputNeeds
 from trtq.data.random_inputs import nearest
 from trtq.data.rows import IN_MEMORY
@@ -310,16 +311,9 @@ def test_open_sizes_of_random_inputs():
     assert nearest(3, SizeRange(least=2, multiple=2)) == 2
 
 
-WORDS = ("[PAD]", "[UNK]", "one", "two", "three", "four")
-
-
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    save_tokenizer(tmp_path)
     (tmp_path / "t.txt").write_text(
         "one two\n\nthree four one two three four one two three\nfour one\n"
     )

@@ -12,10 +12,10 @@ from torch import nn
 
 import trtq
 from tests.conftest import run_cli
+from tests.support.texts import save_tokenizer
 from trtq.errors import CaptureError
 from trtq.graph.capture import capture
 
-WORDS = ("[PAD]", "[UNK]", "one", "two", "three", "four")
 POSITIONS = 12
 ENCODER = """
 import torch
@@ -40,11 +40,7 @@ class Encoder(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    save_tokenizer(tmp_path)
     (tmp_path / "own.py").write_text(ENCODER)
     (tmp_path / "t.txt").write_text("one two\nthree four one two three four\nfour one two\n")
     return tmp_path

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import read, run_cli
 from tests.support.processes import FORKS, free_port, start_two
 from tests.support.quantize import CNN
-from trtq.errors import UsageError
+from trtq.errors import TrtqError, UsageError
 from trtq.graph.capture import capture
 from trtq.quant.calibrate import summarize_all
 from trtq.quant.calibrators import CALIBRATORS, Calibrator, Chosen, require_merge
@@ -83,6 +83,32 @@ def test_every_calibrator_finds_what_one_process_finds(tmp_path: Path):
             assert wanted, setting
             for name, values in wanted.items():
                 assert together[setting][name] == pytest.approx(values, 1e-6, 1e-7), (setting, name)
+
+
+def _leave(rank: int, port: int, file: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    workers = Workers(rank=rank, world=2)
+    with workers.joined():
+        if rank:
+            os._exit(7)
+        try:
+            workers.wait()
+        except TrtqError as exc:
+            file.write_text(str(exc))
+            os._exit(0)
+
+
+def test_a_process_whose_other_one_ended_says_so(tmp_path: Path):
+    port = free_port()
+    both = [FORKS.Process(target=_leave, args=(r, port, tmp_path / "said")) for r in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [p.exitcode for p in both] == [0, 7]
+    text = (tmp_path / "said").read_text()
+    assert text.startswith("Another of the processes ended before this one: ")
+    assert text.endswith(" See what it wrote.")
 
 
 def words(images: Path, out: Path) -> list[str]:
