@@ -58,14 +58,13 @@ FORMATS = (
 
 def trtq_pictures(name: str, form: Format, options: dict[str, Any]) -> dict[str, Any]:
     """Quantize a classifier and score its file on images that calibration did not see."""
-    from models import evaluation, settings
+    from models import evaluated, settings
 
-    from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+    from trtq import QuantizeSpec, quantize
 
-    own = settings(name)
     with tempfile.TemporaryDirectory() as folder:
         values = {
-            **own,
+            **settings(name),
             "out": f"{folder}/o",
             "calib_cache": f"{folder}/c",
             "bits": form.bits,
@@ -73,22 +72,7 @@ def trtq_pictures(name: str, form: Format, options: dict[str, Any]) -> dict[str,
             **options,
         }
         quantize(QuantizeSpec.make(values))
-        where = evaluation(name)
-        same = where["data"] == own["data"]
-        shared = {k: own[k] for k in ("input_size", "preset") if k in own}
-        r = evaluate(
-            EvaluateSpec.make(
-                {
-                    **where,
-                    **shared,
-                    "onnx": f"{folder}/o/model.qdq.onnx",
-                    "reference": f"{folder}/o/model.fp32.onnx",
-                    "exclude": f"{folder}/o/quantize.json" if same else None,
-                    "batch_size": 50,
-                    "limit": LIMIT,
-                }
-            )
-        )
+        r = evaluated(name, Path(folder) / "o", LIMIT)
     return {"words": words_of(r.agreement, r.sqnr_db, r.top1, r.images)}
 
 
@@ -132,19 +116,9 @@ def modelopt_config(model: torch.nn.Module, setting: str, form: Format) -> dict[
 
 
 def _modelopt_pictures(name: str, setting: str, form: Format, _: Path) -> dict[str, Any]:
-    import modelopt.torch.quantization as mtq
-    from ptq_accuracy import prepare, score_in_torch
+    from ptq_accuracy import modelopt_scores
 
-    from trtq.data.preprocess import batches
-
-    model, preprocess, source, indices = prepare(name)
-    calibration = list(batches(source, indices, preprocess, 32))
-    quantized = mtq.quantize(
-        copy.deepcopy(model),
-        modelopt_config(model, setting, form),
-        forward_loop=lambda m: [m(x) for x in calibration],
-    )
-    r = score_in_torch(name, quantized, model, preprocess, source, indices, LIMIT)
+    r = modelopt_scores(name, lambda model: modelopt_config(model, setting, form), LIMIT)
     return {"words": words_of(r["agreement"], r["sqnr"], r["top1"], int(r["images"]))}
 
 

@@ -42,9 +42,9 @@ ONLY_WEIGHTED = ("*.residual", "*.qk", "*.av")
 
 
 def trtq_row(name: str, bits: str, recipe: str) -> dict[str, object]:
-    from models import evaluation, settings
+    from models import evaluated, settings
 
-    from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+    from trtq import QuantizeSpec, quantize
     from trtq.errors import UsageError
 
     own, parts = (
@@ -82,22 +82,7 @@ def trtq_row(name: str, bits: str, recipe: str) -> dict[str, object]:
             except UsageError as exc:
                 if "matches no layer" not in str(exc):
                     return {"failed": str(exc).split(": ", 1)[-1][:110]}
-        where = evaluation(name)
-        exclude = f"{folder}/o/quantize.json" if where["data"] == own["data"] else None
-        shared = {k: own[k] for k in ("input_size", "preset") if k in own}
-        r = evaluate(
-            EvaluateSpec.make(
-                {
-                    **where,
-                    **shared,
-                    "onnx": f"{folder}/o/model.qdq.onnx",
-                    "reference": f"{folder}/o/model.fp32.onnx",
-                    "exclude": exclude,
-                    "batch_size": 50,
-                    "limit": LIMIT,
-                }
-            )
-        )
+        r = evaluated(name, Path(folder) / "o", LIMIT)
         spent = sum(record.seconds.get(m.name, 0.0) for m in record.methods)
         return {
             "agreement": r.agreement,
@@ -145,20 +130,9 @@ def modelopt_config(model: torch.nn.Module, bits: str, algorithm: str) -> dict[s
 
 def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
     """Run in a process of ModelOpt's own."""
-    import copy
+    from ptq_accuracy import modelopt_scores
 
-    import modelopt.torch.quantization as mtq
-    from ptq_accuracy import prepare, score_in_torch
-
-    from trtq.data.preprocess import batches
-
-    model, preprocess, source, indices = prepare(name)
-    config = modelopt_config(model, bits, algorithm)
-    calibration = list(batches(source, indices, preprocess, 32))
-    quantized = mtq.quantize(
-        copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration]
-    )
-    return score_in_torch(name, quantized, model, preprocess, source, indices, LIMIT)
+    return modelopt_scores(name, lambda model: modelopt_config(model, bits, algorithm), LIMIT)
 
 
 def main() -> None:

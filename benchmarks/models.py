@@ -200,3 +200,29 @@ def evaluation(name: str) -> dict[str, Any]:
     if name == "efficientnet_lite0" and not SMOKE:
         return {"data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json"}
     return {"data": f"{data}/cifar10.zip/test"}
+
+
+def evaluated(name: str, folder: Path, limit: int | None = None) -> Any:
+    """Evaluate the quantized file of a model in ``folder`` beside its float file.
+
+    Args:
+        name: of the model.
+        folder: where ``trtq quantize`` wrote.
+        limit: of the images; those that calibrated are left out.
+    """
+    from trtq import EvaluateSpec, evaluate
+
+    where = evaluation(name)
+    same = where["data"] == settings(name)["data"]
+    return evaluate(
+        EvaluateSpec.make(
+            {
+                **where,
+                "onnx": f"{folder}/model.qdq.onnx",
+                "reference": f"{folder}/model.fp32.onnx",
+                "exclude": f"{folder}/quantize.json" if same else None,
+                "batch_size": 50,
+                "limit": limit,
+            }
+        )
+    )

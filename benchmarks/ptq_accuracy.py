@@ -14,18 +14,21 @@ leaves those in float: it compares like with like.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from models import evaluation, settings
+from models import evaluated, evaluation, settings
 from smoke import arguments
 
-from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+from trtq import QuantizeSpec, quantize
 from trtq.data.answers import Tally
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import open_source
@@ -53,18 +56,33 @@ def prepare(name: str):
 
 def modelopt_row(name: str, method: str) -> dict[str, float]:
     """Run in a process of ModelOpt's own: quantize, then count on the evaluation images."""
-    import copy
+    import modelopt.torch.quantization as mtq
 
+    return modelopt_scores(name, lambda _: {**mtq.INT8_DEFAULT_CFG, "algorithm": method})
+
+
+def modelopt_scores(
+    name: str,
+    config_of: Callable[[torch.nn.Module], dict[str, Any]],
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Quantize a model with ModelOpt, and count on images that calibration did not see.
+
+    Args:
+        name: of the model.
+        config_of: returns ModelOpt's configuration for the module; it is not changed.
+        limit: of the images.
+    """
     import modelopt.torch.quantization as mtq
 
     model, preprocess, source, indices = prepare(name)
     calibration = list(batches(source, indices, preprocess, 32))
-    config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
-    config["algorithm"] = method
     quantized = mtq.quantize(
-        copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration]
+        copy.deepcopy(model),
+        copy.deepcopy(config_of(model)),
+        forward_loop=lambda m: [m(x) for x in calibration],
     )
-    return score_in_torch(name, quantized, model, preprocess, source, indices)
+    return score_in_torch(name, quantized, model, preprocess, source, indices, limit)
 
 
 def score_in_torch(
@@ -108,19 +126,7 @@ def trtq_row(
         "high_precision": high_precision,
     }
     quantize(QuantizeSpec.make({**settings(name), **own}))
-    where = evaluation(name)
-    exclude = str(out / "quantize.json") if where["data"] == settings(name)["data"] else None
-    r = evaluate(
-        EvaluateSpec.make(
-            {
-                **where,
-                "onnx": f"{out}/model.qdq.onnx",
-                "reference": f"{out}/model.fp32.onnx",
-                "exclude": exclude,
-                "batch_size": 50,
-            }
-        )
-    )
+    r = evaluated(name, out)
     return {
         "top1": r.top1,
         "agreement": r.agreement,
