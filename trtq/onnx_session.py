@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from trtq.machine import given_threads
@@ -17,16 +18,18 @@ CHANGE_VALUES = (
     # minus infinity.
     "Pad_Fusion",
 )
-CPU: tuple[str, dict[str, int]] = ("CPUExecutionProvider", {})
+CPU: Sequence[tuple[str, dict[str, int]]] = (("CPUExecutionProvider", {}),)
 
 
-def exact_session(source: str | bytes, options: Any, provider: tuple[str, Any] = CPU) -> Any:
+def exact_session(
+    source: str | bytes, options: Any, providers: Sequence[tuple[str, Any]] | None = CPU
+) -> Any:
     """Return an ``onnxruntime.InferenceSession`` that computes every node and pair in float.
 
     Args:
         source: the path of a model, or a model as bytes.
         options: ``onnxruntime.SessionOptions``; it is changed.
-        provider: name and settings.
+        providers: names and settings; None where ``options`` have the devices.
     """
     import onnxruntime as ort
 
@@ -36,5 +39,8 @@ def exact_session(source: str | bytes, options: Any, provider: tuple[str, Any] =
     # No latency is measured: threads that wait leave the cores to others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(
-        source, options, providers=[provider], disabled_optimizers=CHANGE_VALUES
+        source,
+        options,
+        providers=None if providers is None else list(providers),
+        disabled_optimizers=CHANGE_VALUES,
     )

@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_the_record_and_goes_no_further(cnn_out, tmp_path, mode):
 
 def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
     file = f"{cnn_out}/model.qdq.onnx"
-    with pytest.raises(UsageError, match="Unknown device 'gpu'. Use cpu or cuda:N"):
+    with pytest.raises(UsageError, match="Unknown device 'gpu'. Use cpu, cuda:N or rtx:N"):
         bench(BenchSpec(file=(file,), device="gpu"))
     with pytest.raises(
         UsageError, match="this verb measures here. On the board: trtq deploy nano FILE.onnx"

@@ -54,7 +54,6 @@ def test_onnx_runtime_providers_that_are_not_here(files):
     for provider, spelled in (
         ("CUDA", "CUDA"),
         ("TensorRT", "TensorRT"),
-        ("NvTensorRTRTX", "NvTensorRTRTX"),
     ):
         with pytest.raises(
             ExportError,

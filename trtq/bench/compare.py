@@ -24,7 +24,7 @@ from trtq.bench.machine_card import Card, differences, different_machines
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import BenchRecord, BenchRow, Verdict, shown
 from trtq.bench.system_info import open_gpu, take_card
-from trtq.bench.workload import LoadOptions, device_for, parse_device
+from trtq.bench.workload import LoadOptions, device_for
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import COMPARE_JSON
 from trtq.progress import Progress, or_silent
@@ -71,7 +71,6 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     paths = [Path(f) for f in spec.file]
     records = _require_comparable(paths)
     out = ensure_writable_dir(Path(spec.out)) if spec.out else None
-    parse_device(spec.device)
     device = device_for(spec.device, *paths)
     gpu, _ = open_gpu(device)
     if records:
@@ -122,7 +121,12 @@ def _verdicts(
     spec: CompareSpec, paths: list[Path], device: str, gpu: Gpu | None, progress: Progress
 ) -> list[Verdict]:
     """Return the verdict on each file against the first."""
-    options = LoadOptions(device=device, batch=spec.batch, trust=spec.trust, shapes=spec.shapes)
+    options = LoadOptions(
+        device=device if spec.device == "cpu" else spec.device,
+        batch=spec.batch,
+        trust=spec.trust,
+        shapes=spec.shapes,
+    )
     settings = TurnSettings(margin=spec.margin, block_s=spec.block, max_groups=spec.max_loads)
     verdicts = []
     for other in paths[1:]:

@@ -24,6 +24,7 @@ from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, TrtqError, reason
 from trtq.export.onnx_file import load_onnx, read_onnx
+from trtq.export.ort_provider import settings_of
 from trtq.onnx_walk import QDQ
 from trtq.scratch import scratch
 
@@ -84,9 +85,8 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
         options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
-        session = ort.InferenceSession(
-            str(workload.path), options, providers=workload.session.get_providers()
-        )
+        providers = settings_of(options, workload.provider, workload.index)
+        session = ort.InferenceSession(str(workload.path), options, providers=providers)
         for _ in range(5):
             session.run(None, workload.feed)
         for _ in range(runs):

@@ -79,7 +79,8 @@ class RowMeasurement:
         self.path = path
         self.device = device_for(self.spec.device, path)
         self.gpu = context.gpu if self.device != "cpu" else None
-        self.options = replace(load_options(self.spec, batch), device=self.device)
+        device = self.device if is_engine(path) else self.spec.device
+        self.options = replace(load_options(self.spec, batch), device=device)
         self.batch = batch
         self.sha256 = require_onnx(path) if path.suffix == ".onnx" else sha256_file(path)
         self.interrupted = False

@@ -48,9 +48,9 @@ def main() -> int:
     """Load, answer twice, print."""
     request = Request(*json.loads(sys.argv[1]))
     path, device = Path(request.file), request.device
-    from trtq.bench.workload import LoadOptions, open_workload, parse_device
+    from trtq.bench.workload import LoadOptions, device_for, open_workload
 
-    parse_device(device)
+    hardware = device_for(device, path)
     options = LoadOptions(
         device=device,
         batch=request.batch,
@@ -59,7 +59,7 @@ def main() -> int:
         shapes=request.shapes,
     )
     laps: list[tuple[str, int]] = [("process and Python", ENTERED - request.started)]
-    memory = Memory(device) if request.memory else None
+    memory = Memory(hardware) if request.memory else None
     _import_runtime(path)
     last = time.perf_counter_ns()
     laps.append(("imports", last - ENTERED))

@@ -68,8 +68,10 @@ class Workload(Protocol):
 
 
 def device_for(device: str, *paths: Path) -> str:
-    """Return the device of files; an engine always runs on a GPU."""
-    return "cuda:0" if device == "cpu" and any(is_engine(p) for p in paths) else device
+    """Return the hardware that files run on, ``cpu`` or ``cuda:N``; an engine's is a GPU."""
+    provider, index = parse_device(device)
+    on_cpu = provider == "CPU" and not any(is_engine(p) for p in paths)
+    return "cpu" if on_cpu else f"cuda:{index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,8 @@ class LoadOptions:
     """How a file is loaded and called; see :func:`open_workload`.
 
     Attributes:
-        device: ``cpu`` or ``cuda:N``; engines run on ``cuda:N`` alone.
+        device: ``cpu``, ``cuda:N``, or ``rtx:N`` (TensorRT for RTX inside ONNX Runtime); engines
+            run on ``cuda:N`` with every value.
         batch: samples in a request: the first axis of inputs that ``shapes`` does not name.
         graph: launch an engine as a CUDA graph, where that is possible.
         trust: run an engine without a manifest.
@@ -139,24 +142,27 @@ def _open_engine(path: Path, options: LoadOptions) -> EngineWorkload:
     return EngineWorkload(runner, feed, graph=options.graph)
 
 
+GPU_PROVIDERS = {"cuda": "CUDA", "rtx": "NvTensorRTRTX"}
+
+
 def parse_device(text: str) -> tuple[str, int]:
     """Return ONNX Runtime's provider and the index of a device.
 
     Raises:
-        UsageError: it is neither ``cpu`` nor ``cuda:N``.
+        UsageError: it is none of ``cpu``, ``cuda:N`` and ``rtx:N``.
     """
     name, _, index = text.partition(":")
     if text == "cpu":
         return "CPU", 0
-    if name == "cuda" and (index or "0").isdigit():
-        return "CUDA", int(index or 0)
+    if name in GPU_PROVIDERS and (index or "0").isdecimal():
+        return GPU_PROVIDERS[name], int(index or 0)
     if name == "ssh":
         raise UsageError(
             f"Cannot measure on {text}",
             "this verb measures here",
             f"On the board: trtq deploy {index or 'NAME'} FILE.onnx",
         )
-    raise UsageError(f"Unknown device {text!r}", hint="Use cpu or cuda:N")
+    raise UsageError(f"Unknown device {text!r}", hint="Use cpu, cuda:N or rtx:N")
 
 
 class OnnxWorkload:
@@ -183,31 +189,39 @@ class OnnxWorkload:
         other: OnnxWorkload | None = None,
         taking_turns: bool = False,
     ) -> None:
-        provider, index = parse_device(options.device)
+        self.provider, self.index = parse_device(options.device)
         self.session: Any = (
             other.session
             if other is not None
             else open_session(
                 path,
                 as_written=False,
-                provider=provider,
-                device_id=index,
+                provider=self.provider,
+                device_id=self.index,
                 taking_turns=taking_turns,
             )
         )
         self.path, self.options = path, options
         self.feed: Inputs = other.feed if other is not None else self._draw()
-        self.device = "cpu" if provider == "CPU" else f"cuda:{index}"
-        self.label = f"{'CPU' if provider == 'CPU' else self.device} (ONNX Runtime)"
-        if provider == "CPU":
+        self.device = device_for(options.device)
+        runtime = "TensorRT for RTX in ONNX Runtime" if self.makes_engine else "ONNX Runtime"
+        self.label = f"{'CPU' if self.provider == 'CPU' else self.device} ({runtime})"
+        if self.provider == "CPU":
             self.why_whole = "the request runs on the CPU: there is no GPU time in it"
         self.shapes = shapes_of(self.feed)
         self.shape = next(iter(self.shapes.values()))
         self.settings = RowSettings(
-            runtime="ONNX Runtime, its own graph optimisation and integer kernels",
+            runtime=f"{runtime}, an engine of its own"
+            if self.makes_engine
+            else f"{runtime}, its own graph optimisation and integer kernels",
             transfers="included",
         )
         self.outputs: list[AnyArray] = []
+
+    @property
+    def makes_engine(self) -> bool:
+        """Whether the provider builds an engine of its own from the file."""
+        return self.provider == GPU_PROVIDERS["rtx"]
 
     def _draw(self) -> dict[str, AnyArray]:
         """Return random inputs of the sizes that were asked for."""

@@ -14,10 +14,10 @@ from trtq.export.decompose import holds_fp4, without_fp4
 from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import checked_onnx, load_onnx, parse_onnx
+from trtq.export.ort_provider import full_name, settings_of
 from trtq.onnx_session import exact_session
 from trtq.onnx_walk import all_nodes
 
-SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
 ONNX_NAMES = {"float": "float32", "double": "float64"}  # of ONNX Runtime's types, beside NumPy's
 NUMPY_NAMES = (
     *("float16", "float32", "float64", "bool"),
@@ -42,7 +42,7 @@ def open_session(
             and accuracy need). False lets ONNX Runtime fuse pairs into its own integer kernels and
             rewrite biases to int32 (what its latency means).
         provider: ``CPU``, ``CUDA``, ``TensorRT`` or ``NvTensorRTRTX``; the last two build an engine
-            of their own.
+            of their own. NvTensorRTRTX may come as a plugin, in a package of its own.
         device_id: which GPU.
         taking_turns: other sessions run between its requests: its threads then stop spinning when a
             request ends. Without that the threads of idle sessions take the cores from the one at
@@ -62,25 +62,20 @@ def open_session(
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_mem_reuse = False
-    name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
-    if name not in ort.get_available_providers():
-        raise ExportError(
-            f"ONNX Runtime here cannot run on {provider}",
-            f"it offers {', '.join(ort.get_available_providers())}",
-            "Install onnxruntime-gpu on a machine with an NVIDIA driver, or use --device cpu",
-        )
+    providers = settings_of(options, provider, device_id)
     source = _source(model)
     try:
-        settings = {"device_id": device_id} if provider != "CPU" else {}
         session = (
-            exact_session(source, options, (name, settings))
+            exact_session(source, options, providers)
             if as_written
-            else ort.InferenceSession(source, options, providers=[(name, settings)])
+            else ort.InferenceSession(source, options, providers=providers)
         )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"
         raise ExportError(f"ONNX Runtime cannot load {label}", *_why(model, exc)) from exc
-    if session.get_providers()[0] != name:  # it falls back to the CPU with a warning only
+    if session.get_providers()[0] != full_name(
+        provider
+    ):  # it falls back to the CPU with a warning only
         raise ExportError(
             f"ONNX Runtime does not run on {provider} here",
             "it fell back to the CPU",

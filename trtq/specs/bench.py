@@ -17,8 +17,8 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     device: Annotated[
         str,
         Doc(
-            description="cpu, cuda:N or ssh:NAME (a board: the file is built there); engines "
-            "run on a GPU with every value."
+            description="cpu, cuda:N, rtx:N (TensorRT for RTX inside ONNX Runtime) or ssh:NAME (a "
+            "board: the file is built there); engines run on a GPU with every value."
         ),
     ] = "cpu"
     mode: Annotated[
@@ -154,7 +154,7 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
         tuple[str, ...],
         PathDoc(description="Two or more .onnx or .engine files, or two records of trtq bench."),
     ]
-    device: Annotated[str, Doc(description="cpu or cuda:N.")] = "cpu"
+    device: Annotated[str, Doc(description="cpu, cuda:N or rtx:N, as in trtq bench.")] = "cpu"
     batch: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Images in a request.")] = 1
     shapes: Annotated[
         tuple[str, ...],
