@@ -55,7 +55,6 @@ from trtq.specs import (
     QuantizeSpec,
     Spec,
 )
-from trtq.specs.inputs import PICTURE
 from trtq.user_code import source_digest
 
 Inputs = dict[str, object]  # all that a stage's result depends on, by what a person calls it
@@ -212,7 +211,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         exclude=str(out / QUANTIZE_JSON) if wanted.held_out else None,
         masks=chosen.masks,
         ignore_index=wanted.ignore_index,
-        **{n: getattr(wanted, n) for n in PICTURE},
+        **wanted.picture,
     )
 
     def inputs() -> Inputs:

@@ -34,7 +34,8 @@ def test_nvml_that_answers_not_supported(tmp_path):
 
 
 def test_no_driver_and_the_wrong_package(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # whatever is imported goes afterwards
+    del sys.modules["pynvml"]
     if not Path("/dev/nvidiactl").exists():
         with pytest.raises(MeterError, match="management library was not found"):
             load_nvml()
@@ -43,10 +44,9 @@ def test_no_driver_and_the_wrong_package(tmp_path, monkeypatch):
     sys.modules.pop("pynvml", None)
     with pytest.raises(MeterError, match="unofficial package pynvml shadows"):
         load_nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", None)
+    sys.modules["pynvml"] = None
     with pytest.raises(MeterError, match="nvidia-ml-py is not installed"):
         load_nvml()
-    monkeypatch.delitem(sys.modules, "pynvml")
 
 
 def rapl(root: Path, energy: int, *, wraps: int = 1_000_000) -> Path:

@@ -34,6 +34,13 @@ IMAGENET = {
     "crop": None,
     "interpolation": "bilinear",
 }
+TASKS = {"yolo": "detection:yolo", "float": "classification"}
+
+
+def labels_in(folder: Path) -> Path:
+    """Return a file with names of classes."""
+    (folder / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    return folder / "names.txt"
 
 
 def parsed(folder: Path) -> configparser.ConfigParser:
@@ -197,6 +204,38 @@ def test_a_weight_that_others_read_stays(packaged, tmp_path):
 def test_one_scale_needs_no_change(packaged, files):
     folder = packaged(files.yolo, "deepstream")
     assert (folder / "model.onnx").read_bytes() == files.yolo.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["yolo", "float"])
+def test_a_file_of_someone_else_is_fed_as_the_user_says(name, packaged, files, tmp_path):
+    """The same folder as from a file that says it itself."""
+    own = files.yolo if name == "yolo" else files.float
+    wanted = parsed(packaged(own, "deepstream"))
+    model = onnx.load(own)
+    kept = [p for p in model.metadata_props if p.key in ("names", "task", "stride")]
+    how = get_metadata(model)["preprocess"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    foreign = tmp_path / own.name
+    onnx.save(model, foreign)
+    with pytest.raises(UsageError, match='say how it is fed: preprocess="imagenet"'):
+        packaged(foreign, "deepstream", task=TASKS[name], labels=labels_in(tmp_path))
+    given = {"preprocess": "yolo"} if name == "yolo" else {"mean": how["mean"], "std": how["std"]}
+    folder = packaged(foreign, "deepstream", task=TASKS[name], labels=labels_in(tmp_path), **given)
+    got = parsed(folder)
+    for key in ("net-scale-factor", "offsets", "model-color-format", "maintain-aspect-ratio"):
+        assert got["property"].get(key) == wanted["property"].get(key), key
+
+
+def test_images_for_a_model_that_takes_none(packaged, files):
+    with pytest.raises(
+        UsageError,
+        match=r"Cannot prepare images for this model: its inputs are ids int64 .*, and packages "
+        r"prepare one image \[batch, 3, 224, 224\]. Leave the options about images out",
+    ):
+        packaged(files.text, "triton", preprocess="imagenet")
+    with pytest.raises(UsageError, match=r"prepare one image \[batch, 3, 48, 48\]"):
+        packaged(files.yolo, "triton", input_size=(3, 48, 48))
 
 
 def test_an_engine_with_a_std_for_each_channel(packaged, engines):

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from trtq.artifact import (
     check_record,
     ensure_writable_dir,
@@ -22,11 +20,10 @@ from trtq.data.classes import (
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.image_size import image_hints
 from trtq.data.opened import Data
-from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
 from trtq.data.source import Source, spread
+from trtq.data.stored_preprocess import file_preprocess
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.needs import needs_of
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
@@ -40,7 +37,6 @@ from trtq.flow.gallery import Gallery
 from trtq.progress import Notes, Progress, or_silent
 from trtq.records.evaluate import EvaluateRecord, PictureRow
 from trtq.specs import EvaluateSpec
-from trtq.specs.inputs import PICTURE
 from trtq.tasks import Task, find_task, stored_task
 
 
@@ -183,7 +179,8 @@ def _samples(
         DataError: samples do not fit the file.
     """
     if data.source is not None:
-        preprocess, notes = _preprocess(spec, metadata, made, runner.input_shape)
+        stored = metadata.get("preprocess")
+        preprocess, notes = file_preprocess(spec.picture, stored, runner.input_shape, made)
         note(*notes)
         return data.make(None, preprocess)
     require_no_picture(spec, data)
@@ -211,27 +208,6 @@ def _open(
     known = {"preprocess": manifest.preprocess, TASK: manifest.task}
     said = {key: value for key, value in known.items() if value is not None}
     return runner, said, manifest.made_with, path
-
-
-def _preprocess(
-    spec: EvaluateSpec, metadata: Mapping[str, Any], made: Mapping[str, str], shape: list[Any]
-) -> tuple[Preprocess, list[str]]:
-    """What the user gave, else what the file carries, else ImageNet's."""
-    given = {n: getattr(spec, n) for n in PICTURE}
-    stored = metadata.get("preprocess")
-    if stored is not None and all(v is None for v in given.values()):
-        return msgspec.convert(stored, Preprocess), []
-    if stored is not None:
-        # What is not typed stays as the file has it; a new input size or preset brings its own rule
-        # for what follows from it.
-        keep = {*PICTURE} - {"preset"}
-        keep -= {"mean", "std", "fit"} if given["preset"] else set()
-        keep -= {"resize", "crop"} if given["input_size"] else set()
-        known = {**stored, "input_dtype": stored.get("dtype")}
-        given = {k: known.get(k) if v is None and k in keep else v for k, v in given.items()}
-        if given["input_dtype"] == "uint8":  # its mean and std have no effect
-            given.update(mean=None, std=None)
-    return resolve_preprocess(**given, hints=image_hints(shape, made))
 
 
 def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:

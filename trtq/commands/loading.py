@@ -32,7 +32,7 @@ from trtq.specs import (
     SearchSpec,
 )
 from trtq.specs.base import option_name
-from trtq.specs.inputs import PICTURE, InputSpec
+from trtq.specs.inputs import InputSpec
 
 Note = Callable[..., None]
 
@@ -75,8 +75,7 @@ def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preproce
 
     The second part covers the preprocessing and the model.
     """
-    given = {n: getattr(spec, n) for n in PICTURE}
-    preprocess, notes = resolve_preprocess(**given, hints=loaded.input_hints)
+    preprocess, notes = resolve_preprocess(**spec.picture, hints=loaded.input_hints)
     return preprocess, [*loaded.notes, *notes]
 
 
@@ -174,7 +173,7 @@ def require_no_picture(spec: InputSpec, data: Data) -> None:
     Raises:
         UsageError: names the settings.
     """
-    given = [option_name(n) for n in PICTURE if getattr(spec, n) is not None]
+    given = [option_name(n) for n, v in spec.picture.items() if v is not None]
     if given:
         raise UsageError(
             f"{' and '.join(given)} are for images",

@@ -12,7 +12,8 @@ from trtq.errors import UsageError
 from trtq.files import PACKAGE_JSON, README
 from trtq.package.consumer import Choices, Consumer, Files, Parts
 from trtq.package.consumers import find_consumers
-from trtq.package.read import Request, read_contents
+from trtq.package.meaning import Request
+from trtq.package.read import read_contents
 from trtq.package.readme import readme_text
 from trtq.package.writing import publish, require_free, stage
 from trtq.progress import Progress, or_silent
@@ -46,7 +47,8 @@ def package(
         model: an engine in memory, or the path of an engine or an ONNX file. A
             :class:`PackageSpec` says everything itself.
         progress: receives progress.
-        options: fields of :class:`PackageSpec`: ``for_``, ``out``, ``name`` ...
+        options: fields of :class:`PackageSpec`: ``for_``, ``out``, ``name`` ...; a preset of images
+            is ``preprocess``, as of :func:`trtq.load`.
 
     Raises:
         EngineError: the engine has no manifest, or one of another engine.
@@ -57,7 +59,11 @@ def package(
         require_alone(model, options)
         return _package(model, or_silent(progress))
     given: Mapping[str, Any] = {
-        k: [v] if k == "for_" and isinstance(v, str) else str(v) if isinstance(v, Path) else v
+        "preset" if k == "preprocess" else k: [v]
+        if k == "for_" and isinstance(v, str)
+        else str(v)
+        if isinstance(v, Path)
+        else v
         for k, v in options.items()
     }
     with scratch("package") as folder:
@@ -69,7 +75,8 @@ def package(
 def _package(spec: PackageSpec, progress: Progress) -> PackageRecord:
     consumers = find_consumers(spec.for_)
     _require_used(spec)
-    contents = read_contents(Path(spec.file), Request(task=spec.task, labels=spec.labels))
+    request = Request(task=spec.task, labels=spec.labels, picture=spec.picture)
+    contents = read_contents(Path(spec.file), request)
     choices = Choices(
         name=contents.stem if spec.name is None else spec.name,
         embed=spec.embed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +20,8 @@ from trtq.data.decode import to_eight_bits
 from trtq.data.source import Source
 from trtq.errors import UsageError
 from trtq.layouts import Layout
+from trtq.specs.fields import Preset
+from trtq.specs.inputs import Picture
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,7 +33,7 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     "cifar10": {
         "mean": (0.4914, 0.4822, 0.4465),
@@ -226,21 +228,6 @@ def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: int) -> Image
     canvas = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]), (fill,) * bands)
     canvas.paste(image, (-box[0], -box[1]))
     return canvas
-
-
-class Picture(TypedDict, total=False):
-    """What a user says of how images become inputs; None and what is missing is not said."""
-
-    input_size: tuple[int, int, int] | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    preset: str | None
-    resize: int | None
-    crop: int | None
-    interpolation: Interpolation | None
-    fit: Literal["crop", "letterbox"] | None
-    channel_order: Literal["rgb", "bgr"] | None
-    input_dtype: Literal["float32", "uint8"] | None
 
 
 def resolve_preprocess(

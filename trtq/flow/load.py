@@ -71,13 +71,14 @@ class LoadRequest:
         """
         if not isinstance(self.preprocess, str):
             return self.preprocess, []
-        if self.preprocess not in PRESETS:
+        preset = next((p for p in PRESETS if p == self.preprocess), None)
+        if preset is None:
             raise UsageError(
                 f"There is no preset {self.preprocess!r}",
                 f"known are {', '.join(PRESETS)}",
                 suggest(self.preprocess, PRESETS),
             )
-        return resolve_preprocess(preset=self.preprocess, input_size=self.input_size, hints=hints)
+        return resolve_preprocess(preset=preset, input_size=self.input_size, hints=hints)
 
     def inputs(self, otherwise: object) -> ModelInputs:
         """Return what the model is given: the example, or else the size of an image."""

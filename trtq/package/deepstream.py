@@ -95,8 +95,8 @@ def _image_of(contents: Contents) -> tuple[Tensor, Preprocessing]:
         raise UsageError(
             what,
             f"nvinfer feeds one image whose preprocessing is known; the inputs are {shown}",
-            f"{contents.others}. Where it is an image, trtq quantize (--preset, --mean, --std) "
-            "writes files that say how it is fed",
+            f"{contents.others}. Where it is an image, say how it is fed: --preset imagenet, or "
+            "--mean and --std",
         )
     if how.channels not in (1, 3) or how.dtype == "uint8":
         given = "bytes" if how.dtype == "uint8" else f"{how.channels} channels"

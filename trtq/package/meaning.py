@@ -55,6 +55,22 @@ class Stored:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user says beside the file.
+
+    Attributes:
+        task: what the outputs mean; None for what the file says.
+        labels: file of class names, one a line; None for those of the file.
+        picture: how images become the input, by the fields of
+            :class:`trtq.specs.inputs.PictureSpec`; None is not said.
+    """
+
+    task: str | None = None
+    labels: str | None = None
+    picture: Mapping[str, Any] = field(default_factory=dict)
+
+
 def signature_of(stored: Mapping[str, Any] | None) -> Signature | None:
     """Return a stored signature; None without one, and for one of another form."""
     try:
@@ -67,8 +83,7 @@ def explain(
     stored: Stored,
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
-    task: str | None,
-    labels: str | None,
+    request: Request,
 ) -> Explained:
     """Return preprocessing, task, names of classes, and what was left out.
 
@@ -76,24 +91,27 @@ def explain(
         stored: what the file says.
         inputs: of the file.
         outputs: of the file.
-        task: that a user named; None for that of the file.
-        labels: file of class names; None for those of the file.
+        request: what a user says beside the file.
 
     Raises:
-        UsageError: the outputs are not those of the task that was named, or the labels cannot be
-            read.
+        UsageError: the outputs are not those of the task that was named, the labels cannot be read,
+            or the input takes no images of the preprocessing that was given.
     """
     notes: list[str] = []
-    preprocess = _preprocessing(stored.preprocess, inputs, notes)
+    if all(v is None for v in request.picture.values()):
+        preprocess = _preprocessing(stored.preprocess, inputs, notes)
+    else:
+        preprocess = _given_preprocessing(stored, inputs, request.picture, notes)
     facts = Facts(
         outputs={t.name: tuple(a or None for a in t.axes) for t in outputs},
         size=_size(inputs, preprocess),
         metadata=stored.made_with,
     )
+    labels = request.labels
     classes = _labels(labels) if labels is not None else (stored.classes or facts.names)
     if not facts.names:
         facts = replace(facts, classes=tuple(classes))
-    return preprocess, _task(stored, facts, task, notes), tuple(classes), notes
+    return preprocess, _task(stored, facts, request.task, notes), tuple(classes), notes
 
 
 def _preprocessing(
@@ -113,14 +131,44 @@ def _preprocessing(
             "which packages do not prepare"
         )
         return None
-    dims = inputs[0].dims if len(inputs) == 1 else ()
-    fits = len(dims) == IMAGE_RANK and all(
-        d in (-1, size) for d, size in zip(dims[1:], preprocess.input_size, strict=True)
-    )
-    if not fits:
+    if not _fits(inputs, preprocess):
         shown = "; ".join(t.words for t in inputs)
         notes.append(f"the stored preprocessing is left out: it does not fit {shown}")
-    return preprocess if fits else None
+        return None
+    return preprocess
+
+
+def _given_preprocessing(
+    stored: Stored, inputs: Sequence[Tensor], picture: Mapping[str, Any], notes: list[str]
+) -> Preprocessing:
+    """Return the preprocessing that a user gives.
+
+    Raises:
+        UsageError: the inputs are not one image with channels first that it fits.
+    """
+    from trtq.data.stored_preprocess import file_preprocess
+
+    shown = "; ".join(t.words for t in inputs)
+    shape = inputs[0].axes if len(inputs) == 1 else ()
+    found, said = file_preprocess(picture, stored.preprocess, shape, stored.made_with)
+    preprocess = convert(msgspec.to_builtins(found), Preprocessing)
+    if preprocess.layout != "NCHW" or not _fits(inputs, preprocess):
+        size = ", ".join(map(str, preprocess.input_size))
+        raise UsageError(
+            "Cannot prepare images for this model",
+            f"its inputs are {shown}, and packages prepare one image [batch, {size}]",
+            "Leave the options about images out, or give --input-size as the model has it",
+        )
+    notes.extend(said)
+    return preprocess
+
+
+def _fits(inputs: Sequence[Tensor], preprocess: Preprocessing) -> bool:
+    """Return whether the inputs are one image of the size of a preprocessing."""
+    dims = inputs[0].dims if len(inputs) == 1 else ()
+    return len(dims) == IMAGE_RANK and all(
+        d in (-1, size) for d, size in zip(dims[1:], preprocess.input_size, strict=True)
+    )
 
 
 def _size(inputs: Sequence[Tensor], preprocess: Preprocessing | None) -> tuple[int, int] | None:

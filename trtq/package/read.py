@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from trtq.export.onnx_file import LARGEST_PROTOBUF, get_metadata, made_with, rea
 from trtq.graph.tensor_spec import SIGNATURE, Signature
 from trtq.onnx_walk import axis_name, bytes_of, is_fixed
 from trtq.package.contents import Contents, Span, Tensor
-from trtq.package.meaning import Stored, explain, signature_of
+from trtq.package.meaning import Request, Stored, explain, signature_of
 
 DTYPES = {
     "FLOAT": "float32",
@@ -32,19 +31,6 @@ DTYPES = {
     "BF16": "bfloat16",
     **{n: n.lower() for n in ("INT8", "UINT8", "INT32", "INT64", "BOOL")},
 }  # of TensorRT, as NumPy calls them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user says beside the file.
-
-    Attributes:
-        task: what the outputs mean; None for what the file says.
-        labels: file of class names, one a line; None for those of the file.
-    """
-
-    task: str | None = None
-    labels: str | None = None
 
 
 def read_contents(path: Path, request: Request | None = None) -> Contents:
@@ -77,9 +63,7 @@ def _read_engine(path: Path, request: Request) -> Contents:
         )
     stored = Stored.of_manifest(manifest)
     inputs, outputs = _engine_tensors(manifest, signature_of(stored.signature))
-    preprocess, task, classes, notes = explain(
-        stored, inputs, outputs, request.task, request.labels
-    )
+    preprocess, task, classes, notes = explain(stored, inputs, outputs, request)
     batch = _batch(inputs, outputs)
     if batch is not None and batch[0] > 1:
         notes.append(f"the engine takes no request of fewer than {batch[0]} samples")
@@ -141,9 +125,7 @@ def _read_onnx(path: Path, request: Request) -> Contents:
     values = {v.name: v for v in model.graph.input}
     inputs = tuple(_onnx_tensor(values[i.name]) for i in inputs_of(model))
     outputs = tuple(_onnx_tensor(v) for v in model.graph.output)
-    preprocess, task, classes, notes = explain(
-        stored, inputs, outputs, request.task, request.labels
-    )
+    preprocess, task, classes, notes = explain(stored, inputs, outputs, request)
     batch = _batch(inputs, outputs)
     if batch is not None:
         batch = _file_batch(inputs[0].axes[0], signature_of(stored.signature), notes)

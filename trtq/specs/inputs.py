@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta
 
@@ -22,40 +22,25 @@ from trtq.specs.fields import (
     Tokenizer,
 )
 
-PICTURE = (
-    "input_size",
-    "mean",
-    "std",
-    "preset",
-    "resize",
-    "crop",
-    "interpolation",
-    "fit",
-    "channel_order",
-    "input_dtype",
-)  # fields that say how images become the input
+
+class Picture(TypedDict, total=False):
+    """What a user says of how images become inputs; None and what is missing is not said."""
+
+    input_size: tuple[int, int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    preset: Preset | None
+    resize: int | None
+    crop: int | None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None
+    fit: Literal["crop", "letterbox"] | None
+    channel_order: Literal["rgb", "bgr"] | None
+    input_dtype: Literal["float32", "uint8"] | None
 
 
-class InputSpec(Spec, frozen=True, kw_only=True):
+class PictureSpec(Spec, frozen=True, kw_only=True):
     """How images become the model's input."""
 
-    data: Annotated[
-        str,
-        PathDoc(
-            description="Images: a folder of class folders, a flat folder, a .zip of either or "
-            "a folder inside one, cifar10:DIR, digits. Tensors: a folder of .npz or .npy files, "
-            "one such file with samples first, file.py:factory. Texts: a .txt file. Boxes: "
-            "coco:FOLDER, yolo:data.yaml, voc:FOLDER. Numbers that calibrate nothing: random."
-        ),
-    ] = ""
-    class_index: Annotated[
-        str | None,
-        PathDoc(
-            description="JSON list of folder names in class order, or text or numeric; default: "
-            "folder "
-            "names in text order."
-        ),
-    ] = None
     input_size: InputSize = None
     mean: Annotated[
         tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")
@@ -97,6 +82,44 @@ class InputSpec(Spec, frozen=True, kw_only=True):
     input_dtype: Annotated[
         Literal["float32", "uint8"] | None,
         Doc(description="Type of the model's image input; uint8 takes pixels as they are."),
+    ] = None
+
+    @property
+    def picture(self) -> Picture:
+        """The fields that say how images become the input; None is not said."""
+        return Picture(
+            input_size=self.input_size,
+            mean=self.mean,
+            std=self.std,
+            preset=self.preset,
+            resize=self.resize,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            fit=self.fit,
+            channel_order=self.channel_order,
+            input_dtype=self.input_dtype,
+        )
+
+
+class InputSpec(PictureSpec, frozen=True, kw_only=True):
+    """The samples a model is looked at with."""
+
+    data: Annotated[
+        str,
+        PathDoc(
+            description="Images: a folder of class folders, a flat folder, a .zip of either or "
+            "a folder inside one, cifar10:DIR, digits. Tensors: a folder of .npz or .npy files, "
+            "one such file with samples first, file.py:factory. Texts: a .txt file. Boxes: "
+            "coco:FOLDER, yolo:data.yaml, voc:FOLDER. Numbers that calibrate nothing: random."
+        ),
+    ] = ""
+    class_index: Annotated[
+        str | None,
+        PathDoc(
+            description="JSON list of folder names in class order, or text or numeric; default: "
+            "folder "
+            "names in text order."
+        ),
     ] = None
     tokenizer: Tokenizer = None
 

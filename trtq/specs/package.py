@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from trtq.specs.base import Doc, PathDoc, Spec
+from trtq.specs.base import Doc, PathDoc
+from trtq.specs.inputs import PictureSpec
 
 
-class PackageSpec(Spec, frozen=True, kw_only=True):
-    """Write a folder that a consumer starts from."""
+class PackageSpec(PictureSpec, frozen=True, kw_only=True):
+    """Write a folder that a consumer starts from.
+
+    The options about images are for files that do not say how images become their input.
+    """
 
     file: Annotated[
         str, PathDoc(description="An engine with its manifest beside it, or an ONNX file.")
