@@ -1,5 +1,6 @@
 # One place for every command a person or CI types. Everything happens in .venv, made from the lock.
-# Byte code is written at once: where PYTHONDONTWRITEBYTECODE is set (many CI images), every process would compile torch anew, 2 seconds each.
+# Byte code is written: where PYTHONDONTWRITEBYTECODE is set (many CI images), every process would compile torch and the tests anew.
+export PYTHONDONTWRITEBYTECODE =
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

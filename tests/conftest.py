@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.slow import COLLECTED, mark_slow
 from trtq.cli import run_command
 from trtq.engine.worker_process import end_early
 from trtq.testing.images import write_classes
@@ -22,6 +23,12 @@ from trtq.testing.images import write_classes
 # Models here are so small that a second thread only waits for the first, and the workers of
 # pytest-xdist take the cores from each other. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mark_slow(items)
+    config.stash[COLLECTED] = {i.nodeid for i in items}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,7 +66,11 @@ def _tables_of_torch_once() -> Iterator[None]:
         # 0.3 s, for each block of measurements. These will never be garbage.
         gc.collect()
         gc.freeze()
+        # Whole collections of what tests leave are a tenth of all time at Python's own thresholds.
+        thresholds = gc.get_threshold()
+        gc.set_threshold(10_000, 10, 50)
         yield
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 
