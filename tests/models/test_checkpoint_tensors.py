@@ -91,6 +91,25 @@ def test_half_of_the_tensors_are_missing(state, tmp_path):
     assert "unexpected 'extra.weight'" in refused(tmp_path / "w.pt")
 
 
+def test_tensors_that_the_model_lacks_are_left_out_where_that_is_asked_for(state, tmp_path):
+    more = {**state, "pooler.weight": torch.ones(2, 2), "pooler.bias": torch.ones(2)}
+    torch.save(more, tmp_path / "w.pt")
+    assert "leave the other tensors of the file out: --checkpoint-match subset" in refused(
+        tmp_path / "w.pt"
+    )
+    model, done = loaded(tmp_path, more, match="subset")
+    assert equal(model, state)
+    assert done.notes == ("not the model's, left out: pooler.weight, pooler.bias",)
+    assert done.notes[0] in done.text
+    model, done = loaded(tmp_path, prefixed(more, "module."), match="subset")
+    assert equal(model, state)
+    assert done.prefix == "module."
+    del more["fc.weight"]
+    torch.save(more, tmp_path / "w.pt")
+    text = refused(tmp_path / "w.pt", match="subset")
+    assert "missing 'fc.weight'" in text and "subset" not in text
+
+
 class Pair(nn.Module):
     """Two layers of one shape, in this order or the other."""
 

@@ -36,7 +36,7 @@ class LoadRequest:
     """
 
     checkpoint: str | Path | None = None
-    checkpoint_match: Literal["order"] | None = None
+    checkpoint_match: Literal["order", "subset"] | None = None
     checkpoint_key: str | None = None
     model_arg: Mapping[str, Any] | None = None
     input_size: tuple[int, int, int] | None = None

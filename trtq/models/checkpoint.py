@@ -14,7 +14,7 @@ from trtq.errors import ModelError, listed, reason
 from trtq.models.matching import Fit, choose, fits, main_part, match_in_order, misfit, shapes_differ
 from trtq.models.stored import StateDict, Stored, read_stored
 
-Match = Literal["name", "order"]
+Match = Literal["name", "order", "subset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ def load_checkpoint_(
         path: a file, an index of shards or a folder, as :func:`trtq.models.stored.read_stored`
             takes it.
         match: ``name`` needs equal names but for the prefixes of wrappers; ``order`` pairs tensors
-            in order where names differ, and checks every shape and the last part of every name.
+            in order where names differ, and checks every shape and the last part of every name;
+            ``subset`` needs the model's names and leaves others of the file out, with a note.
         key: where the weights are in the file.
 
     Raises:
@@ -114,7 +115,7 @@ def _match(own: StateDict, stored: Stored, match: Match) -> _Matched:
     Raises:
         ModelError: names or shapes differ.
     """
-    candidates = fits(own, stored)
+    candidates = fits(own, stored, subset=match == "subset")
     if candidates:
         fit, others = choose(own, stored, candidates)
         steps = _name_changes(stored, fit, others)

