@@ -8,12 +8,13 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText, collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.errors import UsageError
 from trtq.specs import PackageSpec
 from trtq.terminal import say
 
 
-@click.command("package")
+@click.command("package", cls=Sectioned)
 @spec_options(PackageSpec, argument="file", required=("for_", "out"))
 @click.option(
     "--check",

@@ -1,4 +1,4 @@
-"""Help whose options are grouped by what they are about: the model, the data, the rest, results."""
+"""Help whose options are grouped by what they are about: model, data, images, the rest, results."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Mapping
 import click
 
 from trtq.specs import InputSpec, ModelInputSpec
+from trtq.specs.inputs import PictureSpec
 
 SETTINGS = "Settings"
 OUTPUT = ("out", "calib_cache", "as_json", "overwrite", "force")
-_OF_DATA = tuple(InputSpec.__struct_fields__)
-_OF_MODEL = tuple(n for n in ModelInputSpec.__struct_fields__ if n not in _OF_DATA)
+_OF_IMAGES = tuple(PictureSpec.__struct_fields__)
+_OF_DATA = tuple(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES)
+_OF_MODEL = tuple(
+    n for n in ModelInputSpec.__struct_fields__ if n not in InputSpec.__struct_fields__
+)
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model": _OF_MODEL,
     "Data": _OF_DATA,
+    "Images": _OF_IMAGES,
     SETTINGS: (),
     "Output": OUTPUT,
 }
@@ -36,7 +41,7 @@ class Sectioned(click.Command):
             if row is not None:
                 title = "Output" if "--help" in param.opts else group_of(param.name)
                 rows[title].append(row)
-        if not rows["Data"]:
+        if not rows["Data"] and not rows["Images"]:
             super().format_options(ctx, formatter)
             return
         for title, found in rows.items():
