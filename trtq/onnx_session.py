@@ -42,5 +42,6 @@ def exact_session(
         source,
         options,
         providers=None if providers is None else list(providers),
+        enable_fallback=0,  # it would run on the CPU after a line on standard output
         disabled_optimizers=CHANGE_VALUES,
     )

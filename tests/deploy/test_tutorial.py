@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 
 import pytest
 
 from tests.conftest import run_cli
-from tests.docs.test_pages import blocks
+from tests.docs.test_pages import ROOT, blocks
 from tests.support.boards import needs_sshd, served
 from trtq.testing.images import write_classes
 
@@ -32,5 +33,6 @@ def test_the_tutorial_of_boards_does_what_it_says(place, cnn_out, tmp_path):
         for words in ([*add, "--accept-key", key], *(shlex.split(li)[1:] for li in lines[1:])):
             done = run_cli(*words, cwd=tmp_path)
             assert done.returncode == 0, f"{words}\n{done.stderr}"
-    assert list((tmp_path / "runs/deploy/orin").rglob("deploy.json"))
+    (record,) = re.findall(r"`(runs/deploy/[^`]+)`", (ROOT / "docs/tutorial-jetson.md").read_text())
+    assert (tmp_path / record).is_file()
     assert list((tmp_path / "runs/deploy/orin").rglob("*.engine"))

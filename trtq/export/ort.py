@@ -68,7 +68,7 @@ def open_session(
         session = (
             exact_session(source, options, providers)
             if as_written
-            else ort.InferenceSession(source, options, providers=providers)
+            else ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"

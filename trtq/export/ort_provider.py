@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 from typing import Any
 
 from trtq.errors import ExportError, first_line
@@ -14,6 +15,7 @@ PLUGINS = {
     # Provider: the module of its package, and the package that has it.
     "NvTensorRTRTX": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
 }
+LOADING = threading.Lock()
 Settings = list[tuple[str, dict[str, int]]]
 
 
@@ -40,7 +42,9 @@ def settings_of(options: Any, provider: str, device_id: int = 0) -> Settings | N
             f"it offers {', '.join(ort.get_available_providers())}",
             "Install onnxruntime-gpu on a machine with an NVIDIA driver, or use --device cpu",
         )
-    devices = [d for d in ort.get_ep_devices() if d.ep_name == _registered(provider)]
+    with LOADING:
+        registered = _registered(provider)
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == registered]
     if device_id >= len(devices):
         raise ExportError(
             f"ONNX Runtime here cannot run on {provider}",
@@ -48,8 +52,28 @@ def settings_of(options: Any, provider: str, device_id: int = 0) -> Settings | N
             "It takes GPUs of compute capability 8.6, 8.9 and 12.0 or newer: nvidia-smi lists "
             "those of this machine",
         )
+    _require_certain(provider, len(devices))
     options.add_provider_for_devices([devices[device_id]], {})
     return None
+
+
+def _require_certain(provider: str, count: int) -> None:
+    """Refuse a plugin that leaves GPUs out: its numbers are then not those of CUDA.
+
+    Clocks, power and memory would be read of another GPU.
+
+    Raises:
+        ExportError: CUDA has another number of GPUs.
+    """
+    import torch
+
+    every = torch.cuda.device_count()
+    if every not in (0, count):
+        raise ExportError(
+            f"ONNX Runtime here cannot run on {provider}",
+            f"its plugin takes {count} of {every} GPUs, and their numbers are not those of CUDA",
+            "Leave one GPU that it takes: CUDA_VISIBLE_DEVICES=N",
+        )
 
 
 def full_name(provider: str) -> str:
@@ -59,7 +83,11 @@ def full_name(provider: str) -> str:
 
 @functools.cache
 def _registered(provider: str) -> str:
-    """Load the plugin of a provider, and return the name its devices have."""
+    """Load the plugin of a provider, and return the name its devices have.
+
+    Raises:
+        ExportError: it is not installed, or cannot be loaded.
+    """
     import onnxruntime as ort
 
     module, package = PLUGINS[provider]
@@ -67,7 +95,7 @@ def _registered(provider: str) -> str:
     if importlib.util.find_spec(module) is None:
         raise ExportError(
             refused,
-            f"it offers {', '.join(ort.get_available_providers())}, and its plugin is not here",
+            f"it offers {', '.join(ort.get_available_providers())}; its plugin is not installed",
             f"pip install {package}",
         )
     try:

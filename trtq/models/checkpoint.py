@@ -14,6 +14,7 @@ from trtq.errors import ModelError, listed, reason
 from trtq.models.matching import Fit, choose, fits, main_part, match_in_order, misfit, shapes_differ
 from trtq.models.stored import StateDict, Stored, read_stored
 
+NAMED = 4  # tensors that a note names; the record names all
 Match = Literal["name", "order", "subset"]
 
 
@@ -117,10 +118,13 @@ def _match(own: StateDict, stored: Stored, match: Match) -> _Matched:
     """
     candidates = fits(own, stored, subset=match == "subset")
     if candidates:
-        fit, others = choose(own, stored, candidates)
-        steps = _name_changes(stored, fit, others)
+        fit, others = choose(own, stored, candidates, subset=match == "subset")
         return _Matched(
-            sources=fit.source, steps=steps, notes=steps, prefix=fit.prefix, added=fit.added
+            sources=fit.source,
+            steps=_name_changes(stored, fit, others, len(fit.beside)),
+            notes=_name_changes(stored, fit, others, NAMED),
+            prefix=fit.prefix,
+            added=fit.added,
         )
     if match != "order":
         raise misfit(own, stored)
@@ -132,8 +136,8 @@ def _match(own: StateDict, stored: Stored, match: Match) -> _Matched:
     return _Matched(sources=sources, steps=[step], notes=[note])
 
 
-def _name_changes(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
-    """Say what was done to names to make them fit, and what was passed over."""
+def _name_changes(stored: Stored, fit: Fit, others: list[Fit], most: int) -> list[str]:
+    """Say what was done to names to make them fit, and what was passed over: ``most`` by name."""
     table = max((t for t in stored.tables() if fit.prefix.startswith(t)), key=len, default="")
     prefix = fit.prefix[len(table) :]
     keys = ", ".join(stored.full(f.prefix) or "no key" for f in others[:4])
@@ -145,7 +149,7 @@ def _name_changes(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
         (fit.added, f"the prefix {fit.added!r} was put before the names of the checkpoint"),
         (fit.inner, "the parts of wrappers inside of names were left out (module, _orig_mod)"),
         (others, f"other weights in the checkpoint fit as well: {keys} (--checkpoint-key chooses)"),
-        (beside, f"not the model's, left out: {listed(beside, 4)}"),
+        (beside, f"not the model's, left out: {listed(beside, most)}"),
     )
     return [text for condition, text in changes if condition]
 

@@ -47,7 +47,7 @@ class Fit:
         prefix: what names in the file begin with, and the model's do not.
         added: what the model's names begin with, and those in the file do not.
         inner: parts of wrappers that were left out inside of names.
-        beside: flat names next to the taken ones that are not the model's, outside of the prefix.
+        beside: flat names next to the taken ones that are not the model's.
     """
 
     source: dict[str, str]
@@ -76,12 +76,12 @@ def required(own: StateDict, given: Iterable[str]) -> list[str]:
 
 
 def fits(own: StateDict, stored: Stored, *, subset: bool = False) -> list[Fit]:
-    """Return every way in which the file has all names of the model, and no others among them.
+    """Return every way in which the file has all names of the model.
 
     Args:
         own: tensors of the model.
         stored: tensors of the file.
-        subset: others may be among them.
+        subset: the file may have other names among them.
     """
     wrapped = _leading(own)
     for inner in (False, True):
@@ -181,21 +181,28 @@ def shapes_differ(own: StateDict, given: StateDict, source: dict[str, str]) -> s
     return next((n for n, s in source.items() if own[n].shape != given[s].shape), None)
 
 
-def choose(own: StateDict, stored: Stored, candidates: list[Fit]) -> tuple[Fit, list[Fit]]:
+def choose(
+    own: StateDict, stored: Stored, candidates: list[Fit], *, subset: bool = False
+) -> tuple[Fit, list[Fit]]:
     """Return the fit to load, and others that fit as well; plain weights before averaged ones.
+
+    Args:
+        own: tensors of the model.
+        stored: tensors of the file.
+        candidates: of :func:`fits`.
+        subset: the file may have other names among the model's. Names that fit deep inside of it
+            may be those of another layer, so the first candidate must fit.
 
     Raises:
         ModelError: shapes differ, or several sets of weights fit and nothing says which is meant.
     """
     right = [f for f in candidates if shapes_differ(own, stored.tensors, f.source) is None]
-    if not right:
-        raise _wrong_shape(own, stored, min(candidates, key=_rank))
+    first = min(candidates, key=_rank)
+    if not right or (subset and first not in right):
+        raise _wrong_shape(own, stored, first)
     right.sort(key=_rank)
-    if (
-        len(right) > 1
-        and _rank(right[0])[:3] == _rank(right[1])[:3]
-        and not _same(stored.tensors, right)
-    ):
+    equal = [f for f in right if _rank(f)[:3] == _rank(right[0])[:3]]
+    if not _same(stored.tensors, equal):
         key = stored.full(next(f.prefix for f in right if f.prefix))
         raise ModelError(
             f"The checkpoint {stored.path} holds several sets of weights that fit the model",
@@ -226,8 +233,13 @@ def _place(prefix: str) -> int:
 
 
 def _same(given: StateDict, candidates: list[Fit]) -> bool:
-    first, second = candidates[0].source, candidates[1].source
-    return all(torch.equal(given[s], given[second[n]]) for n, s in first.items() if n in second)
+    first, *others = (c.source for c in candidates)
+    return all(
+        torch.equal(given[s], given[second[n]])
+        for second in others
+        for n, s in first.items()
+        if n in second
+    )
 
 
 def _wrong_shape(own: StateDict, stored: Stored, fit: Fit) -> ModelError:
@@ -256,7 +268,7 @@ def misfit(own: StateDict, stored: Stored) -> ModelError:
     why += _example("missing", missing, extra, "file")
     why += _example("unexpected", extra, list(own), "model")
     hint = "Check the model name and --model-arg (num_classes?)"
-    if not missing:
+    if fits(own, stored, subset=True):
         hint += ", or leave the other tensors of the file out: --checkpoint-match subset"
     if stored.ordered and missing and order_is_certain(own, part):
         whole = len(part) == len(stored.tensors)

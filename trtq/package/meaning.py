@@ -14,6 +14,7 @@ from trtq.errors import UsageError, reason
 from trtq.graph.tensor_spec import Signature
 from trtq.package.contents import IMAGE_RANK, Tensor
 from trtq.package.preprocessing import Preprocessing
+from trtq.specs.inputs import Picture, PictureSpec
 from trtq.tasks import Facts, Task, find_task, stored_task
 from trtq.typed import convert
 
@@ -68,7 +69,7 @@ class Request:
 
     task: str | None = None
     labels: str | None = None
-    picture: Mapping[str, Any] = field(default_factory=dict)
+    picture: Picture = field(default_factory=lambda: PictureSpec().picture)
 
 
 def signature_of(stored: Mapping[str, Any] | None) -> Signature | None:
@@ -139,19 +140,20 @@ def _preprocessing(
 
 
 def _given_preprocessing(
-    stored: Stored, inputs: Sequence[Tensor], picture: Mapping[str, Any], notes: list[str]
+    stored: Stored, inputs: Sequence[Tensor], picture: Picture, notes: list[str]
 ) -> Preprocessing:
-    """Return the preprocessing that a user gives.
+    """Return the preprocessing that a user gives, beside what the file states.
 
     Raises:
-        UsageError: the inputs are not one image with channels first that it fits.
+        UsageError: the inputs are not one image with channels first that it fits, or the numbers
+            make no sense.
     """
     from trtq.data.stored_preprocess import file_preprocess
 
     shown = "; ".join(t.words for t in inputs)
     shape = inputs[0].axes if len(inputs) == 1 else ()
-    found, said = file_preprocess(picture, stored.preprocess, shape, stored.made_with)
-    preprocess = convert(msgspec.to_builtins(found), Preprocessing)
+    full, lines = file_preprocess(picture, stored.preprocess, shape, stored.made_with)
+    preprocess = convert(msgspec.to_builtins(full), Preprocessing)
     if preprocess.layout != "NCHW" or not _fits(inputs, preprocess):
         size = ", ".join(map(str, preprocess.input_size))
         raise UsageError(
@@ -159,7 +161,9 @@ def _given_preprocessing(
             f"its inputs are {shown}, and packages prepare one image [batch, {size}]",
             "Leave the options about images out, or give --input-size as the model has it",
         )
-    notes.extend(said)
+    notes.extend(lines)
+    if stored.preprocess is not None:
+        notes.append("the preprocessing that the file states was changed by options")
     return preprocess
 
 

@@ -11,7 +11,7 @@ from trtq.specs.inputs import PictureSpec
 class PackageSpec(PictureSpec, frozen=True, kw_only=True):
     """Write a folder that a consumer starts from.
 
-    The options about images are for files that do not say how images become their input.
+    Options about images say what a file does not, or replace what it says.
     """
 
     file: Annotated[
