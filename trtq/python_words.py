@@ -13,8 +13,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Words of a sentence that follow an option; any other word is its value.
 _SENTENCE = (
-    "above and as do does for from gives has have in is it means name names needs of or out says text "
-    "than that the there to too was where with would write"
+    "above and as do does for from gives has have in is it means name names needs of or out says "
+    "text than that the there to too was where with would write"
 )
 _OPTION = re.compile(
     r"(?P<command>\btrtq [a-z][a-z-]*(?: [^\s,;]+)*)|"

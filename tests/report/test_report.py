@@ -388,3 +388,23 @@ def test_what_cannot_be_reported(run_folder: Path, tmp_path: Path):
     (tmp_path / "quantize.json").write_text("{")
     with pytest.raises(ArtifactError, match="it is not whole JSON"):
         write_report(ReportSpec(run=(str(tmp_path),)))
+
+
+def test_commands_are_copied_by_a_button(run_folder: Path, tmp_path: Path, opened):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run/evaluate.json").unlink()
+    write_report(ReportSpec(run=(str(tmp_path / "run"),)))
+    page = opened(tmp_path / "run/report.html")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    assert page.locator("dl.steps dt").count() == 2
+    page.locator("dl.steps button.copy").first.click()
+    page.wait_for_function("document.querySelector('button.copy').textContent === 'copied'")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("trtq evaluate ") and copied.endswith(f"--out {tmp_path}/run")
+
+
+def test_a_page_fits_a_phone(run_folder: Path, tmp_path: Path, opened):
+    write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "p.html")))
+    page = opened(tmp_path / "p.html")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390

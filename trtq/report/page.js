@@ -19,6 +19,25 @@
     for (const button of table.querySelectorAll("button.hist")) button.setAttribute("aria-expanded", "false");
   };
 
+  for (const block of document.querySelectorAll("pre.command")) {
+    const text = block.textContent.trim();
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "copy";
+    button.setAttribute("aria-label", `copy ${text.split("\n")[0]}`);
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text);
+        button.textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(block.querySelector("code"));
+        button.textContent = "selected";
+      }
+    });
+    block.append(button);
+  }
+
   for (const table of document.querySelectorAll("table.sortable")) {
     const body = table.tBodies[0];
     const heads = [...table.tHead.rows[0].cells];

@@ -32,6 +32,7 @@ from trtq.report.figures import (
     training_figure,
 )
 from trtq.report.layers import layers_of
+from trtq.report.next_steps import next_steps
 from trtq.report.render import command_of, render
 from trtq.report.run_comparison import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
@@ -83,6 +84,7 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         version=__version__,
         sqnr=sqnr_figure(quantizers),
         worst=_worst(quantizers),
+        steps=next_steps(run, folder),
         commands=_commands(run),
         labels=LABELS,
         search=_search(run.search) if run.search else None,
