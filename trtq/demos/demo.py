@@ -27,6 +27,7 @@ class Demo:
             are there are kept.
         folder: name of the folder of samples.
         recipe: of ``trtq run``, with places for ``path``, ``out``, ``file`` and ``samples``.
+        after: commands that follow it, with places for ``out`` and ``samples``.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Demo:
     draw: Callable[[Path], str]
     folder: str
     recipe: str
+    after: tuple[str, ...] = ()
 
     def run(self, out: Path) -> int:
         """Run the demonstration in ``out``, open its page on a terminal, return the exit code.
@@ -41,6 +43,7 @@ class Demo:
         Raises:
             MissingExtraError: a package is not installed.
         """
+        from trtq.cli import run_command
         from trtq.cli.run_cmd import run_recipe
 
         file, samples, recipe = self.find(), out / self.folder, out / RECIPE_TOML
@@ -56,6 +59,11 @@ class Demo:
                 "with 3 then."
             )
             code = 0
+        for command in self.after if code == 0 else ():
+            say(f"trtq {command.format(out=out, samples=samples)}")
+            code = code or run_command(
+                [word.format(out=out, samples=samples) for word in command.split()]
+            )
         if sys.stdout.isatty():
             webbrowser.open((out / REPORT_HTML).resolve().as_uri())
         return code

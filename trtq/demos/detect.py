@@ -43,18 +43,17 @@ task = "detection"
 preset = "yolo"
 calib_images = 16
 
-[evaluate]            # the pages calibration did not see: the boxes of both models are compared
-
 [[build]]
 target = "rtx3080"
 [[build]]
 target = "rtx4090"
-
-[bench]
-duration = 2
-min_samples = 10
-max_duration = 10
 """
+# The boxes of both models on pages that calibration did not see, with pictures, and the page again.
+AFTER = (
+    "evaluate {out}/model.qdq.onnx --reference {out}/model.fp32.onnx --data {samples} "
+    "--exclude {out}/quantize.json --out {out}",
+    "report {out}",
+)
 
 
 def draw_pages(folder: Path) -> str:
@@ -172,4 +171,5 @@ DETECT = Demo(
     draw=draw_pages,
     folder="pages",
     recipe=RECIPE,
+    after=AFTER,
 )
