@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.slow import COLLECTED, mark_slow
@@ -23,6 +24,10 @@ from trtq.testing.images import write_classes
 # Models here are so small that a second thread only waits for the first, and the workers of
 # pytest-xdist take the cores from each other. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A deadline for each example would fail on a machine that is busy or slow.
+hypothesis.settings.register_profile("trtq", deadline=None)
+hypothesis.settings.load_profile("trtq")
 
 
 @pytest.hookimpl(tryfirst=True)
