@@ -21,6 +21,28 @@ CHANGE_VALUES = (
 CPU: Sequence[tuple[str, dict[str, int]]] = (("CPUExecutionProvider", {}),)
 
 
+def new_session(
+    source: str | bytes, options: Any, providers: Sequence[tuple[str, Any]] | None, **more: Any
+) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` that runs on these providers or raises.
+
+    Args:
+        source: the path of a model, or a model as bytes.
+        options: ``onnxruntime.SessionOptions``.
+        providers: names and settings; None where ``options`` have the devices.
+        more: other arguments of the session.
+    """
+    import onnxruntime as ort
+
+    return ort.InferenceSession(
+        source,
+        options,
+        providers=None if providers is None else list(providers),
+        enable_fallback=0,  # it would run on the CPU after a line on standard output
+        **more,
+    )
+
+
 def exact_session(
     source: str | bytes, options: Any, providers: Sequence[tuple[str, Any]] | None = CPU
 ) -> Any:
@@ -31,17 +53,9 @@ def exact_session(
         options: ``onnxruntime.SessionOptions``; it is changed.
         providers: names and settings; None where ``options`` have the devices.
     """
-    import onnxruntime as ort
-
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     # ONNX Runtime itself takes all cores, also those of other processes of a sweep.
     options.intra_op_num_threads = options.intra_op_num_threads or given_threads()
     # No latency is measured: threads that wait leave the cores to others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(
-        source,
-        options,
-        providers=None if providers is None else list(providers),
-        enable_fallback=0,  # it would run on the CPU after a line on standard output
-        disabled_optimizers=CHANGE_VALUES,
-    )
+    return new_session(source, options, providers, disabled_optimizers=CHANGE_VALUES)

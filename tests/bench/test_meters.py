@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.modules import forget
 from trtq.bench.meters.jetson import JetsonRails
 from trtq.bench.meters.nvml import Gpu, load_nvml
 from trtq.bench.meters.rapl import Rapl
@@ -34,8 +35,7 @@ def test_nvml_that_answers_not_supported(tmp_path):
 
 
 def test_no_driver_and_the_wrong_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # whatever is imported goes afterwards
-    del sys.modules["pynvml"]
+    forget(monkeypatch, "pynvml")
     if not Path("/dev/nvidiactl").exists():
         with pytest.raises(MeterError, match="management library was not found"):
             load_nvml()

@@ -47,7 +47,7 @@ def scales_of(path: Path) -> dict[str, float]:
 # ---- the text ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.text("abc/:. ()", min_size=1).map(str.strip).filter(bool),
@@ -61,7 +61,7 @@ def test_round_trips_are_exact(scales):
     assert found.scales == scales
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(2.0**-100, 2.0**100, width=32))
 def test_the_range_of_a_scale_gives_the_scale_back(scale):
     back = np.float32(np.float32(amax_of(scale)) / np.float32(127))

@@ -167,7 +167,7 @@ def test_constants_that_fp16_has_not():
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(-3.0, 6.0))
 def test_nothing_is_kept_where_fp16_is_right_and_something_where_it_is_not(power):
     """A Mul by 10^power is kept only where FP16 is wrong.

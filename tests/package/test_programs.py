@@ -18,6 +18,7 @@ from PIL import Image
 
 import trtq
 from tests.conftest import read
+from tests.support.modules import forget
 from trtq.artifact import sha256_file
 from trtq.data.preprocess import Preprocess
 from trtq.errors import UsageError
@@ -137,8 +138,7 @@ def test_what_the_program_refuses(packaged, engines, tensorrt, tmp_path, monkeyp
     monkeypatch.setattr(ctypes, "CDLL", ctypes.CDLL)
     exec(compile(DRIVER, "sitecustomize.py", "exec"), {})
     monkeypatch.syspath_prepend(str(tensorrt))
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # whatever is imported goes afterwards
-    del sys.modules["tensorrt"]
+    forget(monkeypatch, "tensorrt")
     spec = importlib.util.spec_from_file_location("packaged_run", folder / "run.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)

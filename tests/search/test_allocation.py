@@ -52,7 +52,7 @@ def brute_force(items, labels, budgets):
 networks = st.lists(st.tuples(st.floats(0.0, 100.0), st.integers(1, 500)), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(networks, st.floats(0.25, 1.0))
 def test_the_pareto_strategy_finds_what_brute_force_finds(network, share):
     items = choices(*zip(*network, strict=True))
@@ -66,7 +66,7 @@ def test_the_pareto_strategy_finds_what_brute_force_finds(network, share):
     assert all(a > b for a, b in itertools.pairwise(losses))  # nobody on the front is dominated
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(networks, st.floats(0.3, 1.0), st.floats(0.1, 1.0))
 def test_the_integer_program_finds_what_brute_force_finds_under_two_budgets(network, share, other):
     items = choices(*zip(*network, strict=True))

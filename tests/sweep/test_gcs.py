@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sweep.test_store import KEY, finish, open_store
-from trtq.artifact import sha256_file
+from tests.sweep.test_store import KEY, fetched_and_forgotten, finish, open_store
 from trtq.errors import ArtifactError
 
 pytestmark = [
@@ -53,13 +52,7 @@ def test_a_store_in_a_bucket_of_google(asked, tmp_path):
     assert store.known() == set()
     done = finish(store, tmp_path / "run")
     assert store.known() == {KEY}
-    assert store.damage(done) == ""
-    fetched = store.fetch(done, tmp_path / "fetched")
-    assert sha256_file(fetched / "model.qdq.onnx") == sha256_file(tmp_path / "run/model.qdq.onnx")
-    store.files.remove(f"{store.folder(done)}/model.qdq.onnx")
-    assert store.damage(done) == "model.qdq.onnx is missing"
-    store.forget(KEY)
-    assert store.done(KEY) is None
+    fetched_and_forgotten(store, done, tmp_path / "run", tmp_path / "fetched")
 
 
 def test_a_claim_is_made_only_where_there_is_none(asked):

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import run_cli
-from tests.sweep.test_store import KEY, finish, open_store
+from tests.sweep.test_store import KEY, fetched_and_forgotten, finish, open_store
 from tests.sweep.test_sweep import BITS, record_of, states
-from trtq.artifact import sha256_file
 from trtq.errors import ArtifactError, UsageError
 from trtq.sweep.store import Store
 
@@ -94,13 +93,7 @@ def test_a_store_in_a_bucket(url, folder, tmp_path, calls):
     assert (methods.count("PUT"), len(methods) < 16) == (3, True)  # two files and done.json
     assert store.known() == {KEY}
     assert store.done(KEY) == done
-    assert store.damage(done) == ""
-    fetched = store.fetch(done, tmp_path / "fetched")
-    assert sha256_file(fetched / "model.qdq.onnx") == sha256_file(folder / "model.qdq.onnx")
-    store.files.remove(f"{store.folder(done)}/model.qdq.onnx")
-    assert store.damage(done) == "model.qdq.onnx is missing"
-    store.forget(KEY)
-    assert store.done(KEY) is None
+    fetched_and_forgotten(store, done, folder, tmp_path / "fetched")
 
 
 def test_one_of_many_claims_is_made(url):

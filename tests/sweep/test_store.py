@@ -52,6 +52,17 @@ def finish(store, folder, key=KEY) -> Done:
     )
 
 
+def fetched_and_forgotten(store, done, folder, place) -> None:
+    """What was committed comes back as it was, damage is seen, and the run can be forgotten."""
+    assert store.damage(done) == ""
+    fetched = store.fetch(done, place)
+    assert sha256_file(fetched / "model.qdq.onnx") == sha256_file(folder / "model.qdq.onnx")
+    store.files.remove(f"{store.folder(done)}/model.qdq.onnx")
+    assert store.damage(done) == "model.qdq.onnx is missing"
+    store.forget(KEY)
+    assert store.done(KEY) is None
+
+
 @pytest.fixture(params=["folder", "memory"])
 def url(request, tmp_path):
     return {"folder": str(tmp_path / "store"), "memory": f"memory://{tmp_path}"}[request.param]

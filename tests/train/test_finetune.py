@@ -46,7 +46,7 @@ def test_gradients_of_input_and_step_by_hand():
     assert float(made.log_step.grad) == pytest.approx(wanted, rel=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(0.01, 2.0))
 def test_the_op_computes_what_simulation_computes(values, step):
     from trtq.quant.fake_quantize import fake_quantize

@@ -78,7 +78,7 @@ def test_the_gradient_of_a_range_does_not_cancel(dtype):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(0.05, 1.0))
 def test_the_compiled_form_has_the_same_values_and_gradients(values, step):
     grads = []
@@ -152,7 +152,7 @@ def test_a_codebook_finds_the_clusters_and_follows_them():
     assert torch.equal(learning.grad, torch.ones_like(weight))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 4), st.integers(0, 1000))
 def test_a_codebook_has_no_more_values_than_it_says_and_each_weight_is_on_the_nearest(bits, seed):
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(seed))

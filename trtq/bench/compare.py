@@ -24,7 +24,7 @@ from trtq.bench.machine_card import Card, differences, different_machines
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import BenchRecord, BenchRow, Verdict, shown
 from trtq.bench.system_info import open_gpu, take_card
-from trtq.bench.workload import LoadOptions, device_for
+from trtq.bench.workload import LoadOptions, device_for, device_of_load
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import COMPARE_JSON
 from trtq.progress import Progress, or_silent
@@ -77,7 +77,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         verdicts: list[Verdict] = []
         unlike, notes, valid = _records(*paths)
     else:
-        verdicts = _verdicts(spec, paths, device, gpu, progress)
+        verdicts = _verdicts(spec, paths, gpu, progress)
         unlike, notes = [], []
         valid = all(v.valid for v in verdicts)
     record = CompareRecord(
@@ -118,11 +118,11 @@ def _require_comparable(paths: list[Path]) -> bool:
 
 
 def _verdicts(
-    spec: CompareSpec, paths: list[Path], device: str, gpu: Gpu | None, progress: Progress
+    spec: CompareSpec, paths: list[Path], gpu: Gpu | None, progress: Progress
 ) -> list[Verdict]:
     """Return the verdict on each file against the first."""
     options = LoadOptions(
-        device=device if spec.device == "cpu" else spec.device,
+        device=device_of_load(spec.device, *paths),
         batch=spec.batch,
         trust=spec.trust,
         shapes=spec.shapes,

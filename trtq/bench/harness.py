@@ -23,7 +23,7 @@ from trtq.bench.record import BenchRecord, BenchRow, Verdict
 from trtq.bench.row import BenchContext, RowMeasurement, load_options
 from trtq.bench.sampling import said
 from trtq.bench.system_info import open_gpu, take_card
-from trtq.bench.workload import device_for
+from trtq.bench.workload import device_for, parse_device
 from trtq.errors import BenchError, TrtqError, UsageError
 from trtq.files import BENCH_JSON
 from trtq.progress import Progress, or_silent
@@ -91,7 +91,7 @@ def _require_measurable(spec: BenchSpec, paths: Sequence[Path]) -> None:
     """Refuse everything that can be refused before anything is measured."""
     if not paths:
         raise UsageError("trtq bench needs a file", hint="See trtq bench --help")
-    device_for(spec.device, *paths)
+    parse_device(spec.device)
     if spec.baseline is not None and not Path(spec.baseline).is_file():
         raise BenchError(f"Cannot read the baseline {spec.baseline}", "there is no such file")
     for path, batch in itertools.product(paths, spec.batch):

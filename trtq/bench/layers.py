@@ -25,6 +25,7 @@ from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, TrtqError, reason
 from trtq.export.onnx_file import load_onnx, read_onnx
 from trtq.export.ort_provider import settings_of
+from trtq.onnx_session import new_session
 from trtq.onnx_walk import QDQ
 from trtq.scratch import scratch
 
@@ -90,9 +91,7 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         providers = settings_of(options, workload.provider, workload.index)
-        session = ort.InferenceSession(
-            str(workload.path), options, providers=providers, enable_fallback=0
-        )
+        session = new_session(str(workload.path), options, providers)
         for _ in range(5):
             session.run(None, workload.feed)
         for _ in range(runs):

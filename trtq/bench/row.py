@@ -26,7 +26,7 @@ from trtq.bench.startup import measure_load, measure_memory
 from trtq.bench.system_info import Watch
 from trtq.bench.throughput import MLPERF_SECONDS, measure_throughput, throughput_doubts
 from trtq.bench.trtexec_bench import Fed, second_opinion
-from trtq.bench.workload import LoadOptions, Workload, device_for
+from trtq.bench.workload import LoadOptions, Workload, device_for, device_of_load
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError
 from trtq.export.onnx_file import require_onnx
@@ -79,7 +79,7 @@ class RowMeasurement:
         self.path = path
         self.device = device_for(self.spec.device, path)
         self.gpu = context.gpu if self.device != "cpu" else None
-        device = self.device if is_engine(path) else self.spec.device
+        device = device_of_load(self.spec.device, path)
         self.options = replace(load_options(self.spec, batch), device=device)
         self.batch = batch
         self.sha256 = require_onnx(path) if path.suffix == ".onnx" else sha256_file(path)

@@ -74,6 +74,11 @@ def device_for(device: str, *paths: Path) -> str:
     return "cpu" if on_cpu else f"cuda:{index}"
 
 
+def device_of_load(device: str, *paths: Path) -> str:
+    """Return what files are loaded with: the device that was named, or the GPU that one needs."""
+    return device_for(device, *paths) if device == "cpu" else device
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How a file is loaded and called; see :func:`open_workload`.

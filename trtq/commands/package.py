@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -61,14 +60,11 @@ def package(
         return _package(model, or_silent(progress))
     if "preprocess" in options and "preset" in options:
         raise UsageError("Cannot package with preprocess and preset", "both name one preset")
-    given: Mapping[str, Any] = {
-        "preset" if k == "preprocess" else k: [v]
-        if k == "for_" and isinstance(v, str)
-        else str(v)
-        if isinstance(v, Path)
-        else v
-        for k, v in options.items()
-    }
+    given: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+    if "preprocess" in given:
+        given["preset"] = given.pop("preprocess")
+    if isinstance(given.get("for_"), str):
+        given["for_"] = [given["for_"]]
     with scratch("package") as folder:
         file = model.save(folder / "model.engine") if isinstance(model, Engine) else model
         spec = PackageSpec.make({**given, "file": str(file)}, where="trtq.package")

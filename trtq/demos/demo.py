@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -59,11 +60,12 @@ class Demo:
                 "with 3 then."
             )
             code = 0
-        for command in self.after if code == 0 else ():
-            say(f"trtq {command.format(out=out, samples=samples)}")
-            code = code or run_command(
-                [word.format(out=out, samples=samples) for word in command.split()]
-            )
+        for command in self.after:
+            if code != 0:
+                break
+            words = [word.format(out=out, samples=samples) for word in command.split()]
+            say(shlex.join(["trtq", *words]))
+            code = run_command(words)
         if sys.stdout.isatty():
             webbrowser.open((out / REPORT_HTML).resolve().as_uri())
         return code

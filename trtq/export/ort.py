@@ -15,7 +15,7 @@ from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import checked_onnx, load_onnx, parse_onnx
 from trtq.export.ort_provider import full_name, settings_of
-from trtq.onnx_session import exact_session
+from trtq.onnx_session import exact_session, new_session
 from trtq.onnx_walk import all_nodes
 
 ONNX_NAMES = {"float": "float32", "double": "float64"}  # of ONNX Runtime's types, beside NumPy's
@@ -68,14 +68,13 @@ def open_session(
         session = (
             exact_session(source, options, providers)
             if as_written
-            else ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+            else new_session(source, options, providers)
         )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"
         raise ExportError(f"ONNX Runtime cannot load {label}", *_why(model, exc)) from exc
-    if session.get_providers()[0] != full_name(
-        provider
-    ):  # it falls back to the CPU with a warning only
+    # Where the libraries of a provider cannot be loaded there is a warning only.
+    if session.get_providers()[0] != full_name(provider):
         raise ExportError(
             f"ONNX Runtime does not run on {provider} here",
             "it fell back to the CPU",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict, cast
 
 from msgspec import Meta
 
@@ -87,18 +87,7 @@ class PictureSpec(Spec, frozen=True, kw_only=True):
     @property
     def picture(self) -> Picture:
         """The fields that say how images become the input; None is not said."""
-        return Picture(
-            input_size=self.input_size,
-            mean=self.mean,
-            std=self.std,
-            preset=self.preset,
-            resize=self.resize,
-            crop=self.crop,
-            interpolation=self.interpolation,
-            fit=self.fit,
-            channel_order=self.channel_order,
-            input_dtype=self.input_dtype,
-        )
+        return cast("Picture", {n: getattr(self, n) for n in Picture.__annotations__})
 
 
 class InputSpec(PictureSpec, frozen=True, kw_only=True):
