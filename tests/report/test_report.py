@@ -404,7 +404,14 @@ def test_commands_are_copied_by_a_button(run_folder: Path, tmp_path: Path, opene
 
 
 def test_a_page_fits_a_phone(run_folder: Path, tmp_path: Path, opened):
-    write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "p.html")))
+    shutil.copytree(run_folder, tmp_path / "run")
+    for name in ("fp32", "qdq"):
+        file, out = tmp_path / f"run/model.{name}.onnx", tmp_path / name
+        done = run_cli("bench", str(file), "--duration", "0.2", "--out", str(out))
+        assert done.returncode in (0, 3), done.stderr
+        shutil.copy(out / "bench.json", tmp_path / f"run/bench.{name}.json")
+    write_report(ReportSpec(run=(str(tmp_path / "run"),), out=str(tmp_path / "p.html")))
     page = opened(tmp_path / "p.html")
     page.set_viewport_size({"width": 390, "height": 844})
+    assert page.get_by_text("cpu latency").count() >= 1
     assert page.evaluate("document.documentElement.scrollWidth") == 390
