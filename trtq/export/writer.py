@@ -176,7 +176,11 @@ class Writer:
         dtype = like.meta["val"].dtype
         if isinstance(given, float) and not dtype.is_floating_point and not given.is_integer():
             raise UnsupportedOpError(f"{given} beside integers")
-        return self.constant(torch.tensor(given, dtype=dtype).numpy())
+        try:
+            held = torch.tensor(given, dtype=dtype)
+        except RuntimeError as exc:  # beyond the type's range
+            raise UnsupportedOpError(str(exc)) from exc
+        return self.constant(held.numpy())
 
     def reduce(self, kind: str, x: Any, axes: Sequence[int] | None, *, keepdims: bool) -> str:
         """Append a reduction; its axes became an input in opset 18 (ReduceSum: 13)."""
@@ -190,6 +194,9 @@ class Writer:
         return str(self.op(kind, x, axes=axes or None, keepdims=int(keepdims)))
 
     def _unique(self, name: str) -> str:
-        k = self._taken[name]
-        self._taken[name] += 1
-        return f"{name}_{k}" if k else name
+        free = name
+        while free in self._taken:
+            free = f"{name}_{self._taken[name]}"
+            self._taken[name] += 1
+        self._taken[free] = 1
+        return free
