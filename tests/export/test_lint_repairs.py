@@ -223,7 +223,17 @@ def deconvolution(
     return make
 
 
+def stored_without_zero(g: Graph) -> onnx.ModelProto:
+    """Codes of a weight without a zero point, which parsers from 8.6 on take as INT8."""
+    codes = g.const("codes", g.rng.integers(-127, 127, (4, 8, 1, 1)).astype(np.int8))
+    scale = g.const("scale", np.float32(0.01))
+    weight = g.node("DequantizeLinear", [codes, scale], "weight")
+    x = g.pair("x", "in", np.float32(0.05), np.int8(0))
+    return g.model(g.node("Conv", [x, weight], "conv"))
+
+
 GRAPHS = {
+    "stored, no zero": stored_without_zero,
     "bytes": symmetric_bytes,
     "bytes read twice": bytes_with_other_readers,
     "shared bytes": shared_bytes,
@@ -237,7 +247,7 @@ GRAPHS = {
     "deconvolution, stored": deconvolution(1, stored=True),
     "deconvolution, tensor": deconvolution(None),
 }
-TARGETS = ("rtx4090", "xavier@8.5", "sm86@8.0", "t4@10.3", "rtx4090@11.4")
+TARGETS = ("rtx4090", "xavier@8.5", "t4@8.6", "sm86@8.0", "t4@10.3", "rtx4090@11.4")
 
 
 @pytest.mark.parametrize("target", TARGETS)
