@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper
 
 from trtq import ops
+from trtq.onnx_constants import LARGEST_FOLD, SMALL, array_of, constant_of, evaluate
 from trtq.onnx_node import integer, names_of
 
 REORDER = ops.onnx_types(trait="reorder")
@@ -42,8 +42,6 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 QDQ = ops.onnx_types("quantize")
 # Never evaluated: their result is not a function of their operands.
 RANDOM = ops.onnx_types(trait="random")
-LARGEST_FOLD = 1 << 28  # values
-SMALL = 4096  # values of a constant that shape inference may need
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,63 +380,6 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
         for inner in branch.node:
             yield from read_by(inner)
         yield from (o.name for o in branch.output)
-
-
-def evaluate(
-    node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]
-) -> dict[str, np.ndarray]:
-    """Evaluate one node on constants and return its outputs by name.
-
-    Return an empty dict when ONNX's reference evaluator cannot compute them.
-    """
-    opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
-    inputs = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for n, v in given.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=n) for n in node.output if n]
-    graph = helper.make_graph([node], "fold", inputs, outputs)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    try:
-        results = ReferenceEvaluator(made).run(None, given)
-    except (
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        AttributeError,
-    ):
-        return {}  # the reference has no such op, or not this form of it: the tensor stays unknown
-    pairs = zip((o.name for o in outputs), results, strict=True)
-    return {name: np.asarray(value) for name, value in pairs}
-
-
-def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return the tensor of a Constant node, whichever attribute holds it.
-
-    Return None for strings and sparse tensors.
-    """
-    for a in node.attribute:
-        if a.name == "value":
-            made = onnx.TensorProto()
-            made.CopyFrom(a.t)
-            made.name = node.output[0]
-            return made
-        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            kind = np.float32 if "float" in a.name else np.int64
-            return numpy_helper.from_array(
-                np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0]
-            )
-    return None
-
-
-def array_of(held: onnx.TensorProto) -> np.ndarray | None:
-    """Return a stored tensor, None for text."""
-    if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
-        return None
-    return np.asarray(numpy_helper.to_array(held))
 
 
 def bytes_of(held: onnx.TensorProto) -> int:

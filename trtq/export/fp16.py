@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.onnx_file import opset_of
+from trtq.onnx_constants import constant_of
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import MOVES, QDQ, constant_of, element_types, has_branches
+from trtq.onnx_walk import MOVES, QDQ, element_types, has_branches
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"
