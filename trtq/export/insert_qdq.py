@@ -19,6 +19,7 @@ from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, REORDER, Scope, all_nodes, branches, scopes
 
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
+PARTS = ("scale", "zero", "codes", "values")  # tensors of a pair, behind the name of its tensor
 
 
 @dataclass(slots=True)
@@ -97,6 +98,7 @@ class _Work:
         self.pairs: dict[str, list[onnx.NodeProto]] = {}
         self.quantized: set[str] = set()  # outputs of quantized convolutions
         self.evaluated: dict[str, np.ndarray] = {}  # weights that nodes made
+        self.taken = set(scope.local)
         self.borrowed = 0
         self.used: set[str] = set()
 
@@ -121,6 +123,9 @@ class _Work:
             self.done.missing[name] = (
                 f"its weight is of type {values.dtype}; pairs of TensorRT's implicit INT8 are FP32"
             )
+            return
+        if not np.isfinite(values).all():
+            self.done.missing[name] = "its weight has values that are NaN or infinite"
             return
         weight = self.stored(weight, values)
         node.input[0], node.input[1] = (
@@ -222,7 +227,7 @@ class _Work:
     def _pair(
         self, name: str, scale: np.ndarray, zero: np.ndarray, axis: int | None, *, tag: str = ""
     ) -> str:
-        base = f"{name}{tag}"
+        base = self._free(f"{name}{tag}")
         self.graph.initializer.extend(
             [
                 numpy_helper.from_array(np.asarray(scale), f"{base}/scale"),
@@ -245,6 +250,13 @@ class _Work:
             node.attribute.append(helper.make_attribute("axis", axis))
         self.pairs.setdefault(name, []).extend(pair)
         return f"{base}/values"
+
+    def _free(self, base: str) -> str:
+        """Return a start of names that no tensor of the file has."""
+        while self.taken & {f"{base}/{part}" for part in PARTS}:
+            base += "_"
+        self.taken |= {f"{base}/{part}" for part in PARTS}
+        return base
 
     def finish(self) -> None:
         """Place every pair after what it reads, in an order that every parser accepts."""

@@ -5,6 +5,7 @@ No plugin and no unknown op is refused here, only what no reader could use.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 
 import onnx
@@ -55,6 +56,10 @@ def _graph_faults(
                 yield from _tensor_faults(tensor, what)
         for inner in branches(node):
             yield from _graph_faults(inner, versions, known)
+    made = Counter(o for n in graph.node for o in n.output if o)
+    twice = next((name for name, count in made.items() if count > 1), None)
+    if twice is not None:
+        yield f"two nodes make {twice!r}"
     for value in graph.output:
         if value.name not in known:
             yield f"nothing makes the output {value.name!r}"

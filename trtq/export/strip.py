@@ -30,7 +30,7 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    for k in range(len(scopes(result))):
+    for k in reversed(range(len(scopes(result)))):  # a branch may read codes of the graph around it
         _strip_graph_(View(result, scope=scopes(result)[k]))
     drop_unread_(result)
     if any(n.op_type in QDQ for n in all_nodes(result)):

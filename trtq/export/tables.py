@@ -11,6 +11,8 @@ from trtq.onnx_node import integer
 from trtq.onnx_walk import QDQ
 
 INDICES = 1  # which operand of a Gather holds the indices
+# What may lie between a stored table and the Gather that reads it.
+SAME_SHAPE = ("Identity", "Cast", "Transpose", *QDQ)
 
 
 def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
@@ -46,13 +48,18 @@ class _Tables:
 
     def rows(self, node: onnx.NodeProto) -> int | None:
         """Return how many entries a node can choose from; None where its data are not stored."""
-        name = node.input[0]
+        name, moves = node.input[0], list[onnx.NodeProto]()
         while name not in self.shapes:
             maker = self.makers.get(name)
-            if maker is None or not (_keeps_values(maker) or maker.op_type in QDQ):
+            if maker is None or maker.op_type not in SAME_SHAPE:
                 return None
+            moves.append(maker)
             name = maker.input[0]
-        shape = self.shapes[name]
+        shape = list(self.shapes[name])
+        for move in reversed(moves):
+            if move.op_type == "Transpose":
+                order = next((a.ints for a in move.attribute if a.name == "perm"), None)
+                shape = [shape[d] for d in order] if order is not None else shape[::-1]
         axis = integer(node, "axis", 0)
         return int(shape[axis]) if shape else None
 
