@@ -26,7 +26,7 @@ from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
 from trtq.export.codes import count_qdq
-from trtq.export.feeds import Given, count_of
+from trtq.export.feeds import Given, concatenated, count_of
 from trtq.export.fp16 import elem_types, has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import get_metadata
@@ -208,9 +208,12 @@ def require_agreement(record: AgreementRecord) -> None:
 
 
 def answers(runner: Runner, images: Sequence[Given]) -> Outputs:
-    """Return every output by name over all images: integers as they are, the others float64."""
+    """Return every output by name over all images: integers as they are, the others float64.
+
+    An output whose shapes differ between batches, such as texts of several lengths, is flat.
+    """
     made = [runner.run(b) for b in images]
-    return {n: as_float64(np.concatenate([np.atleast_1d(m[n]) for m in made])) for n in made[0]}
+    return {n: as_float64(concatenated([np.atleast_1d(m[n]) for m in made])) for n in made[0]}
 
 
 def as_float64(values: Array) -> Array:

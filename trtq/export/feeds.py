@@ -135,12 +135,19 @@ def run_in_parts(
         most: most samples in a part.
 
     Raises:
-        UsageError: an output has no axis of samples, so that its parts cannot be joined.
+        UsageError: there are no samples, or an output has no axis of samples, so that its parts
+            cannot be joined.
     """
     count = count_of(feed)
     cut = {n for n in split if len(feed[n]) == count}
     if least <= count <= most or not cut:
         return run(feed)
+    if not count:
+        raise UsageError(
+            "Cannot run a batch without samples",
+            f"its arrays have the shapes {', '.join(str(list(a.shape)) for a in feed.values())}",
+            "Give one sample or more",
+        )
     answers = []
     for i in range(0, count, most):
         part = {n: padded(a[i : i + most], least) if n in cut else a for n, a in feed.items()}
