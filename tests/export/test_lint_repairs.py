@@ -223,6 +223,15 @@ def deconvolution(
     return make
 
 
+def bytes_with_a_type(g: Graph) -> onnx.ModelProto:
+    """A QuantizeLinear of opset 21 that also says the type of its codes."""
+    g.opset = 21
+    x = g.pair("x", "in", np.float32(0.05), np.uint8(128))
+    g.nodes[-2].attribute.append(helper.make_attribute("output_dtype", TensorProto.UINT8))
+    assert g.nodes[-2].op_type == "QuantizeLinear"
+    return g.model(g.node("Relu", [x], "relu"))
+
+
 def stored_without_zero(g: Graph) -> onnx.ModelProto:
     """Codes of a weight without a zero point, which parsers from 8.6 on take as INT8."""
     codes = g.const("codes", g.rng.integers(-127, 127, (4, 8, 1, 1)).astype(np.int8))
@@ -233,6 +242,7 @@ def stored_without_zero(g: Graph) -> onnx.ModelProto:
 
 
 GRAPHS = {
+    "bytes with a type": bytes_with_a_type,
     "stored, no zero": stored_without_zero,
     "bytes": symmetric_bytes,
     "bytes read twice": bytes_with_other_readers,

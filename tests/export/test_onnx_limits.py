@@ -9,7 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.onnx_files import model_of
 from trtq.errors import ExportError
+from trtq.export import sound
 from trtq.export.insert_qdq import insert_qdq
+from trtq.export.lint import lint
+from trtq.export.lint_view import ANY
+from trtq.export.onnx_file import read_onnx, save_onnx
 from trtq.export.ort import open_session
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
@@ -124,3 +128,37 @@ def test_a_table_has_the_rows_that_its_reader_sees(nodes, rows):
         [*nodes, gather], [("ids", INT64, [2])], [("y", FLOAT, None)], weights, check=False
     )
     assert table_sizes(model).get("ids") == rows
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000])
+def test_tensors_in_a_file_that_cannot_exist(name, tmp_path):
+    model = only(helper.make_node("Add", ["x", "w"], ["y"]), w=np.float32([1.0]))
+    held = model.graph.initializer[0]
+    held.ClearField("raw_data")
+    held.data_location = TensorProto.EXTERNAL
+    held.external_data.add(key="location", value=name)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ExportError, match=r"model\.onnx: its tensors are in a file of no usable name: 'a"
+    ):
+        read_onnx(path)
+
+
+def test_a_model_larger_than_a_file_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sound, "LARGEST_PROTOBUF", 10_000_000)
+    weight = np.zeros(3_000_000, np.float32)
+    model = only(helper.make_node("Add", ["x", "w"], ["y"]), w=weight)
+    with pytest.raises(
+        ExportError,
+        match=r"Cannot write big\.onnx: its tensors take 0\.0 GB, and an ONNX file ends at 2 GB\. "
+        r"Use a smaller model, or cut it into parts of less than 2 GB",
+    ):
+        save_onnx(model, tmp_path / "big.onnx")
+
+
+def test_text_of_an_attribute_may_be_any_bytes():
+    node = helper.make_node("Resize", ["x", "", "s"], ["y"], name="r")
+    node.attribute.append(helper.make_attribute("mode", b"\xff\xfe"))
+    model = only(node, s=np.float32([1.0]))
+    assert "L24" not in {f.rule for f in lint(model, ANY)}

@@ -18,6 +18,7 @@ from trtq.engine.job import Job
 from trtq.engine.settings import Builder, Built, Settings
 from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
 from trtq.export.lint_view import COMPUTE, View
+from trtq.export.sound import require_one_file
 from trtq.progress import Progress
 from trtq.scratch import scratch
 
@@ -174,7 +175,14 @@ def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
 
 
 def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
-    """Write a model to a file of its own and build it."""
+    """Write a model to a file of its own and build it.
+
+    Raises:
+        ExportError: it is larger than an ONNX file can be.
+        EngineError: the builder refuses it.
+        ArtifactError: the file cannot be written.
+    """
+    require_one_file(model, "the model to build from")
     with scratch("onnx") as folder:
         path = folder / "model.onnx"
         try:

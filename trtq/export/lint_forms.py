@@ -24,7 +24,12 @@ def attributes(view: View) -> Iterator[Finding]:
             if not a.HasField("g") and not a.graphs
         }
         why, mend = _form(
-            view, node, {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+            view,
+            node,
+            {
+                k: v.decode(errors="replace") if isinstance(v, bytes) else v
+                for k, v in values.items()
+            },
         )
         if why:
             yield Finding(rule="L24", severity="error", where=named(node), why=why, mend=mend)

@@ -26,7 +26,7 @@ from trtq.artifact import (
 )
 from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
-from trtq.export.sound import require_sound
+from trtq.export.sound import LARGEST_PROTOBUF, require_one_file, require_sound
 from trtq.export.tail import with_tail
 from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
@@ -38,7 +38,6 @@ T = TypeVar("T")
 METADATA_PREFIX = "trtq."
 TARGET = "target"  # the metadata that says which device a file is for
 PLUGIN_DOMAIN = "trt.plugins"
-LARGEST_PROTOBUF = (1 << 31) - 1
 _MENDS = {
     "ort": "Give the .onnx file it was made from",
     "engine": "Give the ONNX file it was built from",
@@ -112,10 +111,11 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
     tail holds behind the others.
 
     Raises:
-        ExportError: the ONNX checker refuses it.
+        ExportError: the ONNX checker refuses it, or it is larger than an ONNX file can be.
         ArtifactError: the file cannot be written.
     """
     model = with_tail(model)
+    require_one_file(model, path.name)
     check_onnx(model, path.name)
     return write_atomic(path, lambda tmp: onnx.save(model, tmp))
 
@@ -325,18 +325,20 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
             raise ExportError(f"Cannot read {path}", why, "Export it again")
     for name in outside:
         where = path.parent / name
-        if (
-            Path(name).is_absolute()
-            or ".." in Path(name).parts
-            or not any(where.resolve().is_relative_to(f) for f in folders)
-        ):
+        try:
+            inside = any(where.resolve().is_relative_to(f) for f in folders)
+            known = where.is_file()
+        except (OSError, ValueError) as exc:  # too long, or with a zero byte
+            why = f"its tensors are in a file of no usable name: {name[:40]!r}"
+            raise ExportError(f"Cannot read {path}", why, "Export it again") from exc
+        if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
             why = f"it reads tensors from {name}, outside the file's own folder"
             raise ExportError(
                 f"Refusing to read {path}",
                 why,
                 "Put that file beside the model, and save it again with its name alone",
             )
-        if not where.is_file():
+        if not known:
             why = f"the file with its tensors is missing: {where}"
             raise ExportError(f"Cannot read {path}", why, f"Copy {name} beside it")
     return outside

@@ -13,7 +13,9 @@ from onnx import TensorProto, numpy_helper
 
 from trtq.errors import ExportError
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import BITS, branches, bytes_of
+from trtq.onnx_walk import BITS, all_tensors, branches, bytes_of
+
+LARGEST_PROTOBUF = (1 << 31) - 1  # bytes
 
 
 def require_sound(model: onnx.ModelProto, name: str) -> None:
@@ -29,6 +31,25 @@ def require_sound(model: onnx.ModelProto, name: str) -> None:
     why = next(_faults(model), None)
     if why is not None:
         raise ExportError(f"Cannot use {name}", f"it is damaged: {why}", "Export it again")
+
+
+def require_one_file(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a model whose stored tensors do not fit one file.
+
+    Args:
+        model: to be written.
+        name: of the file, for messages.
+
+    Raises:
+        ExportError: its tensors take more than 2 GB.
+    """
+    size = sum(map(bytes_of, all_tensors(model)))
+    if size > LARGEST_PROTOBUF:
+        raise ExportError(
+            f"Cannot write {name}",
+            f"its tensors take {size / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
+            "Use a smaller model, or cut it into parts of less than 2 GB",
+        )
 
 
 def _faults(model: onnx.ModelProto) -> Iterator[str]:

@@ -12,10 +12,12 @@ from torch import fx
 from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower
 from trtq.export.lowering import lower, lower_into
+from trtq.export.sound import require_one_file
 from trtq.graph.device import CPU, on_device
 from trtq.graph.naming import node_name
 from trtq.graph.onnx_origin import onnx_node_of, origin_of
 from trtq.onnx_node import names_of
+from trtq.onnx_walk import skeleton
 from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ def export_onnx(
     while True:
         borrower = Borrower(simulated, lower_into)
         model = lower(simulated, opset=opset, int4=int4, borrower=borrower, refused=refused)
+        require_one_file(model, "the model as ONNX")
         fault = _type_fault(model)
         if fault is None:
             break
@@ -98,7 +101,7 @@ def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:
     Returns None where there is none.
     """
     types: dict[str, int] = {}
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.shape_inference.infer_shapes(skeleton(model))
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         types[value.name] = value.type.tensor_type.elem_type
     types |= {i.name: i.data_type for i in model.graph.initializer}
