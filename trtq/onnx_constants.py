@@ -61,9 +61,11 @@ def _largest(model: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> int:
 
 
 def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return the tensor of a Constant node, whichever attribute holds it.
+    """Return the tensor of a Constant node, named as the node's output.
 
-    Return None for strings and sparse tensors.
+    Returns:
+        A copy. ``value_float`` and ``value_floats`` become float32, ``value_int`` and
+        ``value_ints`` int64. None for strings and sparse tensors.
     """
     for a in node.attribute:
         if a.name == "value":
@@ -80,7 +82,10 @@ def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def array_of(held: onnx.TensorProto) -> np.ndarray | None:
-    """Return a stored tensor, None for text."""
+    """Return a stored tensor as an array, None for text or a tensor without a type.
+
+    Types that NumPy lacks (bfloat16, FP8, FP4, INT4) are dtypes of ``ml_dtypes``.
+    """
     if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return None
     return np.asarray(numpy_helper.to_array(held))

@@ -71,9 +71,14 @@ class Scope:
 
     Attributes:
         graph: its nodes and constants.
-        opsets: by domain, of the model.
-        outer: the scope around a branch.
+        opsets: version by domain, of the model; ONNX's own domain is "".
+        outer: the scope around a branch; None for the model's own graph.
         owner: the node whose branch it is.
+        constants: stored tensors and Constant nodes of this graph, by name.
+        producer: the node that makes a tensor of this graph, by the tensor's name.
+        readers: nodes of this graph that read a tensor, also inside their branches, by name.
+        local: names that this graph defines: inputs, constants and results of nodes.
+        folded: values that were computed already, by name; None where there is none.
     """
 
     graph: onnx.GraphProto
@@ -99,7 +104,7 @@ class Scope:
         self.local = names_of(self.graph.input) | set(self.constants) | set(self.producer)
 
     def home(self, name: str) -> Scope | None:
-        """Return the scope that defines a tensor, or None."""
+        """Return the scope that defines a tensor, this one or one around it; None for none."""
         if name in self.local or self.outer is None:
             return self if name in self.local else None
         return self.outer.home(name)
@@ -115,7 +120,18 @@ class Scope:
         return home.producer.get(name) if home is not None else None
 
     def value(self, name: str) -> np.ndarray | None:
-        """Return the value of a tensor that depends on constants only; None for any other."""
+        """Return the value of a tensor that depends on constants only; None for any other.
+
+        Q/DQ pairs and random ops are not evaluated. Each value is computed once and must not be
+        changed.
+
+        Args:
+            name: of a tensor of this scope or one around it.
+
+        Returns:
+            The array in the tensor's own dtype. None also where the operands have more than
+            :data:`trtq.onnx_constants.LARGEST_FOLD` values, or where ONNX's evaluator lacks the op.
+        """
         home = self.home(name)
         if home is None:
             return None
@@ -138,7 +154,10 @@ class Scope:
         return results.get(name)
 
     def is_constant(self, name: str) -> bool:
-        """Whether a tensor depends on constants only; Q/DQ pairs count as separate layers."""
+        """Whether a tensor depends on constants only.
+
+        A result of a QuantizeLinear or DequantizeLinear is no constant, even of a stored weight.
+        """
         return all(node is not None and _folds(node) for _, node in self.origins(name))
 
     def origins(
@@ -166,7 +185,14 @@ class Scope:
     def moved(self, name: str, kinds: tuple[str, ...] = MOVES) -> tuple[str, list[onnx.NodeProto]]:
         """Return the tensor whose values an operand holds, and the ops that move them.
 
-        The op nearest to the returned tensor comes first.
+        Args:
+            name: of the operand.
+            kinds: op types that are followed, through their first input; a Cast between float types
+                is always followed.
+
+        Returns:
+            The name of the tensor, ``name`` itself where no such op makes it, and the ops. The op
+            nearest to the returned tensor comes first.
         """
         path: list[onnx.NodeProto] = []
         while (node := self.maker(name)) is not None and self._moves(node, kinds):
@@ -185,7 +211,8 @@ class Scope:
     def pair(self, name: str) -> Pair | None:
         """Return the Q/DQ pair that produces an operand, None for a float operand.
 
-        Ops that only move values may lie between the pair and the operand.
+        Ops that only move values may lie between the pair and the operand. A Concat of pairs with
+        one equal scale counts as the first of them.
         """
         source, path = self.moved(name)
         dq = self.maker(source)
@@ -201,7 +228,8 @@ class Scope:
     def _joined(self, concat: onnx.NodeProto, path: list[onnx.NodeProto]) -> Pair | None:
         """Return the pair of a Concat whose inputs all have the same scale.
 
-        TensorRT concatenates their codes.
+        TensorRT concatenates their codes. The returned pair is that of the first input; its path
+        has the Concat, too.
         """
         pairs = [self.pair(n) for n in concat.input]
         first = pairs[0]
@@ -222,7 +250,16 @@ class Scope:
     def channels(self, found: Pair) -> tuple[int, int] | None:
         """Return an operand's scale axis where it is read, and the operand's rank.
 
-        Return None for a single scale, an unknown value, or an axis that a Reshape split.
+        A vector that numbers the channels is moved through the ops between the pair and the
+        operand: the axis along which it then varies is the answer. A weight [N, K] with scales
+        along axis 0 behind a Transpose gives (1, 2).
+
+        Args:
+            found: a pair of a constant.
+
+        Returns:
+            (axis, rank), or None for a single scale, an unknown value, or an axis that a Reshape
+            split.
         """
         scale, held = self.value(found.dq.input[1]), self.value(found.source)
         if found.q is not None and found.q.output[0] != found.dq.input[0]:
@@ -268,7 +305,12 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
 
 
 def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
-    """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`."""
+    """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`.
+
+    Returns:
+        One dict for each scope, in the order of :func:`scopes`: numbers of ``TensorProto.DataType``
+        by tensor name. Tensors of types that inference cannot tell are missing, or have 0.
+    """
     copy = skeleton(model)
     with contextlib.suppress(
         onnx.shape_inference.InferenceError
@@ -286,7 +328,9 @@ def _declared(graph: onnx.GraphProto) -> dict[str, int]:
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of the model for shape inference and checks.
 
-    In the copy every domain is declared and large constants have no values.
+    In the copy every domain is declared, and constants of more than
+    :data:`trtq.onnx_constants.SMALL` values have a name, a type and a shape alone: it stays small
+    whatever the model holds, and is not to be run.
     """
     copy = onnx.ModelProto()
     for name, value in model.ListFields():
@@ -342,7 +386,10 @@ def has_branches(node: onnx.NodeProto) -> bool:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, including those in branches and local functions."""
+    """Yield every node, including those in branches and local functions.
+
+    A node comes before those of its branches, functions come last.
+    """
     left = [*model.graph.node, *(n for f in model.functions for n in f.node)]
     while left:
         node = left.pop(0)
@@ -383,7 +430,10 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def bytes_of(held: onnx.TensorProto) -> int:
-    """Return the size of a stored tensor in bytes, 0 for types without a fixed size."""
+    """Return the size of a stored tensor in bytes, 0 for types without a fixed size.
+
+    It follows from shape and type; codes of 4 bits are two a byte, the last byte filled up.
+    """
     bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
     return -(-bits // 8)
 
@@ -401,7 +451,16 @@ def axis_name(dim: onnx.TensorShapeProto.Dimension) -> str:
 
 
 def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
-    """Return a vector shaped for one axis of a tensor of ``ndim`` axes."""
+    """Return a vector shaped for one axis of a tensor of ``ndim`` axes.
+
+    Args:
+        values: [C].
+        axis: 0 to ``ndim`` - 1; not negative.
+        ndim: rank of the result.
+
+    Returns:
+        A view whose sizes are 1 but for C at ``axis``, which broadcasts against the tensor.
+    """
     return values.reshape([-1 if d == axis else 1 for d in range(ndim)])
 
 
@@ -418,7 +477,13 @@ def cast_type(node: onnx.NodeProto) -> int:
 def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Let every reader of ``old`` read ``new``, in branches too.
 
-    If ``old`` is an output of the graph, an Identity node produces it.
+    A branch that defines ``old`` itself is left alone. If ``old`` is an output of the graph, an
+    Identity node produces it from ``new``, so that the output keeps its name.
+
+    Args:
+        graph: changed in place.
+        old: name of a tensor that no node makes any more.
+        new: name of the tensor to read instead.
     """
     for node in graph.node:
         for i, name in enumerate(node.input):

@@ -71,7 +71,13 @@ def find_float_nodes(
 def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
     """Write into a model's metadata which nodes must stay in float32 beside FP16.
 
-    Returns what a user should know, "" for nothing.
+    Args:
+        model: float32; its metadata gets :data:`FLOAT_NODES`.
+        batches: of its inputs, as for :func:`find_float_nodes`.
+
+    Returns:
+        What a user should know, "" for nothing. Where ONNX Runtime cannot compute the model this
+        says so, and nothing is written.
     """
     try:
         found = find_float_nodes(model, batches)
@@ -90,6 +96,14 @@ def constants_beyond_half(
     """Return the nodes that read a float constant unfit for FP16, and why.
 
     FP16 lacks the constant's range or loses its precision. No images are needed.
+
+    Args:
+        model: float32 ONNX; nodes without a name are left out.
+        min_sqnr_db: least signal to rounding error of a constant, dB. A constant of 1e-12 becomes 0
+            in FP16: 0 dB.
+
+    Returns:
+        Reasons by node name.
     """
     unfit = {name: why for name, a in _floats(model) if (why := _unfit(name, a, min_sqnr_db))}
     opset, result = opset_of(model), dict[str, str]()
@@ -111,7 +125,10 @@ def _floats(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _unfit(name: str, array: np.ndarray, min_sqnr_db: float) -> str:
-    """Return why FP16 cannot hold a constant, empty where it can."""
+    """Return why FP16 cannot hold a constant, empty where it can.
+
+    Infinite values do not count: FP16 has them.
+    """
     finite = array[np.isfinite(array)]
     largest = float(np.abs(finite).max(initial=0.0))
     if largest > HALF_MAX:

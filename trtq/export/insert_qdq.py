@@ -90,7 +90,17 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
 
 
 class _Work:
-    """One insertion."""
+    """One insertion.
+
+    Attributes:
+        made: names of dequantized tensors: by tensor for activations, by ``NAME@AXIS`` for weights.
+        pairs: Q and DQ nodes by the tensor that they quantize, to be placed behind its maker.
+        quantized: outputs of quantized convolutions.
+        evaluated: values of weights that nodes made, by the name that they are stored under.
+        borrowed: how many tensors took the range of another.
+        used: tensors whose ranges were read.
+        taken: names of all tensors.
+    """
 
     def __init__(self, done: Inserted, scales: Mapping[str, float], scope: Scope) -> None:
         self.done, self.scales, self.graph, self.scope = done, scales, done.model.graph, scope
@@ -202,7 +212,14 @@ class _Work:
         return self.made[name]
 
     def weight(self, name: str, values: np.ndarray, axis: int) -> str:
-        """Return the dequantized name of a weight."""
+        """Return the dequantized name of a weight; all readers along one axis share a pair.
+
+        Args:
+            name: of the weight.
+            values: float32.
+            axis: of its output channels: each has a scale of its own, amax / 127. A channel of
+                zeros has 1 / 127.
+        """
         key = f"{name}@{axis}"
         if key not in self.made:
             amax = (

@@ -83,6 +83,8 @@ def target_metadata(target: Target | None) -> dict[str, str]:
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin.
 
+    Keys have no ``trtq.`` in front; those of :data:`METADATA` have the types given there.
+
     Raises:
         ExportError: it is damaged.
     """
@@ -99,7 +101,10 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def made_with(model: onnx.ModelProto) -> dict[str, str]:
-    """Return what the maker of a file wrote into its metadata, without trtq's own and books."""
+    """Return what the maker of a file wrote into its metadata, by key.
+
+    Keys of trtq and texts of more than :data:`LONGEST_NOTE` characters are left out.
+    """
     own = (e for e in model.metadata_props if not e.key.startswith(METADATA_PREFIX))
     return {e.key: e.value for e in own if len(e.value) <= LONGEST_NOTE}
 
@@ -152,10 +157,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
     """Return the model in ``path``, the file's stamp, and the digest of what was read.
 
-    The stamp is None where the file as it is differs from the model.
+    External tensors are loaded, local functions inlined, and every node has a name.
+
+    Returns:
+        The model; the stamp, None where the file as it is differs from the model; the SHA-256 as of
+        :func:`digest_onnx`.
 
     Raises:
-        ExportError: it is missing, no ONNX file, or a file with its tensors is missing.
+        ExportError: it is missing, no ONNX file, damaged or larger than 2 GB, or a file with its
+            tensors is missing or outside of its folder.
     """
     path = Path(path)
     model, data, stamp = _parse(path)
@@ -290,7 +300,14 @@ def require_onnx(path: Path) -> str:
 
 
 def digest_onnx(path: Path) -> str:
-    """Return the SHA-256 of a file and of its files of external tensors, if it has any."""
+    """Return the SHA-256 of a file, hex.
+
+    With external tensors it is that of the file's digest and those of their files, in order of
+    their names.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     path = Path(path)
     data = path.read_bytes()
     try:

@@ -18,7 +18,8 @@ SAME_SHAPE = ("Identity", "Cast", "Transpose", *QDQ)
 def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
     """Return how many rows the smallest table has that each input of a model indexes, by input.
 
-    Inputs that index no stored table are not in it.
+    Inputs that index no stored table are not in it. A table may be behind a Q/DQ pair, a Cast or a
+    Transpose: stored as [D, V] and transposed it has V rows.
     """
     return tables_of(model.graph, {i.name: list(i.dims) for i in model.graph.initializer})
 
@@ -47,7 +48,7 @@ class _Tables:
         self.makers = {o: n for n in graph.node for o in n.output}
 
     def rows(self, node: onnx.NodeProto) -> int | None:
-        """Return how many entries a node can choose from; None where its data are not stored."""
+        """Return how many entries a Gather can choose from; None where no table is stored."""
         name, moves = node.input[0], list[onnx.NodeProto]()
         while name not in self.shapes:
             maker = self.makers.get(name)

@@ -33,13 +33,19 @@ def export_onnx(
     """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
     Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are
-    float, inputs and outputs are called ``input`` and ``output``, node names start with the layer
-    they come from. Single ops that trtq does not write itself go through torch's exporter, and
-    ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
+    float, inputs and outputs have the names of the graph's signature, node names start with the
+    layer they come from. Single ops that trtq does not write itself are written by torch's
+    exporter.
+
+    Args:
+        simulated: on any device; not changed.
+        opset: 13 to 21.
+        int4: store weights of 4 bits as INT4; needs opset 21.
+        note: receives one line that names what torch's exporter wrote.
 
     Raises:
-        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot;
-            names the op and the cause.
+        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot (it
+            names the op and the cause); or the model is larger than an ONNX file can be.
     """
     simulated = on_device(simulated, CPU)
     refused: dict[str, str] = {}

@@ -42,7 +42,15 @@ def first_val(node: fx.Node) -> torch.Tensor:
 
 
 def require_same_type(n: fx.Node, *operands: fx.Node) -> None:
-    """Refuse a call that also converts."""
+    """Refuse a call that also converts.
+
+    Args:
+        n: the call.
+        operands: must have the dtype of its result.
+
+    Raises:
+        UnsupportedOpError: one has another.
+    """
     if any(val(x).dtype != val(n).dtype for x in operands):
         raise UnsupportedOpError("a result of another type than its operand")
 
@@ -59,20 +67,28 @@ def converted(w: Writer, n: fx.Node, x: Any) -> Any:
 
 
 def ints(value: int | Sequence[int], count: int) -> list[int]:
-    """Return a number or a list of numbers as a list of ``count``."""
+    """Return a number or a list of numbers as a list of ``count``; one number counts for all."""
     values = [value] if isinstance(value, int) else list(value)
     return values * count if len(values) == 1 else values
 
 
 def static(sizes: Sequence[Any]) -> list[int]:
-    """Return sizes as plain numbers."""
+    """Return sizes as plain numbers.
+
+    Raises:
+        UnsupportedOpError: one of them is known only at run time.
+    """
     if not all(isinstance(s, int) for s in sizes):
         raise UnsupportedOpError("a size that is not known before the run")
     return [int(s) for s in sizes]
 
 
 def dim(node: fx.Node, d: int) -> int:
-    """Return the static size of one dimension."""
+    """Return the static size of one dimension, negative ones from the end.
+
+    Raises:
+        UnsupportedOpError: it is known only at run time.
+    """
     return static([val(node).shape[d]])[0]
 
 
