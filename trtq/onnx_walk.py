@@ -226,10 +226,9 @@ class Scope:
         return Pair(q if q is not None and q.op_type == "QuantizeLinear" else None, dq, tuple(path))
 
     def _joined(self, concat: onnx.NodeProto, path: list[onnx.NodeProto]) -> Pair | None:
-        """Return the pair of a Concat whose inputs all have the same scale.
+        """Return the pair of the first input of a Concat whose inputs all have the same scale.
 
-        TensorRT concatenates their codes. The returned pair is that of the first input; its path
-        has the Concat, too.
+        TensorRT concatenates their codes.
         """
         pairs = [self.pair(n) for n in concat.input]
         first = pairs[0]
@@ -430,10 +429,7 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def bytes_of(held: onnx.TensorProto) -> int:
-    """Return the size of a stored tensor in bytes, 0 for types without a fixed size.
-
-    It follows from shape and type; codes of 4 bits are two a byte, the last byte filled up.
-    """
+    """Return a stored tensor's size in bytes, two 4-bit codes a byte; 0 for types without one."""
     bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
     return -(-bits // 8)
 
@@ -475,15 +471,10 @@ def cast_type(node: onnx.NodeProto) -> int:
 
 
 def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Let every reader of ``old`` read ``new``, in branches too.
+    """Let every reader of ``old``, which no node makes any more, read ``new``, in branches too.
 
     A branch that defines ``old`` itself is left alone. If ``old`` is an output of the graph, an
     Identity node produces it from ``new``, so that the output keeps its name.
-
-    Args:
-        graph: changed in place.
-        old: name of a tensor that no node makes any more.
-        new: name of the tensor to read instead.
     """
     for node in graph.node:
         for i, name in enumerate(node.input):

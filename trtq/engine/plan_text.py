@@ -62,7 +62,12 @@ def type_name(kind: bytes) -> str:
 def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
     """Return the counts of a plan.
 
-    The result is None when the version is unknown or the rows are not as expected.
+    Args:
+        plan: the engine file.
+        version: of the builder, such as ``1.7.1``.
+
+    Returns:
+        None when the version is unknown or the rows are not as expected.
     """
     if not version.startswith(KNOWN_VERSIONS):
         return None

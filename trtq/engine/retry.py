@@ -62,6 +62,15 @@ class Climb:
 def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Climb:
     """Build, and again with less where the builder's error says what would help.
 
+    Out of memory, the workspace becomes the next smaller of :data:`WORKSPACES`; without a kernel
+    for a node, and with ``--fallback``, at most :data:`MAX_EXCLUDED` nodes lose their Q/DQ pairs.
+
+    Args:
+        builder: to use.
+        job: what was asked for.
+        settings: of the first attempt.
+        told: receives a note before each further one.
+
     Raises:
         EngineError: nothing helped; the attempts are in the text.
     """
@@ -163,7 +172,11 @@ def _require_same(path: Path, job: Job, cause: EngineError | None = None) -> Non
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
     """Return the quantized convolutions and products in a builder's name for a node.
 
-    The node can be a fused one.
+    The node can be a fused one: ``conv1 + relu1`` names ``conv1``. Names match as a whole.
+
+    Args:
+        text: of the builder.
+        model: that it builds.
     """
     view = View(model)
     quantized = [

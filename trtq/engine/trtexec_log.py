@@ -105,7 +105,11 @@ VERSION = re.compile(r"(?:\[TRT\] )?TensorRT version: (\d+\.\d+\.\d+)")
 
 
 def read_log(text: str) -> TrtexecLog:
-    """Return what a run printed, standard output and error together."""
+    """Return what a run printed.
+
+    Args:
+        text: standard output and error together, in any order.
+    """
     lines = [_Line.parse(line) for line in text.splitlines()]
     bodies = [line.body for line in lines]
     number = re.search(r"\[TensorRT v(\d{4,6})\]", text)

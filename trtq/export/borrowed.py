@@ -59,7 +59,11 @@ class Region:
 def region_of(start: fx.Node) -> Region:
     """Return the region of an op that cannot be written by itself.
 
-    The region includes copies of the values behind the op that ONNX has no type for.
+    The region includes copies of the values behind the op that ONNX has no type for, and the
+    getitem calls that read one of several results.
+
+    Args:
+        start: the call.
     """
     core = (
         [start, *(u for u in start.users if u.target is operator.getitem)]

@@ -157,8 +157,13 @@ def first_divergence(
 def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
     """Whether two answers differ by rounding alone.
 
-    Floats may differ by a share of the largest value, integers in few ties. Infinities must be
-    equal; NaN differs from everything.
+    Floats may differ by :data:`OUTPUT_REL_DIFF` of the largest finite value, or by
+    :data:`LAST_PLACE` where all are small; of integers and booleans :data:`MAX_TIE_SHARE` may, at
+    least one. Infinities must be equal; NaN differs from everything.
+
+    Args:
+        wanted: of any shape.
+        got: False where its shape is another.
     """
     if wanted.shape != got.shape:
         return False

@@ -57,11 +57,11 @@ def has_half(model: onnx.ModelProto) -> bool:
 def has_in_half(scale: np.ndarray) -> bool:
     """Whether FP16 has each of these scales exactly, and 128 times the scale in its range.
 
-    Args:
-        scale: float32, any shape.
-
     The largest code, 128, then stands for a number that FP16 has: 0.5 passes, 0.1 (rounded in FP16)
     and 1024 (times 128 above 65504) do not.
+
+    Args:
+        scale: float32, any shape.
     """
     return bool(
         scale.max(initial=0.0) * 128 <= HALF_MAX
