@@ -8,11 +8,10 @@ import onnx
 
 from trtq import ops
 from trtq.onnx_node import integer
-from trtq.onnx_walk import QDQ
 
 INDICES = 1  # which operand of a Gather holds the indices
 # What may lie between a stored table and the Gather that reads it.
-SAME_SHAPE = ("Identity", "Cast", "Transpose", *QDQ)
+MOVES = ops.onnx_types("identity", "cast", "permute", "quantize")
 
 
 def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
@@ -52,13 +51,13 @@ class _Tables:
         name, moves = node.input[0], list[onnx.NodeProto]()
         while name not in self.shapes:
             maker = self.makers.get(name)
-            if maker is None or maker.op_type not in SAME_SHAPE:
+            if maker is None or maker.op_type not in MOVES:
                 return None
             moves.append(maker)
             name = maker.input[0]
         shape = list(self.shapes[name])
         for move in reversed(moves):
-            if move.op_type == "Transpose":
+            if ops.kind(move) == "permute":
                 order = next((a.ints for a in move.attribute if a.name == "perm"), None)
                 shape = [shape[d] for d in order] if order is not None else shape[::-1]
         axis = integer(node, "axis", 0)
