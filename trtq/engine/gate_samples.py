@@ -43,7 +43,12 @@ class GateSamples:
 def samples_for(job: Job, told: Progress) -> GateSamples:
     """Return the samples for the agreement gate.
 
-    Images become the input as the file says; other data are the inputs by name.
+    Images become the input as the file says; other data are the inputs by name; ``random`` draws
+    values by the inputs' dtypes. At most ``job.spec.check_images`` are used.
+
+    Args:
+        job: names the data, the model and the sizes that it is built for.
+        told: receives notes.
 
     Raises:
         UsageError: images do not fill the model's inputs, or the file does not say how they do.

@@ -55,7 +55,7 @@ def text_of(plan: bytes) -> bytes:
 
 
 def type_name(kind: bytes) -> str:
-    """Return a type of a plan's row as everything else calls it."""
+    """Return a type of a plan's row as everything else calls it: ``fp8`` for ``fp8_e4m3``."""
     return FLOAT_CODES.get(kind, kind.decode())
 
 

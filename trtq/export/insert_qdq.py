@@ -177,7 +177,8 @@ class _Work:
     def ranged(self, name: str) -> str:
         """Return the nearest tensor with these values, in any order, that has a range.
 
-        Where none has a range, this is the tensor itself.
+        Where none has a range, this is the tensor itself. The search goes back through ops that
+        reorder: Reshape, Transpose and the like.
         """
         now = name
         while now not in self.scales:

@@ -43,7 +43,13 @@ FINE: Form = ("", "")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A node, the view it is in, and its attributes."""
+    """A node in its place.
+
+    Attributes:
+        view: the graph that it is in.
+        node: of ONNX's own domain.
+        a: its attributes as Python values, texts decoded, graphs left out.
+    """
 
     view: View
     node: onnx.NodeProto
