@@ -16,12 +16,11 @@ from trtq.engine.build import build
 from trtq.engine.manifest import EngineManifest, manifest_path, read_manifest, read_plan
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
+from trtq.engine.settings import AMPERE
 from trtq.errors import EngineError
 from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
 from trtq.specs import BuildSpec, option_words
-
-AMPERE = 80
 
 
 def is_engine(path: Path) -> bool:

@@ -17,7 +17,8 @@ import msgspec
 
 from trtq.artifact import decode_json
 from trtq.errors import BenchError
-from trtq.platform.releases import Version, releases
+from trtq.export.calibration_cache import version_of
+from trtq.platform.releases import Version, releases, shown
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 # trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the
@@ -168,8 +169,7 @@ def dotted(number: int) -> str:
     >>> dotted(8201), dotted(100300)
     ('8.2.1', '10.3.0')
     """
-    unit = 1000 if number < 10000 else 10000
-    return f"{number // unit}.{number % unit // 100}.{number % 100}"
+    return f"{shown(version_of(number))}.{number % 100}"
 
 
 def _last(bodies: list[str], label: str) -> str | None:
