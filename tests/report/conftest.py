@@ -38,7 +38,8 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any) -> Iterator[Any]:
     """Return a function that opens a page.
 
-    At the end its console must have had no error, and it must have fetched nothing but itself.
+    At the end its console must have had no error, and it must have fetched nothing but itself and
+    pictures beside it.
     """
     said, fetched, contexts = [], [], []
 
@@ -58,4 +59,4 @@ def opened(browser: Any) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert said == []
-    assert all(u.startswith("file://") and u.endswith(".html") for u in fetched), fetched
+    assert all(u.startswith("file://") and u.endswith((".html", ".jpg")) for u in fetched), fetched

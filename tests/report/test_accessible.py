@@ -34,6 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"coco:{cells}",
         input_size=(3, 64, 64),
         task="detection",
+        bits="w3a3",
+        preset_quant="none",
         calib_images=4,
         calib_cache=str(folder),
     )
@@ -73,6 +75,7 @@ def _fleet(page: Path) -> Path:
 PAGES: dict[str, Callable[[Path, Path], object]] = {
     "run": lambda run, page: write_page(run, page, title="Cells"),
     "runs": lambda run, page: write_runs_page([run, run], page, title="Cells, twice"),
+    "pictures": lambda run, page: shutil.copytree(run / "pictures", page.parent / "pictures"),
     "fleet": lambda run, page: _fleet(page),
     "sweep": lambda run, page: write_sweep_page(sweep_of(ROWS), page),
 }
@@ -82,6 +85,7 @@ PAGES: dict[str, Callable[[Path, Path], object]] = {
 def test_no_page_has_a_serious_finding_or_scrolls_sideways(kind, run, tmp_path, opened):
     path = tmp_path / "page.html"
     PAGES[kind](run, path)
+    path = path if path.exists() else tmp_path / "pictures/index.html"
     for scheme, size in (("light", WIDE), ("dark", PHONE)):
         page = opened(path, color_scheme=scheme, viewport=size)
         assert page.evaluate("document.documentElement.scrollWidth") == size["width"], scheme
