@@ -22,7 +22,8 @@ MOST = 8
 WIDTH = 640  # pixels of one side at most
 CAPTION = 18  # height of the line above a picture
 PAGE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Where two models differ most</title>'
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    "<title>Where two models differ most</title>"
     "<style>body{font:16px sans-serif;margin:2em}img{max-width:100%}</style>"
     "<main><h1>Where two models differ most</h1>\n"
 )
