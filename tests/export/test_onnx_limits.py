@@ -74,7 +74,7 @@ def test_a_branch_may_dequantize_codes_of_the_graph_around_it():
 def test_a_tensor_that_two_nodes_make_is_damage():
     nodes = [helper.make_node(k, ["x"], ["y"], name=k) for k in ("Relu", "Neg")]
     model = model_of(nodes, [("x", FLOAT, [1])], [("y", FLOAT, [1])], check=False)
-    with pytest.raises(ExportError, match=r"Cannot use m: it is damaged: two nodes make 'y'"):
+    with pytest.raises(ExportError, match=r"Cannot use m: it is damaged: 'y' is made twice"):
         require_sound(model, "m")
 
 

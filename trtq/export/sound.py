@@ -78,9 +78,10 @@ def _graph_faults(
         for inner in branches(node):
             yield from _graph_faults(inner, versions, known)
     made = Counter(o for n in graph.node for o in n.output if o)
+    made.update(names_of(graph.input))
     twice = next((name for name, count in made.items() if count > 1), None)
     if twice is not None:
-        yield f"two nodes make {twice!r}"
+        yield f"{twice!r} is made twice"
     for value in graph.output:
         if value.name not in known:
             yield f"nothing makes the output {value.name!r}"
