@@ -198,9 +198,8 @@ class Preprocess(
             return size, (-left, -top, width - left, height - top)
         if self.resize is None:
             return (width, height), (0, 0, width, height)
-        ratio = self.resize / min(w, h)
-        size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
-        size = (self.resize, size[1]) if w <= h else (size[0], self.resize)
+        short = min(w, h)
+        size = (self.resize * w // short, self.resize * h // short)  # as torchvision's Resize
         kept = (self.crop, self.crop) if self.crop else (width, height)
         left, top = (round((a - b) / 2.0) for a, b in zip(size, kept, strict=True))
         return size, (left, top, left + kept[0], top + kept[1])
@@ -257,7 +256,8 @@ def resolve_preprocess(
     if not known and not plain:
         return preprocess, [*notes, UNKNOWN_NORMALISATION]
     chosen = {n: values[n] for n, option in options.items() if option is not None}
-    return preprocess, [*notes, *_differences(chosen, hints)]
+    own = {n: tuple(hints[n])[:: -1 if order == "bgr" else 1] for n in options if n in hints}
+    return preprocess, [*notes, *_differences(chosen, own)]
 
 
 def _normalisation(
@@ -351,12 +351,19 @@ def _require_whole(resize: int | None, crop: int | None) -> None:
         )
 
 
-def _differences(chosen: Mapping[str, Sequence[float]], hints: Mapping[str, Any]) -> list[str]:
-    """Return a line for each of the user's numbers that is not the model's own."""
+def _differences(
+    chosen: Mapping[str, Sequence[float]], own: Mapping[str, Sequence[float]]
+) -> list[str]:
+    """Return a line for each of the user's numbers that is not the model's own.
+
+    Both are in the order of the model's channels. Numbers for other channels are not comparable.
+    """
+    pairs = [(n, values, own[n]) for n, values in chosen.items() if n in own]
     return [
-        f"--{name} {_join(values)} differs from the model's own {_join(hints[name])}"
-        for name, values in chosen.items()
-        if name in hints and not np.allclose(values, hints[name], atol=1e-3)
+        f"--{name} {_join(values)} differs from the model's own {_join(known)}"
+        for name, values, known in pairs
+        if len(values) == len(known) or 1 in (len(values), len(known))
+        if not np.allclose(values, known, atol=1e-3)
     ]
 
 
