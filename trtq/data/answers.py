@@ -24,6 +24,7 @@ Kind = Literal["classes", "pixels", "indices", "values"]
 HAVE_PREDICTIONS = ("classes", "pixels")
 ANSWER = "answer"  # metadata of an ONNX file: the kind of its first output
 TASK = "task"  # metadata of an ONNX file: the task that it was quantized for
+LEAST = float(np.finfo(np.float32).tiny)  # the signal of a reference that is 0 everywhere
 
 
 def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind:
@@ -70,7 +71,7 @@ class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
         name: of the output.
         kind: what it is; only ``classes`` and ``pixels`` have predictions.
         sqnr_db: reference over difference, dB; None without a difference, for integers, and where
-            not comparable.
+            not comparable. A reference of zeros counts as the smallest normal float32.
         cosine: of all values, -1 to 1; None for integers, where either is zero, and where not
             comparable.
         agreement: equal predictions, percent; None where there are none.
@@ -187,7 +188,7 @@ class Tally:
         share: float | None = None
         if self.compared and self.finite:
             share = round(100.0 * self.same / self.compared, 6)
-        sqnr = ratio_db(self.signal, self.noise)
+        sqnr = ratio_db(self.signal or LEAST, self.noise)
         length = math.sqrt(self.signal * self.power)
         numbers = self.finite and self.kind != "indices"
         return OutputComparison(
