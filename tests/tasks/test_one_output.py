@@ -8,6 +8,7 @@ import torch
 
 from trtq.errors import UsageError
 from trtq.tasks import TASKS, Facts, find_task
+from trtq.tasks.distances import class_divergence
 from trtq.tasks.edit_distance import edit_distance
 from trtq.tasks.embedding import neighbours
 from trtq.tasks.multi_label import average_precision
@@ -256,3 +257,14 @@ def test_the_divergence_of_one_map_is_not_that_of_a_single_class():
     one, other = torch.full((1, 1, 2, 2), 0.2), torch.full((1, 1, 2, 2), 0.9)
     assert float(task.divergence({"mask": one}, {"mask": other})) > 0.0
     assert float(task.divergence({"mask": one}, {"mask": one})) == 0.0
+
+
+def test_the_divergence_of_sure_answers_has_a_gradient():
+    answer = torch.tensor([[0.0, 200.0, 1.0]], requires_grad=True)
+    alike = class_divergence(answer, torch.tensor([[0.0, 150.0, 1.0]]))
+    alike.sum().backward()
+    assert float(alike.detach()) == 0.0 and answer.grad.tolist() == [[0.0, 0.0, 0.0]]
+    other = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    apart = class_divergence(other, torch.tensor([[200.0, 0.0]]))
+    apart.sum().backward()
+    assert float(apart.detach()) == pytest.approx(np.log(2.0)) and torch.isfinite(other.grad).all()

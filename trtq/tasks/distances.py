@@ -68,10 +68,11 @@ def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def _jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    middle = (p + q) / 2
+    least = torch.finfo(p.dtype).tiny  # the logarithm of 0 would make gradients NaN
+    middle = ((p + q) / 2).clamp_min(least)
 
     def divergence(a: torch.Tensor) -> torch.Tensor:
-        return torch.where(a > 0, a * (a / middle).log(), torch.zeros_like(a))
+        return a * (a.clamp_min(least) / middle).log()
 
     return (divergence(p) + divergence(q)) / 2
 
