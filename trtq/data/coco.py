@@ -18,7 +18,7 @@ from trtq.errors import DataError, listed
 
 SHOWN = 3
 POINT = 3  # numbers of a keypoint: x, y and visibility
-
+ANNOTATIONS = "annotations"  # COCO's folder of them, beside those of images
 
 SEGMENTATIONS = msgspec.json.Decoder(list[list[float]] | RunLengths | None)
 NULL = msgspec.Raw(b"null")
@@ -62,8 +62,10 @@ def open_coco(request: Request) -> Data:
             or annotations that are missing.
     """
     place = Path(request.place)
-    wanted = place.name if place.suffix.lower() == ".json" else None
-    root = request.place if wanted is None else str(_root_of(place))
+    named = place.suffix.lower() == ".json"
+    folder = _root_of(place) if named else place
+    wanted = place.relative_to(folder).as_posix() if named else None
+    root = str(folder) if named else request.place
     source = open_source(root, None, request.note, forms="flat")
     assert isinstance(source, FileSource)
     source.name = request.text
@@ -97,22 +99,23 @@ def open_coco(request: Request) -> Data:
 
 def _root_of(file: Path) -> Path:
     """Return the folder with annotations and images: COCO has them in folders side by side."""
-    return file.parent.parent if file.parent.name == "annotations" else file.parent
+    return file.parent.parent if file.parent.name == ANNOTATIONS else file.parent
 
 
 def _annotations(source: FileSource, wanted: str | None) -> str:
     """Return the name of the annotation file among the files that are no images."""
-    names = [n for n in source.ignored if n.lower().endswith(".json")]
-    if wanted is not None:
-        names = [n for n in names if PurePosixPath(n).name == wanted]
+    names = [n for n in source.ignored if n.lower().endswith(".json") and wanted in (None, n)]
     if len(names) == 1:
         return names[0]
     place = source.name.partition(":")[2]
     if names:
+        near = [n for n in names if PurePosixPath(n).parent.as_posix() in (".", ANNOTATIONS)]
         raise DataError(
             f"{source.name} has {len(names)} annotation files",
             listed(names, SHOWN),
-            f"Choose one: coco:{place}/{names[0]}",
+            f"Choose one: coco:{place}/{near[0]}"
+            if near
+            else f"Move the one to use into {place}/{ANNOTATIONS}",
         )
     raise DataError(
         f"There are no annotations in {source.name}",

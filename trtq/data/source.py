@@ -282,9 +282,9 @@ class FileList(FolderSource):
 
     def __init__(self, name: str, paths: Sequence[Path], note: Note | None = None) -> None:
         Source.__init__(self, name, note)
-        self.paths = list(paths)
-        root = os.path.commonpath([p.parent for p in paths])
-        self.ids = [p.relative_to(root).as_posix() for p in paths]
+        self.paths = [p.absolute() for p in paths]
+        root = os.path.commonpath([p.parent for p in self.paths])
+        self.ids = [p.relative_to(root).as_posix() for p in self.paths]
         self.others = {}
 
 

@@ -47,8 +47,7 @@ def open_yolo(request: Request) -> Data:
     path, split = _yaml_and_split(request)
     described = _read(request, path)
     images = _images(request, path, described, split)
-    names = described.names
-    classes = list(names) if isinstance(names, list) else [names[k] for k in sorted(names)]
+    classes = _classes(request, path, described.names)
     form = _Form(classes=len(classes), points=described.kpt_shape)
     source = FileList(request.text, images, request.note)
     rows = [_rows(request, _labels_of(image), form) for image in images]
@@ -110,6 +109,24 @@ def _read(request: Request, path: Path) -> _Yaml:
             reason(exc),
             "Give a data.yaml with path, train, val and names",
         ) from exc
+
+
+def _classes(request: Request, path: Path, names: list[str] | dict[int, str]) -> list[str]:
+    """Return the names of classes in index order.
+
+    Raises:
+        DataError: an index below the highest has no name.
+    """
+    if isinstance(names, list):
+        return names
+    if sorted(names) != list(range(len(names))):
+        raise DataError(
+            f"Cannot read the classes of {request.text}",
+            f"names in {path} has the indices {listed([str(k) for k in sorted(names)], SHOWN)}, "
+            f"expected 0 to {len(names) - 1}",
+            "Number the classes from 0, as the label files do",
+        )
+    return [names[k] for k in range(len(names))]
 
 
 def _images(request: Request, path: Path, described: _Yaml, split: str | None) -> list[Path]:
