@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -250,6 +251,28 @@ def test_samplers_are_repeatable_or_refused():
         assert trtq.samples(loader).digest() == trtq.samples(loader).digest()
     with pytest.raises(DataError, match="gives other samples in every pass: 2 positions differ"):
         trtq.samples(DataLoader(Rows(), sampler=Odd()))
+
+
+def test_targets_of_any_type_have_an_identity():
+    pair = (np.zeros(2, dtype=np.float32), torch.ones(2, dtype=torch.bfloat16))
+    other = (pair[0], torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+    first, second = (trtq.samples([p]).targets_identity() for p in (pair, other))
+    assert first != second and first == trtq.samples([pair]).targets_identity()
+
+
+def test_samples_with_other_inputs_than_the_first_are_refused():
+    zero = torch.zeros(2)
+    with pytest.raises(DataError, match="one has the inputs a, b, another a"):
+        trtq.samples([{"a": zero, "b": zero}, {"a": zero}]).first_batch()
+
+
+def test_arrays_with_sizes_that_no_array_has(tmp_path):
+    header = io.BytesIO()
+    form = {"descr": "<f4", "fortran_order": False}
+    np.lib.format.write_array_header_1_0(header, {**form, "shape": (-1, 3)})
+    (tmp_path / "a.npy").write_bytes(header.getvalue() + bytes(24))
+    with pytest.raises(DataError, match=r"it is damaged \(its shape is \[-1, 3\]\)"):
+        trtq.samples(f"{tmp_path}/a.npy")
 
 
 def test_data_that_end_early_or_never():

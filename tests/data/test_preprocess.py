@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import functional as tv
 
+import trtq
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.errors import DataError
+from trtq.testing.images import write_images
 
 
 @pytest.mark.parametrize("size", [(55, 55), (49, 98), (180, 40), (640, 480)], ids=str)
@@ -35,3 +41,16 @@ def test_the_models_own_numbers_are_compared_in_the_order_of_its_channels():
     _, other = resolve_preprocess(hints=hints, mean=(0.5, 0.4, 0.3), channel_order="bgr")
     assert same == []
     assert other == ["--mean 0.5,0.4,0.3 differs from the model's own 0.3,0.4,0.5"]
+
+
+def test_a_map_that_says_more_than_memory_holds_is_named(tmp_path):
+    write_images(tmp_path / "images", 1)
+    (tmp_path / "maps").mkdir()
+    name = next(p.stem for p in (tmp_path / "images").rglob("*.*"))
+    header = io.BytesIO()
+    form = {"descr": "<f8", "fortran_order": False, "shape": (10**7, 10**7)}
+    np.lib.format.write_array_header_1_0(header, form)
+    (tmp_path / f"maps/{name}.npy").write_bytes(header.getvalue() + bytes(64))
+    samples = trtq.samples(f"{tmp_path}/images", masks=f"{tmp_path}/maps")
+    with pytest.raises(DataError, match="it is no array of NumPy"):
+        next(samples.targets())

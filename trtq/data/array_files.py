@@ -85,7 +85,7 @@ def _header(
 
     Raises:
         DataError: Python objects, or more than ``limit`` bytes.
-        ValueError: it is no array.
+        ValueError: it is no array, or a size is negative.
     """
     version = np.lib.format.read_magic(file)
     read = (
@@ -94,6 +94,8 @@ def _header(
         else np.lib.format.read_array_header_2_0
     )
     shape, fortran, dtype = read(file)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {list(shape)}")
     if dtype.hasobject:
         raise DataError(
             f"Cannot read {label}", OBJECTS, "Save arrays of numbers: array.astype(numpy.float32)"

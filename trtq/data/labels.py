@@ -206,7 +206,7 @@ class PixelMaps(PixelLabels):
     def _decode(self, data: bytes) -> np.ndarray:
         try:
             values = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as exc:
+        except (ValueError, OSError, EOFError, MemoryError) as exc:
             raise UndecodableError(f"it is no array of NumPy ({reason(exc)})") from exc
         if not isinstance(values, np.ndarray):
             raise UndecodableError("it holds several arrays")

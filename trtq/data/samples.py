@@ -202,7 +202,7 @@ class Samples(ABC):
             targets = batch.targets()
             if isinstance(targets, torch.Tensor):
                 total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
-                total.update(targets.contiguous().numpy().tobytes())
+                total.update(bytes_of(targets))
                 continue
             for target in targets or ():
                 words = f"{target}\0".encode() if isinstance(target, str) else target.content()
@@ -378,6 +378,13 @@ def target_array(
     objects = np.empty(len(targets), dtype=object)
     objects[:] = targets
     return objects
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """Return the values of a tensor of any type, as they lie in memory."""
+    if not tensor.numel():
+        return b""
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def preprocess_digest(samples: Samples) -> str:

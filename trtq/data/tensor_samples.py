@@ -15,7 +15,7 @@ from trtq.data.boxes import Boxes, boxes_of, is_boxed
 from trtq.data.fitting import Fitting
 from trtq.data.model_inputs import InputNeeds, parts_of, split
 from trtq.data.rows import Rows, read_row, rows_of
-from trtq.data.samples import Batch, Samples, Targets
+from trtq.data.samples import Batch, Samples, Targets, bytes_of
 from trtq.errors import DataError
 
 SHOWN = 3
@@ -140,6 +140,12 @@ class TensorSamples(Samples):
             DataError: a sample cannot be read, or its parts do not fit the names.
         """
         rows = [self._named(i, names) for i in (*self.order, *self.order)[:BATCH_OF_TWO]]
+        if rows[0].keys() != rows[-1].keys():
+            raise DataError(
+                f"Cannot use the samples of {self.name}",
+                f"one has the inputs {', '.join(rows[0])}, another {', '.join(rows[-1])}",
+                "Give every sample the same inputs",
+            )
         if any(
             a.shape != b.shape for a, b in zip(rows[0].values(), rows[-1].values(), strict=False)
         ):
@@ -340,8 +346,7 @@ def _content(inputs: Mapping[str, torch.Tensor]) -> str:
     for name, value in inputs.items():
         label = f"{name} " if len(inputs) > 1 else ""
         content.update(f"{label}{value.dtype} {list(value.shape)}\0".encode())
-        raw = value.contiguous().reshape(-1).view(torch.uint8) if value.numel() else value
-        content.update(raw.numpy().tobytes())
+        content.update(bytes_of(value))
     return content.hexdigest()
 
 
