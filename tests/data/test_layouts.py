@@ -36,6 +36,18 @@ def test_the_hint_at_annotation_files_in_other_folders_is_no_path(tmp_path):
     assert len(targets_of(f"coco:{tmp_path}/annotations/b.json")) == 2
 
 
+def test_annotations_beyond_the_limit_are_refused_and_not_cut(tmp_path, monkeypatch):
+    write_coco(tmp_path / "c")
+    shutil.make_archive(str(tmp_path / "c"), "zip", tmp_path / "c")
+    size = (tmp_path / "c/annotations.json").stat().st_size
+    monkeypatch.setattr("trtq.data.source.MAX_ANNOTATIONS", size - 1)
+    for place in ("c", "c.zip"):
+        with pytest.raises(DataError, match=f"annotations.json .* has {size} bytes, the limit is"):
+            targets_of(f"coco:{tmp_path}/{place}")
+    monkeypatch.setattr("trtq.data.source.MAX_ANNOTATIONS", size)
+    assert len(targets_of(f"coco:{tmp_path}/c.zip")) == 2
+
+
 def test_yolo_images_may_be_here_and_elsewhere(tmp_path, monkeypatch):
     here, there = (write_yolo(tmp_path / name).parent for name in ("here", "there"))
     (here / "data.yaml").write_text(f"names: [cat, dog]\nval: [images, {there}/images]\n")

@@ -25,6 +25,7 @@ from trtq.errors import DataError, reason, suggest
 DECODING = 2  # raise it when the same bytes give other pixels: results are then computed again
 Note = Callable[[str], None]
 ARRAY_SUFFIX = ".npy"
+MAX_ANNOTATIONS = 4 * 2**30  # bytes of one file, unpacked: those of large sets have more than 1 GiB
 IMAGES = "images:"
 
 
@@ -215,10 +216,10 @@ class FileSource(Source):
 
     @abstractmethod
     def read_other(self, name: str) -> bytes:
-        """Return the content of a file that is no image.
+        """Return the content of a file that is no image, such as annotations.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or is larger than 4 GiB.
         """
 
     def _take(self, arranged: Arrangement, notes: Sequence[str]) -> None:
@@ -227,12 +228,12 @@ class FileSource(Source):
         for line in (*notes, *arranged.notes):
             self.tell(line)
 
-    def _require_size(self, index: int, size: int) -> None:
-        if size > MAX_BYTES:
+    def _require_size(self, name: str, size: int, limit: int) -> None:
+        if size > limit:
             raise DataError(
-                f"Cannot read {self.ids[index]} in {self.name}",
-                f"it has {size} bytes, the limit is {MAX_BYTES}",
-                "Remove it or scale it down",
+                f"Cannot read {name} in {self.name}",
+                f"it has {size} bytes, the limit is {limit}",
+                "Remove it, or make it smaller",
             )
 
 
@@ -258,14 +259,17 @@ class FolderSource(FileSource):
 
     def read_other(self, name: str) -> bytes:  # noqa: D102
         try:
-            return self.others[name].read_bytes()
+            with self.others[name].open("rb") as handle:
+                self._require_size(name, os.fstat(handle.fileno()).st_size, MAX_ANNOTATIONS)
+                return handle.read()
         except OSError as exc:
             raise DataError(f"Cannot read {name} in {self.name}", reason(exc)) from exc
 
     def read(self, index: int) -> bytes:  # noqa: D102
         try:
             with self.paths[index].open("rb") as handle:
-                self._require_size(index, os.fstat(handle.fileno()).st_size)
+                size = os.fstat(handle.fileno()).st_size
+                self._require_size(self.ids[index], size, MAX_BYTES)
                 return handle.read()
         except OSError as exc:
             raise DataError(f"Cannot read {self.ids[index]} in {self.name}", reason(exc)) from exc
@@ -320,20 +324,17 @@ class ZipSource(FileSource):
         self.others = {n: listing.files[n] for n in self.ignored}
 
     def read(self, index: int) -> bytes:  # noqa: D102
-        entry = self.entries[index]
-        self._require_size(index, entry.file_size)
-        data = self._read(entry, self.ids[index])
-        self._require_size(index, len(data))
-        return data
+        return self._read(self.entries[index], self.ids[index], MAX_BYTES)
 
     def read_other(self, name: str) -> bytes:  # noqa: D102
-        return self._read(self.others[name], name)
+        return self._read(self.others[name], name, MAX_ANNOTATIONS)
 
-    def _read(self, entry: zipfile.ZipInfo, name: str) -> bytes:
+    def _read(self, entry: zipfile.ZipInfo, name: str, limit: int) -> bytes:
+        self._require_size(name, entry.file_size, limit)
         try:
             with self.zip.open(entry) as handle:
                 # What a zip announces need not be what it unpacks to.
-                return handle.read(MAX_BYTES + 1)
+                data = handle.read(limit + 1)
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -344,6 +345,8 @@ class ZipSource(FileSource):
             ValueError,
         ) as exc:
             raise DataError(f"Cannot read {name} in {self.name}", str(exc)) from exc
+        self._require_size(name, len(data), limit)
+        return data
 
     def stamp(self, index: int) -> Stamp:  # noqa: D102
         try:
