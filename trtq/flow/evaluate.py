@@ -86,7 +86,7 @@ class Evaluation:
         for name, figure in self.figures.items():
             other = self.reference.get(name)
             known = other is not None and other.value is not None
-            beside = f" (float {other.value:.2f} {other.unit})" if known and other else ""
+            beside = f" (float {other.amount})" if known and other else ""
             parts.append(f"{figure.words}{beside}")
         parts += [f.words for f in self.agreement.values() if f.name != AGREEMENT]
         if self.compared:

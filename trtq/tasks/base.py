@@ -43,11 +43,14 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def words(self) -> str:
         """The score as a person reads it."""
+        return f"{self.name} {self.amount}"
+
+    @property
+    def amount(self) -> str:
+        """The value with its unit; ``n/a`` without a value."""
         if self.value is None:
-            return f"{self.name} n/a"
-        if not self.unit:
-            return f"{self.name} {self.value:.4g}"
-        return f"{self.name} {self.value:.2f} {self.unit}"
+            return "n/a"
+        return f"{self.value:.2f} {self.unit}" if self.unit else f"{self.value:.4g}"
 
     @property
     def perfect(self) -> float:
