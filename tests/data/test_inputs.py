@@ -381,6 +381,18 @@ def test_texts(words):
             trtq.samples(f"{words}/t.txt", tokenizer=str(words / file))
 
 
+def test_texts_are_filled_up_as_their_tokenizer_says(words):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(f"{words}/tokenizer.json")
+    tokenizer.enable_padding(pad_id=3, pad_token="two")
+    tokenizer.save(f"{words}/own.json")
+    (words / "t.txt").write_text("one\x0cone\u2028one\nfour\n")
+    fixed = TensorSpec(name="input_ids", dtype="int64", shape=(1, 4))
+    samples = trtq.samples(f"{words}/t.txt", tokenizer=f"{words}/own.json")
+    rows = samples.bound(InputNeeds(model="m", inputs=(fixed,))).batches(2)
+    assert next(rows).inputs["input_ids"].tolist() == [[2, 2, 2, 3], [5, 3, 3, 3]]
+
+
 def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
     path = tmp_path / "t.txt"
     path.write_text("one\n")
