@@ -98,6 +98,15 @@ def boxes_of(target: object) -> Boxes | None:
         )
     if not np.isfinite(boxes).all():
         raise ValueError("its boxes are not finite")
+    if (labels != np.rint(labels)).any():
+        raise ValueError("its labels are fractions, expected class indices")
+    sides = boxes.reshape(-1, 4)
+    reversed_ = (sides[:, 2:] < sides[:, :2]).any(axis=1)
+    if reversed_.any():
+        raise ValueError(
+            f"its box {sides[reversed_][0].tolist()} ends before it begins, expected left, top, "
+            "right and bottom"
+        )
     return Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
 
 
