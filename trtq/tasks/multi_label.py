@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trtq.data.metrics import Array
+from trtq.errors import DataError
 from trtq.tasks.base import Figure, Outputs, Places, Score
 from trtq.tasks.equal_predictions import EqualShare
 from trtq.tasks.maps import caption
@@ -35,8 +36,17 @@ class LabelScore:
         self.wanted: list[npt.NDArray[Any]] = []
 
     def add(self, answer: Array, targets: npt.NDArray[Any] | None) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: probabilities [N, C].
+            targets: 0, 1 or the value that is not counted, [N, C]; None counts nothing.
+
+        Raises:
+            DataError: a target is something else.
+        """
         if targets is not None:
+            _require_known(targets, self.ignore)
             self.scores.append(np.where(np.isfinite(answer), answer, -np.inf))
             self.wanted.append(targets)
 
@@ -65,6 +75,16 @@ class LabelScore:
         chosen, right = (scores > DECIDED)[counted], (wanted > 0)[counted]
         both = int(chosen.sum() + right.sum())
         return round(200.0 * int((chosen & right).sum()) / both, 4) if both else None
+
+
+def _require_known(targets: npt.NDArray[Any], ignore: int) -> None:
+    others = targets[(targets != 0) & (targets != 1) & (targets != ignore)]
+    if others.size:
+        raise DataError(
+            "Cannot count the labels of samples",
+            f"a target is {others[0]}, expected 0 or 1",
+            f"Name the value that is not counted: --ignore-index {others[0]}",
+        )
 
 
 def average_precision(scores: Array, wanted: Bools) -> float | None:
