@@ -30,7 +30,8 @@ def reparameterize_(module: nn.Module) -> list[str]:
     if not parts:
         return []
     for parameter in module.parameters():
-        parameter.requires_grad_()  # some detach what they made
+        if parameter.is_floating_point():
+            parameter.requires_grad_()  # some detach what they made
     after = _convolutions(module)
     return [
         f"training branches of {len(parts)} parts were joined: {before} convolutions became {after}"
