@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trtq.casts import lost_in
 from trtq.data.model_inputs import DTYPES, IMAGE_RANK, InputNeeds, InputSpec, to_tensor
 from trtq.errors import DataError
 
@@ -74,7 +75,7 @@ class Fitting:
                 "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
             )
         cast = tensor.to(wanted)
-        lost = _lost(tensor, cast)
+        lost = lost_in(tensor, cast)
         if lost:
             raise self.refuse(index, f"{words}: {lost}", f"Give {spec.name!r} as {spec.dtype}")
         rounded = tensor.is_floating_point() and cast.is_floating_point()
@@ -167,16 +168,3 @@ def _hint_about(value: object) -> str:
     if isinstance(value, (tuple, list, Mapping)):
         return "Give a sample as a mapping of its tensors by name: {'left': ..., 'right': ...}"
     return "Apply the model's preprocessing first (ToTensor, Normalize)"
-
-
-def _lost(before: torch.Tensor, after: torch.Tensor) -> str:
-    """Return what a cast would lose, "" for nothing but the rounding of floats."""
-    if before.is_floating_point() and after.is_floating_point():
-        overflow = torch.isfinite(before) & ~torch.isfinite(after)
-        if not bool(overflow.any()):
-            return ""
-        return f"{float(before[overflow][0]):g} is beyond its range"
-    differs = after.to(before.dtype) != before
-    if not bool(differs.any()):
-        return ""
-    return f"{before[differs][0].item()} would become {after[differs][0].item()}"

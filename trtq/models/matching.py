@@ -59,20 +59,23 @@ class Fit:
 
 def required(own: StateDict, given: Iterable[str]) -> list[str]:
     """Return the names that a file must have: no counters, one of each group of tied ones."""
-    tied: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
-    for name, tensor in own.items():
-        if not name.endswith(_COUNTER):
-            where = tensor.data_ptr()  # 0 where there is no memory to share
-            tied.setdefault((where or -len(tied) - 1, tensor.shape, tensor.stride()), []).append(
-                name
-            )
-    if all(len(names) == 1 for names in tied.values()):
-        return [names[0] for names in tied.values()]
+    tied = tied_names(without_counters(own))
+    if all(len(names) == 1 for names in tied):
+        return [names[0] for names in tied]
     known = list(given)
     return [
-        next((n for n in names if any(k.endswith(n) for k in known)), names[0])
-        for names in tied.values()
+        next((n for n in names if any(k.endswith(n) for k in known)), names[0]) for names in tied
     ]
+
+
+def tied_names(own: StateDict) -> list[list[str]]:
+    """Return the names of each tensor of a model: several where modules share it."""
+    tied: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    for name, tensor in own.items():
+        where = tensor.data_ptr()  # 0 where there is no memory to share
+        key = (where or -len(tied) - 1, tensor.shape, tensor.stride())
+        tied.setdefault(key, []).append(name)
+    return list(tied.values())
 
 
 def fits(own: StateDict, stored: Stored, *, subset: bool = False) -> list[Fit]:
