@@ -25,6 +25,13 @@ Array = npt.NDArray[Any]
 def read_array_file(path: Path, label: str) -> Array | dict[str, Array]:
     """Return the array of an ``.npy`` file, or the arrays of an ``.npz`` file by key.
 
+    Args:
+        path: of the file; other suffixes than ``.npy`` are read as ``.npz``.
+        label: what errors call it.
+
+    Returns:
+        arrays as they are stored: their own shapes, types and byte order.
+
     Raises:
         DataError: it is damaged, too large, empty, or holds Python objects.
     """
@@ -155,6 +162,14 @@ def stacked_arrays(name: str, path: Path) -> StackedArray | dict[str, StackedArr
     """Return the array of an ``.npy`` file, or those of an ``.npz`` file by key, samples first.
 
     Memory does not grow with the number of samples.
+
+    Args:
+        name: of the data, for errors.
+        path: of the file.
+
+    Returns:
+        arrays of which ``array[i]`` reads one sample. Those of an ``.npz`` file are unpacked into
+        unnamed temporary files, which close with the arrays.
 
     Raises:
         DataError: damaged, or with Python objects.

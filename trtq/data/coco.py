@@ -57,6 +57,12 @@ class _File(msgspec.Struct):
 def open_coco(request: Request) -> Data:
     """Return images and boxes: a folder or a zip with an annotation file, or the file itself.
 
+    Class indices follow the order of the categories' ids. Boxes [x, y, width, height] become left,
+    top, right and bottom; annotations without an area are left out with a note.
+
+    Args:
+        request: what was asked for; its ``text`` names the data.
+
     Raises:
         DataError: there is no annotation file or several, it is damaged, or names images, classes
             or annotations that are missing.

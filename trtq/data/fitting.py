@@ -22,6 +22,7 @@ class Fitting:
         name: of the data, for errors.
         needs: what the model takes; None where it is not known yet: values stay as they are.
         note: receives a line for each kind of cast.
+        told: lines that :attr:`note` has received.
     """
 
     name: str
@@ -31,6 +32,15 @@ class Fitting:
 
     def fit(self, index: int, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
         """Return the inputs of sample ``index`` with the types and shapes that the model takes.
+
+        Args:
+            index: of the sample, for errors.
+            values: tensors, arrays or numbers by input, without an axis for samples.
+
+        Returns:
+            one tensor for each input of the model, in its order, on the CPU; all values as they are
+            where the model is not known. Casts that lose nothing but digits are noted, others are
+            refused.
 
         Raises:
             DataError: names the sample and the input.
@@ -48,7 +58,13 @@ class Fitting:
         return fitted
 
     def refuse(self, index: int, reason: str, hint: str = "") -> DataError:
-        """Return the error about one sample."""
+        """Return the error about one sample.
+
+        Args:
+            index: of the sample.
+            reason: why it cannot be used.
+            hint: what to do.
+        """
         return DataError(f"Cannot use sample {index} of {self.name}", reason, hint)
 
     def _tensor(self, index: int, name: str, value: object) -> torch.Tensor:
