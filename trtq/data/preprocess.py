@@ -172,7 +172,12 @@ class Preprocess(
         return torch.from_numpy(np.array(placed, dtype=np.float32))
 
     def place(self, width: int, height: int) -> ImagePlace:
-        """Return where an upright image of a size is in the input, for boxes and points."""
+        """Return where an upright image of a size is in the input, for boxes and points.
+
+        Args:
+            width: of the image, pixels.
+            height: of the image, pixels.
+        """
         resized, box = self._steps(width, height)
         cut = (box[2] - box[0], box[3] - box[1])
         again = [n / c for n, c in zip(self.input_size[:0:-1], cut, strict=True)]
@@ -236,6 +241,10 @@ def resolve_preprocess(
 
     What is given wins over the preset, the preset over what the model's authors say (``hints``),
     and that over ImageNet's.
+
+    Args:
+        hints: fields of :class:`Preprocess`, ``crop_pct`` and ``size_words``.
+        given: as options; None is not given.
 
     Raises:
         UsageError: numbers of channels differ, or a standard deviation is not greater than 0.

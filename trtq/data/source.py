@@ -32,6 +32,10 @@ IMAGES = "images:"
 class Source(ABC):
     """A list of images, some with labels.
 
+    Args:
+        name: the text it was asked for by.
+        note: receives lines that a user should read.
+
     Attributes:
         name: the text it was asked for by.
         ids: one text per image, stable between runs.
@@ -191,12 +195,25 @@ class Source(ABC):
         return digest_of([*content, self.annotations] if self.annotations else content)
 
     def sample(self, count: int, seed: int) -> list[int]:
-        """Return ``count`` indices drawn without replacement, repeatable, or all if fewer."""
+        """Return ``count`` indices drawn without replacement, repeatable, or all if fewer.
+
+        Args:
+            count: how many.
+            seed: of the draw.
+        """
         return [int(i) for i in np.random.default_rng(seed).permutation(len(self))[:count]]
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """Return at most ``limit`` of ``count`` positions, evenly: every class keeps its share."""
+    """Return at most ``limit`` of ``count`` positions, evenly: every class keeps its share.
+
+    Args:
+        count: how many there are.
+        limit: how many to take; None for all.
+
+    >>> spread(5, 3)
+    [0, 2, 4]
+    """
     picks = (
         np.arange(count)
         if limit is None or limit >= count
@@ -206,7 +223,12 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 
 def shared_images(one: Source, other: Source) -> list[int]:
-    """Return the positions in ``one`` of images whose content is in ``other``, under any name."""
+    """Return the positions in ``one`` of images whose content is in ``other``, under any name.
+
+    Args:
+        one: the set whose positions are returned.
+        other: the set it is compared with.
+    """
     known = set(other.contents(range(len(other))))
     return [i for i, content in enumerate(one.contents(range(len(one)))) if content in known]
 
@@ -217,6 +239,9 @@ class FileSource(Source):
     @abstractmethod
     def read_other(self, name: str) -> bytes:
         """Return the content of a file that is no image, such as annotations.
+
+        Args:
+            name: one of :attr:`ignored`.
 
         Raises:
             DataError: it cannot be read, or is larger than 4 GiB.
@@ -367,7 +392,11 @@ def _user_path(text: str) -> Path:
 
 
 def place_of(data: str) -> str:
-    """Return where the images behind ``data`` are, the same text for every spelling of the path."""
+    """Return where the images behind ``data`` are, the same text for every spelling of the path.
+
+    Args:
+        data: as for :func:`open_source`.
+    """
     kind = next((k for k in ("cifar10:", IMAGES) if data.startswith(k)), "")
     path = data.removeprefix(kind)
     return data if data == "digits" else f"{kind}{_user_path(path).resolve()}"
@@ -424,7 +453,16 @@ def _no_source(data: str, path: Path) -> DataError:
 
 
 def describe(source: Source) -> dict[str, object]:
-    """Return what a record says about a source."""
+    """Return what a record says about a source.
+
+    Args:
+        source: the images, after they were decoded.
+
+    Returns:
+        plain values by name: ``source``, ``images``, ``classes`` and ``class_names`` (None
+        without), ``ignored_files``, ``ids_digest``, ``changed`` (counts by kind),
+        ``cached_digests``.
+    """
     return {
         "source": source.name,
         "images": len(source),

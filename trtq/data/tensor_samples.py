@@ -106,6 +106,9 @@ class TensorSamples(Samples):
     def bound(self, needs: InputNeeds) -> TensorSamples:
         """Return the samples as the inputs of a model; its names decide what is a target.
 
+        Args:
+            needs: what the model takes.
+
         Raises:
             DataError: the first sample does not fit the model.
         """
@@ -177,6 +180,13 @@ class TensorSamples(Samples):
 
         Samples of different shapes, where the model takes them, are in different batches; so are
         samples with other values of an input that is one number for a whole batch.
+
+        Args:
+            size: samples in a batch, at most; one for models whose first axes do not hold samples.
+            count: how many samples; None for all.
+
+        Raises:
+            DataError: a sample cannot be read, does not fit, or differs from an earlier pass.
         """
         chosen = self.order[:count]
         size = 1 if self.needs is not None and self.needs.one_at_a_time else size

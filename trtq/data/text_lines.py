@@ -28,6 +28,9 @@ MISSING_MODEL = ("a text model has inputs such as", f"{IDS}, {MASK} and {TYPES}"
 def open_text(request: Request) -> Data:
     """Return the lines of a text file as samples of a text model.
 
+    Args:
+        request: its ``tokenizer`` is the file of the tokenizer.
+
     Raises:
         UsageError: there is no tokenizer.
         MissingExtraError: the package ``tokenizers`` is not installed.
@@ -81,6 +84,12 @@ def _lines(request: Request) -> list[str]:
 
 def load_tokenizer(file: str) -> Any:
     """Return the tokenizer in a file of Hugging Face's ``tokenizers``.
+
+    Args:
+        file: ``tokenizer.json``.
+
+    Returns:
+        a ``tokenizers.Tokenizer``.
 
     Raises:
         MissingExtraError: the package is not installed.
@@ -148,7 +157,14 @@ class TextRows:
             self.tokenizer.enable_truncation(max_length=min(limits))
 
     def bound(self, needs: InputNeeds) -> TextRows:
-        """Return the texts under the names and with the lengths of a model's inputs."""
+        """Return the texts under the names and with the lengths of a model's inputs.
+
+        Args:
+            needs: what the model takes.
+
+        Raises:
+            DataError: two of its inputs could be the indices.
+        """
         return TextRows(self.request, self.lines, self.tokenizer, needs=needs, pad=self.pad)
 
     def __len__(self) -> int:
@@ -189,6 +205,9 @@ class TextRows:
         """Return the texts of a batch with the length of the longest, marked by their masks.
 
         They stay as they are for a model without a mask.
+
+        Args:
+            rows: the inputs of each text by name, [length] each.
         """
         sizes = {len(row[name]) for row in rows for name in self.kinds}
         if len(sizes) < 2 or MASK not in self.kinds.values():

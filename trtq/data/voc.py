@@ -22,6 +22,13 @@ CLASS_FILES = ("classes.txt", "labels.txt")
 def open_voc(request: Request) -> Data:
     """Return the images and boxes of a folder or a zip, of all its images or of one split.
 
+    Corners count pixels from 1 as in VOC, or from 0 where a box of the data begins at 0; both
+    become pixels from 0. Class indices follow ``classes.txt`` or ``labels.txt``, else the order of
+    names.
+
+    Args:
+        request: its ``text`` is ``voc:FOLDER``, ``voc:FILE.zip`` or either with ``/SPLIT``.
+
     Raises:
         DataError: an annotation file is damaged, or images are missing.
         UsageError: there is no such split.

@@ -40,6 +40,10 @@ class _Yaml(msgspec.Struct):
 def open_yolo(request: Request) -> Data:
     """Return the images and boxes of one split of a ``data.yaml``.
 
+    Args:
+        request: its ``text`` is ``yolo:data.yaml`` or ``yolo:data.yaml/SPLIT``; without a split the
+            first of val, train and test is used.
+
     Raises:
         DataError: the file is damaged, or images or labels are missing or damaged.
         UsageError: it has no such split.
@@ -258,6 +262,10 @@ class _Form(NamedTuple):
 
     def read(self, line: str) -> _Row:
         """Return the object of a line.
+
+        Args:
+            line: class, then centre, width and height; or class, then x and y of three points or
+                more; keypoints follow a box. All but the class are shares of the image.
 
         Raises:
             ValueError: a person reads why it is none.
