@@ -272,6 +272,9 @@ def check_finite(model: nn.Module) -> list[str]:
     Buffers may hold them: one that forward() never reads changes nothing, and masks hold -inf on
     purpose. One that is read makes the model's answers NaN, which capturing the model refuses.
 
+    Args:
+        model: with its weights.
+
     Returns:
         A line for each buffer with a NaN.
 
@@ -293,7 +296,15 @@ def check_finite(model: nn.Module) -> list[str]:
 
 
 def zero_weights(model: nn.Module) -> list[str]:
-    """Return a line when weights of layers are all zero: such a layer computes nothing."""
+    """Return a line when weights of layers are all zero: such a layer computes nothing.
+
+    Args:
+        model: with its weights; only float parameters of two axes or more named ``weight`` are
+            looked at.
+
+    Returns:
+        One line, or none.
+    """
     named = model.named_parameters()
     weights = {
         n: p for n, p in named if n.endswith("weight") and p.ndim > 1 and p.is_floating_point()

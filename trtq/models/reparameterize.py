@@ -71,7 +71,14 @@ def _join_(module: nn.Module, where: str, part: nn.Module) -> bool:
 
 
 def structure_of(part: nn.Module) -> list[str]:
-    """Return the names of a part's modules."""
+    """Return the names of a part's modules.
+
+    Args:
+        part: of a model.
+
+    Returns:
+        Relative to the part, itself ("") first.
+    """
     return [name for name, _ in part.named_modules()]
 
 

@@ -125,6 +125,9 @@ def out_of_inference_mode_(module: nn.Module) -> None:
     """Replace tensors made in ``torch.inference_mode()``: nothing can be traced with them.
 
     A tensor that several modules share is still shared afterwards.
+
+    Args:
+        module: changed in place.
     """
     plain: dict[int, torch.Tensor] = {}
     for part in module.modules():
