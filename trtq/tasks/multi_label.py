@@ -92,6 +92,10 @@ def average_precision(scores: Array, wanted: Bools) -> float | None:
 
     Samples with equal scores are found together. None where no sample has the label.
 
+    Args:
+        scores: of one label, [N]; higher is more likely.
+        wanted: whether each sample has the label, [N].
+
     >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]))
     83.3333
     """
@@ -124,6 +128,10 @@ class MultiLabel(OneOutput):
 
     def decode(self, outputs: Outputs, places: Places) -> Array:
         """Return probabilities [N, C].
+
+        Args:
+            outputs: of the model by name.
+            places: not used.
 
         Raises:
             UsageError: the output is missing, or has no probabilities.
