@@ -30,7 +30,7 @@ def read_array_file(path: Path, label: str) -> Array | dict[str, Array]:
         label: what errors call it.
 
     Returns:
-        arrays as they are stored: their own shapes, types and byte order.
+        Arrays as they are stored: their own shapes, types and byte order.
 
     Raises:
         DataError: it is damaged, too large, empty, or holds Python objects.
@@ -168,7 +168,7 @@ def stacked_arrays(name: str, path: Path) -> StackedArray | dict[str, StackedArr
         path: of the file.
 
     Returns:
-        arrays of which ``array[i]`` reads one sample. Those of an ``.npz`` file are unpacked into
+        Arrays of which ``array[i]`` reads one sample. Those of an ``.npz`` file are unpacked into
         unnamed temporary files, which close with the arrays.
 
     Raises:

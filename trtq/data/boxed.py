@@ -36,7 +36,7 @@ def image_places(source: Source, names: Sequence[str], annotations: str) -> list
         annotations: what errors call the annotations.
 
     Returns:
-        one position for each name, in their order.
+        One position for each name, in their order.
 
     Raises:
         DataError: names images that are missing, or of which there are several.

@@ -355,7 +355,7 @@ def mirrored_pair(classes: Sequence[str]) -> tuple[str, str] | None:
         classes: names of classes; case does not count.
 
     Returns:
-        the first such pair; None where no name with ``left`` has a partner with ``right``.
+        The first such pair; None where no name with ``left`` has a partner with ``right``.
 
     >>> mirrored_pair(["turn_left", "turn_right", "straight"])
     ('turn_left', 'turn_right')

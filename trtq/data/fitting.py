@@ -38,7 +38,7 @@ class Fitting:
             values: tensors, arrays or numbers by input, without an axis for samples.
 
         Returns:
-            one tensor for each input of the model, in its order, on the CPU; all values as they are
+            One tensor for each input of the model, in its order, on the CPU; all values as they are
             where the model is not known. Casts that lose nothing but digits are noted, others are
             refused.
 

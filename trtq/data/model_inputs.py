@@ -197,7 +197,7 @@ def parts_of(value: object) -> Mapping[Any, object] | None:
         value: of a sample.
 
     Returns:
-        the parts by key or by position.
+        The parts by key or by position.
     """
     if isinstance(value, Mapping):
         return value

@@ -169,7 +169,7 @@ def lengths_of(text: bytes) -> list[int]:
         text: of one object, as pycocotools writes it.
 
     Returns:
-        counts of pixels outside and inside in turn, outside first.
+        Counts of pixels outside and inside in turn, outside first.
 
     Raises:
         ValueError: the text ends within a length.

@@ -108,7 +108,7 @@ def nearest(size: int, known: SizeRange | None) -> int:
         known: sizes that an axis takes; None for any.
 
     Returns:
-        a size of the range, where it has one.
+        A size of the range, where it has one.
     """
     if known is None:
         return size

@@ -227,7 +227,7 @@ def batch_rows(batch: object, name: str) -> list[object]:
         name: of the data, for errors.
 
     Returns:
-        one sample an item, in the form of the batch: a tensor, a tuple or a dict.
+        One sample an item, in the form of the batch: a tensor, a tuple or a dict.
 
     Raises:
         DataError: it is none of them, or its parts have different lengths.

@@ -48,7 +48,7 @@ def about_samples(inputs: Sequence[HasShape]) -> list[str]:
         inputs: of a model, in order.
 
     Returns:
-        a line for each such input; empty where samples are first.
+        A line for each such input; empty where samples are first.
     """
     axes = sample_axes([i.shape for i in inputs])
     return [

@@ -291,7 +291,7 @@ class ImageSamples(Samples):
             needs: what the model takes.
 
         Returns:
-            samples of the same images in the layout of the input, under its name.
+            Samples of the same images in the layout of the input, under its name.
 
         Raises:
             DataError: it takes several inputs, or one of another shape or type.
@@ -409,7 +409,7 @@ def target_array(
         targets: of a batch.
 
     Returns:
-        the tensor as it is; else an array of objects [N].
+        The tensor as it is; else an array of objects [N].
     """
     if isinstance(targets, torch.Tensor):
         return targets.numpy()

@@ -459,7 +459,7 @@ def describe(source: Source) -> dict[str, object]:
         source: the images, after they were decoded.
 
     Returns:
-        plain values by name: ``source``, ``images``, ``classes`` and ``class_names`` (None
+        Plain values by name: ``source``, ``images``, ``classes`` and ``class_names`` (None
         without), ``ignored_files``, ``ids_digest``, ``changed`` (counts by kind),
         ``cached_digests``.
     """

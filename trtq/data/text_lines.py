@@ -89,7 +89,7 @@ def load_tokenizer(file: str) -> Any:
         file: ``tokenizer.json``.
 
     Returns:
-        a ``tokenizers.Tokenizer``.
+        A ``tokenizers.Tokenizer``.
 
     Raises:
         MissingExtraError: the package is not installed.
