@@ -101,6 +101,12 @@ def evaluate_quantized(
 ) -> Evaluation:
     """Return the scores of an exported model beside its float model's, in ONNX Runtime.
 
+    Args:
+        quantized: the model.
+        data: as for :func:`~trtq.flow.data.open_samples`.
+        task: what the outputs mean; None for what is known.
+        batch_size: samples in a call.
+
     Raises:
         UsageError: an unknown task, or answers and targets do not fit.
         DataError: class numbers mean other classes than in calibration.
@@ -152,6 +158,8 @@ class Evaluator:
         metadata: what the maker of the file wrote into it.
         gallery: keeps the samples on which the two differ most; None for no pictures.
         note: receives a line that the user should read.
+        tallies: sums by output, filled by :meth:`run`.
+        told: lines that :attr:`note` has received.
     """
 
     runner: Runner
@@ -168,8 +176,14 @@ class Evaluator:
     def run(self, samples: Samples, batch_size: int, progress: Progress) -> Evaluation:
         """Run all samples.
 
+        Args:
+            samples: with targets where scores are wanted.
+            batch_size: samples in a call, 1 or more.
+            progress: receives progress.
+
         Raises:
             UsageError: the two models have different outputs, or answers and targets do not fit.
+            DataError: a sample is damaged, or a target is of a class that the model does not have.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(

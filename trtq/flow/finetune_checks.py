@@ -85,6 +85,10 @@ def _require_labels(train: Samples, val: Samples | None, options: FinetuneOption
 def require_task_options(options: FinetuneOptions, task: Task) -> None:
     """Refuse options of the cross-entropy for a model that learns from answers.
 
+    Args:
+        options: how to train.
+        task: what the model learns.
+
     Raises:
         UsageError: names the option.
     """
@@ -152,7 +156,13 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
 
 
 def note_outputs(model: Model, options: FinetuneOptions, note: Callable[[str], None]) -> None:
-    """Note which outputs of several are trained by what."""
+    """Note which outputs of several are trained by what.
+
+    Args:
+        model: captured.
+        options: how to train.
+        note: receives the lines.
+    """
     outputs = [t.name for t in model.graph.signature.outputs]
     whole = [
         name
@@ -192,6 +202,10 @@ def require_scorable(task: Task, model: Model, val: Samples) -> None:
 def require_pictures(model: Model, augment: str) -> None:
     """Refuse augmentation of what is no single image.
 
+    Args:
+        model: captured.
+        augment: the option; ``none`` is always accepted.
+
     Raises:
         UsageError: names the inputs.
     """
@@ -206,6 +220,10 @@ def require_pictures(model: Model, augment: str) -> None:
 
 def require_trainable(options: FinetuneOptions, graph: TrainingGraph) -> None:
     """Refuse a graph in which nothing learns.
+
+    Args:
+        options: how to train.
+        graph: with what learns in it.
 
     Raises:
         CalibrationError: every layer is frozen.
@@ -224,7 +242,13 @@ def require_trainable(options: FinetuneOptions, graph: TrainingGraph) -> None:
 
 
 def note_shared(val: Samples, train: Samples, note: Callable[[str], None]) -> None:
-    """Note how many validation samples are trained on, under any name."""
+    """Note how many validation samples are trained on, under any name.
+
+    Args:
+        val: to measure on.
+        train: to learn from.
+        note: receives the line.
+    """
     known = set(train.contents())
     shared = [i for i, content in enumerate(val.contents()) if content in known]
     if shared:
