@@ -68,6 +68,10 @@ def load_text(
 def require_no_reading(match: Match, key: str | None) -> None:
     """Refuse options about a checkpoint where there is none.
 
+    Args:
+        match: how names are matched.
+        key: where the weights are.
+
     Raises:
         UsageError: names the option.
     """
