@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -251,6 +253,34 @@ def test_samplers_are_repeatable_or_refused():
         assert trtq.samples(loader).digest() == trtq.samples(loader).digest()
     with pytest.raises(DataError, match="gives other samples in every pass: 2 positions differ"):
         trtq.samples(DataLoader(Rows(), sampler=Odd()))
+
+
+class OneReader(Dataset):
+    """Data that break when two threads read at once, such as an open file."""
+
+    def __init__(self):
+        self.reads, self.busy = [], threading.Lock()
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index):
+        assert self.busy.acquire(blocking=False), "two readers"
+        time.sleep(0.005)
+        self.reads.append(index)
+        self.busy.release()
+        return torch.zeros(3), index % 2
+
+
+def test_data_of_a_program_have_one_reader_at_a_time():
+    data = OneReader()
+    samples = trtq.samples(data)
+    assert samples.has_targets and not samples.boxed and data.reads == [0]
+    for batch in samples.select(range(12)).batches(2):
+        assert len(batch.targets()) == 2
+    assert data.reads == [0, *range(12)]
+    for batch in trtq.samples(OneReader()).batches(2):
+        batch.targets()
 
 
 def test_targets_of_any_type_have_an_identity():

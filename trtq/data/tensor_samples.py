@@ -69,8 +69,16 @@ class TensorSamples(Samples):
         return f"{index:06d}" if own is None else str(own[index])
 
     @cached_property
+    def _target(self) -> object:
+        """The target of the first sample as the program gives it; None without.
+
+        It is read before another thread reads: a program's own data may allow one reader only.
+        """
+        return self._sample(self.order[0])[1] if self.order else None
+
+    @cached_property
     def _first_target(self) -> torch.Tensor | None:
-        target = self._sample(self.order[0])[1] if self.order else None
+        target: Any = self._target
         try:
             return None if target is None else torch.as_tensor(target)
         except (TypeError, ValueError, RuntimeError):  # text, boxes: some task may read them
@@ -90,8 +98,7 @@ class TensorSamples(Samples):
     @cached_property
     def boxed(self) -> bool:
         """Whether the first target is boxes."""
-        target = self._sample(self.order[0])[1] if self.order else None
-        return target is not None and is_boxed(target)
+        return self._target is not None and is_boxed(self._target)
 
     @property
     def class_targets(self) -> bool:
@@ -115,8 +122,7 @@ class TensorSamples(Samples):
         samples = self._with(order=self.order, needs=needs)
         fit_rows: Callable[[InputNeeds], Rows] | None = getattr(self.rows, "bound", None)
         samples.rows = self.rows if fit_rows is None else fit_rows(needs)
-        if samples.order:
-            samples._sample(samples.order[0])
+        _ = samples._target  # it must fit
         return samples
 
     def _with(self, *, order: Sequence[int], needs: InputNeeds | None) -> TensorSamples:
@@ -128,6 +134,8 @@ class TensorSamples(Samples):
         samples.varies, samples.expected = self.varies, self.expected
         if needs is self.needs:
             samples.seen, samples.fitting = self.seen, self.fitting
+            if "_target" in vars(self):
+                vars(samples)["_target"] = self._target
         return samples
 
     def first_batch(self, names: Sequence[str] = ()) -> object:
@@ -189,6 +197,7 @@ class TensorSamples(Samples):
             DataError: a sample cannot be read, does not fit, or differs from an earlier pass.
         """
         chosen = self.order[:count]
+        _ = self._target  # read before the thread starts
         size = 1 if self.needs is not None and self.needs.one_at_a_time else size
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         for part, rows in zip(parts, ahead(parts, self._read), strict=True):
