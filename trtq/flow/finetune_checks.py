@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.classes import mirrored_pair
@@ -15,7 +16,7 @@ from trtq.graph.device import moved
 from trtq.graph.feed import IMAGE_AXES, arrays_of, computed
 from trtq.layouts import pixels_of
 from trtq.quant.encodings import Encodings
-from trtq.quant.formats import BitConfig
+from trtq.quant.formats import HALF, BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.specs import FinetuneOptions
 from trtq.tasks import Task, find_task
@@ -23,6 +24,7 @@ from trtq.train.training_graph import TrainingGraph
 
 SEGMENTER_AXES = 4  # of an output
 WORST = 0.25
+FLOATING: tuple[Literal["fp8", "fp4"], ...] = ("fp8", "fp4")  # kinds of formats that are widths
 
 
 def learns_answers(task: Task | None, train: Samples) -> bool:
@@ -316,4 +318,9 @@ def _width(encodings: Encodings, layer: str) -> str:
     given = encodings.formats.get(f"{layer}.input")
     if weight is None:
         return "None"
-    return BitConfig(weight=weight.bits, input=16 if given is None else given.bits).label
+    return BitConfig(
+        weight=weight.bits,
+        input=HALF.input if given is None else given.bits,
+        floating=next((k for k in FLOATING if k == weight.kind), ""),
+        block=weight.block or 0,
+    ).label
