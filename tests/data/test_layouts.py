@@ -48,6 +48,19 @@ def test_annotations_beyond_the_limit_are_refused_and_not_cut(tmp_path, monkeypa
     assert len(targets_of(f"coco:{tmp_path}/c.zip")) == 2
 
 
+def test_two_entries_for_one_image_are_refused(tmp_path):
+    images = [{"id": i, "file_name": "000.png", "width": 40, "height": 40} for i in (7, 9)]
+    write_coco(tmp_path, images=images)
+    with pytest.raises(DataError, match="two of its images are images/000.png"):
+        targets_of(f"coco:{tmp_path}")
+
+
+def test_annotations_may_begin_with_a_byte_order_mark(tmp_path):
+    file = write_coco(tmp_path) / "annotations.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(targets_of(f"coco:{tmp_path}")) == 2
+
+
 def test_yolo_images_may_be_here_and_elsewhere(tmp_path, monkeypatch):
     here, there = (write_yolo(tmp_path / name).parent for name in ("here", "there"))
     (here / "data.yaml").write_text(f"names: [cat, dog]\nval: [images, {there}/images]\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import numpy as np
 
+from trtq.artifact import decode_json
 from trtq.data.boxed import boxed_data, image_places, tell_ignored
 from trtq.data.boxes import Boxes
 from trtq.data.opened import Data, Request
@@ -80,6 +82,7 @@ def open_coco(request: Request) -> Data:
     file = _read(source, name)
     _require_whole(source.name, name, file)
     places = image_places(source, [i.file_name for i in file.images], name)
+    _require_once(source, name, places)
     numbers = {c.id: n for n, c in enumerate(sorted(file.categories, key=lambda c: c.id))}
     annotations = _usable(request, name, file.annotations)
     points = _keypoints(source.name, name, annotations)
@@ -132,7 +135,7 @@ def _annotations(source: FileSource, wanted: str | None) -> str:
 
 def _read(source: FileSource, name: str) -> _File:
     try:
-        return msgspec.json.decode(source.read_other(name), type=_File)
+        return decode_json(source.read_other(name), _File)
     except msgspec.MsgspecError as exc:
         raise DataError(
             f"Cannot read the annotations {name} of {source.name}",
@@ -162,6 +165,17 @@ def _require_whole(source: str, name: str, file: _File) -> None:
                 f"The annotations {name} of {source} do not fit together",
                 f"two of its {key} have one id",
             )
+
+
+def _require_once(source: FileSource, name: str, places: Sequence[int]) -> None:
+    """Refuse two entries for one image: the objects of one would be lost."""
+    twice = next((p for p, count in Counter(places).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"The annotations {name} of {source.name} do not fit together",
+            f"two of its images are {source.ids[twice]}",
+            "Join their annotations under one id",
+        )
 
 
 def _usable(
