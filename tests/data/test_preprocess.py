@@ -54,3 +54,15 @@ def test_a_map_that_says_more_than_memory_holds_is_named(tmp_path):
     samples = trtq.samples(f"{tmp_path}/images", masks=f"{tmp_path}/maps")
     with pytest.raises(DataError, match="it is no array of NumPy"):
         next(samples.targets())
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_image_that_its_short_side_makes_huge_is_named(tmp_path, masks):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (400_000, 1)).save(tmp_path / name / "a.png")
+    given = {"masks": f"{tmp_path}/masks"} if masks else {}
+    samples = trtq.samples(f"{tmp_path}/images", **given)
+    why = "its 400000x1 pixels would become 102400000x256, the limit is"
+    with pytest.raises(DataError, match=rf"Cannot resize a.png of .*: {why}"):
+        next(samples.targets()) if masks else next(samples.batches(1))

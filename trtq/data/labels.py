@@ -159,6 +159,8 @@ class PixelLabels(Labels):
                 str(exc),
                 self.hint,
             ) from exc
+        height, width = values.shape
+        self.preprocess.require_room(width, height, f"{self.masks.ids[place]} of {self.masks.name}")
         return self._upright(index, values)
 
     def _decode(self, data: bytes) -> np.ndarray:

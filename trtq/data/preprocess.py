@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from trtq.data.ahead import ahead
-from trtq.data.decode import to_eight_bits
+from trtq.data.decode import MAX_PIXELS, to_eight_bits
+from trtq.data.image_place import ImagePlace
 from trtq.data.source import Source
-from trtq.errors import UsageError
+from trtq.errors import DataError, UsageError
 from trtq.layouts import Layout
 from trtq.specs.fields import Preset
 from trtq.specs.inputs import Picture
@@ -26,7 +27,6 @@ from trtq.specs.inputs import Picture
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Floats = npt.NDArray[np.floating[Any]]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,29 +50,6 @@ UNKNOWN_NORMALISATION = (
     "(--preset, --mean, --std)"
 )
 SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crops of photographs
-
-
-class ImagePlace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an image is in the model's input: ``input = original * scale + offset``, in pixels.
-
-    Attributes:
-        scale: horizontal and vertical.
-        offset: left and top; negative where a part of the image was cut off.
-        size: width and height of the upright original image.
-    """
-
-    scale: tuple[float, float]
-    offset: tuple[float, float]
-    size: tuple[int, int]
-
-    def to_input(self, xyxy: Floats) -> Floats:
-        """Return boxes [N, 4] of the original image in pixels of the input."""
-        return np.asarray(xyxy * np.tile(self.scale, 2) + np.tile(self.offset, 2))
-
-    def to_original(self, xyxy: Floats) -> Floats:
-        """Return boxes [N, 4] of the input in pixels of the original image, cut at its borders."""
-        boxes = (xyxy - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
-        return np.asarray(np.clip(boxes, 0.0, np.tile(self.size, 2)))
 
 
 class Preprocess(
@@ -187,6 +164,21 @@ class Preprocess(
             offset=(-box[0] * again[0], -box[1] * again[1]),
             size=(width, height),
         )
+
+    def require_room(self, width: int, height: int, owner: str) -> None:
+        """Refuse an image so long and thin that its short side makes it huge.
+
+        Raises:
+            DataError: names ``owner`` and the size.
+        """
+        (w, h), _ = self._steps(width, height)
+        if w * h > MAX_PIXELS:
+            raise DataError(
+                f"Cannot resize {owner}",
+                f"its {width}x{height} pixels would become {w}x{h}, the limit is {MAX_PIXELS} "
+                "pixels",
+                "Remove it, or take whole images: --fit letterbox",
+            )
 
     def _steps(self, w: int, h: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
         """Return the size that an image is resized to, and the box of that which is kept.
@@ -458,11 +450,14 @@ def read_image(
     """Return one image as the model takes it, and where it is in the input.
 
     Raises:
-        DataError: it is damaged, or has another number of channels.
+        DataError: it is damaged, has another number of channels, or is too long and thin.
     """
-    channels = preprocess.input_size[0]
+    channels, owner = preprocess.input_size[0], f"{source.ids[index]} of {source.name}"
     if channels in (1, 3) and not source.is_array(index):
         image = source.image(index)
+        preprocess.require_room(image.width, image.height, owner)
         return preprocess.apply(image), preprocess.place(*image.size)
     bands = source.bands(index, channels)
-    return preprocess.apply_bands(bands), preprocess.place(bands.shape[1], bands.shape[0])
+    height, width, _ = bands.shape
+    preprocess.require_room(width, height, owner)
+    return preprocess.apply_bands(bands), preprocess.place(width, height)

@@ -22,9 +22,10 @@ from PIL import Image
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes
+from trtq.data.image_place import ImagePlace
 from trtq.data.labels import Labels
 from trtq.data.model_inputs import InputNeeds
-from trtq.data.preprocess import ImagePlace, Preprocess, read_image
+from trtq.data.preprocess import Preprocess, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
 from trtq.layouts import Layout, channels_first, in_layout, layout_of

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 from trtq.artifact import ensure_writable_dir, write_bytes
-from trtq.data.preprocess import ImagePlace
+from trtq.data.image_place import ImagePlace
 from trtq.data.samples import Batch, Samples
 from trtq.layouts import pixels_of
 from trtq.records.evaluate import PictureRow

@@ -17,7 +17,7 @@ from trtq.tasks.facts import Facts
 if TYPE_CHECKING:
     import torch
 
-    from trtq.data.preprocess import ImagePlace
+    from trtq.data.image_place import ImagePlace
 
 TIED = 1e-9  # scores that differ by less are equal
 Outputs = Mapping[str, npt.NDArray[Any]]

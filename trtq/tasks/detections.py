@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from trtq.data.preprocess import ImagePlace
+    from trtq.data.image_place import ImagePlace
 
 
 @dataclass(frozen=True, kw_only=True)
