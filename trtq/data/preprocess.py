@@ -171,12 +171,12 @@ class Preprocess(
         Raises:
             DataError: names ``owner`` and the size.
         """
-        (w, h), _ = self._steps(width, height)
-        if w * h > MAX_PIXELS:
+        resized, _ = self._steps(width, height)
+        if math.prod(resized) > MAX_PIXELS:
             raise DataError(
                 f"Cannot resize {owner}",
-                f"its {width}x{height} pixels would become {w}x{h}, the limit is {MAX_PIXELS} "
-                "pixels",
+                f"its {width}x{height} pixels would become {resized[0]}x{resized[1]}, the limit is "
+                f"{MAX_PIXELS} pixels",
                 "Remove it, or take whole images: --fit letterbox",
             )
 
