@@ -34,6 +34,18 @@ class UnreadError(Exception):
     """A node has a form that no row of the table reads."""
 
 
+def shortest(number: float) -> float:
+    """Return a float32 number as the shortest decimal that rounds to it.
+
+    A size times this decimal has the floor that ONNX gets in float32: 10 x 0.7 is 7 there, and 6.99
+    where 0.7 is the float32 number in float64.
+
+    >>> shortest(0.699999988079071)
+    0.7
+    """
+    return float(str(np.float32(number)))
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor, numbers, or both for a small constant.
@@ -91,7 +103,10 @@ class Value:
         """
         if self.host is None:
             raise UnreadError("an operand that must be known is computed from data")
-        return self.host
+        if self.host.dtype != np.float32:
+            return self.host
+        flat = [shortest(v) for v in self.host.reshape(-1).tolist()]
+        return np.asarray(flat, np.float64).reshape(self.host.shape)
 
     def ints(self) -> list[Any]:
         """Return the numbers as a flat list of plain or symbolic integers."""
