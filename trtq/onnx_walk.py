@@ -409,8 +409,10 @@ def evaluate(
         IndexError,
         KeyError,
         AttributeError,
+        MemoryError,
     ):
-        return {}  # the reference has no such op, or not this form of it: the tensor stays unknown
+        # The reference has no such op, or not this form of it, or no room for it: unknown.
+        return {}
     pairs = zip((o.name for o in outputs), results, strict=True)
     return {name: np.asarray(value) for name, value in pairs}
 

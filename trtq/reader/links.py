@@ -98,10 +98,17 @@ class Links:
         readers = (r for name in inside for r in self.readers[name])
         return all(r.output[0] in match.nodes for r in readers)
 
-    def number(self, name: str) -> float | None:
-        """Return a constant of one number."""
+    def number(self, name: str, kinds: str = "fi") -> float | None:
+        """Return a constant of one number.
+
+        Args:
+            name: of the tensor.
+            kinds: of its type, as NumPy has them: float and integer.
+        """
         value = self.constants.get(name)
-        one = value is not None and value.size == 1 and value.ndim <= 1 and value.dtype.kind in "fi"
+        one = (
+            value is not None and value.size == 1 and value.ndim <= 1 and value.dtype.kind in kinds
+        )
         return float(value.reshape(())) if value is not None and one else None
 
     def has(self, node: onnx.NodeProto, wanted: Mapping[str, float]) -> bool:
@@ -109,7 +116,8 @@ class Links:
         attributes = attributes_of(node)
         for name, value in wanted.items():
             place = OPERANDS.get(name, len(node.input))
-            operand = self.number(node.input[place]) if place < len(node.input) else None
+            # A bound that is an integer is one of integers, whose quotients are cut off.
+            operand = self.number(node.input[place], "f") if place < len(node.input) else None
             given = attributes.get(name, operand)
             if given is None or not math.isclose(given, value, rel_tol=self.tolerance):
                 return False

@@ -72,7 +72,7 @@ def divide(call: Call) -> torch.Tensor:
 def power(call: Call) -> torch.Tensor:
     """A ** b, of the type of a."""
     a, b = call.x(0), call.value(1)
-    if b.host is not None and b.host.size == 1:
+    if b.host is not None and b.host.size == 1 and b.host.ndim <= a.ndim:
         number = b.number()
         exponent = int(number) if float(number).is_integer() else float(number)
         return torch.pow(a, exponent).to(a.dtype)

@@ -116,8 +116,9 @@ def _cumulated(call: Call, function: Callable[..., torch.Tensor]) -> torch.Tenso
     y = function(x, axis, dtype=x.dtype)
     if call.get("exclusive", 0):
         start = torch.zeros_like if function is torch.cumsum else torch.ones_like
-        first = start(y.narrow(axis, 0, 1))
-        y = torch.cat([first, y.narrow(axis, 0, y.shape[axis] - 1)], axis)
+        none = y.shape[axis] == 0
+        first = start(y.narrow(axis, 0, 1)) if not none else y
+        y = y if none else torch.cat([first, y.narrow(axis, 0, y.shape[axis] - 1)], axis)
     return y.flip(axis) if call.get("reverse", 0) else y
 
 

@@ -107,11 +107,11 @@ def _backwards(x: torch.Tensor, axis: int, start: Any, end: Any, step: int) -> t
     size = x.shape[axis]
     start = size - 1 if s_far(start) and start >= 0 else start
     start = start + size if start < 0 else start
-    first = torch.sym_max(size - 1 - start, 0)
+    first = torch.sym_max(size - 1 - torch.sym_max(start, 0), 0)
     if end < -FAR or (isinstance(end, int) and isinstance(size, int) and end < -size):
         last = size
     else:
-        last = size - 1 - (end + size if end < 0 else end)
+        last = torch.sym_max(size - 1 - (end + size if end < 0 else end), 0)
     result: torch.Tensor = torch.ops.aten.slice.Tensor(x.flip(axis), axis, first, last, -step)
     return result
 
