@@ -15,6 +15,7 @@ from onnx import helper
 from trtq.reader.call import OWN
 from trtq.reader.formula import FORMULAS, GATES, Formula
 from trtq.reader.links import Links, Match
+from trtq.reader.names import unused
 from trtq.reader.values import Array
 
 WRITTEN_AS = "trtq_written_as"  # the op type of the last node of a formula
@@ -182,7 +183,7 @@ def _with_affine(links: Links, match: Match, count: int) -> Match:
         if node is None or flat is None:
             inputs.append("")
             continue
-        own = f"{name}/affine"
+        own = unused(f"{name}/affine", {*links.constants, *links.made, *held})
         held[own], root = flat, node.output[0]
         inputs.append(own)
         used.add(root)

@@ -22,7 +22,7 @@ from trtq.reader.example import axes_of, inputs_of
 from trtq.reader.fit import fitted
 from trtq.reader.fuse import written_as
 from trtq.reader.host import on_numbers
-from trtq.reader.names import module_names
+from trtq.reader.names import FIXED, module_names
 from trtq.reader.opaque_model import known_sizes, opaque_model
 from trtq.reader.port import Port, port_of
 from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
@@ -73,9 +73,9 @@ class OnnxNode(nn.Module):
     def _hold(self, position: int, array: Array) -> None:
         """Keep a constant: as a tensor, and as numbers where it is small."""
         key = id(array)  # of an array that lives as long as the node
-        array = np.array(array, STORED.get(array.dtype.name, array.dtype))
+        tensor = _tensor(array)
+        array = tensor.numpy()
         name = _CONSTANTS.get(position, f"constant_{position}")
-        tensor = torch.from_numpy(array)
         if array.dtype == np.float32 and array.ndim > 1:
             self.register_parameter(name, self.matrices.setdefault(key, nn.Parameter(tensor)))
         elif array.dtype == np.float32 and array.ndim > 0:
@@ -145,6 +145,13 @@ STORED = {
 }
 
 
+def _tensor(array: Array) -> torch.Tensor:
+    """Return a constant as a tensor of its own, in a type that torch computes with."""
+    return torch.from_numpy(
+        np.array(array, STORED.get(array.dtype.name, array.dtype.name), order="C")
+    )
+
+
 class Nodes(nn.Module):
     """The nodes of a graph, one module each.
 
@@ -174,8 +181,8 @@ class Nodes(nn.Module):
         self.fixed: dict[str, str] = {}
         for i, name in enumerate(self.results):
             if name in constants:  # it depends on no input
-                self.register_buffer(f"output_{i}", torch.from_numpy(np.array(constants[name])))
-                self.fixed[name] = f"output_{i}"
+                self.fixed[name] = FIXED.format(i)
+                self.register_buffer(self.fixed[name], _tensor(constants[name]))
 
     def _add(self, path: str, module: nn.Module) -> None:
         *folders, leaf = path.split(".")

@@ -32,8 +32,9 @@ from trtq.onnx_walk import (
     has_branches,
 )
 from trtq.reader.call import reads_of
-from trtq.reader.doubles import singles_
+from trtq.reader.doubles import singles_, widen_halves_
 from trtq.reader.fuse import fuse_
+from trtq.reader.names import unused
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.refusals import require_readable
 from trtq.reader.tail import split_tail_
@@ -116,6 +117,7 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
     _fold_(prepared)
     wide = singles_(prepared.graph, prepared.constants)
     prepared.notes += [wide] if wide else []
+    widen_halves_(prepared.graph)
     tail, note = split_tail_(prepared.graph, prepared.constants, prepared.domains, name)
     if tail is not None:
         prepared.tail = pack_tail(tail)
@@ -240,7 +242,10 @@ def _inlined(
     """Return the nodes of a branch in place of its If, under names that nothing else has."""
     prefix = f"{label_of(node)}/"
     own = {o for n in branch.node for o in n.output if o} | names_of(branch.initializer)
-    names = {name: prefix + name for name in own}
+    graph = prepared.graph
+    taken = {o for n in graph.node for o in (*n.input, *n.output)}
+    taken |= names_of((*graph.input, *graph.initializer, *graph.output))
+    names = {name: unused(prefix + name, taken) for name in sorted(own)}
     for held in branch.initializer:
         copy = onnx.TensorProto()
         copy.CopyFrom(held)
@@ -279,14 +284,14 @@ def _linears_(prepared: Prepared) -> None:
     readers = Counter(r for n in prepared.graph.node for r in reads_of(n))
     readers.update(o.name for o in prepared.graph.output)
     adds = {i: n for n in prepared.graph.node if n.op_type == "Add" for i in n.input}
-    gone: list[onnx.NodeProto] = []
+    gone, turned = list[onnx.NodeProto](), dict[str, str]()
     for node in prepared.graph.node:
         if node.domain not in OWN or not _is_float_matrix(prepared, node):
             continue
         if node.op_type == "Gemm":
-            _turn_gemm_(prepared, node)
+            _turn_gemm_(prepared, node, turned)
         elif node.op_type == "MatMul":
-            _transpose_(prepared, node)
+            _transpose_(prepared, node, turned)
             node.attribute.append(helper.make_attribute("linear", 1))
             add = adds.get(node.output[0]) if readers[node.output[0]] == 1 else None
             bias = _bias_of(prepared, node, add) if add is not None else None
@@ -306,20 +311,28 @@ def _is_float_matrix(prepared: Prepared, node: onnx.NodeProto) -> bool:
     return value is not None and value.ndim == 2 and value.dtype.kind in "fV"
 
 
-def _turn_gemm_(prepared: Prepared, node: onnx.NodeProto) -> None:
+def _turn_gemm_(prepared: Prepared, node: onnx.NodeProto, turned: dict[str, str]) -> None:
     if integer(node, "transB", 0):
         return
-    _transpose_(prepared, node)
+    _transpose_(prepared, node, turned)
     kept = [a for a in node.attribute if a.name != "transB"]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute("transB", 1)])
 
 
-def _transpose_(prepared: Prepared, node: onnx.NodeProto) -> None:
-    turned = f"{node.input[1]}/transposed"
-    if turned not in prepared.constants:
-        prepared.constants[turned] = np.ascontiguousarray(prepared.constants[node.input[1]].T)
-    node.input[1] = turned
+def _transpose_(prepared: Prepared, node: onnx.NodeProto, turned: dict[str, str]) -> None:
+    """Let a node read the transpose of its weight.
+
+    Args:
+        prepared: its constants get the transpose.
+        node: whose second operand it is.
+        turned: names of transposes by those of their weights; nodes that read one weight share it.
+    """
+    weight = node.input[1]
+    if weight not in turned:
+        turned[weight] = unused(f"{weight}/transposed", prepared.constants)
+        prepared.constants[turned[weight]] = np.ascontiguousarray(prepared.constants[weight].T)
+    node.input[1] = turned[weight]
 
 
 def _bias_of(prepared: Prepared, node: onnx.NodeProto, add: onnx.NodeProto) -> str | None:
