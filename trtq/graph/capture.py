@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -327,4 +328,5 @@ def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
         return 0.0
     if not reference.is_floating_point():
         return max(0.0, float((got != reference).double().mean()) - MAX_TIED)
-    return float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+    share = float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+    return float("inf") if math.isnan(share) else share

@@ -112,9 +112,9 @@ def _size(size: int | torch.SymInt, named: dict[str, str], otherwise: str) -> in
     text = str(size)
     if text in named:
         return named[text]
-    for symbol in sorted(named, key=len, reverse=True):
-        text = text.replace(symbol, named[symbol])
-    return otherwise if SYMBOL.search(text) else text
+    if any(symbol not in named for symbol in SYMBOL.findall(text)):
+        return otherwise
+    return SYMBOL.sub(lambda symbol: named[symbol[0]], text)
 
 
 def _outputs(graph: fx.GraphModule) -> list[TensorSpec]:
