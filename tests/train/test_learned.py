@@ -410,6 +410,9 @@ def test_a_graph_moves_as_a_whole():
             match=r"Cannot use cuda:1: torch sees 0 GPUs: .*(driver|without CUDA).*--device cpu",
         ):
             choose_device("cuda:1")
+    for text in ("gpu", "mps", "cuda:x"):
+        with pytest.raises(UsageError, match=rf"Unknown device '{text}': expected auto, cpu, cuda"):
+            choose_device(text)
     with pytest.raises(
         UsageError, match=r"Cannot use cuda:0 with torchrun: 2 processes would share one GPU"
     ):

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from trtq import ops
+from trtq.errors import CalibrationError, first_line
 from trtq.graph.feed import Feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
@@ -157,13 +158,28 @@ def rounded(
 
 
 def _inverse_factor(sums: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the upper Cholesky factor of the inverse, float64 [K, K]."""
+    """Return the upper Cholesky factor of the inverse, float64 [K, K].
+
+    Args:
+        sums: of x x^T over the inputs, float64 [K, K].
+        damping: share of the mean diagonal that is added to it.
+
+    Raises:
+        CalibrationError: there is no inverse, as with few inputs and a damping of 0.
+    """
     diagonal = sums.diagonal()
     never = diagonal == 0  # inputs that were always 0
     mean = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
     damped = sums + torch.diag(damping * mean + never * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as exc:
+        raise CalibrationError(
+            "gptq cannot invert the products of a layer's inputs",
+            f"with a damping of {damping:g} they are singular: {first_line(exc)}",
+            "Use --method-arg gptq.damping=0.01",
+        ) from exc
     return factor
 
 
