@@ -54,6 +54,18 @@ def test_unsigned_codes_around_128_are_symmetric_and_others_are_said():
     assert "1 ranges were asymmetric" in ranges.notes[0]
 
 
+def test_codes_without_a_zero_point_are_int8_as_in_tensorrt_and_a_note_says_so():
+    model = quantized_model()
+    for node in model.graph.node[:2]:
+        del node.input[2:]
+    ranges = read_onnx(model).ranges
+    assert float(ranges.amax["stem.conv.input"]) == pytest.approx(0.02 * 127)
+    assert ranges.notes == [
+        "1 ranges have no zero point and are read as TensorRT reads them, INT8 around 0; ONNX means "
+        "UINT8 from 0: stem.conv.input"
+    ]
+
+
 def test_a_quantized_file_is_refused_unless_its_ranges_are_replaced(tmp_path):
     path = tmp_path / "q.onnx"
     onnx.save(quantized_model(), path)

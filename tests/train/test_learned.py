@@ -201,7 +201,7 @@ def test_a_kept_norm_starts_as_nothing_and_folds_exactly():
     )
     norm.seen = []
     norm(x)
-    norm.round_scales_to_fp16_()
+    norm.adopt_statistics_()
     norm.eval()
     torch.testing.assert_close(
         norm(x), x + torch.tensor([0.5, -1.0])[:, None, None], rtol=1e-4, atol=1e-4

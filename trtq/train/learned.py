@@ -354,7 +354,7 @@ class KeptNorm(nn.Module):
         factor = self.log_weight.exp() / (var + EPSILON).sqrt()
         return x * along_axis(factor, x.ndim, 1) + along_axis(self.bias - mean * factor, x.ndim, 1)
 
-    def round_scales_to_fp16_(self) -> None:
+    def adopt_statistics_(self) -> None:
         """Make the gathered statistics the running ones.
 
         The factor and bias are set so that nothing changes.

@@ -150,7 +150,7 @@ class TrainingGraph:
             for feed in batches:
                 self.module(*as_feed(feed))
         for norm in self.norms.values():
-            norm.round_scales_to_fp16_()
+            norm.adopt_statistics_()
 
     def _train_constants_(self, frozen: set[str]) -> None:
         """Turn weights and biases of layers and norms into parameters of their own."""
