@@ -61,8 +61,8 @@ def test_codes_without_a_zero_point_are_int8_as_in_tensorrt_and_a_note_says_so()
     ranges = read_onnx(model).ranges
     assert float(ranges.amax["stem.conv.input"]) == pytest.approx(0.02 * 127)
     assert ranges.notes == [
-        "1 ranges have no zero point and are read as TensorRT reads them, INT8 around 0; ONNX means "
-        "UINT8 from 0: stem.conv.input"
+        "1 ranges have no zero point and are read as TensorRT reads them, INT8 around 0; ONNX "
+        "means UINT8 from 0: stem.conv.input"
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from trtq import ops
-from trtq.errors import CalibrationError, first_line
+from trtq.errors import CalibrationError
 from trtq.graph.feed import Feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
@@ -171,15 +171,19 @@ def _inverse_factor(sums: torch.Tensor, damping: float) -> torch.Tensor:
     never = diagonal == 0  # inputs that were always 0
     mean = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
     damped = sums + torch.diag(damping * mean + never * mean)
-    try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    except torch.linalg.LinAlgError as exc:
+    inverse = torch.cholesky_inverse(_cholesky(damped, damping, upper=False))
+    return _cholesky(inverse, damping, upper=True)
+
+
+def _cholesky(matrix: torch.Tensor, damping: float, *, upper: bool) -> torch.Tensor:
+    factor: torch.Tensor
+    factor, failed = torch.linalg.cholesky_ex(matrix, upper=upper)
+    if bool(failed):
         raise CalibrationError(
             "gptq cannot invert the products of a layer's inputs",
-            f"with a damping of {damping:g} they are singular: {first_line(exc)}",
+            f"with a damping of {damping:g} they are singular",
             "Use --method-arg gptq.damping=0.01",
-        ) from exc
+        )
     return factor
 
 
