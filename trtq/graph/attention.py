@@ -13,7 +13,13 @@ aten = torch.ops.aten
 
 
 def split_attention(graph: fx.GraphModule) -> int:
-    """Split scaled_dot_product_attention into matmul, scale, (mask), softmax, matmul."""
+    """Split scaled_dot_product_attention into matmul, scale, (mask), softmax, matmul.
+
+    A boolean mask becomes 0 and -inf. A row without a key gives 0, as in torch.
+
+    Returns:
+        How many attentions were split.
+    """
     count = 0
     for node in list(graph.graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default:
@@ -58,10 +64,12 @@ def _repeat_heads(
 def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """Return the bias on an attention's logits, and which of its rows have a key.
 
-    The latter is None where all rows have one.
-
     The answer of a row without a key is 0, as in torch's scaled dot product; a softmax over -inf
     alone would give NaN. Its bias becomes 0, so that no intermediate value is NaN either.
+
+    Returns:
+        The bias, float32, broadcasting to [..., queries, keys], None for none; and bool
+        [..., queries, 1], None where all rows have a key.
     """
     given = operands(node)
     mask = given[3] if len(given) > 3 else node.kwargs.get("attn_mask")

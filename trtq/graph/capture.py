@@ -61,7 +61,11 @@ class CapturedGraph:
 
 
 def image_example(input_size: tuple[int, int, int]) -> torch.Tensor:
-    """Return two images of noise: float32 [2, C, H, W]."""
+    """Return two images of noise: float32 [2, C, H, W], the same at every call.
+
+    Args:
+        input_size: (C, H, W).
+    """
     return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
 
 
@@ -170,7 +174,7 @@ def _distinct(names: Sequence[str], inputs: Sequence[str]) -> tuple[list[str], l
 
 
 def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
-    """Capture ``model`` with what it is given."""
+    """Capture ``model`` with what it is given; see :func:`capture`."""
     return capture(
         model,
         inputs.example,
@@ -182,7 +186,7 @@ def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
 
 
 def said_by(model: nn.Module) -> list[str]:
-    """Return what a model that was read from a file says of itself."""
+    """Return what a model that was read from a file says of itself; nothing of any other."""
     return model.about() if isinstance(model, StatesInputs) else []
 
 
@@ -320,7 +324,8 @@ def _shapes(call: Call) -> str:
 def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the largest difference as a share of the largest value.
 
-    For integers it is the share of unequal ones, without ties.
+    For integers it is the share of unequal ones, without ties. It is infinity for NaN, and where
+    the shapes differ.
     """
     if got.shape != reference.shape:
         return float("inf")

@@ -20,7 +20,12 @@ CPU = torch.device("cpu")
 
 
 def to_device_(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
-    """Move a graph's constants, and let its ops make new tensors there; return it."""
+    """Move a graph's constants, and let its ops make new tensors there; return it.
+
+    Args:
+        graph: changed in place.
+        device: where it computes from now on.
+    """
     graph.to(device)
     for node in graph.graph.nodes:
         if isinstance(node.kwargs.get("device"), torch.device):
@@ -42,6 +47,10 @@ def moved(
     """Yield batches on ``device``, each while the one before it is at work.
 
     To a GPU they go through pinned memory without waiting for it.
+
+    Args:
+        batches: a tensor, or one an input.
+        device: where they go.
     """
     waiting: Feed | None = None
     for batch in batches:

@@ -44,7 +44,11 @@ class Call(NamedTuple):
     listed: bool
 
     def arguments(self, feed: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and the named arguments for a batch."""
+        """Return the positional and the named arguments for a batch.
+
+        Args:
+            feed: as many tensors as the example has, in its order.
+        """
         leaves = {**self.rest, **dict(zip(self.places, feed, strict=True))}
         args, named = tree_unflatten([leaves[i] for i in range(len(leaves))], self.form)
         return tuple(args), dict(named)
@@ -123,7 +127,11 @@ def _arguments(
 
 
 def doubled(call: Call) -> Call | None:
-    """Return an example of one sample twice, None where it has more: an axis of 1 stays closed."""
+    """Return an example of one sample twice, None where it has more: an axis of 1 stays closed.
+
+    Returns:
+        None also for an example of scalars alone.
+    """
     if any(t.ndim and len(t) > 1 for t in call.feed) or not any(t.ndim for t in call.feed):
         return None
     return call._replace(feed=tuple(torch.cat([t, t]) if t.ndim else t for t in call.feed))
@@ -158,8 +166,9 @@ class Answer(NamedTuple):
 def answer_of(output: object) -> Answer:
     """Return the tensors of what a model gave.
 
-    A tensor alone is called ``output``; a dict's are called after its keys, a sequence's ``out.0``,
-    ``out.1``.
+    Args:
+        output: a tensor, called ``output``; a dict or a dataclass, whose tensors are called after
+            its keys; or a sequence: ``out.0``, ``out.1``. Deeper keys are joined: ``boxes.0``.
 
     Raises:
         CaptureError: there is no tensor in it.

@@ -83,6 +83,10 @@ def sign_(
         inputs: what each placeholder is.
         outputs: the name of each output.
         ranges: of the open axes.
+
+    Returns:
+        The signature; the open size of an output is the name of an axis, a formula of such names,
+        or ``NAME_axisI`` where it follows from the data.
     """
     named = dict[str, str]()
     for node, spec in zip(placeholders(graph), inputs, strict=True):
