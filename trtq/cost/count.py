@@ -57,13 +57,13 @@ class _Shapes(fx.Interpreter):
 
 
 def list_ops(graph: fx.GraphModule, feed: Feed) -> list[Op]:
-    """Return every call of a captured graph in order.
+    """Return every call of a captured graph in order, without those on constants alone.
 
     Counts of convolutions respect groups; attention counts both its products.
 
     Args:
         graph: captured and named.
-        feed: one batch, a tensor an input; counts are divided by its samples.
+        feed: one batch, a tensor an input; it is run once, and counts are divided by its samples.
     """
     runner = _Shapes(graph)
     with torch.inference_mode():
@@ -163,9 +163,12 @@ def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
-    """Return the cost of every convolution, linear, matmul, norm and softmax.
+    """Return the cost of every convolution, linear, matmul, norm and softmax, in order.
 
     Elementwise ops fuse into them and are not counted.
+
+    Args:
+        ops: from :func:`list_ops` or :func:`trtq.cost.onnx_file.list_onnx_ops`.
     """
     return [
         LayerCost(
@@ -182,5 +185,10 @@ def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
 
 
 def list_kernels(graph: fx.GraphModule, ops: Sequence[Op]) -> list[Kernel]:
-    """Return the kernels of a captured graph."""
+    """Return the kernels of a captured graph.
+
+    Args:
+        graph: captured.
+        ops: from :func:`list_ops`.
+    """
     return fuse(ops, [n.name for n in graph.graph.output_node().all_input_nodes])
