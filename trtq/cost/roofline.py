@@ -64,7 +64,7 @@ def computes_in(device: Device, widths: BitConfig) -> str:
 
 
 def _weight_bits(widths: BitConfig, precision: str) -> int:
-    """Return the bits of a weight in memory: 4 or 8 beside a float input, else those of the precision."""
+    """Return the bits of a weight in memory: 4 or 8 beside a float input, else the precision's."""
     weight_only = widths.weight <= 8 < widths.input
     return BITS[precision] if not weight_only else 4 if widths.weight <= 4 else 8
 

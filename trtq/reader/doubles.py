@@ -45,7 +45,11 @@ def singles_(graph: onnx.GraphProto, constants: dict[str, Array]) -> str:
 
 
 def single(values: Array) -> Array:
-    """Return float64 values as float32; finite ones stay finite."""
+    """Return float64 values as float32; finite ones stay finite.
+
+    Args:
+        values: any shape; beyond the range of float32 they become its largest number.
+    """
     inside = np.clip(values, LIMITS.min, LIMITS.max)
     return np.where(np.isinf(values), values, inside).astype(np.float32)
 

@@ -85,6 +85,13 @@ def _activations(links: Links, gate: onnx.NodeProto) -> Iterator[Match]:
 
 
 def _matches(links: Links, gate: onnx.NodeProto, formula: Formula) -> Iterator[Match]:
+    """Yield where a gate and the arithmetic around it are a formula.
+
+    Args:
+        links: of the graph.
+        gate: the first node of the formula's function.
+        formula: what is looked for.
+    """
     gates = [gate]
     for op_type in formula.gates[1:]:
         following = links.only_reader(gates[-1].output[0], op_type)
@@ -174,7 +181,13 @@ def _other(node: onnx.NodeProto, name: str) -> str:
 
 
 def _with_affine(links: Links, match: Match, count: int) -> Match:
-    """Return a norm with the product and the sum with constants that follow it."""
+    """Return a norm with the product and the sum with constants that follow it.
+
+    Args:
+        links: of the graph.
+        match: the norm.
+        count: its axes; constants run along these alone.
+    """
     root, used, inputs, held = match.root, set(match.nodes), [*match.inputs], dict[str, Array]()
     for op_type in ("Mul", "Add"):
         node = links.only_reader(root, op_type)

@@ -19,7 +19,15 @@ Compute = Callable[[Call], "Value | list[Value]"]
 
 
 def on_numbers(call: Call) -> Value | list[Value] | None:
-    """Return the result of a node whose operands are all numbers, None where it needs tensors."""
+    """Return the result of a node whose operands are all numbers, None where it needs tensors.
+
+    Args:
+        call: its numbers may be symbolic sizes.
+
+    Raises:
+        UnreadError: a form that no rule reads.
+        NotImplementedError: the result must be a tensor: it is large, or has a symbolic size.
+    """
     compute = HOST.get(call.node.op_type)
     given = present(call.given)
     if compute is None or not given or any(v.host is None for v in given):
@@ -156,6 +164,7 @@ def _unsqueeze(call: Call, numbers: Array) -> Any:
 
 
 def _split(call: Call) -> list[Value]:
+    """Cut numbers by sizes, or into as many equal parts as there are results."""
     source = call.value(0)
     numbers, axis = source.known(), call.get("axis", 0)
     sizes = call.axes(name="split")

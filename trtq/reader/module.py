@@ -31,9 +31,15 @@ from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
 class OnnxNode(nn.Module):
     """One node; its constants are parameters and buffers.
 
+    Args:
+        node: of the file.
+        opset: of ONNX's own domain.
+        constants: by the position of the operand.
+        domains: opset by domain.
+        matrices: the weights that nodes have so far, by array: nodes that read one share it.
+
     Attributes:
         opaque: why ONNX Runtime computes it; "" where torch does.
-        matrices: the weights that nodes have so far, by array: nodes that read one share it.
         results: type and rank of each result that ONNX Runtime computed, once it has.
     """
 
@@ -87,7 +93,11 @@ class OnnxNode(nn.Module):
             self.host[position] = array
 
     def values(self, given: Sequence[Value | None]) -> list[Value | None]:
-        """Return the operands with the node's own constants."""
+        """Return the operands with the node's own constants.
+
+        Args:
+            given: in order; None in the places of constants.
+        """
         full = list(given)
         for position, name in self.held.items():
             tensor = getattr(self, name)
@@ -155,6 +165,12 @@ def _tensor(array: Array) -> torch.Tensor:
 class Nodes(nn.Module):
     """The nodes of a graph, one module each.
 
+    Args:
+        graph: sorted; only its nodes and outputs are read.
+        opset: of ONNX's own domain.
+        constants: by name.
+        domains: opset by domain.
+
     Attributes:
         nodes: in the order in which they run.
         paths: of their modules.
@@ -214,6 +230,13 @@ class Nodes(nn.Module):
 class OnnxModule(Nodes):
     """A model that was read from ONNX.
 
+    Args:
+        graph: from :func:`trtq.reader.prepare.prepare`.
+        opset: of ONNX's own domain.
+        constants: by name.
+        domains: opset by domain.
+        metadata: what other tools wrote into the file.
+
     Attributes:
         inputs, outputs: of the file, in its order.
         rows: of the smallest table that an input indexes, by the input's name.
@@ -255,7 +278,10 @@ class OnnxModule(Nodes):
         """Return an example of every input, and the open axes that the file declares.
 
         Args:
-            size: (C, H, W) of images, where the file leaves them open.
+            size: (C, H, W) of images, where the file leaves them open; None where nobody gave one.
+
+        Raises:
+            UsageError: the size contradicts the file.
         """
         return inputs_of(self, self.inputs, size, self.rows)
 
@@ -276,6 +302,9 @@ class OnnxModule(Nodes):
 
         Args:
             inputs: in the order of the file, of its types and shapes.
+
+        Returns:
+            In the types of the file; FP16 and BF16 are computed in float32.
         """
         values: dict[str, Value] = {}
         for port, tensor in zip(self.inputs, inputs, strict=True):

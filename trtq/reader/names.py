@@ -63,7 +63,11 @@ def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 
 def module_name(node: onnx.NodeProto) -> str:
-    """Return the path for one node: its name, or its op type and first output."""
+    """Return the path for one node: its name, or its op type and first output.
+
+    Slashes, dots, colons and backslashes separate modules; a part that torch or Python has a use
+    for gets an underscore behind it.
+    """
     text = node.name or f"{node.op_type}_{node.output[0]}"
     parts = [_part(p) for p in re.split(r"[./:\\]+", text)]
     return ".".join(p for p in parts if p) or node.op_type

@@ -137,7 +137,10 @@ def _notes(model: onnx.ModelProto) -> list[str]:
 
 
 def _rename_twins_(graph: onnx.GraphProto) -> list[str]:
-    """Give each node a name of its own; return what a user must know."""
+    """Give each node of a graph a name of its own; return what a user must know.
+
+    Nodes without a name keep none.
+    """
     taken = names_of(graph.node)
     seen: set[str] = set()
     renamed: list[tuple[str, str]] = []
@@ -186,7 +189,10 @@ def _sort_(prepared: Prepared) -> None:
 
 
 def _fold_(prepared: Prepared) -> None:
-    """Compute what depends on no input; branches whose condition is known replace their node."""
+    """Compute what depends on no input; branches whose condition is known replace their node.
+
+    Results and initializers move to ``prepared.constants``; the nodes behind them disappear.
+    """
     scope = Scope(prepared.graph, prepared.domains)
     kept: list[onnx.NodeProto] = []
     waiting = list(prepared.graph.node)
@@ -239,7 +245,13 @@ def _chosen_branch(node: onnx.NodeProto, scope: Scope) -> onnx.GraphProto | None
 def _inlined(
     prepared: Prepared, node: onnx.NodeProto, branch: onnx.GraphProto
 ) -> list[onnx.NodeProto]:
-    """Return the nodes of a branch in place of its If, under names that nothing else has."""
+    """Return the nodes of a branch in place of its If, under names that nothing else has.
+
+    Args:
+        prepared: its graph gets the constants of the branch.
+        node: the If.
+        branch: that is taken.
+    """
     prefix = f"{label_of(node)}/"
     own = {o for n in branch.node for o in n.output if o} | names_of(branch.initializer)
     graph = prepared.graph
@@ -279,7 +291,8 @@ def _rename_(node: onnx.NodeProto, names: dict[str, str]) -> None:
 def _linears_(prepared: Prepared) -> None:
     """Mark matmuls with a matrix of constants as linear layers, with the sum behind as their bias.
 
-    Weights are stored as torch stores them: [outputs, inputs].
+    Weights are stored as torch stores them: [outputs, inputs]. A MatMul gets the attribute
+    ``linear``, and its bias as a third operand.
     """
     readers = Counter(r for n in prepared.graph.node for r in reads_of(n))
     readers.update(o.name for o in prepared.graph.output)

@@ -42,7 +42,13 @@ class Range:
 
 
 def ranges_of(model: onnx.ModelProto) -> dict[str, list[Range]]:
-    """Return the ranges in a model's own graph, by the name of the node that reads each."""
+    """Return the ranges in a model's own graph, by the name of the node that reads each.
+
+    Branches are not looked into.
+
+    Args:
+        model: with Q/DQ pairs; nodes have names.
+    """
     scope = scopes(model)[0]
     found = {n.name: _of_node(n, scope) for n in scope.graph.node if n.domain in OWN}
     return {name: ranges for name, ranges in found.items() if ranges}
@@ -71,7 +77,11 @@ def _role(node: onnx.NodeProto, role: str, scope: Scope) -> str:
 
 
 def _range(pair: Pair, role: str, scope: Scope) -> Range | None:
-    """Return the range of a pair, None where it is unknown or its codes are no integers."""
+    """Return the range of a pair, None where it is unknown or its codes are no integers.
+
+    ``amax`` is the scale times the steps from zero to the further end of the codes, 127 for INT8
+    and for UINT8 around 128, 255 for UINT8 from 0.
+    """
     scale = scope.value(pair.dq.input[1])
     zero = scope.value(pair.dq.input[2]) if len(pair.dq.input) > 2 else None
     stored = scope.value(pair.dq.input[0]) if pair.q is None else None

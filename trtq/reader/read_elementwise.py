@@ -1,4 +1,9 @@
-"""Operators that compute each value from the values at its place."""
+"""Operators that compute each value from the values at its place.
+
+A reading function takes the :class:`Call` of a node and returns its results, a tensor or a list of
+them. It raises :class:`UnreadError` for a form that it does not read: ONNX Runtime computes that
+node.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +129,15 @@ def cast(call: Call) -> torch.Tensor:
 
 
 def cast_to(x: torch.Tensor, to: int) -> torch.Tensor:
-    """Return a tensor as one of an ONNX type."""
+    """Return a tensor as one of an ONNX type; FP16 and BF16 become float32.
+
+    Args:
+        x: any type.
+        to: ``TensorProto.DataType``.
+
+    Raises:
+        UnreadError: torch lacks the type, or doubles would become 16 bits.
+    """
     if to not in TORCH_TYPES:
         raise UnreadError("a cast to a type that torch does not have")
     if to in HALVES and x.dtype == torch.float64:

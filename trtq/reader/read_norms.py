@@ -93,7 +93,15 @@ def lrn(call: Call) -> torch.Tensor:
 
 
 def sum_of_windows(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the sum of ``size`` neighbours along axis 2 of [N, 1, C + size - 1, ...]."""
+    """Return the sum of ``size`` neighbours along axis 2.
+
+    Args:
+        x: [N, 1, C + size - 1, ...].
+        size: 1 or more.
+
+    Returns:
+        [N, C, ...].
+    """
     count = x.shape[2] - size + 1
     total = x.narrow(2, 0, count)
     for i in range(1, size):

@@ -16,7 +16,12 @@ LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 class Spatial(NamedTuple):
-    """Sizes or factors of the axes behind batch and channels; the other ones are None."""
+    """Sizes or factors of the axes behind batch and channels; the other ones are None.
+
+    Attributes:
+        size: numbers or symbolic sizes.
+        factors: shortest decimals of float32 numbers.
+    """
 
     size: list[Any] | None
     factors: list[float] | None
@@ -59,7 +64,14 @@ def _require_one_rounding(x: torch.Tensor, factors: list[float]) -> None:
 
 
 def resized(call: Call) -> list[Any]:
-    """Return the sizes of the result of a resampling, none where only its data give them."""
+    """Return the sizes of the result of a resampling, none where only its data give them.
+
+    Args:
+        call: a Resize or Upsample.
+
+    Returns:
+        One for each axis: numbers or symbolic sizes.
+    """
     if call.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return []
     x = call.x()

@@ -86,7 +86,7 @@ class Objective:
     def _distributions(
         self, answer: torch.Tensor, teacher: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of T^2 KL(teacher || answer) at the temperature T, and what it is divided by.
+        """Return the sum of T^2 KL(teacher || answer) at temperature T, and what it is divided by.
 
         Args:
             answer: logits [N, C] or [N, C, H, W].
