@@ -1,4 +1,4 @@
-"""Graphs with open axes: they hold for every size, and say so in words that are right."""
+"""Captured graphs: they hold for every size that is open, and give what their names say."""
 
 import pytest
 import torch
@@ -48,6 +48,19 @@ def test_names_of_axes_that_look_like_sizes_of_torch_stay_whole():
     captured = capture(Rows().eval(), torch.randn(2, 3, 8, 16), axes=axes)
     size = captured.signature.outputs[0].shape[2]
     assert set(size.split("*")) == {"boxes0", "s1"}
+
+
+class KeysWithDots(nn.Module):
+    def forward(self, x):
+        return {"a.b": x * 2, "a": {"b": x * 3}}
+
+
+def test_outputs_whose_keys_read_alike_have_names_of_their_own():
+    x = torch.ones(2, 4)
+    captured = capture(KeysWithDots().eval(), x)
+    assert [t.name for t in captured.signature.outputs] == ["a.b", "a.b.1"]
+    (first,) = capture(KeysWithDots().eval(), x, outputs=["a.b"]).module(x).unique().tolist()
+    assert first == 2.0
 
 
 class LosesItself(nn.Module):

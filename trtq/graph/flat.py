@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ def call_of(model: nn.Module, given: object) -> Call:
             "Give a tensor, a tuple of tensors or a dict of them",
         )
     return Call(
-        names=tuple(names[i] for i in places),
+        names=_apart(names[i] for i in places),
         # One tensor in two places would be one input to the tracer.
         feed=tuple(leaves[i].detach().clone() for i in places),
         form=form,
@@ -189,7 +190,16 @@ def answer_of(output: object) -> Answer:
             "Wrap the model so that it returns tensors",
         )
     rest = [n.lstrip(".") for n, v in found if v is not None and not isinstance(v, torch.Tensor)]
-    return Answer(tuple(n for n, _ in tensors), tuple(v for _, v in tensors), tuple(rest))
+    return Answer(_apart(n for n, _ in tensors), tuple(v for _, v in tensors), tuple(rest))
+
+
+def _apart(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names with a number behind each that came before: a key may hold a dot itself."""
+    found = list[str]()
+    for name in names:
+        numbered = (f"{name}.{k}" for k in itertools.count(1))
+        found.append(name if name not in found else next(n for n in numbered if n not in found))
+    return tuple(found)
 
 
 def _dotted(path: Sequence[Any]) -> str:
