@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,12 +151,15 @@ class _Reader:
         given = [a for a in operands(node) if isinstance(a, fx.Node)]
         if kind == "matmul":  # baddbmm's first operand is what it adds
             return self.values(node) * int(self.shapes[given[-2]][-1])
-        if weight is None:
+        sizes = self.shapes.get(given[1]) if kind == "computed" else None
+        if weight is not None:
+            sizes = weight.shape
+        if sizes is None:
             return 0
         # A transposed convolution multiplies every input value with a kernel, the others make every
         # output value from one.
         produced = given[0] if operators.kind(node) == "conv_transpose" else node
-        return self.values(produced) * (weight.numel() // int(weight.shape[0]))
+        return self.values(produced) * math.prod(sizes[1:])
 
 
 def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:

@@ -193,7 +193,8 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     # A transposed convolution multiplies every input value with a kernel.
     inverse = operators.kind(node) == "conv_transpose"
     produced = activations[0] if inverse else node.output[0]
-    shape = reader.shapes.get(weight or "", [])
+    held = weight or (node.input[1] if kind == "conv" else "")  # a kernel may be computed
+    shape = reader.shapes.get(held, [])
     kinds = {reader.kinds[n] for n in activations if n in reader.kinds}
     return Op(
         name=op_name(node, own=reader.own),
