@@ -10,6 +10,7 @@ import trtq
 from tests.reader.test_files import image_model
 from tests.support.onnx_files import random_weight
 from trtq.errors import EncodingsError, UsageError
+from trtq.export.ort import open_session
 from trtq.reader import read_onnx
 from trtq.reader.ranges import foreign_of
 
@@ -114,3 +115,28 @@ def test_a_scale_that_is_no_number_is_refused():
 def test_a_file_without_a_range_that_fits_is_refused():
     with pytest.raises(EncodingsError, match="no layer reads a Q/DQ pair"):
         foreign_of({}, {}, "q.onnx")
+
+
+def test_ranges_around_a_matmul_of_two_activations_are_taken_over(tmp_path):
+    """As attentions have them: the file that trtq writes gives what the other one gives."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], name="/turn", perm=[0, 1, 3, 2]),
+        helper.make_node("QuantizeLinear", ["x", "s1", "zero"], ["q1"], name="q1"),
+        helper.make_node("DequantizeLinear", ["q1", "s1", "zero"], ["d1"], name="d1"),
+        helper.make_node("QuantizeLinear", ["turned", "s2", "zero"], ["q2"], name="q2"),
+        helper.make_node("DequantizeLinear", ["q2", "s2", "zero"], ["d2"], name="d2"),
+        helper.make_node("MatMul", ["d1", "d2"], ["y"], name="/attn/MatMul"),
+    ]
+    scales = {"s1": np.float32(0.03), "s2": np.float32(0.02), "zero": np.array(0, np.int8)}
+    path, out = tmp_path / "q.onnx", tmp_path / "out"
+    onnx.save(image_model(nodes, scales), path)
+    record = trtq.import_checkpoint(
+        trtq.ImportCheckpointSpec(model=str(path), ranges=str(path), data="random:4", out=str(out))
+    )
+    assert record.quantizers == 2
+    assert record.unused == {}
+    x = {"x": random_weight(2, 3, 8, 8)}
+    (wanted,), (got,) = (
+        open_session(onnx.load(p)).run(None, x) for p in (path, out / "model.qdq.onnx")
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
