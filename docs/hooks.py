@@ -6,7 +6,7 @@ from html import escape
 from itertools import groupby
 
 from trtq.cli.explain_cmd import meaning
-from trtq.error_codes import OR, Closed, Entry, entries
+from trtq.error_codes import Closed, Entry, entries, forms
 
 MARK = "<!-- errors -->"
 
@@ -42,4 +42,4 @@ def _entry(entry: Entry) -> str:
 
 
 def _forms(text: str) -> str:
-    return " <em>or</em> ".join(escape(form) for form in text.split(OR))
+    return " <em>or</em> ".join(escape(form) for form in forms(text))

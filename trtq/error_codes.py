@@ -20,6 +20,7 @@ TABLE = Path(__file__).with_name("error_codes.json")
 PLACEHOLDER = re.compile(r"\{\w+\}")
 OR = " | "  # between the alternatives of one text
 CODE = re.compile(r"\[?([A-Z]+)-?(\d+)\]?", re.IGNORECASE)
+VARIES = "the error itself has it, since it depends on the case"
 LEAST_FIXED = 12  # characters that a row of another class must share with an error
 
 
@@ -86,6 +87,15 @@ def entries() -> Iterator[Entry]:
         rows: list[Row | Closed] = [*group.rows, *group.closed]
         for row in rows:
             yield Entry(kind, group.code(row.number), group, row)
+
+
+def forms(text: str) -> list[str]:
+    """Return the alternatives of a text, those that are a value alone in words.
+
+    >>> forms("Give the file with the weights | {hint}")
+    ['Give the file with the weights', 'the error itself has it, since it depends on the case']
+    """
+    return [VARIES if PLACEHOLDER.fullmatch(f) else f for f in text.split(OR)] if text else []
 
 
 def normalize(text: str) -> str:

@@ -211,13 +211,14 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         exclude=str(out / QUANTIZE_JSON) if wanted.held_out else None,
         masks=chosen.masks,
         ignore_index=wanted.ignore_index,
+        out=str(out),  # of the pictures
         **wanted.picture,
     )
 
     def inputs() -> Inputs:
         files = {p.name: _digest_or_none(str(p)) for p in (qdq, out / FP32)}
         return {
-            "settings": _settings(spec),
+            "settings": _settings(spec, "out"),
             **files,
             "images": fingerprint(spec.data, spec.class_index, note, tokenizer=spec.tokenizer),
             "masks": fingerprint(spec.masks, None, note) if spec.masks else None,

@@ -72,25 +72,3 @@ def test_the_detector_to_the_end(tmp_path, drawn):
     assert "agreement mAP" in done.stdout
     assert (tmp_path / "demo/report.html").stat().st_size > 100_000
     assert (tmp_path / "demo/pictures/index.html").is_file()
-
-
-def test_what_follows_a_recipe_runs_only_behind_one_that_ended_well(tmp_path, monkeypatch, capsys):
-    from trtq.cli import run_cmd
-    from trtq.demos.demo import Demo
-
-    demo = Demo(
-        model="A model",
-        find=lambda: tmp_path,
-        draw=lambda f: "2 images",
-        folder="x",
-        recipe="",
-        after=("targets rtx4090", "inspect {out}/none.json", "methods"),
-    )
-    monkeypatch.setattr(run_cmd, "run_recipe", lambda recipe: 1)
-    assert demo.run(tmp_path) == 1
-    assert "trtq targets" not in capsys.readouterr().out
-    monkeypatch.setattr(run_cmd, "run_recipe", lambda recipe: 0)
-    assert demo.run(tmp_path) != 0, "the second command fails"
-    printed = capsys.readouterr().out
-    assert "trtq targets rtx4090" in printed
-    assert f"trtq inspect {tmp_path}/none.json" in printed

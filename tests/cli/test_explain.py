@@ -158,3 +158,8 @@ def test_importing_trtq_reads_no_table():
     code = "import sys, trtq.errors; print('trtq.error_codes' in sys.modules)"
     line = [sys.executable, "-c", code]
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_hint_that_depends_on_the_case_is_said_in_words():
+    shown = run_cli("explain", "DATA-017").stdout
+    assert "Hint     the error itself has it, since it depends on the case" in shown

@@ -1,10 +1,62 @@
-"""Reports are really drawn."""
+"""Reports are really drawn, and opened in a real browser."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 @pytest.fixture(autouse=True)
 def _drawn(drawn: None) -> None:
     """See ``drawn``."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, one for all pages of a file."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: make system installs it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture()
+def opened(browser: Any) -> Iterator[Any]:
+    """Return a function that opens a page.
+
+    At the end its console must have had no error, and it must have fetched nothing but itself and
+    pictures beside it.
+    """
+    said, fetched, contexts = [], [], []
+
+    def show(path: Path, **given: Any) -> Any:
+        given = {"viewport": {"width": 1200, "height": 900}, **given}
+        contexts.append(browser.new_context(**given))
+        page = contexts[-1].new_page()
+        page.on(
+            "console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda e: said.append(str(e)))
+        page.on("request", lambda r: fetched.append(r.url))
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert all(u.startswith("file://") and u.endswith((".html", ".jpg")) for u in fetched), fetched

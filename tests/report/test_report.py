@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,51 +14,6 @@ from trtq import EvaluateSpec, ReportSpec, evaluate, quantize, write_report
 from trtq.artifact import write_json
 from trtq.errors import ArtifactError, UsageError
 from trtq.report.layers import LayerRow, Layers
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, one for all pages."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: make system installs it")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
-
-
-@pytest.fixture()
-def opened(browser: Any) -> Iterator[Any]:
-    """Return a function that opens a page.
-
-    At the end its console must have had no error, and it must have fetched nothing but itself.
-    """
-    said, fetched, contexts = [], [], []
-
-    def show(path: Path, **given: Any) -> Any:
-        contexts.append(browser.new_context(viewport={"width": 1200, "height": 900}, **given))
-        page = contexts[-1].new_page()
-        page.on(
-            "console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda e: said.append(str(e)))
-        page.on("request", lambda r: fetched.append(r.url))
-        page.goto(path.resolve().as_uri())
-        return page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert all(u.startswith("file://") and u.endswith(".html") for u in fetched), fetched
 
 
 @pytest.fixture(scope="module")
@@ -401,17 +354,3 @@ def test_commands_are_copied_by_a_button(run_folder: Path, tmp_path: Path, opene
     page.wait_for_function("document.querySelector('button.copy').textContent === 'copied'")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("trtq evaluate ") and copied.endswith(f"--out {tmp_path}/run")
-
-
-def test_a_page_fits_a_phone(run_folder: Path, tmp_path: Path, opened):
-    shutil.copytree(run_folder, tmp_path / "run")
-    for name in ("fp32", "qdq"):
-        file, out = tmp_path / f"run/model.{name}.onnx", tmp_path / name
-        done = run_cli("bench", str(file), "--duration", "0.2", "--out", str(out))
-        assert done.returncode in (0, 3), done.stderr
-        shutil.copy(out / "bench.json", tmp_path / f"run/bench.{name}.json")
-    write_report(ReportSpec(run=(str(tmp_path / "run"),), out=str(tmp_path / "p.html")))
-    page = opened(tmp_path / "p.html")
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.get_by_text("cpu latency").count() >= 1
-    assert page.evaluate("document.documentElement.scrollWidth") == 390

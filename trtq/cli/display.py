@@ -12,6 +12,17 @@ import msgspec
 from trtq.terminal import say, visible
 
 
+def pace(rate: float) -> str:
+    """Return items a second in words, seconds for each where they are fewer than one.
+
+    >>> pace(31.6), pace(2.04), pace(0.05)
+    ('32/s', '2.0/s', '20 s each')
+    """
+    if rate < 1:
+        return f"{1 / rate:.0f} s each" if rate > 0 else "0/s"
+    return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
 class ConsoleProgress:
     """Shows a progress bar with count, rate and time left on a terminal.
 
@@ -49,14 +60,14 @@ class ConsoleProgress:
         self._done += count
         rate = self._done / max(time.monotonic() - self._start, 1e-6)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s{visible(self._status)}")
+            self._bar.update(self._task, advance=count, rate=f"{pace(rate)}{visible(self._status)}")
             if 0 < self._total <= self._done:
                 self.close()
         elif not self.quiet and time.monotonic() - self._told > 10:
             self._told = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-6)
             done = (
-                f": {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left"
+                f": {self._done}/{self._total}, {pace(rate)}{self._status}, {left:.0f} s left"
                 if self._total
                 else self._status
             )

@@ -10,7 +10,7 @@ import msgspec
 from trtq import error_codes, errors
 from trtq.cli.completing import offer
 from trtq.cli.display import print_json
-from trtq.error_codes import OR, Closed, Entry, Group, Row
+from trtq.error_codes import OR, Closed, Entry, Group, Row, forms
 from trtq.terminal import say
 
 BRACES = "{name} is a value of the run; {cause} is what the system or another program reported."
@@ -114,7 +114,7 @@ def _texts(row: Row | Closed) -> Iterator[str]:
         if row.replaced_by:
             yield f"  Replaced by {row.replaced_by}"
     for name, text in (("Message", row.message), ("Reason", row.reason), ("Hint", row.hint)):
-        for i, form in enumerate(text.split(OR) if text else ()):
+        for i, form in enumerate(forms(text)):
             yield f"  {'   or' if i else name:8} {form}"
 
 

@@ -10,6 +10,7 @@ import msgspec
 from trtq.cli.deploy_cmd import onnx_of
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.files import FLEET_HTML
 from trtq.specs import FleetSpec
 
@@ -41,7 +42,7 @@ def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
     return 1 if record.failed else 0 if record.valid else 3
 
 
-@command.command("deploy")
+@command.command("deploy", cls=Sectioned)
 @spec_options(FleetSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def deploy(as_json: bool, **values: Any) -> int:
@@ -52,7 +53,7 @@ def deploy(as_json: bool, **values: Any) -> int:
     return _run(values, as_json=as_json, needs_model=True)
 
 
-@command.command("bench")
+@command.command("bench", cls=Sectioned)
 @spec_options(FleetSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def bench(as_json: bool, **values: Any) -> int:

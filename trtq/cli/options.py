@@ -12,6 +12,7 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from trtq.cli.completing import files, offer
+from trtq.cli.sections import Documented
 from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 from trtq.recipe import read_toml
@@ -169,6 +170,8 @@ class _Field:
         metavar = shown if self.default is msgspec.NODEFAULT else f"[{shown}]"
         return click.argument(
             self.name,
+            cls=Documented,
+            about=self.help,
             metavar=f"{metavar}{'...' if many else ''}",
             required=False,
             nargs=-1 if many else 1,

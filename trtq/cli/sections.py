@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -16,6 +17,7 @@ _OF_DATA = tuple(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES)
 _OF_MODEL = tuple(
     n for n in ModelInputSpec.__struct_fields__ if n not in InputSpec.__struct_fields__
 )
+ARGUMENTS = "Arguments"
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model": _OF_MODEL,
     "Data": _OF_DATA,
@@ -30,13 +32,30 @@ def group_of(name: str | None) -> str:
     return next((title for title, names in GROUPS.items() if name in names), SETTINGS)
 
 
+class Documented(click.Argument):
+    """A positional argument that the help describes.
+
+    Attributes:
+        about: the description.
+    """
+
+    def __init__(self, *args: Any, about: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.about = about
+
+
 class Sectioned(click.Command):
     """A command whose help has its options in sections, where it takes a model or data."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, each group under its title; a short list stays one."""
+        """Write arguments and options, each group under its title; a short list stays one."""
+        params = self.get_params(ctx)
+        arguments = [p for p in params if isinstance(p, Documented)]
+        if arguments:
+            with formatter.section(ARGUMENTS):
+                formatter.write_dl([(p.make_metavar(ctx), p.about) for p in arguments])
         rows: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
-        for param in self.get_params(ctx):
+        for param in (p for p in params if isinstance(p, click.Option)):
             row = param.get_help_record(ctx)
             if row is not None:
                 title = "Output" if "--help" in param.opts else group_of(param.name)

@@ -8,12 +8,13 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
+from trtq.cli.sections import Sectioned
 from trtq.files import SWEEP_HTML
 from trtq.specs import SweepSpec
 from trtq.terminal import say
 
 
-@click.command("sweep")
+@click.command("sweep", cls=Sectioned)
 @spec_options(SweepSpec, argument="recipe")
 @click.option(
     "--dry-run", is_flag=True, help="Say which runs there are and which are done; do nothing."

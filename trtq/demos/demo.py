@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -28,7 +27,6 @@ class Demo:
             are there are kept.
         folder: name of the folder of samples.
         recipe: of ``trtq run``, with places for ``path``, ``out``, ``file`` and ``samples``.
-        after: commands that follow it, with places for ``out`` and ``samples``.
     """
 
     model: str
@@ -36,7 +34,6 @@ class Demo:
     draw: Callable[[Path], str]
     folder: str
     recipe: str
-    after: tuple[str, ...] = ()
 
     def run(self, out: Path) -> int:
         """Run the demonstration in ``out``, open its page on a terminal, return the exit code.
@@ -44,7 +41,6 @@ class Demo:
         Raises:
             MissingExtraError: a package is not installed.
         """
-        from trtq.cli import run_command
         from trtq.cli.run_cmd import run_recipe
 
         file, samples, recipe = self.find(), out / self.folder, out / RECIPE_TOML
@@ -60,12 +56,6 @@ class Demo:
                 "with 3 then."
             )
             code = 0
-        for command in self.after:
-            if code != 0:
-                break
-            words = [word.format(out=out, samples=samples) for word in command.split()]
-            say(shlex.join(["trtq", *words]))
-            code = run_command(words)
         if sys.stdout.isatty():
             webbrowser.open((out / REPORT_HTML).resolve().as_uri())
         return code

@@ -43,17 +43,13 @@ task = "detection"
 preset = "yolo"
 calib_images = 16
 
+[evaluate]            # boxes of both models on the pages that calibration did not see
+
 [[build]]
 target = "rtx3080"
 [[build]]
 target = "rtx4090"
 """
-# The boxes of both models on pages that calibration did not see, with pictures, and the page again.
-AFTER = (
-    "evaluate {out}/model.qdq.onnx --reference {out}/model.fp32.onnx --data {samples} "
-    "--exclude {out}/quantize.json --out {out}",
-    "report {out}",
-)
 
 
 def draw_pages(folder: Path) -> str:
@@ -171,5 +167,4 @@ DETECT = Demo(
     draw=draw_pages,
     folder="pages",
     recipe=RECIPE,
-    after=AFTER,
 )

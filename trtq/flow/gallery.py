@@ -22,9 +22,10 @@ MOST = 8
 WIDTH = 640  # pixels of one side at most
 CAPTION = 18  # height of the line above a picture
 PAGE = (
-    '<!doctype html><meta charset="utf-8"><title>Where two models differ most</title>'
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    "<title>Where two models differ most</title>"
     "<style>body{font:16px sans-serif;margin:2em}img{max-width:100%}</style>"
-    "<h1>Where two models differ most</h1>\n"
+    "<main><h1>Where two models differ most</h1>\n"
 )
 
 
@@ -96,7 +97,8 @@ class Gallery:
 
 def _figure(row: PictureRow) -> str:
     caption = f"{html.escape(row.sample)}: difference {row.difference:g}"
-    return f'<figure><img src="{row.file}"><figcaption>{caption}</figcaption></figure>\n'
+    image = f'<img src="{row.file}" alt="{html.escape(row.sample)}, both answers">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
 
 
 def _views(batch: Batch) -> list[View | None]:

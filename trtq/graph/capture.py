@@ -6,6 +6,7 @@ import keyword
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -96,22 +97,9 @@ def capture(
             and line.
     """
     _require_names(model)
-    size, declared, grow = _image_size(given), False, True
-    if isinstance(model, StatesInputs):
-        declared = axes is None
-        if size is not None:
-            said = model.model_inputs(size)
-            given, size, axes, grow = said.example, None, axes or said.axes, not declared
-        else:
-            given, grow = model.fitted(given, axes or {}), False
-        axes = axes or model.declared_axes
-    call = call_of(model, image_example(size) if size is not None else given)
-    stated, one = None, None if size is None else tuple(t[:1] for t in call.feed)
-    if declared and axes is not None:
-        stated = open_axes(call, axes, ranges or {}, asked=False)
-        one = single(call.feed, stated)
-    call, answer, alone = _answer(model, call, grow=grow, one=one)
-    opened = stated or _open(call, axes, usual_axes, ranges or {})
+    start = _start(model, given, axes, ranges or {})
+    call, answer, alone = _answer(model, start.call, grow=start.grow, one=start.one)
+    opened = start.stated or _open(call, start.axes, usual_axes, ranges or {})
     flat = model if call.plain and answer.plain else Flat(model, call)
     graph, feed, kept, note = trace_best(flat, call, opened, alone)
     kept, narrowed = narrowest(graph, kept)
@@ -124,10 +112,7 @@ def capture(
     signature = sign_(graph, input_specs(call.names, feed, kept), written, dict(kept.ranges))
     if feed is not call.feed:
         answer = answer_of(_call(model, call, feed))
-    wanted = dict(zip(answer.names, answer.tensors, strict=True))
-    with torch.no_grad(), quiet():
-        got = outputs_of(graph(*feed))
-        diffs = [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
+    diffs = _differences(graph, feed, names, answer)
     _require_equal(names, diffs)
     facts = (*said_by(model), *_about(answer, names), *about_samples(signature.inputs))
     return CapturedGraph(
@@ -139,6 +124,62 @@ def capture(
         passes=passes,
         signature=signature,
     )
+
+
+class _Start(NamedTuple):
+    """What the first call of a model needs.
+
+    Attributes:
+        call: the example as the model takes it.
+        axes: sizes of inputs by name; None where nobody named them.
+        stated: the open axes that the model itself declares.
+        one: one sample of an image example, for a model that takes one only.
+        grow: whether one sample may become two.
+    """
+
+    call: Call
+    axes: Axes | None
+    stated: Open | None
+    one: Feed | None
+    grow: bool
+
+
+def _start(
+    model: nn.Module, given: object, axes: Axes | None, ranges: Mapping[str, SizeRange]
+) -> _Start:
+    """Return the example of :func:`capture`, completed by what a model says of its inputs."""
+    size = _image_size(given)
+    if not isinstance(model, StatesInputs):
+        if size is None:
+            return _Start(call_of(model, given), axes, None, None, grow=True)
+        call = call_of(model, image_example(size))
+        return _Start(call, axes, None, _first(call), grow=True)
+    declared = axes is None
+    if size is not None:
+        said = model.model_inputs(size)
+        example, axes, grow = said.example, axes or said.axes, not declared
+    else:
+        example, grow = model.fitted(given, axes or {}), False
+    axes = axes or model.declared_axes
+    call = call_of(model, example)
+    if not declared or axes is None:
+        return _Start(call, axes, None, None, grow)
+    stated = open_axes(call, axes, ranges, asked=False)
+    return _Start(call, axes, stated, single(call.feed, stated), grow)
+
+
+def _first(call: Call) -> Feed:
+    return tuple(t[:1] for t in call.feed)
+
+
+def _differences(
+    graph: fx.GraphModule, feed: Feed, names: Sequence[str], answer: Answer
+) -> list[float]:
+    """Return what the graph gives on ``feed`` against the model's answer, an output each."""
+    wanted = dict(zip(answer.names, answer.tensors, strict=True))
+    with torch.no_grad(), quiet():
+        got = outputs_of(graph(*feed))
+        return [_difference(g, wanted[n]) for n, g in zip(names, got, strict=True)]
 
 
 def _require_equal(names: Sequence[str], diffs: Sequence[float]) -> None:
