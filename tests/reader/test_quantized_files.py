@@ -11,6 +11,7 @@ from tests.reader.test_files import image_model
 from tests.support.onnx_files import random_weight
 from trtq.errors import EncodingsError, UsageError
 from trtq.export.ort import open_session
+from trtq.export.strip import strip_at
 from trtq.reader import read_onnx
 from trtq.reader.ranges import foreign_of
 
@@ -140,3 +141,60 @@ def test_ranges_around_a_matmul_of_two_activations_are_taken_over(tmp_path):
         open_session(onnx.load(p)).run(None, x) for p in (path, out / "model.qdq.onnx")
     )
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+def removed_activation(zero, largest, *, opset=17, float_activation=None):
+    """Two convolutions; the codes between them are unsigned from 0, as a ReLU's may be."""
+    kind = np.int8 if zero < 0 else np.uint8
+    middle = [] if float_activation is None else [helper.make_node(float_activation, ["a"], ["b"])]
+    source = "a" if float_activation is None else "b"
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first", kernel_shape=[3, 3]),
+        *middle,
+        helper.make_node("QuantizeLinear", [source, "s", "zero"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "zero"], ["d"], name="d"),
+        helper.make_node("Conv", ["d", "w2"], ["y"], name="second", kernel_shape=[3, 3]),
+    ]
+    weights = {
+        "w1": random_weight(4, 3, 3, 3),
+        "w2": random_weight(2, 4, 3, 3) / 8,
+        "s": np.float32(largest / 255),
+        "zero": np.array(zero, kind),
+    }
+    return image_model(nodes, weights, opset=opset)
+
+
+@pytest.mark.parametrize(
+    ("zero", "largest", "opset", "activation"),
+    [(0, 40.0, 17, "Relu"), (-128, 40.0, 17, "Relu"), (0, 6.0, 17, "Clip"), (0, 6.0, 10, "Clip")],
+)
+def test_codes_from_0_are_the_activation_that_another_quantizer_removed(
+    zero, largest, opset, activation
+):
+    model = removed_activation(zero, largest, opset=opset)
+    module = read_onnx(model)
+    assert [n.op_type for n in module.nodes] == ["Conv", activation, "Conv"]
+    kind = "ReLU6" if largest == 6.0 else "ReLU"
+    assert f"they are activations again, 1 {kind}; the first is q" in module.notes[0]
+    x = random_weight(2, 3, 8, 8)
+    (wanted,) = open_session(model).run(None, {"x": x})
+    with torch.no_grad():
+        got = module(torch.from_numpy(x))["y"].numpy()
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()  # codes round
+
+
+def test_codes_from_0_behind_an_activation_add_none():
+    module = read_onnx(removed_activation(0, 40.0, float_activation="Relu"))
+    assert [n.op_type for n in module.nodes] == ["Conv", "Relu", "Conv"]
+    assert module.notes == []
+    module = read_onnx(removed_activation(3, 40.0))
+    assert [n.op_type for n in module.nodes] == ["Conv", "Conv"]
+
+
+def test_a_layer_without_its_pairs_reads_the_activation_that_they_were():
+    model = removed_activation(0, 40.0)
+    plain = strip_at(model, ["second"])
+    x = {"x": random_weight(2, 3, 8, 8)}
+    (wanted,), (got,) = (open_session(m).run(None, x) for m in (model, plain))
+    assert "Relu" in [n.op_type for n in plain.graph.node]
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtq.errors import ModelError
+from trtq.export.clamps import CLAMP
 from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_onnx, tidied
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
@@ -111,7 +112,7 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
         ranges = ranges_of(model)
         model = strip_qdq(model)
     prepared = Prepared(name, model, onnx.GraphProto(), ranges=ranges)
-    prepared.notes += [*_notes(model), *renamed]
+    prepared.notes += [*_notes(model), *renamed, *_activations(model)]
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)
@@ -134,6 +135,22 @@ def _notes(model: onnx.ModelProto) -> list[str]:
     halves = {t.data_type for t in all_tensors(model)} & set(HALVES)
     names = " and ".join(sorted(TensorProto.DataType.Name(h) for h in halves))
     return [f"the constants of the file are {names}: it is computed in float32"] if names else []
+
+
+def _activations(model: onnx.ModelProto) -> list[str]:
+    """Return a line about the activations that Q/DQ pairs were, too."""
+    made = [n for n in all_nodes(model) if n.name.endswith(CLAMP)]
+    if not made:
+        return []
+    six = sum(n.op_type == "Clip" for n in made)
+    kinds = " and ".join(
+        f"{count} {kind}" for count, kind in ((len(made) - six, "ReLU"), (six, "ReLU6")) if count
+    )
+    first = made[0].name.removesuffix(CLAMP)
+    return [
+        f"unsigned codes from 0 make negative values 0: without the pairs they are activations "
+        f"again, {kinds}; the first is {first}"
+    ]
 
 
 def _rename_twins_(graph: onnx.GraphProto) -> list[str]:
