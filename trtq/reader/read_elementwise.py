@@ -40,8 +40,6 @@ def binary(call: Call) -> torch.Tensor:
         operands = call.tensors()
     else:
         operands = list(_operands(call))
-    if call.get("broadcast"):
-        operands[1] = _aligned(operands[1], operands[0].ndim, call.get("axis"))
     return functools.reduce(function, operands)
 
 
@@ -51,12 +49,6 @@ def _operands(call: Call) -> tuple[Any, Any]:
     if b.host is not None and b.host.ndim == 0 and a.host is None and b.dtype == a.dtype:
         return call.x(0), b.number()
     return call.x(0), call.x(1)
-
-
-def _aligned(b: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
-    """Return the second operand of an operator before opset 7, whose axes start at ``axis``."""
-    start = ndim - b.ndim if axis is None else axis % ndim
-    return b.reshape([*b.shape, *[1] * (ndim - start - b.ndim)])
 
 
 @functools.cache
