@@ -1,7 +1,7 @@
 """Q/DQ pairs that also are the activation in front of them.
 
 A pair of unsigned codes from 0 makes negative values 0. Quantizers such as ONNX Runtime's therefore
-remove the ReLU or ReLU6 in front of it. Without the pair the activation must come back.
+remove the ReLU or ReLU6 in front of it. Without the pair the activation must be restored.
 """
 
 from __future__ import annotations
