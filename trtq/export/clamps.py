@@ -14,8 +14,8 @@ from onnx import helper
 
 from trtq import ops
 from trtq.export.lint_view import View, add_named
+from trtq.onnx_constants import array_of
 from trtq.onnx_node import label_of
-from trtq.onnx_walk import array_of
 
 CLAMP = "/activation"  # behind the name of a pair, the name of its activation
 SIX = 6.0  # of ReLU6, when a range ends there

@@ -21,18 +21,21 @@ BETWEEN = ops.onnx_types(trait="moves_codes")
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` without its Q/DQ pairs.
+    """Return ``model`` without its Q/DQ pairs, also in branches.
 
-    A weight becomes the input of its pair, or the values of its stored codes. A pair that is a
-    ReLU, too, becomes one (:mod:`trtq.export.clamps`).
+    A weight becomes the input of its pair, or the values of its stored codes in the type of their
+    scale. A pair that is a ReLU, too, becomes one (:mod:`trtq.export.clamps`).
+
+    Args:
+        model: not changed.
 
     Raises:
-        ExportError: an op that computes lies between the two halves of a pair, or codes are stored
-            in blocks.
+        ExportError: an op that computes lies between the two halves of a pair, codes are stored in
+            blocks, or an output or another node reads codes.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    for k in range(len(scopes(result))):
+    for k in reversed(range(len(scopes(result)))):  # a branch may read codes of the graph around it
         _strip_graph_(View(result, scope=scopes(result)[k]))
     drop_unread_(result)
     if any(n.op_type in QDQ for n in all_nodes(result)):
@@ -89,7 +92,14 @@ def _replace_(view: View, node: onnx.NodeProto, name: str) -> None:
 def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Return ``model`` in which these nodes read the inputs of their Q/DQ pairs.
 
-    Other readers of the pairs keep them. A node without a name has that of its first output.
+    Other readers of the pairs keep them.
+
+    Args:
+        model: not changed.
+        nodes: names; a node without a name has that of its first output.
+
+    Raises:
+        ExportError: the codes of a weight are stored in blocks.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)

@@ -14,8 +14,8 @@ from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
 from trtq.graph.signature import Axes
+from trtq.onnx_constants import array_of, constant_of
 from trtq.onnx_node import label_of
-from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
 from trtq.reader.example import axes_of, inputs_of

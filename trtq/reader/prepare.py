@@ -21,6 +21,7 @@ from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_on
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
 from trtq.export.tail import TAIL, pack_tail
+from trtq.onnx_constants import constant_of
 from trtq.onnx_node import integer, label_of, names_of
 from trtq.onnx_walk import (
     QDQ,
@@ -29,7 +30,6 @@ from trtq.onnx_walk import (
     all_nodes,
     all_tensors,
     branches,
-    constant_of,
     has_branches,
 )
 from trtq.reader.call import reads_of
