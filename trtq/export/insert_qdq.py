@@ -30,7 +30,7 @@ class Inserted:
         model: with Q/DQ pairs.
         activations: scale by tensor name, of the tensors that got a pair.
         weights: amax of each output channel, by weight name; of a weight that is read along two
-            axes the second as NAME.AXIS.
+            axes the second as NAME@AXIS.
         axes: the axis of those channels, by weight name.
         missing: layers left in float, and why.
         unused: ranges that nothing reads.
@@ -240,7 +240,7 @@ class _Work:
                 axis,
                 tag="" if axis == 0 else f".{axis}",
             )
-            label = f"{name}.{axis}" if name in self.done.weights else name
+            label = f"{name}@{axis}" if name in self.done.weights else name
             self.done.weights[label], self.done.axes[label] = amax, axis
         return self.made[key]
 
