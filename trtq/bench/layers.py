@@ -30,6 +30,7 @@ from trtq.onnx_walk import QDQ
 from trtq.scratch import scratch
 
 RUNS = 20
+WITH_BODY = ("If", "Loop", "Scan")
 
 
 def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[list[LayerTime], str]:
@@ -147,22 +148,47 @@ def read_onnx_profile(
 ) -> dict[str, tuple[float, str]]:
     """Return ms per request and op by node name, without the first ``skip`` requests.
 
-    The median call counts: one that was interrupted takes a hundred times as long.
+    The median call counts: one that was interrupted takes a hundred times as long. A node in the
+    body of a loop has several calls in a request.
     """
     calls: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
-            continue
-        node = name.removesuffix("_kernel_time")
-        calls.setdefault(node, []).append(float(event["dur"]) / 1e3)
-        kinds[node] = str(event.get("args", {}).get("op_name", ""))
-    counted = {node: durations[skip:] for node, durations in calls.items() if durations[skip:]}
-    return {
-        node: (statistics.median(durations) * len(durations) / runs, kinds[node])
-        for node, durations in counted.items()
-    }
+    for node, kind, ms in _kernel_times(events):
+        calls.setdefault(node, []).append(ms)
+        kinds[node] = kind
+    times = {}
+    for node, durations in calls.items():
+        counted = durations[len(durations) * skip // (runs + skip) :]
+        times[node] = (statistics.median(counted) * len(counted) / runs, kinds[node])
+    return times
+
+
+def _kernel_times(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Return name, op and ms of each call of a node, in the order of the events.
+
+    The time of a Loop, If or Scan does not include the calls in its body.
+    """
+    kernels = [
+        (str(e.get("name", "")).removesuffix("_kernel_time"), e)
+        for e in events
+        if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")
+    ]
+    kinds = [str(e.get("args", {}).get("op_name", "")) for _, e in kernels]
+    begins = [float(e.get("ts", 0.0)) for _, e in kernels]
+    own = [float(e["dur"]) for _, e in kernels]
+    ends = [b + d for b, d in zip(begins, own, strict=True)]
+    spans: list[int] = []  # the bodies around the present call, the innermost last
+    for i in sorted(range(len(kernels)), key=lambda k: (begins[k], -ends[k])):
+        while spans and begins[i] >= ends[spans[-1]]:
+            spans.pop()
+        if spans:
+            own[spans[-1]] -= ends[i] - begins[i]
+        if kinds[i] in WITH_BODY:
+            spans.append(i)
+    return [
+        (node, kind, max(us, 0.0) / 1e3)
+        for (node, _), kind, us in zip(kernels, kinds, own, strict=True)
+    ]
 
 
 def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
