@@ -93,7 +93,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     if out is not None:
         write_json(out / COMPARE_JSON, record)
     try:
-        remember_verdicts(verdicts, spec.batch, record.card, record.environment.time)
+        remember_verdicts(verdicts, record.card, record.environment.time)
     except ArtifactError as exc:
         progress.note(exc.coded)
     return record

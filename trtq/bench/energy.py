@@ -277,10 +277,11 @@ def _measure_window(
     second = Recorder(check, settings.interval_s) if check is not None else None
     with recorder, second or contextlib.nullcontext():
         start = time.perf_counter() + settings.settle_s
+        began = time.perf_counter()
         ends, now = _load(call, start + window_s, settings.rate)
     power = recorder.power(start, now)
     apart = abs(second.power(start, now).watts / power.watts - 1.0) if second is not None else 0.0
-    requests = _requests(ends, power.start, power.end)
+    requests = _requests(began, ends, power.start, power.end)
     return _Window(power, images * requests / (power.end - power.start), apart)
 
 
@@ -303,7 +304,7 @@ def _short(meter: Meter, window_s: float, readings: int) -> list[str]:
 def _load(
     call: Callable[[], object], until: float, rate: float | None
 ) -> tuple[list[float], float]:
-    """Serve requests until a time; return the end time of each and of the last."""
+    """Serve requests until a time; return the end of each and the time when the load was over."""
     ends: list[float] = []
     due = time.perf_counter()
     while (now := time.perf_counter()) < until:
@@ -316,11 +317,12 @@ def _load(
     return ends, now
 
 
-def _requests(request_ends: list[float], start: float, end: float) -> float:
-    """Return how many requests ended between two times.
+def _requests(began: float, request_ends: list[float], start: float, end: float) -> float:
+    """Return how many requests were served between two times.
 
-    Requests in progress at either end count by the share that lies inside.
+    Requests in progress at either end count by the share that lies inside. A request lasts from the
+    end of the one before it, the first one from the start of the load.
     """
-    ends = np.asarray(request_ends)
-    counted = np.arange(1, len(ends) + 1, dtype=np.float64)
+    ends = np.asarray([began, *request_ends])
+    counted = np.arange(len(ends), dtype=np.float64)
     return float(np.interp(end, ends, counted) - np.interp(start, ends, counted))

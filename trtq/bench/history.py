@@ -131,7 +131,7 @@ def _whole(row: BenchRow | Verdict, card: Card) -> dict[str, object]:
 
 
 def remember_verdicts(
-    verdicts: Sequence[Verdict], batch: int, card: Card, time: str, path: Path | None = None
+    verdicts: Sequence[Verdict], card: Card, time: str, path: Path | None = None
 ) -> None:
     """Add the verdicts of ``trtq compare``.
 
@@ -151,7 +151,7 @@ def remember_verdicts(
             "file_sha256": "",
             "device": v.device,
             "mode": "compare",
-            "batch": batch,
+            "batch": v.batch,
             "median_ms": v.second_ms,
             "valid": int(v.valid),
         }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from trtq.bench.engine_workload import count_of
 from trtq.bench.interleaved import DEFAULT_TURNS, Call, Turns, TurnSettings, take_turns
 from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
@@ -130,7 +131,7 @@ def judge_files(
         valid=not reasons,
         reasons=reasons,
         ate=slower_layers,
-        batch=options.batch,
+        batch=count_of(probe.shapes),
     )
 
 

@@ -289,7 +289,7 @@ class RowMeasurement:
         )
         energy = measure_energy(
             workload.call,
-            self.batch,
+            count_of(workload.shapes),
             meter,
             settings,
             check=NvmlPower(self.gpu) if self.gpu is not None and meter.counter else None,
