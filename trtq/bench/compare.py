@@ -6,8 +6,6 @@ import itertools
 import time
 from pathlib import Path
 
-import msgspec
-
 from trtq.artifact import (
     Environment,
     Record,
@@ -16,7 +14,7 @@ from trtq.artifact import (
     header,
     write_json,
 )
-from trtq.bench.gate import read_record
+from trtq.bench.gate import read_record, row_setup
 from trtq.bench.history import remember_verdicts
 from trtq.bench.int8_verdict import judge_files
 from trtq.bench.interleaved import TurnSettings
@@ -152,6 +150,8 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
         for x, y in itertools.product(a.rows, b.rows)
         if (x.mode, x.batch) == (y.mode, y.batch) and _common_kind(x, y)
     ]
+    # Files of one name belong together; where no name is in both records, any two may be compared.
+    pairs = [(x, y) for x, y in pairs if Path(x.file).name == Path(y.file).name] or pairs
     if not pairs:
         why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
         raise UsageError(
@@ -160,8 +160,8 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
             "Measure both alike: trtq bench",
         )
     for x, y in pairs:
-        settings = differences(msgspec.to_builtins(x.settings), msgspec.to_builtins(y.settings))
-        unlike += [f"settings of {Path(y.file).name}, {d}" for d in settings]
+        setup = differences(row_setup(x), row_setup(y))
+        unlike += [f"settings of {Path(y.file).name}, {d}" for d in setup]
     notes = [_medians(x, y) for x, y in pairs]
     return unlike, notes, a.valid and b.valid and not unlike
 

@@ -199,9 +199,9 @@ def _one_by_one(
     while (
         time.perf_counter() - began < rule.seconds or len(times) < rule.samples
     ) and time.perf_counter() - began < rule.limit_s:
-        before()
-        start = time.perf_counter_ns()
         try:
+            before()
+            start = time.perf_counter_ns()
             workload.call()
         except (Exception, KeyboardInterrupt) as exc:
             failed = said(exc)

@@ -284,7 +284,22 @@ def _server(
 ) -> Throughput:
     """Return the highest of eight tried rates whose 99th percentile surely meets the bound."""
     starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
-    low, high = 0.0, len(ends) / (max(ends) - min(starts))
+    flooded_s = max(ends) - min(starts)
+    if failed:
+        return Throughput(
+            scenario="server",
+            streams=len(slots),
+            images_per_s=len(ends) * count_of(slots[0].shapes) / flooded_s,
+            queries=len(ends),
+            samples_per_query=1,
+            seconds=flooded_s,
+            latency=quantile(1e3 * (np.asarray(ends) - np.asarray(starts)), QUANTILES["server"]),
+            bound_ms=bound_ms,
+            met=False,
+            failed=failed,
+            note=f"no rate was tried; {NO_RESULT}",
+        )
+    low, high = 0.0, len(ends) / flooded_s
     best: Throughput | None = None
     last: Throughput | None = None
     for trial in range(TRIALS):
