@@ -206,5 +206,8 @@ def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path,
     )
     assert is_quantized(cached)
     assert find_baseline(int8)[0] is None
+    stranger = Path(f"{put('another', 0, 'fp16', 'rtx3080')}.json")  # of another model
+    stranger.write_text(json.dumps({**read(stranger), "model": "another"}))
+    assert find_baseline(int8)[0] is None
     half = put("half", 0, "fp16", "rtx3080")
     assert find_baseline(int8) == (half, "")

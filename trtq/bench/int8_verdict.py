@@ -43,7 +43,7 @@ def find_baseline(path: Path, baseline: str | None = None) -> tuple[Path | None,
     """Return the float baseline of a quantized file, or None and how to get one.
 
     For an ONNX file the float one that ``trtq quantize`` wrote beside it; for an engine the FP16
-    engine for the same target in its folder. ``baseline`` names another one.
+    engine of the same model, shapes and target in its folder. ``baseline`` names another one.
     """
     if baseline is not None:
         return Path(baseline), ""
@@ -62,7 +62,7 @@ def _fp16_engine(path: Path) -> tuple[Path | None, str]:
         if other != path and manifest_path(other).is_file():
             beside = _manifest(other)
             is_fp16 = beside.precision == "fp16" and not beside.has_codes
-            if is_fp16 and beside.target == manifest.target:
+            if is_fp16 and beside.target == manifest.target and _same_model(beside, manifest):
                 return other, ""
     source = manifest.source.with_name(FP32)
     target = manifest.target.name
@@ -72,6 +72,19 @@ def _fp16_engine(path: Path) -> tuple[Path | None, str]:
         f"no FP16 engine for it beside it; build one: trtq build {source} --target {target} "
         f"--precision fp16 --out {out}",
     )
+
+
+def _same_model(a: EngineManifest, b: EngineManifest) -> bool:
+    """Whether two engines take the same inputs and are of one model.
+
+    Where no file names its model, the folder of the ONNX files decides.
+    """
+    shapes = ([(r.name, r.least, r.usual, r.most) for r in m.input_rows] for m in (a, b))
+    if next(shapes) != next(shapes):
+        return False
+    if a.model is None and b.model is None:
+        return a.source.parent == b.source.parent
+    return a.model == b.model
 
 
 def _manifest(engine: Path) -> EngineManifest:

@@ -29,7 +29,7 @@ from trtq.bench.trtexec_bench import Fed, second_opinion
 from trtq.bench.workload import LoadOptions, Workload, device_for, device_of_load
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError
-from trtq.export.onnx_file import require_onnx
+from trtq.export.onnx_file import files_of, require_onnx
 from trtq.progress import Progress
 from trtq.specs import BenchSpec
 
@@ -104,7 +104,7 @@ class RowMeasurement:
         return BenchRow(
             file=str(self.path),
             file_sha256=self.sha256,
-            file_bytes=self.path.stat().st_size,
+            file_bytes=sum(f.stat().st_size for f in files_of(self.path)),
             kind="engine" if is_engine(self.path) else "onnx",
             device=workload.label,
             mode=self.spec.mode,

@@ -23,12 +23,16 @@ class Request(NamedTuple):
     """What to load, and what to measure.
 
     Attributes:
+        file: what is loaded.
+        files: it, and the files with its tensors, which are read before it is loaded.
+        device, batch: as in :class:`trtq.bench.workload.LoadOptions`.
         shapes: as ``--shapes`` has them.
         memory: whether its memory is measured instead of its time.
         started: when, by the clock that all processes share (CLOCK_MONOTONIC), ns.
     """
 
     file: str
+    files: list[str]
     device: str
     batch: int
     shapes: list[str]
@@ -65,9 +69,10 @@ def main() -> int:
     laps.append(("imports", last - ENTERED))
     if memory is not None:
         memory.look()
-    with path.open("rb") as handle:
-        while handle.read(1 << 20):
-            pass
+    for file in request.files:
+        with Path(file).open("rb") as handle:
+            while handle.read(1 << 20):
+                pass
     last = _lap(laps, "read", last)
     workload = open_workload(path, options)
     deserialized = getattr(getattr(workload, "runner", None), "deserialized_ns", None)
