@@ -9,6 +9,7 @@ graph normalises the pixels itself, by the operations of the calibration in thei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,11 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq import ops
 from trtq.export.onnx_file import check_onnx, copy_model, opset_of, set_metadata_
 from trtq.onnx_node import integer, names_of
-from trtq.onnx_walk import Scope, rename_
+from trtq.onnx_walk import QDQ, REORDER, Scope, rename_
 from trtq.package.preprocessing import FULL, Preprocessing
 
 SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
+MATRIX = 2  # axes of one score a class
 PROBABILITIES = ops.onnx_types("softmax", "sigmoid", "hardsigmoid")
+# Of a probability these make another one.
+PASSES_ON = (*REORDER, *QDQ, "Cast", "Identity", "Resize", "Upsample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +161,11 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def with_probabilities(model: onnx.ModelProto, output: str) -> onnx.ModelProto | None:
-    """Return a model whose scores of classes are probabilities.
+    """Return a model whose scores of classes, on axis 1, are probabilities.
 
-    None where they already are, or where Softmax cannot be put behind them.
+    None where they already are.
     """
-    maker = next((n for n in model.graph.node if output in n.output), None)
-    if maker is None or maker.op_type in PROBABILITIES or opset_of(model) < SOFTMAX_BY_AXIS:
+    if _is_probability(model.graph, output):
         return None
     changed = copy_model(model)
     taken = {o for n in model.graph.node for o in n.output} | names_of(model.graph.initializer)
@@ -172,9 +175,33 @@ def with_probabilities(model: onnx.ModelProto, output: str) -> onnx.ModelProto |
             for i, name in enumerate(names):
                 if name == output:
                     names[i] = logits
-    node = helper.make_node("Softmax", [logits], [output], name=f"{logits}_softmax", axis=1)
-    changed.graph.node.append(node)
+    value = next(v for v in model.graph.output if v.name == output)
+    rank = len(value.type.tensor_type.shape.dim)
+    if rank == MATRIX or opset_of(model) >= SOFTMAX_BY_AXIS:
+        nodes = [_step("Softmax", logits, output, axis=1)]
+    else:
+        behind, before = [0, *range(2, rank), 1], [0, rank - 1, *range(1, rank - 1)]
+        moved, scores = (_free(f"{output}_{k}", taken) for k in ("moved", "scores"))
+        nodes = [
+            _step("Transpose", logits, moved, perm=behind),
+            _step("Softmax", moved, scores, axis=rank - 1),
+            _step("Transpose", scores, output, perm=before),
+        ]
+    changed.graph.node.extend(nodes)
     return changed
+
+
+def _step(op: str, source: str, result: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, [source], [result], name=f"{result}_{op.lower()}", **attributes)
+
+
+def _is_probability(graph: onnx.GraphProto, output: str) -> bool:
+    """Whether an output comes from a Softmax or a sigmoid, through nodes that only pass it on."""
+    producer = {o: n for n in graph.node for o in n.output}
+    node = producer.get(output)
+    while node is not None and node.op_type in PASSES_ON:
+        node = producer.get(node.input[0])
+    return node is None or node.op_type in PROBABILITIES
 
 
 def to_bytes(model: onnx.ModelProto, name: str) -> bytes:

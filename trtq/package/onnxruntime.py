@@ -132,7 +132,7 @@ def _value(tensor: Tensor) -> onnx.ValueInfoProto:
             f"EPContext takes no {tensor.dtype}",
             "Cast it in the model, to float32 or float16",
         )
-    shape = [a or f"{tensor.name}_{i}" for i, a in enumerate(tensor.axes)]
+    shape = [f"{tensor.name}_{i}" if a == "" else a for i, a in enumerate(tensor.axes)]
     return helper.make_tensor_value_info(tensor.name, TYPES[tensor.dtype], shape)
 
 
