@@ -1308,7 +1308,10 @@ def stop(home: str, key: str) -> Dict[str, Any]:
     state = status(home, key)
     if state["state"] in ("waiting", "running"):
         touch(os.path.join(inside(home, os.path.join("jobs", key)), STOPPED))
-        os.kill(state["pid"], signal.SIGTERM)
+        try:
+            os.kill(state["pid"], signal.SIGTERM)
+        except ProcessLookupError:  # it has just ended by itself
+            return status(home, key)
         until = time.monotonic() + 15.0
         while alive(state["pid"], state["started"]) and time.monotonic() < until:
             time.sleep(0.1)
