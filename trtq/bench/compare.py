@@ -31,9 +31,16 @@ from trtq.terminal import stack
 
 
 class CompareRecord(Record, frozen=True, kw_only=True):
-    """The verdict on each file against the first.
+    """The verdict on each file against the first, or the differences of two records.
 
-    For two records: ``differences``, and the ratio of their medians in ``notes``.
+    Attributes:
+        verdicts: one for each file but the first; empty for two records.
+        differences: what two records differ in and should not: machine, packages, shapes, settings;
+            empty for files.
+        notes: for each pair of rows of two records, both medians and the ratio second / first.
+        card: the machine of this comparison, not that of the records.
+        valid: whether every verdict is valid; for records, whether both are and nothing differs.
+        seconds: duration of the comparison.
     """
 
     verdicts: list[Verdict]
@@ -57,10 +64,20 @@ class CompareRecord(Record, frozen=True, kw_only=True):
 
 
 def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:
-    """Compare files, or two records.
+    """Compare files that take turns on one device, or two records of ``trtq bench``.
+
+    Verdicts are added to the history; where that fails, a note of ``progress`` says so.
+
+    Args:
+        spec: ``file`` has two or more ``.onnx`` or engine files, or exactly two ``.json`` records.
+        progress: receives progress.
+
+    Returns:
+        the record; with ``spec.out`` it is also written there as compare.json.
 
     Raises:
-        UsageError: fewer than two files, or files and records mixed.
+        UsageError: fewer than two files, files and records mixed, or records without a common kind
+            of latency, mode and batch.
         ArtifactError: a record lacks what a comparison needs.
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """

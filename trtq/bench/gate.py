@@ -34,9 +34,15 @@ EXIT = {"passed": 0, "failed": 1, "not valid": 3}
 
 
 class GateRecord(Record, frozen=True, kw_only=True):
-    """Result of the gate: ``outcome`` is the worst of its checks.
+    """Result of the gate.
 
     With any ``reasons`` the outcome is not valid, regardless of the checks.
+
+    Attributes:
+        checks: one for each figure that a limit applies to.
+        reasons: why the two records cannot be compared at all.
+        notes: what does not change the outcome, such as rows without a baseline.
+        outcome: the worst of the checks: ``failed``, else ``not valid``, else ``passed``.
     """
 
     checks: list[Check]
@@ -71,8 +77,11 @@ class GateRecord(Record, frozen=True, kw_only=True):
 def read_record(path: Path) -> BenchRecord:
     """Return a record of ``trtq bench``.
 
+    Args:
+        path: its bench.json.
+
     Raises:
-        ArtifactError: it is not such a record, or its machine card is incomplete.
+        ArtifactError: it cannot be read, is not such a record, or its machine card is incomplete.
     """
     content = read_json(path, kind="bench record")
     if content.get("verb") != "bench":
@@ -95,8 +104,12 @@ def read_record(path: Path) -> BenchRecord:
 def share(text: str, option: str) -> float:
     """Return 0.03 for ``3%`` or ``0.03``.
 
+    Args:
+        text: a share of 0 or more, as typed.
+        option: its option, for the error.
+
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, negative, or no finite number.
     """
     try:
         value = float(text.rstrip("%")) / (100.0 if text.endswith("%") else 1.0)
@@ -111,6 +124,11 @@ def share(text: str, option: str) -> float:
 
 def gate(spec: GateSpec) -> GateRecord:
     """Compare a record with its baseline.
+
+    Args:
+        spec: the two records and the limits; ``max_slowdown``, ``max_energy`` and ``max_memory``
+            are shares such as ``3%``, the limits of accuracy are in the units of the scores. With
+            ``summary`` the table is appended to that file.
 
     Raises:
         ArtifactError: a record is missing, or lacks what a comparison needs.
@@ -269,7 +287,12 @@ def _speed_check(label: str, before: BenchRow, after: BenchRow, limit: float) ->
 
 
 def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Check:
-    """Compare medians: passed or failed only where the interval of the change says so."""
+    """Compare medians: passed or failed only where the interval of the change says so.
+
+    The change lies between new.low / old.high - 1 and new.high / old.low - 1. A limit inside that
+    interval decides nothing: medians of 10.0 [9.9, 10.1] and 10.3 [10.2, 10.4] ms are between +1.0
+    % and +5.1 % apart, so a limit of 3 % is not valid and one of 6 % passes.
+    """
     if old.value is None or old.low is None or old.high is None:
         return _no_check(what, limit, "too few samples")
     if new.value is None or new.low is None or new.high is None:

@@ -38,6 +38,14 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     A request that fails ends its row, Ctrl-C ends everything: what was measured until then is kept,
     written and marked as not valid.
 
+    Args:
+        spec: what to measure; every file is measured at every batch.
+        progress: receives progress, and the record's notes at the end.
+
+    Returns:
+        the record; with ``spec.out`` it is also written there as bench.json, with the samples as
+        .npy files. It is added to the history, too.
+
     Raises:
         UsageError: unknown device, nothing to measure, or a batch that a file does not take.
         BenchError: a file cannot be timed.

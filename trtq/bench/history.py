@@ -35,7 +35,20 @@ INSERT = (
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the history; ``joule`` is gross, for an image."""
+    """One line of the history.
+
+    Attributes:
+        time: when the record was written, ISO 8601 with the offset from UTC.
+        file: as it was given; for ``compare`` the name of the second file.
+        device: as the workload labels itself.
+        mode: of ``trtq bench``, or ``compare``.
+        batch: samples in a request.
+        median_ms: end to end; GPU time for rows of boards.
+        images_per_s: of mode ``throughput``.
+        joule: of an image, gross.
+        process_bytes: growth of the process.
+        machine: name of the GPU, the board or the CPU.
+    """
 
     time: str
     file: str
@@ -91,10 +104,15 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def remember(record: BenchRecord, path: Path | None = None) -> None:
-    """Add a record; an existing one is not added again.
+    """Add the rows of a record; a row that is there already is not added again.
+
+    Args:
+        record: of ``trtq bench``.
+        path: of the history; None for :func:`history_path`.
 
     Raises:
         ArtifactError: the file cannot be written.
+        SystemRefusalError: the user has no home.
     """
     time = record.environment.time
     card = msgspec.json.encode(record.card)
@@ -138,8 +156,15 @@ def remember_verdicts(
     Each verdict is a row of mode ``compare`` for the second file of the pair; the row contains the
     whole verdict.
 
+    Args:
+        verdicts: of one comparison.
+        card: the machine.
+        time: of the comparison, ISO 8601 with the offset from UTC.
+        path: of the history; None for :func:`history_path`.
+
     Raises:
         ArtifactError: the file cannot be written.
+        SystemRefusalError: the user has no home.
     """
     rows = [
         {
@@ -210,8 +235,16 @@ def plot(entries: list[Entry], out: Path) -> Path:
 
     Hollow points are not valid.
 
+    Args:
+        entries: as :func:`recall` returns them; those without a median are left out.
+        out: a .png, .svg or .pdf file.
+
+    Returns:
+        ``out``.
+
     Raises:
         UsageError: the file extension is not that of an image format.
+        ArtifactError: the file cannot be written.
     """
     import matplotlib as mpl
 

@@ -31,7 +31,12 @@ UNKNOWN = 0.02
 def is_quantized(path: Path) -> bool:
     """Whether a file computes in quantized codes.
 
-    That is an ONNX file with Q/DQ pairs, or an engine whose manifest counts some.
+    That is an ONNX file with Q/DQ pairs, or an engine whose manifest counts some. An engine without
+    a manifest counts as float.
+
+    Raises:
+        ExportError: the ONNX file cannot be read.
+        ArtifactError: the manifest cannot be read.
     """
     if not is_engine(path):
         return count_qdq(load_onnx(path)) > 0
@@ -43,7 +48,17 @@ def find_baseline(path: Path, baseline: str | None = None) -> tuple[Path | None,
     """Return the float baseline of a quantized file, or None and how to get one.
 
     For an ONNX file the float one that ``trtq quantize`` wrote beside it; for an engine the FP16
-    engine of the same model, shapes and target in its folder. ``baseline`` names another one.
+    engine of the same model, shapes and target in its folder.
+
+    Args:
+        path: of the quantized file.
+        baseline: the one to use; None looks for it. It is not checked.
+
+    Returns:
+        its path and "", or None and what to do, for a note.
+
+    Raises:
+        ArtifactError: a manifest in the folder cannot be read.
     """
     if baseline is not None:
         return Path(baseline), ""
@@ -110,6 +125,10 @@ def judge_files(
         gpu: through NVML, where there is one.
         settings: of the turns.
         profile: look for the layers that consume the gain, where the second is not faster.
+
+    Returns:
+        the verdict; not valid where the machine was busy, or the ratio is known too roughly for a
+        result other than faster or slower. Then there is no advice.
 
     Raises:
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
