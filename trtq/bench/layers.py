@@ -36,7 +36,15 @@ WITH_BODY = ("If", "Loop", "Scan")
 def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[list[LayerTime], str]:
     """Return the layers, slowest first, and why they have no prediction.
 
-    The reason is "" when there is a prediction.
+    Args:
+        workload: the model, loaded.
+        path: of its file; an engine's manifest leads to the ONNX file that the prediction is made
+            from.
+        runs: requests that are profiled.
+
+    Returns:
+        the layers, ms per request, and why ``predicted_ms`` is None in all of them, "" where it is
+        not.
 
     Raises:
         BenchError: the runtime gives no profile.
@@ -78,7 +86,15 @@ def _engine_module(name: str, kind: str) -> str:  # noqa: ARG001 - of the form o
 def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, str]]:
     """Return the time, ms per request, and the op of each node that ONNX Runtime ran.
 
-    The times come from ONNX Runtime's profiler, in a separate session.
+    The times come from ONNX Runtime's profiler, in a separate session; the first five requests do
+    not count.
+
+    Args:
+        workload: the model with its inputs.
+        runs: requests that count.
+
+    Returns:
+        by the node's name after ONNX Runtime's own graph optimisation.
 
     Raises:
         ExportError: ONNX Runtime does not offer the provider of the workload.
@@ -116,7 +132,11 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
     """Return a function from the name and op of a node that ONNX Runtime ran to its module.
 
     A convolution fused with its activation carries the activation's name: the convolution before it
-    counts. A Q/DQ pair belongs to the layer whose operand it quantizes.
+    counts. A Q/DQ pair belongs to the layer whose operand it quantizes. A node that the file does
+    not have counts as a module of its own, without the part behind the last ``/``.
+
+    Args:
+        model: whose nodes are named ``module/op``, as trtq writes them.
     """
     nodes = {n.name: n for n in model.graph.node}
     producer = {o: n for n in model.graph.node for o in n.output}
@@ -149,7 +169,12 @@ def read_onnx_profile(
     """Return ms per request and op by node name, without the first ``skip`` requests.
 
     The median call counts: one that was interrupted takes a hundred times as long. A node in the
-    body of a loop has several calls in a request.
+    body of a loop has several calls in a request, and all of them count.
+
+    Args:
+        events: of the JSON file that ONNX Runtime's profiler writes.
+        runs: requests that count.
+        skip: requests before them.
     """
     calls: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
@@ -192,7 +217,15 @@ def _kernel_times(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, f
 
 
 def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
-    """Return the roofline's times by layer name for the device an engine was built for."""
+    """Return the roofline's times, ms, by layer name for the device an engine was built for.
+
+    Args:
+        path: of the engine or ONNX file.
+        batch: samples in a request.
+
+    Returns:
+        the times and "", or no times and why.
+    """
     if not is_engine(path):
         return {}, "no prediction: the cost model has no CPU"
     if not manifest_path(path).is_file():
@@ -228,7 +261,14 @@ def what_ate(
 ) -> list[LayerTime]:
     """Return the layers of ``second`` whose module takes more time than in ``first``.
 
-    The largest loss comes first; ``ms`` is the loss.
+    Args:
+        first: layers of the baseline.
+        second: layers of the other file; layers of one module are summed.
+        most: how many are returned.
+
+    Returns:
+        the largest loss first: ``ms`` is the loss, ``share`` the loss over the time of all layers
+        of ``second``.
     """
     before: dict[str, float] = {}
     after: dict[str, LayerTime] = {}

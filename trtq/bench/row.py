@@ -67,8 +67,17 @@ class _Latency:
 class RowMeasurement:
     """Measures one file with one batch.
 
+    Args:
+        context: of the call.
+        path: of the file.
+        batch: samples in a request.
+
     Attributes:
         interrupted: whether Ctrl-C ended it.
+        reasons, notes, unavailable, figures: fields of the row, as far as it was measured.
+
+    Raises:
+        ExportError: the ONNX file cannot be read.
     """
 
     def __init__(self, context: BenchContext, path: Path, batch: int) -> None:
@@ -92,7 +101,14 @@ class RowMeasurement:
         self.rule = _rule(self.spec)
 
     def measure(self) -> BenchRow:
-        """Load the file and measure every requested figure."""
+        """Load the file and measure every requested figure.
+
+        A request that fails ends the row, and what was measured until then is kept.
+
+        Raises:
+            BenchError: the file cannot be timed, or the first throughput fails.
+            EngineError, ExportError: it cannot be loaded.
+        """
         workload = self.options.open(self.path)
         watch = Watch(self.device, self.gpu)
         failed = self._repeats(workload, watch)
@@ -367,6 +383,11 @@ def _brief(exc: TrtqError) -> str:
 
 def open_meter(device: str, gpu: Gpu | None, why_no_gpu: str) -> Meter:
     """Return the meter of a device: NVML for a GPU, the rails of a Jetson, RAPL for a CPU.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        gpu: through NVML; None where there is none.
+        why_no_gpu: for the error.
 
     Raises:
         MeterError: there is none; the error says why.

@@ -43,6 +43,13 @@ def measure_load(
 ) -> Load:
     """Return the phases of a start, each the median over new processes.
 
+    Args:
+        path: of the file.
+        options: device and sizes.
+        cache: ``warm`` reads the file, and the files with its tensors, before each start; ``cold``
+            drops them from the page cache.
+        processes: how many starts.
+
     Raises:
         ExportError: the ONNX file cannot be read, or a file with its tensors is missing.
         BenchError: a process fails, or the file stays in the page cache though it should be cold.
@@ -71,9 +78,10 @@ def measure_load(
 
 
 def measure_memory(path: Path, options: LoadOptions = DEFAULTS) -> Memory:
-    """Return the memory of a new process.
+    """Return the memory of a new process that loads a file and serves ten requests.
 
     Raises:
+        ExportError: the ONNX file cannot be read, or a file with its tensors is missing.
         BenchError: the process fails.
     """
     memory = _start(path, options, files_of(path), memory=True).memory
@@ -136,7 +144,11 @@ def drop_from_cache(path: Path) -> None:
 
 
 def cached_share(path: Path) -> float:
-    """Return the share of a file's pages that are in memory (mincore)."""
+    """Return the share of a file's pages that are in memory (mincore), 0 to 1; 0 for an empty file.
+
+    Raises:
+        BenchError: the system does not tell.
+    """
     size = path.stat().st_size
     if not size:
         return 0.0

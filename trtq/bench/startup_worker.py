@@ -41,7 +41,12 @@ class Request(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Memory in use: of this process, its peak, and of the device; bytes."""
+    """Memory in use, bytes.
+
+    Attributes:
+        rss: VmRSS of this process; ``peak``: its VmHWM.
+        device: of the GPU by all processes, or of the shared memory of a Jetson; None on a CPU.
+    """
 
     rss: int
     peak: int
@@ -115,7 +120,11 @@ def _import_runtime(path: Path) -> None:
 
 
 class Memory:
-    """Measures the memory of this process and its GPU, before and after."""
+    """Measures the memory of this process and its GPU, before and after.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+    """
 
     def __init__(self, device: str) -> None:
         from trtq.bench.meters.jetson import is_jetson
@@ -141,7 +150,16 @@ class Memory:
         self.seen.append(Use(*status(), used))
 
     def account(self, workload: Any) -> dict[str, object]:
-        """Return the growth, the engine's own account, and where each figure comes from."""
+        """Return the growth, the engine's own account, and where each figure comes from.
+
+        It needs two looks: before the file was read and after the requests.
+
+        Args:
+            workload: the model, after its requests.
+
+        Returns:
+            the fields of :class:`trtq.bench.record.Memory`, bytes.
+        """
         before, after = self.seen
         engine = getattr(getattr(workload, "runner", None), "loaded", None)
         weights, activations = account_of(engine.engine) if engine is not None else (None, None)

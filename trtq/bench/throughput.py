@@ -99,7 +99,7 @@ def _slots(workload: Workload, streams: int) -> list[Workload]:
 
 
 def throughput_doubts(throughput: Throughput) -> list[str]:
-    """Return why a throughput should not be used."""
+    """Return why a throughput should not be used; empty for a good one."""
     reasons = []
     if throughput.failed:
         reasons.append(
@@ -197,7 +197,20 @@ class _Crew:
 def _flood(
     slots: Sequence[Workload], seconds: float, between: Callable[[], object], *, least: int = 0
 ) -> tuple[list[float], list[float], str]:
-    """Keep every slot busy; return when requests started and ended, and what failed."""
+    """Keep every slot busy; return when requests started and ended, and what failed.
+
+    Args:
+        slots: requests that can run at the same time.
+        seconds: no request starts later, once ``least`` have ended.
+        between: called about twice a second.
+        least: fewest requests.
+
+    Returns:
+        seconds of ``time.perf_counter``, in the order of the ends; the failure or "".
+
+    Raises:
+        BenchError: not one request succeeds.
+    """
     starts: list[float] = []
     ends: list[float] = []
     until, crew = time.perf_counter() + seconds, _Crew(between)
@@ -243,13 +256,18 @@ def _flooded(
 def offered(
     slots: Sequence[Workload], arrivals: Values, between: Callable[[], object] = lambda: None
 ) -> tuple[Values, float, str]:
-    """Offer requests at given times, seconds from now.
+    """Offer requests at given times.
 
     Arrivals do not wait for answers, so a server that falls behind shows.
 
+    Args:
+        slots: requests that can run at the same time.
+        arrivals: seconds from now [N], ascending.
+        between: called about twice a second.
+
     Returns:
         the latency of each served one from when it was due, ms; the seconds until the last answer;
-            and what failed.
+        and what failed, "" for nothing.
     """
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     latency = np.full(len(arrivals), np.nan)
@@ -282,7 +300,12 @@ def _server(
     *,
     least: int,
 ) -> Throughput:
-    """Return the highest of eight tried rates whose 99th percentile surely meets the bound."""
+    """Return the highest of eight tried rates whose 99th percentile surely meets the bound.
+
+    The first rate is 90 % of what a flood of requests reaches; the others halve the interval
+    between the highest rate that met the bound and the lowest that did not. Where none met it, the
+    result is the last rate. A failure ends the search.
+    """
     starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
     flooded_s = max(ends) - min(starts)
     if failed:
