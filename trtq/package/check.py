@@ -63,6 +63,9 @@ def _is_inside(name: str) -> bool:
 def check_package(folder: Path) -> Checked:
     """Compare every file of a package with its record.
 
+    Args:
+        folder: of the package; files that are being written into its staging folder do not count.
+
     Raises:
         ArtifactError: there is no record, or it is damaged.
     """

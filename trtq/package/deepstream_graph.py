@@ -31,7 +31,12 @@ PASSES_ON = (*REORDER, *QDQ, "Cast", "Identity", "Resize", "Upsample")
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What nvinfer does to pixels, ``scale * (pixel - offset)``."""
+    """What nvinfer does to pixels, ``scale * (pixel - offset)``.
+
+    Attributes:
+        scale: of all channels.
+        offsets: of each channel, 0 to 255, in the order of the model's channels; () for none.
+    """
 
     scale: float
     offsets: tuple[float, ...]
@@ -53,7 +58,10 @@ class Fed:
 
 
 def plain_scaling(how: Preprocessing) -> Scaling | None:
-    """Return nvinfer's numbers for a preprocessing; None where channels have other scales."""
+    """Return nvinfer's numbers for a preprocessing; None where channels have other scales.
+
+    (pixel / 255 - mean) / std is 1 / (255 std) * (pixel - 255 mean).
+    """
     if len(set(how.stds)) > 1:
         return None
     return _scaling(how.means, how.stds[0])
@@ -65,6 +73,10 @@ def _scaling(means: tuple[float, ...], std: float) -> Scaling:
 
 def with_one_scale(model: onnx.ModelProto, name: str, how: Preprocessing) -> Fed:
     """Return a model whose channels have one scale.
+
+    Where channels are divided by several numbers, the mean of those becomes the scale, and the
+    weights of the first convolutions are multiplied by mean / std of their input channel. Where
+    that is not exact, the graph normalises the pixels itself and nvinfer feeds 0 to 255.
 
     Args:
         model: is not changed.
@@ -100,7 +112,16 @@ def _say_(
 
 
 def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
-    """Multiply the weights behind an input by a factor for each channel; whether that is exact."""
+    """Multiply the weights behind an input by a factor for each channel; tell if that is exact.
+
+    It is where float32 convolutions alone read the input, each with stored weights [outputs,
+    channels / groups, ...] of its own. Zeros that pad the image stay zeros.
+
+    Args:
+        model: changed in place, and only where the result is True.
+        name: of the input.
+        factors: float64 [channels].
+    """
     scope = Scope(model.graph, {o.domain: o.version for o in model.opset_import})
     readers = scope.readers.get(name, [])
     stored = {t.name: t for t in model.graph.initializer}
@@ -128,7 +149,13 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
 
 
 def _normalise_(model: onnx.ModelProto, name: str, how: Preprocessing) -> None:
-    """Put ``(x / 255 - mean) / std`` behind an input, as the calibration computed it."""
+    """Put ``(x / 255 - mean) / std`` behind an input, as the calibration computed it.
+
+    Args:
+        model: changed in place.
+        name: of the input, float32 [N, C, H, W].
+        how: its preprocessing.
+    """
     taken = names_of(model.graph.initializer) | {o for n in model.graph.node for o in n.output}
     shape = (1, how.channels, 1, 1)
     numbers = {
@@ -161,9 +188,17 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def with_probabilities(model: onnx.ModelProto, output: str) -> onnx.ModelProto | None:
-    """Return a model whose scores of classes, on axis 1, are probabilities.
+    """Return a model whose scores of classes are probabilities, by a Softmax over axis 1.
 
-    None where they already are.
+    Up to opset 12 Softmax flattens the axes behind its own: there the classes are moved to the last
+    axis and back.
+
+    Args:
+        model: is not changed.
+        output: name of the scores, float32 [N, classes, ...].
+
+    Returns:
+        a copy with the same output, or None where the scores already are probabilities.
     """
     if _is_probability(model.graph, output):
         return None
@@ -206,6 +241,10 @@ def _is_probability(graph: onnx.GraphProto, output: str) -> bool:
 
 def to_bytes(model: onnx.ModelProto, name: str) -> bytes:
     """Return a changed model as a file, checked.
+
+    Args:
+        model: with all its tensors inside.
+        name: of the file, for errors.
 
     Raises:
         ExportError: the ONNX checker refuses it.

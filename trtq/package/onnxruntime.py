@@ -83,7 +83,11 @@ def context_model(
         contents: of the engine.
         manifest: of the engine.
         name: of the model.
-        embed: whether the node holds the engine.
+        embed: whether the node holds the engine's bytes, else the name of the file beside it.
+
+    Returns:
+        a checked model with the inputs and outputs of the engine; open axes without a name are
+        called ``TENSOR_AXIS``.
 
     Raises:
         UsageError: an input or output has a type that the node cannot have.

@@ -36,10 +36,16 @@ DTYPES = {
 def read_contents(path: Path, request: Request | None = None) -> Contents:
     """Return the contents of an engine or of an ONNX file.
 
+    Args:
+        path: an .onnx file, or an engine with its manifest beside it.
+        request: what a user says beside the file; None is nothing.
+
     Raises:
-        EngineError: no engine, no manifest, one of another engine, or no weights in it.
+        EngineError: no engine, no manifest, one of another engine, no weights in it, or an input
+            that is no tensor of known rank.
         ExportError: the ONNX file cannot be read.
-        UsageError: it is neither, the task does not fit, or the labels cannot be read.
+        UsageError: it is neither, the task does not fit, the labels cannot be read, or an output
+            has no known rank.
     """
     request = request or Request()
     if path.suffix == ".onnx":

@@ -321,7 +321,7 @@ PART_TIME = (
 
 
 def _window_of(gpu: Gpu) -> float:
-    """Return the shortest window to believe, s; it is longer for boards that look part of the time."""
+    """Return the shortest window to believe, seconds."""
     name = str(gpu.ask("name", lambda: gpu.nvml.nvmlDeviceGetName(gpu.handle)))
     return 20.0 if any(p in name for p in PART_TIME) else 10.0
 
