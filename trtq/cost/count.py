@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,13 +58,13 @@ class _Shapes(fx.Interpreter):
 
 
 def list_ops(graph: fx.GraphModule, feed: Feed) -> list[Op]:
-    """Return every call of a captured graph in order.
+    """Return every call of a captured graph in order, without those on constants alone.
 
     Counts of convolutions respect groups; attention counts both its products.
 
     Args:
         graph: captured and named.
-        feed: one batch, a tensor an input; counts are divided by its samples.
+        feed: one batch, a tensor an input; it is run once, and counts are divided by its samples.
     """
     runner = _Shapes(graph)
     with torch.inference_mode():
@@ -150,12 +151,15 @@ class _Reader:
         given = [a for a in operands(node) if isinstance(a, fx.Node)]
         if kind == "matmul":  # baddbmm's first operand is what it adds
             return self.values(node) * int(self.shapes[given[-2]][-1])
-        if weight is None:
+        sizes = self.shapes.get(given[1]) if kind == "computed" else None
+        if weight is not None:
+            sizes = weight.shape
+        if sizes is None:
             return 0
         # A transposed convolution multiplies every input value with a kernel, the others make every
         # output value from one.
         produced = given[0] if operators.kind(node) == "conv_transpose" else node
-        return self.values(produced) * (weight.numel() // int(weight.shape[0]))
+        return self.values(produced) * math.prod(sizes[1:])
 
 
 def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:
@@ -163,9 +167,12 @@ def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
-    """Return the cost of every convolution, linear, matmul, norm and softmax.
+    """Return the cost of every convolution, linear, matmul, norm and softmax, in order.
 
     Elementwise ops fuse into them and are not counted.
+
+    Args:
+        ops: from :func:`list_ops` or :func:`trtq.cost.onnx_file.list_onnx_ops`.
     """
     return [
         LayerCost(
@@ -182,5 +189,10 @@ def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
 
 
 def list_kernels(graph: fx.GraphModule, ops: Sequence[Op]) -> list[Kernel]:
-    """Return the kernels of a captured graph."""
+    """Return the kernels of a captured graph.
+
+    Args:
+        graph: captured.
+        ops: from :func:`list_ops`.
+    """
     return fuse(ops, [n.name for n in graph.graph.output_node().all_input_nodes])

@@ -82,18 +82,18 @@ class _Reader:
 def list_onnx_ops(
     model: onnx.ModelProto, path: str, sizes: Mapping[str, Sequence[int]] | None = None
 ) -> list[Op]:
-    """Return every call of an ONNX model for one image, in order.
+    """Return every call of an ONNX model for one image, in order, without those on constants alone.
 
     Of the branches of an If, the one with the most multiply-accumulates counts. The body of a Loop
     or Scan counts once.
 
     Args:
-        model: of any origin.
+        model: of any origin; not changed.
         path: for errors.
         sizes: of its inputs by name; without them only the batch may be open.
 
     Raises:
-        ArtifactError: a size that the file leaves open.
+        ArtifactError: a size that the file leaves open, or a shape that cannot be inferred.
     """
     inferred = with_shapes(model, path, sizes or {})
     reader = _Reader(scopes(inferred)[0], own=is_own(model))
@@ -144,7 +144,12 @@ def _pass_on(reader: _Reader, node: onnx.NodeProto) -> None:
 
 
 def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
-    """Return the kernels of an ONNX model."""
+    """Return the kernels of an ONNX model.
+
+    Args:
+        model: of any origin.
+        ops: from :func:`list_onnx_ops`.
+    """
     return fuse(ops, [o.name for o in model.graph.output])
 
 
@@ -188,7 +193,8 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     # A transposed convolution multiplies every input value with a kernel.
     inverse = operators.kind(node) == "conv_transpose"
     produced = activations[0] if inverse else node.output[0]
-    shape = reader.shapes.get(weight or "", [])
+    held = weight or (node.input[1] if kind == "conv" else "")  # a kernel may be computed
+    shape = reader.shapes.get(held, [])
     kinds = {reader.kinds[n] for n in activations if n in reader.kinds}
     return Op(
         name=op_name(node, own=reader.own),
