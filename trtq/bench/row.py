@@ -106,7 +106,7 @@ class RowMeasurement:
         A request that fails ends the row, and what was measured until then is kept.
 
         Raises:
-            BenchError: the file cannot be timed, or the first throughput fails.
+            BenchError: there is no such file.
             EngineError, ExportError: it cannot be loaded.
         """
         workload = self.options.open(self.path)
@@ -192,9 +192,9 @@ class RowMeasurement:
                 between=watch.between,
                 counts=spec.mlperf_like,
             )
-        except BenchError as exc:
+        except BenchError as exc:  # not one request was served
             if first:
-                raise
+                self.unavailable["throughput"] = str(exc)
             self.reasons.append(str(exc))
             return str(exc), None
         if first:

@@ -67,12 +67,7 @@ def measure_throughput(
     Raises:
         BenchError: ``server`` without a bound, or not one request succeeds.
     """
-    if scenario == "server" and bound_ms is None:
-        raise BenchError(
-            "The scenario server needs a bound",
-            "it asks for the highest rate that meets one",
-            "Give --latency-bound MS",
-        )
+    require_bound(scenario, bound_ms)
     warmup = warm_up(workload.call)
     if warmup.failed:
         raise BenchError("A request failed in the warm-up", warmup.failed)
@@ -88,6 +83,20 @@ def measure_throughput(
         slots = _slots(workload, streams)
         throughput = _flooded(slots, scenario, seconds, between, least=least)
     return msgspec.structs.replace(throughput, warmup_calls=warmup.calls, stable=warmup.stable)
+
+
+def require_bound(scenario: str, bound_ms: float | None) -> None:
+    """Refuse the scenario ``server`` without a bound.
+
+    Raises:
+        BenchError: says what to give.
+    """
+    if scenario == "server" and bound_ms is None:
+        raise BenchError(
+            "The scenario server needs a bound",
+            "it asks for the highest rate that meets one",
+            "Give --latency-bound MS",
+        )
 
 
 def _slots(workload: Workload, streams: int) -> list[Workload]:
