@@ -201,13 +201,15 @@ def recall(
         file: a pattern with * and ?, of the file's name.
         device: the same, as records label it.
         mode: of ``trtq bench``.
-        since: a date such as 2026-11-01.
+        since: a date such as 2026-11-01, of this machine's time zone.
         valid: leave out what is not valid.
         path: of the history.
 
     Raises:
-        ArtifactError: it cannot be read.
+        UsageError: ``since`` is no date.
+        ArtifactError: the history cannot be read.
     """
+    after = _since(since)
     columns = Entry.__struct_fields__
     query = f"SELECT {', '.join(columns)} FROM rows ORDER BY time, file, batch"  # noqa: S608
     with _open(path or history_path()) as link:
@@ -216,13 +218,34 @@ def recall(
     entries = [Entry(**{**row, "valid": bool(row["valid"])}) for row in rows]
     return [
         e
-        for e in entries
+        for e in sorted(entries, key=lambda e: _moment(e.time))  # zones may differ
         if _matches(file, Path(e.file).name, e.file)
         and _matches(device, e.device)
         and mode in (None, e.mode)
-        and e.time >= (since or "")
+        and (after is None or _moment(e.time) >= after)
         and (e.valid or not valid)
     ]
+
+
+def _moment(text: str) -> datetime.datetime:
+    """Return the time of a record: Python 3.10 reads no offset without a colon by itself."""
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+
+
+def _since(text: str | None) -> datetime.datetime | None:
+    """Return the start of a day here, None without one.
+
+    Raises:
+        UsageError: it is no date.
+    """
+    if text is None:
+        return None
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").astimezone()
+    except ValueError as exc:
+        raise UsageError(
+            f"Cannot read --since {text!r}", "expected a date", "Write it like 2026-11-01"
+        ) from exc
 
 
 def _matches(pattern: str | None, *texts: str) -> bool:
@@ -279,7 +302,7 @@ def _draw(axes: Any, entries: list[Entry]) -> list[tuple[Any, str]]:
             series.setdefault((Path(e.file).name, e.device, e.mode, e.batch), []).append(e)
     lines = []
     for (name, device, mode, batch), rows in series.items():
-        times = [datetime.datetime.fromisoformat(e.time) for e in rows]
+        times = [_moment(e.time) for e in rows]
         values = [e.median_ms for e in rows]
         (line,) = axes.plot(times, values)
         color = line.get_color()
