@@ -122,7 +122,7 @@ def judge_files(
         first: the baseline.
         second: the file that is judged.
         options: how both are loaded.
-        gpu: through NVML, where there is one.
+        gpu: through NVML, where there is one; it is not watched while files run on the CPU.
         settings: of the turns.
         profile: look for the layers that consume the gain, where the second is not faster.
 
@@ -138,7 +138,7 @@ def judge_files(
         return lambda: options.open(path, taking_turns=True).call
 
     probe = options.open(second)
-    watch = Watch(probe.device, gpu)
+    watch = Watch(probe.device, gpu if probe.device != "cpu" else None)
     turns = take_turns(opener(first), opener(second), settings, between=watch.between)
     watch.look()
     slower_layers: list[LayerTime] = []
