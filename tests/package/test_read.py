@@ -13,7 +13,8 @@ from tests.support.onnx_files import model_of, random_weight
 from trtq.errors import UsageError
 from trtq.export.onnx_file import set_metadata_
 from trtq.export.ort import open_session
-from trtq.package.deepstream_graph import with_probabilities
+from trtq.package.deepstream_graph import with_one_scale, with_probabilities
+from trtq.package.preprocessing import Preprocessing
 from trtq.package.read import read_contents
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -67,6 +68,23 @@ def test_probabilities_that_a_node_passes_on_stay_as_they_are(last):
     kind = HALF if last == "Cast" else FLOAT
     model = model_of(nodes, [("x", kind, [2, 5])], [("y", FLOAT, [2, 5])], weights)
     assert with_probabilities(model, "y") is None
+
+
+def test_a_weight_that_is_also_an_output_keeps_its_values():
+    """The graph normalises the pixels instead, and the output is what it was."""
+    shape = [2, 3, 1, 1]
+    model = model_of(
+        [node("Conv", "x w", "y")],
+        [("x", FLOAT, ["n", 3, 8, 8])],
+        [("y", FLOAT, ["n", 2, 8, 8]), ("w", FLOAT, shape)],
+        {"w": random_weight(*shape)},
+    )
+    how = Preprocessing(
+        input_size=(3, 8, 8), mean=(0.5,), std=(0.2, 0.3, 0.5), resize=None, crop=None
+    )
+    fed = with_one_scale(model, "x", how)
+    assert fed.scaling.scale == 1.0
+    assert fed.model.graph.initializer[0] == model.graph.initializer[0]
 
 
 # ---- inputs and outputs ------------------------------------------------------------------------

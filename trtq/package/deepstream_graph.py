@@ -125,6 +125,7 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
     scope = Scope(model.graph, {o.domain: o.version for o in model.opset_import})
     readers = scope.readers.get(name, [])
     stored = {t.name: t for t in model.graph.initializer}
+    given_out = names_of(model.graph.output)
     # A weight that something else reads, or that is computed, is not changed.
     fit = readers and all(
         n.op_type == "Conv"
@@ -132,6 +133,7 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
         and n.input[1] in stored
         and stored[n.input[1]].data_type == TensorProto.FLOAT
         and len(scope.readers[n.input[1]]) == 1
+        and given_out.isdisjoint((name, n.input[1]))
         for n in readers
     )
     if not fit:
