@@ -162,3 +162,17 @@ def test_text_of_an_attribute_may_be_any_bytes():
     node.attribute.append(helper.make_attribute("mode", b"\xff\xfe"))
     model = only(node, s=np.float32([1.0]))
     assert "L24" not in {f.rule for f in lint(model, ANY)}
+
+
+def test_a_weight_that_is_read_along_two_axes_has_both_ranges():
+    w = RNG.standard_normal((8, 8)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="columns"),
+        helper.make_node("Gemm", ["a", "w"], ["y"], name="rows", transB=1),
+    ]
+    model = model_of(nodes, [("x", FLOAT, [1, 8])], [("y", FLOAT, [1, 8])], {"w": w})
+    done = insert_qdq(model, {"x": 0.03, "a": 0.05})
+    found = {done.axes[n]: v for n, v in done.weights.items()}
+    assert set(found) == {0, 1}
+    for axis, amax in found.items():
+        np.testing.assert_allclose(amax, np.abs(w).max(axis=1 - axis), rtol=1e-6)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
 from torch import fx
 
 from trtq import ops as operators
+from trtq.cost.contractions import einsum_macs, recurrent_macs
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.graph.feed import Feed, count_of
 from trtq.graph.naming import is_softmax, node_name
@@ -24,7 +25,7 @@ class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in every other record.
-        kind: conv, linear, matmul, norm or softmax.
+        kind: conv, linear, matmul, einsum, recurrent, norm or softmax.
         macs: multiply-accumulates for one image; a norm or a softmax has none by convention.
         weights: values of its weight, the bias not counted.
         reads: values of its activation operands for one image.
@@ -141,6 +142,9 @@ class _Reader:
             depthwise=kind == "conv" and weight is not None and _is_depthwise(node, weight),
         )
 
+    def _is_matrix(self, node: fx.Node) -> bool:
+        return node in self.constant and len(self.shapes.get(node, ())) == 2
+
     def weight(self, node: fx.Node) -> torch.Tensor | None:
         """Return the first constant that a call reads."""
         constants = (get_constant(self.graph, n) for n in operands(node))
@@ -148,6 +152,13 @@ class _Reader:
 
     def macs(self, node: fx.Node, kind: str, weight: torch.Tensor | None) -> int:
         """Return the multiply-accumulates of a call for one image."""
+        if kind == "einsum":
+            equation, tensors, *_ = cast(tuple[str, list[fx.Node]], node.args)
+            return einsum_macs(equation, [self.shapes[n] for n in tensors]) // self.batch
+        if kind == "recurrent":
+            given = node.all_input_nodes
+            matrices = [self.shapes[n] for n in given[1:] if self._is_matrix(n)]
+            return recurrent_macs(self.shapes[given[0]][:2].numel(), matrices) // self.batch
         given = [a for a in operands(node) if isinstance(a, fx.Node)]
         if kind == "matmul":  # baddbmm's first operand is what it adds
             return self.values(node) * int(self.shapes[given[-2]][-1])

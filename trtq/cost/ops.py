@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 WEIGHTED = ("conv", "linear", "matmul")
-COUNTED = (*WEIGHTED, "norm", "softmax")
+COUNTED = (*WEIGHTED, "einsum", "recurrent", "norm", "softmax")
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in every other record.
-        kind: conv, linear, matmul, norm, softmax; ``pointwise``; ``alias`` (the same values under
+        kind: one of :data:`COUNTED`; ``pointwise``; ``alias`` (the same values under
             another shape); else what it is.
         macs: multiply-accumulates; a norm or a softmax has none by convention.
         weights: values of its weight, the bias not counted.

@@ -33,11 +33,13 @@ def count_qdq(model: onnx.ModelProto) -> int:
     """Return the number of quantized tensors, including those in branches; 0 for a float model.
 
     These are QuantizeLinear nodes, TensorRT's ops that make FP4, and stored codes of 4 bits. Stored
-    codes of 8 bits, which have a DequantizeLinear alone, do not count.
+    codes of 8 bits, which have a DequantizeLinear alone, count in files that have nothing else.
     """
-    made = sum(n.op_type in MAKE_CODES for n in all_nodes(model))
+    nodes = list(all_nodes(model))
+    made = sum(n.op_type in MAKE_CODES for n in nodes)
     stored = (held.data_type for s in scopes(model) for held in s.graph.initializer)
-    return made + sum(kind in FOUR_BITS for kind in stored)
+    held = made + sum(kind in FOUR_BITS for kind in stored)
+    return held or sum(n.op_type == "DequantizeLinear" for n in nodes)
 
 
 MAKE_CODES = ("QuantizeLinear", FP4_DYNAMIC)

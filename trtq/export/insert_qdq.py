@@ -29,7 +29,8 @@ class Inserted:
     Attributes:
         model: with Q/DQ pairs.
         activations: scale by tensor name, of the tensors that got a pair.
-        weights: amax of each output channel, by weight name.
+        weights: amax of each output channel, by weight name; of a weight that is read along two
+            axes the second as NAME@AXIS.
         axes: the axis of those channels, by weight name.
         missing: layers left in float, and why.
         unused: ranges that nothing reads.
@@ -239,7 +240,8 @@ class _Work:
                 axis,
                 tag="" if axis == 0 else f".{axis}",
             )
-            self.done.weights[name], self.done.axes[name] = amax, axis
+            label = f"{name}@{axis}" if name in self.done.weights else name
+            self.done.weights[label], self.done.axes[label] = amax, axis
         return self.made[key]
 
     def _pair(

@@ -130,7 +130,7 @@ def load_any(model: object, asked: LoadRequest) -> Model:
     """Return a model, captured as one graph.
 
     Args:
-        model: a loaded model, an nn.Module, an ExportedProgram or the text of a model.
+        model: a loaded model, an nn.Module, an ExportedProgram, a path or the text of a model.
         asked: how it is loaded and captured.
 
     Raises:
@@ -151,8 +151,8 @@ def load_any(model: object, asked: LoadRequest) -> Model:
         return _own(model, asked)
     if isinstance(model, ExportedProgram):
         return _program(model, asked)
-    if isinstance(model, str):
-        return _text(model, asked)
+    if isinstance(model, (str, Path)):
+        return _text(str(model), asked)
     raise UsageError(
         f"Cannot load a {type(model).__name__} as a model",
         "expected an nn.Module, a loaded model or the text of one",

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Role = Literal["input", "weight", "lhs", "rhs", "residual", "output"]
-Cost = Literal["conv", "linear", "matmul", "norm", "softmax", "pointwise", "alias", ""]
+Cost = Literal[
+    "conv",
+    "linear",
+    "matmul",
+    "einsum",
+    "recurrent",
+    "norm",
+    "softmax",
+    "pointwise",
+    "alias",
+    "",
+]
 Trait = Literal[
     "activation",  # follows a layer, element by element
     "homogeneous",  # f(c x) = c f(x) for every c > 0, channel by channel
