@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -42,6 +43,8 @@ def _run(args: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
     os.environ.update(env)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    # A shell's background jobs, pytest among them, ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["trtq", *args]
     from trtq.cli import main
 
