@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from trtq import ops
+from trtq.onnx_evaluate import LARGEST, evaluate
 from trtq.onnx_node import integer, names_of
 
 REORDER = ops.onnx_types(trait="reorder")
@@ -42,7 +42,6 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 QDQ = ops.onnx_types("quantize")
 # Never evaluated: their result is not a function of their operands.
 RANDOM = ops.onnx_types(trait="random")
-LARGEST_FOLD = 1 << 28  # values
 SMALL = 4096  # values of a constant that shape inference may need
 
 
@@ -134,7 +133,7 @@ class Scope:
             return None
         given = {n: self.value(n) for n in node.input if n}
         sizes = [v.size for v in given.values() if v is not None]
-        if len(sizes) < len(given) or sum(sizes) > LARGEST_FOLD:
+        if len(sizes) < len(given) or sum(sizes) > LARGEST:
             return None
         results = evaluate(node, {n: v for n, v in given.items() if v is not None}, self.opsets)
         return results.get(name)
@@ -261,7 +260,7 @@ def _folds(node: onnx.NodeProto) -> bool:
 
 def scopes(model: onnx.ModelProto) -> list[Scope]:
     """Return the scope of the model's graph and those of all branches, outer ones first."""
-    opsets = {o.domain or "": o.version for o in model.opset_import}
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     found = [Scope(model.graph, opsets)]
     for scope in found:  # grows while it is read
         for node in scope.graph.node:
@@ -382,37 +381,6 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
         for inner in branch.node:
             yield from read_by(inner)
         yield from (o.name for o in branch.output)
-
-
-def evaluate(
-    node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]
-) -> dict[str, np.ndarray]:
-    """Evaluate one node on constants and return its outputs by name.
-
-    Return an empty dict when ONNX's reference evaluator cannot compute them.
-    """
-    opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
-    inputs = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for n, v in given.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=n) for n in node.output if n]
-    graph = helper.make_graph([node], "fold", inputs, outputs)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    try:
-        results = ReferenceEvaluator(made).run(None, given)
-    except (
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        AttributeError,
-    ):
-        return {}  # the reference has no such op, or not this form of it: the tensor stays unknown
-    pairs = zip((o.name for o in outputs), results, strict=True)
-    return {name: np.asarray(value) for name, value in pairs}
 
 
 def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
