@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +10,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtq import LintSpec, run_lint
 from trtq.onnx_walk import scopes
 
 HUGE = 1 << 40
@@ -71,18 +69,6 @@ def test_a_result_of_terabytes_is_no_constant(kind):
     names, constants = COMPUTED[kind]
     model = model_of([helper.make_node(kind, names, ["y"])], constants, output="y")
     assert scopes(model)[0].value("y") is None
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_lint_reads_a_weight_that_a_file_computes(tmp_path: Path):
-    nodes = [
-        helper.make_node("ConstantOfShape", ["size"], ["w"], value=stored("v", [1], np.float32)),
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-    ]
-    path = tmp_path / "wide.onnx"
-    onnx.save(model_of(nodes, [stored("size", [4, HUGE])], output="y"), path)
-    record = run_lint(LintSpec(onnx=str(path), target="t4"))
-    assert "float" not in {f.severity for f in record.findings}
 
 
 def test_small_results_are_those_of_onnx_runtime():

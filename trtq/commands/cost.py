@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from trtq.engine.sizes import Request, choose_sizes
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
 from trtq.graph.capture import capture_inputs
+from trtq.onnx_walk import FLOATS, QDQ, Scope, scopes
 from trtq.quant.digest import weights_digest
 from trtq.quant.formats import EIGHT, FULL, HALF, BitConfig
 from trtq.specs import CostSpec
@@ -44,6 +46,7 @@ NOT_FOR_FILES = (
     "model_arg",
     "ort_library",
 )
+REALS = (*FLOATS, onnx.TensorProto.DOUBLE)
 FLOAT_BITS = {"fp32": FULL, "fp16": HALF}
 
 
@@ -319,14 +322,29 @@ def _count_onnx(spec: CostSpec) -> _Counted:
         x = op.input_bits or 32
         return BitConfig(op.weight_bits or x, x, floats_of(op))
 
-    parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
     return _Counted(
         name=spec.model,
         ops=ops,
         kernels=onnx_kernels(model, ops),
         widths=widths,
-        parameters=parameters,
+        parameters=sum(map(_parameters, scopes(model))),
     )
+
+
+def _parameters(scope: Scope) -> int:
+    """Return how many values the parameters of a graph have: floats, and stored codes.
+
+    The scales and zero points of Q/DQ pairs are none.
+    """
+    pairs = [n for n in scope.graph.node if n.op_type in QDQ]
+    codes = {n.input[0] for n in pairs if n.op_type == "DequantizeLinear"}
+    of_pairs = {name for n in pairs for name in n.input[1:]}
+    held = [
+        tensor
+        for name, tensor in scope.constants.items()
+        if name in codes or (tensor.data_type in REALS and name not in of_pairs)
+    ]
+    return sum(math.prod(t.dims) for t in held)
 
 
 def _sizes(model: onnx.ModelProto, spec: CostSpec) -> dict[str, list[int]]:
@@ -345,13 +363,6 @@ def _sizes(model: onnx.ModelProto, spec: CostSpec) -> dict[str, list[int]]:
         verb="count",
     )
     return choose_sizes(inputs, request).usual
-
-
-def _count(dims: Sequence[int]) -> int:
-    total = 1
-    for d in dims:
-        total *= d
-    return total
 
 
 def _latency(
