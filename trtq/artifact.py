@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import platform
+import secrets
 import shlex
 import tempfile
 import time
@@ -166,29 +167,21 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
         ArtifactError: the operating system refused (disk full, no permission); the error
             names the fix.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:  # with the rights of any new file: to read the umask, a thread would have to change it
+        os.close(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     except OSError as exc:
         raise explain_os_error(exc, path) from exc
-    tmp = Path(name)
     try:
         write(tmp)
         with tmp.open("rb") as done:
             os.fsync(done.fileno())
-        tmp.chmod(0o666 & ~_umask())
         tmp.replace(path)
     except OSError as exc:
         raise explain_os_error(exc, path) from exc
     finally:
         tmp.unlink(missing_ok=True)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
