@@ -326,7 +326,7 @@ def test_requests_that_make_no_sense(images, tmp_path):
     with pytest.raises(UsageError, match="The strategy milp needs a budget"):
         allocate(AllocateSpec(analysis=found, out=out))
     with pytest.raises(
-        UsageError, match=r"The budget energy cannot be met: the narrowest widths \(w2a2\) need"
+        UsageError, match=r"The budget energy cannot be met: the cheapest widths need"
     ):
         allocate(AllocateSpec(analysis=found, out=out, budget=("energy=0.05",)))
     with pytest.raises(UsageError, match="MB is needed by parameters that have no width to choose"):

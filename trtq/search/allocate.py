@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trtq.errors import UsageError
-from trtq.search.budgets import over, within
+from trtq.search.budgets import over, times, within
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -94,8 +94,8 @@ def require_possible(
         if over({budget: least}, {budget: limit}):
             raise UsageError(
                 f"The budget {budget} cannot be met",
-                f"the narrowest widths ({labels[0]}) need {least:.6g}, {limit:.6g} is allowed",
-                f"Allow {least / limit:.2f} times as much, or offer narrower widths with --bits",
+                f"the cheapest widths need {least:.6g}, {limit:.6g} is allowed",
+                f"Allow {times(least, limit)} times as much, or offer narrower widths with --bits",
             )
 
 

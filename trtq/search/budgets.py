@@ -7,6 +7,7 @@ point on it where accuracy begins to hold.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -32,6 +33,21 @@ def within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
 def over(costs: Mapping[str, float], budgets: Mapping[str, float]) -> list[str]:
     """Return the budgets that costs exceed by more than rounding."""
     return [b for b, limit in budgets.items() if costs[b] > limit * (1 + 1e-9)]
+
+
+def times(least: float, limit: float) -> str:
+    """Return how many times as much must be allowed, with two decimals.
+
+    The number is rounded up, so that a budget that is loosened by it can be met.
+
+    Args:
+        least: what the cheapest widths cost.
+        limit: what is allowed, in the same unit.
+
+    >>> times(1.001, 1.0), times(3.0, 2.0)
+    ('1.01', '1.50')
+    """
+    return f"{math.ceil(round(100 * least / limit, 6)) / 100:.2f}"
 
 
 def latency_devices(texts: Sequence[str]) -> list[str]:
