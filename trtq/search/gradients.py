@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
 
@@ -43,6 +44,16 @@ def _loss(
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
+def _readers(layers: Sequence[Layer]) -> list[int]:
+    """Return, for each layer, how many layers read its weight.
+
+    A metric of a weight is one of all its readers together: each of them gets its part, so that the
+    sum over the layers that share a width counts it once.
+    """
+    read = Counter(operands(layer.node)[1] for layer in layers)
+    return [read[operands(layer.node)[1]] for layer in layers]
+
+
 def gradient(context: SensitivityContext) -> Measured:
     """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 (S4 eq. 3.1-3.3).
 
@@ -65,7 +76,7 @@ def gradient(context: SensitivityContext) -> Measured:
         return [total]
 
     context.begin("Gradients under perturbation", trials * len(context.layers))
-    results = {}
+    results, readers = {}, _readers(context.layers)
     for position, layer in enumerate(context.layers):
         generator = torch.Generator().manual_seed(seed * 100_003 + position)
         sigma = epsilon / max(float(torch.linalg.vector_norm(layer.weight)), 1e-12)
@@ -84,7 +95,7 @@ def gradient(context: SensitivityContext) -> Measured:
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(len(norms))) if len(norms) > 1 else None
         results[layer.name] = Sensitivity(
-            loss={o: mean / BitConfig.parse(o).weight for o in layer.codings},
+            loss={o: mean / BitConfig.parse(o).weight / readers[position] for o in layer.codings},
             raw=mean,
             stderr=error,
         )
@@ -161,8 +172,12 @@ def hessian(context: SensitivityContext) -> Measured:
     if len(table) > 1:
         errors = list((table.std(axis=0, ddof=1) / math.sqrt(len(table))).tolist())
     results = {}
-    for layer, mean, error in zip(context.layers, means, errors, strict=True):
-        losses = {o: omega(float(mean), layer.weight, c.weight) for o, c in layer.codings.items()}
+    rows = zip(context.layers, means, errors, _readers(context.layers), strict=True)
+    for layer, mean, error, readers in rows:
+        losses = {
+            o: omega(float(mean), layer.weight, c.weight) / readers
+            for o, c in layer.codings.items()
+        }
         results[layer.name] = Sensitivity(loss=losses, raw=float(mean), stderr=error)
     return results, {
         "probes": len(estimates),
