@@ -44,7 +44,10 @@ class Tracker:
             raise _refused(self.uri, exc, hint) from exc
 
     def _log_row(self, row: SweepRow, store: str) -> bool:
-        known = f"tags.`trtq.key` = '{row.key}' and tags.`trtq.run` = '{row.name}'"
+        known = (
+            f"tags.`trtq.key` = '{row.key}' and tags.`trtq.run` = '{row.name}' and "
+            "attributes.status = 'FINISHED'"  # one that was cut off has no figures
+        )
         if self.client.search_runs([self.experiment], known, max_results=1):
             return False
         from mlflow.entities import Metric, Param
