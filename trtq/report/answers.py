@@ -18,7 +18,14 @@ PAGE_BYTES = 4_000_000  # of the pictures of one page, as files
 
 
 class Picture(NamedTuple):
-    """One picture of the contact sheet, as part of the page."""
+    """One picture of the contact sheet, as part of the page.
+
+    Attributes:
+        sample: its id.
+        difference: by which pictures are ordered, 0 is none.
+        data: a ``data:`` URL.
+        width, height: pixels.
+    """
 
     sample: str
     difference: float

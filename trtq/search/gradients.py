@@ -60,6 +60,20 @@ def gradient(context: SensitivityContext) -> Measured:
     The weights are W'_l = W_l + dW with dW ~ N(0, (eps / ||W_l||)^2). As in S4's Algorithm 1, one
     layer is perturbed at a time. The L1 norm is a sum over its weights. The loss of a width of b
     bits is S_l / b (eq. 3.4).
+
+    Args:
+        context: its arguments give the number of trials N, epsilon and the seed; its loss needs
+            what
+            is wanted.
+
+    Returns:
+        ``loss`` by width and ``raw``, S_l, with its standard error over the trials; and the figures
+        ``trials`` and ``epsilon``. A weight that several layers read is perturbed in all of them,
+        and
+        its loss is divided among them. Several processes return the layers of their own trials.
+
+    Raises:
+        CalibrationError: a gradient is NaN or infinite.
     """
     runs = _runs(context)
     trials = context.arguments.trials
@@ -119,6 +133,9 @@ def hutchinson(
         weights: the blocks.
         generator: draws the probe.
         slopes: the gradient with its graph, when it is there already.
+
+    Returns:
+        One number for each block.
     """
     slopes = slopes or list(torch.autograd.grad(loss, weights, create_graph=True))
     probe = [_signs(w, generator) for w in weights]
@@ -139,7 +156,16 @@ def _signs(like: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
 
 
 def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:
-    """Return S2's term of one layer, Tr(H) ||Q(W) - W||^2; a negative trace counts as 0."""
+    """Return S2's term of one layer, Tr(H) ||Q(W) - W||^2; a negative trace counts as 0.
+
+    Args:
+        trace: of the layer's block of the Hessian.
+        weight: W, float32.
+        quantized: Q(W), in its shape.
+
+    >>> omega(3.0, torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0]))
+    0.75
+    """
     return max(trace, 0.0) * float((quantized - weight).square().sum())
 
 
@@ -148,6 +174,18 @@ def hessian(context: SensitivityContext) -> Measured:
 
     The trace comes from Hutchinson's estimator. Probes stop early when the layers' order is stable:
     Kendall's tau between the two halves of the probes reaches 0.95.
+
+    Args:
+        context: its arguments give the most probes and the seed; its loss needs what is wanted.
+
+    Returns:
+        ``loss`` by width and ``raw``, the trace, with its standard error over the probes; and the
+        figures ``probes``, ``asked`` and ``tau_of_halves``. The loss of a weight that several
+        layers
+        read is divided among them. Both are empty in a process that did no probe.
+
+    Raises:
+        CalibrationError: a trace is NaN or infinite.
     """
     probe = _Probe(context)
     count = context.arguments.probes
@@ -218,6 +256,10 @@ class _Probe:
 
 
 def _agreement(estimates: list[list[float]]) -> float:
+    """Return Kendall's tau between the means of the even and of the odd probes, -1 to 1.
+
+    It is 1 where there is nothing to order: one probe, one layer, or equal estimates.
+    """
     if len(estimates) < 2 or len(estimates[0]) < 2:
         return 1.0
     table = np.array(estimates)

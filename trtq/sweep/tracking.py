@@ -33,6 +33,11 @@ class Tracker:
     def log(self, record: SweepRecord) -> int:
         """Log the finished runs that the experiment does not have, and return how many.
 
+        A run is known by its key and its number; one whose logging was cut off is logged again.
+
+        Args:
+            record: of the sweep; rows without figures are left out.
+
         Raises:
             ArtifactError: the server refuses; what was logged before is kept.
         """
