@@ -41,6 +41,9 @@ DEQUANTIZE = "/DequantizeLinear"  # what trtq appends to the name of a quantizer
 def quantized_file(model: str) -> Path | None:
     """Return the file of a quantized model: Q/DQ ONNX or an engine; None for other models.
 
+    Args:
+        model: as it was typed; a folder counts by its ``model.qdq.onnx``.
+
     Raises:
         TrtqError: it cannot be read.
     """
@@ -172,6 +175,10 @@ def keep_float(model: Int8Model, layers: Sequence[str]) -> onnx.ModelProto:
 
     The other pairs stay as they are. A pair on another operand of what such a layer's kernel
     computes, such as the shortcut of an Add, goes with it.
+
+    Args:
+        model: of a Q/DQ file; not changed.
+        layers: labels of ONNX nodes.
     """
     return strip_at(model.model, {*layers, *model.riders(frozenset(layers))})
 
@@ -207,7 +214,11 @@ def _write(
 
 
 def quantizers(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the quantizers of a file."""
+    """Return the names of the quantizers of a file.
+
+    Args:
+        model: with Q/DQ pairs; those in branches count.
+    """
     nodes = (n for n in all_nodes(model) if n.op_type == "DequantizeLinear")
     return {label_of(n).removesuffix(DEQUANTIZE) for n in nodes}
 

@@ -35,8 +35,10 @@ _ONE = threading.Lock()
 class Profiled(NamedTuple):
     """The file to send, and what to say about it.
 
-    ``fallback`` is why it is not what was asked for, "" when it is. ``notes`` are what a user
-    should know.
+    Attributes:
+        path: the ONNX file.
+        fallback: why it is not what was asked for, "" when it is.
+        notes: what a user should know.
     """
 
     path: Path
@@ -81,7 +83,16 @@ def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> P
     A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint)
     is exported for the target once (opset, typed FP16 with the ranges of real images); the next
     deployment finds it. A file of another origin is sent unchanged. So is, with a note, a file
-    whose model or images are not here.
+    whose model or images are not here. Threads that call it take turns.
+
+    Args:
+        onnx: the file that was given.
+        target: of the board; it names a release.
+        precision: of what has no codes, ``fp16`` or ``fp32``.
+        told: receives a line when a file is written, or cannot be.
+
+    Raises:
+        TrtqError: the export fails for another reason than a missing model or missing images.
     """
     with _ONE:
         return _profile_for(onnx, target, precision, told)
@@ -134,6 +145,10 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
         number: of the trtexec that will read the cache, down to the patch: it ignores those of
             others.
         folder: where both go; the next deployment finds them.
+
+    Returns:
+        The float file, the calibration cache, and what a user should know: tensors without a range,
+        and ranges that nothing reads.
 
     Raises:
         ExportError: the ranges do not fit a cache.

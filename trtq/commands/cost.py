@@ -51,9 +51,17 @@ FLOAT_BITS = {"fp32": FULL, "fp16": HALF}
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer at its width.
+    """One layer at its width, for one image.
 
     Energy and pJ are predictions of a model of a chip, not measurements.
+
+    Attributes:
+        layer: its counts.
+        weight_bits, input_bits: widths; 16 and 32 are floats.
+        bytes_moved: weights, inputs and outputs, each once.
+        bitops: MACs times both widths.
+        energy: in S1's unit, one 32-bit MAC (S1 eq. 7).
+        picojoules: of a 45 nm chip (Horowitz 2014).
     """
 
     layer: LayerCost
@@ -95,7 +103,18 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """The sums over all layers for one image; ``energy`` is in S1's unit: one 32-bit MAC."""
+    """The sums over all layers for one image.
+
+    Attributes:
+        macs: multiply-accumulates.
+        parameters: values of all parameters, also of layers that are no row; the scales and zero
+            points
+            of Q/DQ pairs are none.
+        bytes_moved: weights, inputs and outputs, each once.
+        bitops: MACs times both widths.
+        energy: in S1's unit: one 32-bit MAC.
+        picojoules: of a 45 nm chip.
+    """
 
     macs: float
     parameters: float
@@ -106,7 +125,12 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Relative(msgspec.Struct, frozen=True, kw_only=True):
-    """BitOps and energy over those of FP32."""
+    """BitOps and energy over those of FP32, 1 for the float model.
+
+    Attributes:
+        bitops: MACs times both widths.
+        energy: by S1 eq. 7.
+    """
 
     bitops: float
     energy: float
@@ -116,8 +140,12 @@ class CostRecord(Record, frozen=True, kw_only=True):
     """The counts of ``trtq cost`` for one image.
 
     Attributes:
+        model: its name, or the ONNX file.
         rows: convs, linears, matmuls, norms and softmaxes, in graph order.
+        total: over the rows.
+        relative: against FP32.
         how: what the figures are.
+        environment: software and machine.
         latency: with --device, the roofline over the kernels that the graph should become.
         engine: with --engine, the roofline over the kernels the plan has.
         notes: what was done to read the model and its weights.
@@ -184,6 +212,9 @@ class _Counted:
 
 def cost(spec: CostSpec) -> CostRecord:
     """Count the model's layers.
+
+    Args:
+        spec: what was asked for.
 
     Raises:
         TrtqError: the model cannot be loaded or captured, the allocation is of another one, or the
@@ -334,7 +365,7 @@ def _count_onnx(spec: CostSpec) -> _Counted:
 def _parameters(scope: Scope) -> int:
     """Return how many values the parameters of a graph have: floats, and stored codes.
 
-    The scales and zero points of Q/DQ pairs are none.
+    The scales and zero points of Q/DQ pairs are none. Constant nodes count as initializers do.
     """
     pairs = [n for n in scope.graph.node if n.op_type in QDQ]
     codes = {n.input[0] for n in pairs if n.op_type == "DequantizeLinear"}

@@ -58,6 +58,13 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
 
     Writes ``fleet.json`` and what each device left.
 
+    A board that fails has a row with the reason, and the exit code says so.
+
+    Args:
+        spec: models, devices, and what to measure; without a model every engine on the devices is
+            measured.
+        progress: receives lines with the device's name in front.
+
     Raises:
         UsageError: no device, or an unknown one.
     """

@@ -24,6 +24,12 @@ SUMMED = ("search", "bench", "deploy", "fleet", "package")
 def inspect(path: Path | str) -> Info:
     """Return what is in ``path`` as a JSON-like dict whose ``kind`` says what it is.
 
+    Args:
+        path: of an ONNX file, encodings or weights, an engine, a record, a recipe, or a folder.
+
+    Returns:
+        For a file also ``path``, ``bytes`` and ``sha256``; the other keys depend on ``kind``.
+
     Raises:
         TrtqError: it does not exist, is damaged, or is nothing trtq knows.
     """

@@ -39,6 +39,10 @@ SHARED = ("shapes", "duration", "min_samples", "energy", "cuda_graph", "lock_clo
 def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     """Build the ONNX files that the board has no engine of, and measure them there.
 
+    Args:
+        spec: its device is ``ssh:NAME``.
+        progress: receives what happens.
+
     Raises:
         UsageError: a file that is no ONNX file, or a figure that boards do not give.
         DeviceError: the board cannot be reached, or refuses.

@@ -125,22 +125,22 @@ def prepare_layers(
 ) -> list[Layer]:
     """Observe every layer's input in one pass and return the layers with their codings.
 
-    Each layer gets a coding at every quantized option.
+    Each layer gets a coding at every quantized option. Every coding holds its own copy of the
+    weight.
 
     Args:
         graph: captured; not changed.
-        options: on offer.
+        options: on offer; FP16 and other float ones have no coding.
         batches: calibration images, read once.
         calibrator: as in ``trtq quantize``.
         percentile: for the calibrator of that name.
         progress: called with the number of images after each batch.
 
     Returns:
-        Layers in graph order. Every coding's weight is in memory: as many copies of the weights as
-        there are quantized options.
+        Layers in graph order.
 
     Raises:
-        CalibrationError: an input has no range.
+        CalibrationError: as for :func:`trtq.quant.observe.observe`.
     """
     # Observers gather what the narrowest width needs.
     narrow = dict.fromkeys(weighted_layers(place(graph)), BitConfig(2, 2))
