@@ -72,9 +72,14 @@ class Scope:
 
     Attributes:
         graph: its nodes and constants.
-        opsets: by domain, of the model.
+        opsets: by domain, of the model; "" is ONNX's own.
         outer: the scope around a branch.
         owner: the node whose branch it is.
+        constants: initializers and Constant nodes, by name.
+        producer: the node of this graph that computes a tensor, by name.
+        readers: nodes of this graph that read a tensor, also inside their branches, by name.
+        local: names that this graph defines.
+        folded: values that were computed, by name; None for what is no constant.
     """
 
     graph: onnx.GraphProto
@@ -116,7 +121,12 @@ class Scope:
         return home.producer.get(name) if home is not None else None
 
     def value(self, name: str) -> np.ndarray | None:
-        """Return the value of a tensor that depends on constants only; None for any other."""
+        """Return the value of a tensor that depends on constants only; None for any other.
+
+        Returns:
+            In the tensor's type. It is kept, so a caller must not change it. None also where ONNX's
+            reference evaluator cannot compute it, or it would have more than 2^28 values.
+        """
         home = self.home(name)
         if home is None:
             return None
@@ -224,6 +234,11 @@ class Scope:
         """Return an operand's scale axis where it is read, and the operand's rank.
 
         Return None for a single scale, an unknown value, or an axis that a Reshape split.
+
+        Returns:
+            (axis, rank), both at least 0. A weight [in, out] with an axis of 1 that a Transpose
+            brings
+            to [out, in] has (0, 2).
         """
         scale, held = self.value(found.dq.input[1]), self.value(found.source)
         if found.q is not None and found.q.output[0] != found.dq.input[0]:
@@ -269,7 +284,11 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
 
 
 def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
-    """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`."""
+    """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`.
+
+    Returns:
+        Numbers of ``onnx.TensorProto.DataType``; 0 for tensors whose type is not known.
+    """
     copy = skeleton(model)
     with contextlib.suppress(
         onnx.shape_inference.InferenceError
@@ -387,6 +406,9 @@ def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return the tensor of a Constant node, whichever attribute holds it.
 
     Return None for strings and sparse tensors.
+
+    Returns:
+        A copy with the name of the node's output; numbers of an attribute are float32 or int64.
     """
     for a in node.attribute:
         if a.name == "value":
@@ -410,7 +432,11 @@ def array_of(held: onnx.TensorProto) -> np.ndarray | None:
 
 
 def bytes_of(held: onnx.TensorProto) -> int:
-    """Return the size of a stored tensor in bytes, 0 for types without a fixed size."""
+    """Return the size of a stored tensor in bytes, 0 for types without a fixed size.
+
+    >>> bytes_of(onnx.TensorProto(data_type=TensorProto.INT4, dims=[3]))
+    2
+    """
     bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
     return -(-bits // 8)
 
@@ -428,7 +454,11 @@ def axis_name(dim: onnx.TensorShapeProto.Dimension) -> str:
 
 
 def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
-    """Return a vector shaped for one axis of a tensor of ``ndim`` axes."""
+    """Return a vector shaped for one axis of a tensor of ``ndim`` axes.
+
+    >>> along(np.array([1, 2]), 1, 4).shape
+    (1, 2, 1, 1)
+    """
     return values.reshape([-1 if d == axis else 1 for d in range(ndim)])
 
 
@@ -438,7 +468,7 @@ def axis_of(node: onnx.NodeProto) -> int | None:
 
 
 def cast_type(node: onnx.NodeProto) -> int:
-    """Return the type that a Cast writes."""
+    """Return the type that a Cast writes, a number of ``onnx.TensorProto.DataType``."""
     return integer(node, "to", TensorProto.UNDEFINED)
 
 
@@ -446,6 +476,11 @@ def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Let every reader of ``old`` read ``new``, in branches too.
 
     If ``old`` is an output of the graph, an Identity node produces it.
+
+    Args:
+        graph: changed in place.
+        old: name of the tensor.
+        new: name of the tensor that is read in its place; it must exist in the graph.
     """
     for node in graph.node:
         for i, name in enumerate(node.input):

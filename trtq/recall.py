@@ -48,7 +48,19 @@ def _once(what: str, given: object, read: Callable[[], T]) -> T:
 
 
 def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
-    """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`."""
+    """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`.
+
+    Inside :func:`recalling` a model from a checkpoint, an ONNX file or a ``.pt2`` file is read once
+    for
+    all seeds.
+
+    Args:
+        spec: names the model and its data.
+
+    Raises:
+        ModelError: it is unknown, or its checkpoint does not fit.
+        CaptureError: it cannot be captured as one graph.
+    """
     values = {n: getattr(spec, n) for n in ModelInputSpec.__struct_fields__}
     # It makes random weights. Were it to change others, the record of the run would tell.
     whole = spec.checkpoint is not None or Path(spec.model).suffix in (".onnx", ".pt2")

@@ -62,7 +62,12 @@ Inputs = dict[str, object]  # all that a stage's result depends on, by what a pe
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of a stage: a summary line, and whether its figures may be used."""
+    """Result of a stage.
+
+    Attributes:
+        summary: one line.
+        valid: whether its figures may be used.
+    """
 
     summary: str
     valid: bool = True
@@ -92,7 +97,18 @@ class Stage:
 
 
 def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
-    """Return the stages of ``recipe`` in order."""
+    """Return the stages of ``recipe`` in order.
+
+    Args:
+        recipe: what to do.
+        out: its folder.
+        progress: receives what the stages report.
+
+    Raises:
+        UsageError: two stages would write one file, a target is unknown, evaluation images were
+            used for training or all for calibration, or classes have other numbers.
+        DataError: images cannot be read.
+    """
     fp32, note = out / FP32, _once(progress.note)
     stages = [_quantize_stage(recipe, out, progress, note)]
     records = [out / QUANTIZE_JSON]

@@ -104,7 +104,7 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
         equal: equal integers, percent; None for float outputs.
         sqnr_db: of the outputs, dB; None where there is no difference, or none that can be
             computed.
-        exact: the outputs are those of the float model to the bit.
+        exact: the outputs do not differ from the float ones.
     """
 
     step: str
