@@ -1062,8 +1062,8 @@ def put(
 
     Returns:
         ``state`` and ``have``, the bytes that are here: ``stored`` (with ``path``), ``cut`` (send
-        from
-        ``have`` on), ``damaged`` (send all of it again) or ``busy`` (another upload has the file).
+        from ``have`` on), ``damaged`` (send all of it again) or ``busy`` (another upload has the
+        file).
 
     Raises:
         Refused: the name is none of ours, or the disk has too little room.
@@ -1234,14 +1234,6 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
     """Start a job, unless it is under way or has ended well.
 
     Two callers that ask at once get the same job.
-
-    Args:
-        home: our folder.
-        key: of the job, 2 to 64 digits and small letters.
-        job: as :func:`work` reads it; with ``again`` one that has ended well is done again.
-
-    Returns:
-        What :func:`status` returns.
     """
     folder = inside(home, os.path.join("jobs", key))
     lock = Lock(folder + ".lock")
@@ -1624,15 +1616,12 @@ def work(home: str, key: str) -> int:
 
     Everything is set back at the end.
 
-    ``job.json`` has ``steps`` (see :func:`run_step`) and may have ``title``, ``owner``, ``mode``
+    ``job.json`` has ``steps`` and may have ``title``, ``owner``, ``mode``
     (power
     mode), ``pin`` (clocks), ``needs_bytes`` (free on the disk), ``sample_s`` (between two samples)
-    and
-    ``rest_s`` (idle time at the end). ``result.json`` has ``ok``, ``why`` and ``mend`` of a
-    failure,
-    ``steps``, the board's state ``before`` and ``after``, what the :class:`Watch` saw and the power
-    mode
-    that was ``restored``. The samples are in ``watch.json.gz``.
+    and ``rest_s`` (idle time at the end). ``result.json`` has ``ok``, ``why`` and ``mend`` of a
+    failure, ``steps``, the board's state ``before`` and ``after``, what the :class:`Watch` saw and
+    the power mode that was ``restored``. The samples are in ``watch.json.gz``.
 
     Args:
         home: our folder.
@@ -1791,23 +1780,6 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
     """Run one program of a job, with its output in the job's log.
 
     Note when lines with the texts of ``marks`` appear, and keep what the program made.
-
-    Args:
-        step: ``name`` and ``argv``; and, where they are needed, ``limit_s`` (seconds), ``marks``
-            (text
-            to look for in the output, by name), ``fresh`` (files that are removed before),
-            ``copies``
-            (files that are copied before: from, to) and ``makes`` (files that the program makes:
-            from,
-            to; one that ends in ``.gz`` is packed).
-        folder: of the job.
-
-    Returns:
-        ``name``, ``rc`` (127: it did not start, 124: it was too slow), ``seconds``, ``marks`` (time
-        by
-        name), ``files`` (digest and bytes by path), ``log`` (where its output begins and ends in
-        the
-        log), ``begin`` and ``end``. Times are those of ``time.monotonic``.
     """
     limit_s, over = step.get("limit_s"), []  # type: Optional[float], List[bool]
     marks, sought = {}, dict(step.get("marks", {}))  # type: Dict[str, float], Dict[str, str]

@@ -33,7 +33,7 @@ __all__ = ["load", "quantize", "samples"]
 
 @python_words
 def load(
-    model: str | nn.Module | ExportedProgram | Model,
+    model: str | Path | nn.Module | ExportedProgram | Model,
     *,
     checkpoint: str | Path | None = None,
     checkpoint_match: Literal["name", "order", "subset"] = "name",
@@ -52,7 +52,7 @@ def load(
     """Return a model, captured as one graph.
 
     Args:
-        model: an nn.Module in eval mode, an ExportedProgram, or the text of a model:
+        model: an nn.Module in eval mode, an ExportedProgram, a path, or the text of a model:
             ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory``,
             ``path/to/file.py:factory``, ``FILE.onnx``, ``FILE.pt2``.
         checkpoint: weights to load.

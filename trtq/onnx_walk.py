@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from trtq import ops
-from trtq.onnx_evaluate import LARGEST, evaluate
+from trtq.onnx_constants import LARGEST_FOLD, SMALL, array_of, constant_of, evaluate
 from trtq.onnx_node import integer, names_of
 
 REORDER = ops.onnx_types(trait="reorder")
@@ -42,7 +42,6 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 QDQ = ops.onnx_types("quantize")
 # Never evaluated: their result is not a function of their operands.
 RANDOM = ops.onnx_types(trait="random")
-SMALL = 4096  # values of a constant that shape inference may need
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +71,14 @@ class Scope:
 
     Attributes:
         graph: its nodes and constants.
-        opsets: by domain, of the model; "" is ONNX's own.
-        outer: the scope around a branch.
+        opsets: version by domain, of the model; ONNX's own domain is "".
+        outer: the scope around a branch; None for the model's own graph.
         owner: the node whose branch it is.
-        constants: initializers and Constant nodes, by name.
-        producer: the node of this graph that computes a tensor, by name.
+        constants: stored tensors and Constant nodes of this graph, by name.
+        producer: the node that makes a tensor of this graph, by the tensor's name.
         readers: nodes of this graph that read a tensor, also inside their branches, by name.
-        local: names that this graph defines.
-        folded: values that were computed, by name; None for what is no constant.
+        local: names that this graph defines: inputs, constants and results of nodes.
+        folded: values that were computed already, by name; None where there is none.
     """
 
     graph: onnx.GraphProto
@@ -105,7 +104,7 @@ class Scope:
         self.local = names_of(self.graph.input) | set(self.constants) | set(self.producer)
 
     def home(self, name: str) -> Scope | None:
-        """Return the scope that defines a tensor, or None."""
+        """Return the scope that defines a tensor, this one or one around it; None for none."""
         if name in self.local or self.outer is None:
             return self if name in self.local else None
         return self.outer.home(name)
@@ -123,9 +122,15 @@ class Scope:
     def value(self, name: str) -> np.ndarray | None:
         """Return the value of a tensor that depends on constants only; None for any other.
 
+        Q/DQ pairs and random ops are not evaluated. Each value is computed once and must not be
+        changed.
+
+        Args:
+            name: of a tensor of this scope or one around it.
+
         Returns:
-            In the tensor's type. It is kept, so a caller must not change it. None also where ONNX's
-            reference evaluator cannot compute it, or it would have more than 2^28 values.
+            The array in the tensor's own dtype. None also where the operands have more than
+            :data:`trtq.onnx_constants.LARGEST_FOLD` values, or where ONNX's evaluator lacks the op.
         """
         home = self.home(name)
         if home is None:
@@ -143,13 +148,16 @@ class Scope:
             return None
         given = {n: self.value(n) for n in node.input if n}
         sizes = [v.size for v in given.values() if v is not None]
-        if len(sizes) < len(given) or sum(sizes) > LARGEST:
+        if len(sizes) < len(given) or sum(sizes) > LARGEST_FOLD:
             return None
         results = evaluate(node, {n: v for n, v in given.items() if v is not None}, self.opsets)
         return results.get(name)
 
     def is_constant(self, name: str) -> bool:
-        """Whether a tensor depends on constants only; Q/DQ pairs count as separate layers."""
+        """Whether a tensor depends on constants only.
+
+        A result of a QuantizeLinear or DequantizeLinear is no constant, even of a stored weight.
+        """
         return all(node is not None and _folds(node) for _, node in self.origins(name))
 
     def origins(
@@ -177,7 +185,14 @@ class Scope:
     def moved(self, name: str, kinds: tuple[str, ...] = MOVES) -> tuple[str, list[onnx.NodeProto]]:
         """Return the tensor whose values an operand holds, and the ops that move them.
 
-        The op nearest to the returned tensor comes first.
+        Args:
+            name: of the operand.
+            kinds: op types that are followed, through their first input; a Cast between float types
+                is always followed.
+
+        Returns:
+            The name of the tensor, ``name`` itself where no such op makes it, and the ops. The op
+            nearest to the returned tensor comes first.
         """
         path: list[onnx.NodeProto] = []
         while (node := self.maker(name)) is not None and self._moves(node, kinds):
@@ -196,7 +211,8 @@ class Scope:
     def pair(self, name: str) -> Pair | None:
         """Return the Q/DQ pair that produces an operand, None for a float operand.
 
-        Ops that only move values may lie between the pair and the operand.
+        Ops that only move values may lie between the pair and the operand. A Concat of pairs with
+        one equal scale counts as the first of them.
         """
         source, path = self.moved(name)
         dq = self.maker(source)
@@ -210,7 +226,7 @@ class Scope:
         return Pair(q if q is not None and q.op_type == "QuantizeLinear" else None, dq, tuple(path))
 
     def _joined(self, concat: onnx.NodeProto, path: list[onnx.NodeProto]) -> Pair | None:
-        """Return the pair of a Concat whose inputs all have the same scale.
+        """Return the pair of the first input of a Concat whose inputs all have the same scale.
 
         TensorRT concatenates their codes.
         """
@@ -233,12 +249,16 @@ class Scope:
     def channels(self, found: Pair) -> tuple[int, int] | None:
         """Return an operand's scale axis where it is read, and the operand's rank.
 
-        Return None for a single scale, an unknown value, or an axis that a Reshape split.
+        A vector that numbers the channels is moved through the ops between the pair and the
+        operand: the axis along which it then varies is the answer. A weight [N, K] with scales
+        along axis 0 behind a Transpose gives (1, 2).
+
+        Args:
+            found: a pair of a constant.
 
         Returns:
-            (axis, rank), both at least 0. A weight [in, out] with an axis of 1 that a Transpose
-            brings
-            to [out, in] has (0, 2).
+            (axis, rank), or None for a single scale, an unknown value, or an axis that a Reshape
+            split.
         """
         scale, held = self.value(found.dq.input[1]), self.value(found.source)
         if found.q is not None and found.q.output[0] != found.dq.input[0]:
@@ -287,7 +307,8 @@ def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
     """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`.
 
     Returns:
-        Numbers of ``onnx.TensorProto.DataType``; 0 for tensors whose type is not known.
+        One dict for each scope, in the order of :func:`scopes`: numbers of ``TensorProto.DataType``
+        by tensor name. Tensors of types that inference cannot tell are missing, or have 0.
     """
     copy = skeleton(model)
     with contextlib.suppress(
@@ -306,7 +327,9 @@ def _declared(graph: onnx.GraphProto) -> dict[str, int]:
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of the model for shape inference and checks.
 
-    In the copy every domain is declared and large constants have no values.
+    In the copy every domain is declared, and constants of more than
+    :data:`trtq.onnx_constants.SMALL` values have a name, a type and a shape alone: it stays small
+    whatever the model holds, and is not to be run.
     """
     copy = onnx.ModelProto()
     for name, value in model.ListFields():
@@ -362,7 +385,10 @@ def has_branches(node: onnx.NodeProto) -> bool:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, including those in branches and local functions."""
+    """Yield every node, including those in branches and local functions.
+
+    A node comes before those of its branches, functions come last.
+    """
     left = [*model.graph.node, *(n for f in model.functions for n in f.node)]
     while left:
         node = left.pop(0)
@@ -402,41 +428,8 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
         yield from (o.name for o in branch.output)
 
 
-def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return the tensor of a Constant node, whichever attribute holds it.
-
-    Return None for strings and sparse tensors.
-
-    Returns:
-        A copy with the name of the node's output; numbers of an attribute are float32 or int64.
-    """
-    for a in node.attribute:
-        if a.name == "value":
-            made = onnx.TensorProto()
-            made.CopyFrom(a.t)
-            made.name = node.output[0]
-            return made
-        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            kind = np.float32 if "float" in a.name else np.int64
-            return numpy_helper.from_array(
-                np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0]
-            )
-    return None
-
-
-def array_of(held: onnx.TensorProto) -> np.ndarray | None:
-    """Return a stored tensor, None for text."""
-    if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
-        return None
-    return np.asarray(numpy_helper.to_array(held))
-
-
 def bytes_of(held: onnx.TensorProto) -> int:
-    """Return the size of a stored tensor in bytes, 0 for types without a fixed size.
-
-    >>> bytes_of(onnx.TensorProto(data_type=TensorProto.INT4, dims=[3]))
-    2
-    """
+    """Return a stored tensor's size in bytes, two 4-bit codes a byte; 0 for types without one."""
     bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
     return -(-bits // 8)
 
@@ -456,8 +449,13 @@ def axis_name(dim: onnx.TensorShapeProto.Dimension) -> str:
 def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     """Return a vector shaped for one axis of a tensor of ``ndim`` axes.
 
-    >>> along(np.array([1, 2]), 1, 4).shape
-    (1, 2, 1, 1)
+    Args:
+        values: [C].
+        axis: 0 to ``ndim`` - 1; not negative.
+        ndim: rank of the result.
+
+    Returns:
+        A view whose sizes are 1 but for C at ``axis``, which broadcasts against the tensor.
     """
     return values.reshape([-1 if d == axis else 1 for d in range(ndim)])
 
@@ -468,19 +466,15 @@ def axis_of(node: onnx.NodeProto) -> int | None:
 
 
 def cast_type(node: onnx.NodeProto) -> int:
-    """Return the type that a Cast writes, a number of ``onnx.TensorProto.DataType``."""
+    """Return the type that a Cast writes."""
     return integer(node, "to", TensorProto.UNDEFINED)
 
 
 def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Let every reader of ``old`` read ``new``, in branches too.
+    """Let every reader of ``old``, which no node makes any more, read ``new``, in branches too.
 
-    If ``old`` is an output of the graph, an Identity node produces it.
-
-    Args:
-        graph: changed in place.
-        old: name of the tensor.
-        new: name of the tensor that is read in its place; it must exist in the graph.
+    A branch that defines ``old`` itself is left alone. If ``old`` is an output of the graph, an
+    Identity node produces it from ``new``, so that the output keeps its name.
     """
     for node in graph.node:
         for i, name in enumerate(node.input):

@@ -51,8 +51,7 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`.
 
     Inside :func:`recalling` a model from a checkpoint, an ONNX file or a ``.pt2`` file is read once
-    for
-    all seeds.
+    for all seeds.
 
     Args:
         spec: names the model and its data.

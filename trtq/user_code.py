@@ -72,8 +72,7 @@ class _Neighbours(importlib.abc.MetaPathFinder):
         """Return the user's folders that hold the code with the import statement.
 
         The stack is walked to the first frame outside of importlib and this file. While a package
-        is
-        imported by name, the folder that was entered last counts.
+        is imported by name, the folder that was entered last counts.
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:

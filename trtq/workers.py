@@ -141,8 +141,7 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
 
         Args:
             tensor: of the same shape and type in every process, on the device that the processes
-                joined
-                with.
+                joined with.
         """
         return self._reduce_(tensor, "SUM")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from onnx import TensorProto, helper
 from torch import nn
 
 from tests.conftest import run_cli
+from tests.support.onnx_files import model_of
 from tests.support.quantize import CNN, VIT, analysis
 from trtq import AllocateSpec, CostSpec, allocate, analyze, cost
 from trtq.cost.count import count_layers, list_ops
+from trtq.cost.onnx_file import list_onnx_ops
 from trtq.graph.capture import capture
 from trtq.testing.models import tiny_vit
+
+FLOAT = TensorProto.FLOAT
 
 # ---- counting ----------------------------------------------------------------------------------
 
@@ -120,3 +125,26 @@ def test_folded_and_shared_weights_count_once(images, tmp_path):
     )  # the tied one once, the standardised one, too
     assert sum(v.cost.weights for v in record.layers) == weights
     assert record.other_bytes == 4 * (8 + 8 + 4)  # biases
+
+
+class Generated(nn.Module):
+    """A convolution whose kernel follows from the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Linear(4, 5 * 4 * 9)
+
+    def forward(self, x):
+        kernel = self.kernel(x.mean((0, 2, 3))).reshape(5, 4, 3, 3)
+        return nn.functional.conv2d(x, kernel)
+
+
+def test_a_kernel_that_is_computed_multiplies_like_any_other():
+    captured = capture(Generated().eval(), (4, 8, 8))
+    ops = {op.kind: op.macs for op in list_ops(captured.module, captured.examples)}
+    by_hand = 5 * 36 * 4 * 9
+    assert ops["computed"] == by_hand
+    given = [("x", FLOAT, [1, 4, 8, 8]), ("w", FLOAT, [5, 4, 3, 3])]
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    (conv,) = list_onnx_ops(model_of([node], given, [("y", FLOAT, [1, 5, 6, 6])]), "model.onnx")
+    assert (conv.kind, conv.macs, conv.weights) == ("conv", by_hand, 0)

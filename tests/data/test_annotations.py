@@ -322,6 +322,8 @@ def test_boxes_of_a_program():
         ),
         ({"boxes": [[1, 2, 3, np.nan]], "labels": [1]}, "not finite. Give trtq.data.boxes.Boxes"),
         ({"boxes": [["a"] * 4], "labels": [1]}, "Cannot use the targets of list of the program"),
+        ({"boxes": [[5, 5, 2, 9]], "labels": [1]}, r"its box \[5, 5, 2, 9\] ends before it begins"),
+        ({"boxes": [[1, 2, 3, 4]], "labels": [0.5]}, "its labels are fractions"),
         (3, "the first target has boxes, another is a int"),
     ],
 )

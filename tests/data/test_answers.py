@@ -410,6 +410,14 @@ def test_what_differs_in_shape_or_is_not_finite_is_not_comparable():
         assert found.words == "not comparable: shapes differ, or values are NaN or infinite"
 
 
+def test_an_answer_to_zeros_is_a_difference():
+    zeros, ones = np.zeros((2, 3), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
+    found = compare_answers("y", zeros, ones)
+    # The smallest normal float32, 1.18e-38, over the squares of six ones.
+    assert found.sqnr_db == pytest.approx(-387.08, abs=0.01) and not found.exact
+    assert compare_answers("y", zeros, zeros).exact
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
 def test_batches_add_up(seed: int, size: int):
     rng = np.random.default_rng(seed)

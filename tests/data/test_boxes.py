@@ -96,10 +96,12 @@ def test_annotation_files_that_are_missing_or_ambiguous(tmp_path):
         targets_of(f"coco:{tmp_path}/images")
     write_coco(
         tmp_path,
-        images=[{"id": i, "file_name": f"00{i % 2}.png", "width": 9, "height": 9} for i in (7, 9)],
+        images=[
+            {"id": i, "file_name": f"00{i // 9}.png", "width": 30, "height": 30} for i in (7, 9)
+        ],
     )
     (tmp_path / "other.json").unlink()
-    with pytest.raises(DataError, match="for 9x9 pixels, the upright image has 40x40"):
+    with pytest.raises(DataError, match="for 30x30 pixels, the upright image has 40x40"):
         targets_of(f"coco:{tmp_path}")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -252,6 +255,56 @@ def test_samplers_are_repeatable_or_refused():
         trtq.samples(DataLoader(Rows(), sampler=Odd()))
 
 
+class OneReader(Dataset):
+    """Data that break when two threads read at once, such as an open file."""
+
+    def __init__(self):
+        self.reads, self.busy = [], threading.Lock()
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index):
+        assert self.busy.acquire(blocking=False), "two readers"
+        time.sleep(0.005)
+        self.reads.append(index)
+        self.busy.release()
+        return torch.zeros(3), index % 2
+
+
+def test_data_of_a_program_have_one_reader_at_a_time():
+    data = OneReader()
+    samples = trtq.samples(data)
+    assert samples.has_targets and not samples.boxed and data.reads == [0]
+    for batch in samples.select(range(12)).batches(2):
+        assert len(batch.targets()) == 2
+    assert data.reads == [0, *range(12)]
+    for batch in trtq.samples(OneReader()).batches(2):
+        batch.targets()
+
+
+def test_targets_of_any_type_have_an_identity():
+    pair = (np.zeros(2, dtype=np.float32), torch.ones(2, dtype=torch.bfloat16))
+    other = (pair[0], torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+    first, second = (trtq.samples([p]).targets_identity() for p in (pair, other))
+    assert first != second and first == trtq.samples([pair]).targets_identity()
+
+
+def test_samples_with_other_inputs_than_the_first_are_refused():
+    zero = torch.zeros(2)
+    with pytest.raises(DataError, match="one has the inputs a, b, another a"):
+        trtq.samples([{"a": zero, "b": zero}, {"a": zero}]).first_batch()
+
+
+def test_arrays_with_sizes_that_no_array_has(tmp_path):
+    header = io.BytesIO()
+    form = {"descr": "<f4", "fortran_order": False}
+    np.lib.format.write_array_header_1_0(header, {**form, "shape": (-1, 3)})
+    (tmp_path / "a.npy").write_bytes(header.getvalue() + bytes(24))
+    with pytest.raises(DataError, match=r"it is damaged \(its shape is \[-1, 3\]\)"):
+        trtq.samples(f"{tmp_path}/a.npy")
+
+
 def test_data_that_end_early_or_never():
     class Short(IterableDataset):
         def __len__(self) -> int:
@@ -356,6 +409,18 @@ def test_texts(words):
     for file, why in (("bad.json", "Give tokenizer.json"), ("gone.json", "there is no such file")):
         with pytest.raises(DataError, match=why):
             trtq.samples(f"{words}/t.txt", tokenizer=str(words / file))
+
+
+def test_texts_are_filled_up_as_their_tokenizer_says(words):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(f"{words}/tokenizer.json")
+    tokenizer.enable_padding(pad_id=3, pad_token="two")
+    tokenizer.save(f"{words}/own.json")
+    (words / "t.txt").write_text("one\x0cone\u2028one\nfour\n")
+    fixed = TensorSpec(name="input_ids", dtype="int64", shape=(1, 4))
+    samples = trtq.samples(f"{words}/t.txt", tokenizer=f"{words}/own.json")
+    rows = samples.bound(InputNeeds(model="m", inputs=(fixed,))).batches(2)
+    assert next(rows).inputs["input_ids"].tolist() == [[2, 2, 2, 3], [5, 3, 3, 3]]
 
 
 def test_texts_that_cannot_be_read(tmp_path, monkeypatch):

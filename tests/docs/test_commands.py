@@ -46,17 +46,21 @@ FINE = dict.fromkeys(("bench", "run", "sweep", "search", "compare"), (0, 3)) | {
 TRTEXEC = {"nano": ("v8201", "5.3"), "xavier": ("v8502", "7.2")}
 
 
-SMALL = """
+SHALLOW = {
+    "deit_small_patch16_224": {"depth": 2},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)},
+}
+SMALL = f"""
 import runpy
 import timm
 
-create = timm.create_model
+create, shallow = timm.create_model, {SHALLOW}
 
 
 def smaller(name, *args, **kwargs):
-    model = create(name, *args, **kwargs)
+    model = create(name, *args, **shallow.get(name, {{}}), **kwargs)
     if name in ("resnet18", "mobilevit_xxs"):
-        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64)}
+        model.pretrained_cfg = {{**model.pretrained_cfg, "input_size": (3, 64, 64)}}
     return model
 
 
@@ -102,7 +106,7 @@ def trtq(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / ".small.py").write_text(SMALL)
     start = (
         [str(folder / ".small.py")]
-        if re.search("timm:(resnet18|mobilevit_xxs)", line)
+        if re.search("timm:(resnet18|mobilevit_xxs|deit_small|swin_tiny)", line)
         else ["-m", "trtq"]
     )
     words = [sys.executable, *start, *shlex.split(line)[1:]]
@@ -147,9 +151,9 @@ def given(tmp_path_factory) -> Path:
     for i, path in enumerate(sorted((folder / "classed").rglob("*.*"))):
         path.rename(folder / ("other" if i % 5 == 0 else "pictures") / f"{i:03d}{path.suffix}")
     state = weights("resnet18", folder)
-    weights("deit_small_patch16_224", folder)
+    for name, shape in SHALLOW.items():
+        weights(name, folder, **shape)
     weights("mobilevit_xxs", folder)
-    weights("swin_tiny_patch4_window7_224", folder)
     for layer in [
         k.removesuffix(".weight")
         for k, v in state.items()

@@ -9,9 +9,13 @@ import onnx
 import pytest
 
 from tests.support.builds import asked
+from tests.support.onnx_files import model_of
 from trtq import build
-from trtq.engine.runner import EngineRunner
+from trtq.engine.agreement import answers
+from trtq.engine.runner import EngineRunner, OnnxRunner
 from trtq.errors import AgreementError, UsageError
+
+FLOAT = onnx.TensorProto.FLOAT
 
 # ---- pain 3: the agreement gate ----------------------------------------------------------------
 
@@ -160,3 +164,12 @@ def test_agreement_needs_to_know_the_preprocessing(files, images, tmp_path):
                 files, tmp_path, onnx=f"{tmp_path}/foreign.onnx", backend="auto", data=str(images)
             )
         )
+
+
+def test_texts_of_several_lengths_are_compared():
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")]
+    shape = ["batch", "length", 2]
+    model = model_of(nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)])
+    batches = [np.full((1, length, 2), length, np.float32) for length in (3, 5)]
+    got = answers(OnnxRunner(model), batches)
+    assert got["y"].tolist() == [3.0] * 6 + [5.0] * 10

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import trtq
 from tests.support.narrow import Layers, vectors
@@ -84,3 +86,20 @@ def test_costs_count_four_bits_and_the_sizes_behind_them(files):
     assert rows["second"].layer.macs == 256 * 256
     assert rows["second"].bytes_moved < rows["first"].bytes_moved
     assert {k.name: k.precision for k in cost.latency.kernels}["second"] == "fp4"
+
+
+def test_stored_codes_of_8_bits_make_a_file_quantized():
+    """A file with INT8 weights and a DequantizeLinear alone is not float."""
+    constants = [
+        numpy_helper.from_array(np.ones((4, 4), np.int8), "codes"),
+        numpy_helper.from_array(np.float32(0.5), "scale"),
+        numpy_helper.from_array(np.int8(0), "zero"),
+    ]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    x, y = (value(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], constants))
+    assert codes_of(model) == "INT8" and count_qdq(model) == 1

@@ -1,4 +1,4 @@
-"""Samples that are run in parts."""
+"""Samples that are run in parts, and answers that are compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trtq.errors import UsageError
+from trtq.export.divergence import same_answer
 from trtq.export.feeds import run_in_parts
 
 
@@ -28,3 +29,21 @@ def test_an_output_without_an_axis_of_samples_is_not_joined():
         r"samples\. Give --batch-size 2",
     ):
         run_in_parts(lambda _: {"y": np.zeros((7, 2))}, {"x": np.zeros((4, 3))}, ["x"], 1, 2)
+
+
+def test_a_batch_without_samples_is_refused():
+    with pytest.raises(
+        UsageError,
+        match=r"Cannot run a batch without samples: its arrays have the shapes \[0, 3\]\. "
+        r"Give one sample or more",
+    ):
+        run_in_parts(lambda _: {}, {"x": np.zeros((0, 3))}, ["x"], 1, 2)
+
+
+def test_infinities_in_the_same_places_are_the_same_answer():
+    masked = np.array([-np.inf, 1.0, 2.0], dtype=np.float32)
+    assert same_answer(masked, masked.copy())
+    assert not same_answer(masked, np.array([-np.inf, 1.0, 2.1], dtype=np.float32))
+    assert not same_answer(masked, np.array([np.inf, 1.0, 2.0], dtype=np.float32))
+    assert not same_answer(masked, np.array([0.0, 1.0, 2.0], dtype=np.float32))
+    assert not same_answer(masked[1:], np.array([1.0, np.nan], dtype=np.float32))

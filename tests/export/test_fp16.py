@@ -160,6 +160,9 @@ def test_constants_that_fp16_has_not():
     found = constants_beyond_half(make(nodes, [("eps", 1e-12), ("big", 1e6)]))
     assert found["add"].startswith("its constant eps keeps 0.0 dB in FP16")
     assert found["mul"] == "its constant big reaches 1e+06, FP16 ends at 65504"
+    # The squares of these are 0 in float32.
+    for tiny in (1e-24, 1.2e-38):
+        assert set(constants_beyond_half(make(nodes, [("eps", tiny), ("big", 1.0)]))) == {"add"}
     half = convert_to_half(make(nodes, [("eps", 1e-12), ("big", 1e6)]), found)
     assert {i.name: i.data_type for i in half.graph.initializer} == {
         "eps": TensorProto.FLOAT,

@@ -223,7 +223,27 @@ def deconvolution(
     return make
 
 
+def bytes_with_a_type(g: Graph) -> onnx.ModelProto:
+    """A QuantizeLinear of opset 21 that also says the type of its codes."""
+    g.opset = 21
+    x = g.pair("x", "in", np.float32(0.05), np.uint8(128))
+    g.nodes[-2].attribute.append(helper.make_attribute("output_dtype", TensorProto.UINT8))
+    assert g.nodes[-2].op_type == "QuantizeLinear"
+    return g.model(g.node("Relu", [x], "relu"))
+
+
+def stored_without_zero(g: Graph) -> onnx.ModelProto:
+    """Codes of a weight without a zero point, which parsers from 8.6 on take as INT8."""
+    codes = g.const("codes", g.rng.integers(-127, 127, (4, 8, 1, 1)).astype(np.int8))
+    scale = g.const("scale", np.float32(0.01))
+    weight = g.node("DequantizeLinear", [codes, scale], "weight")
+    x = g.pair("x", "in", np.float32(0.05), np.int8(0))
+    return g.model(g.node("Conv", [x, weight], "conv"))
+
+
 GRAPHS = {
+    "bytes with a type": bytes_with_a_type,
+    "stored, no zero": stored_without_zero,
     "bytes": symmetric_bytes,
     "bytes read twice": bytes_with_other_readers,
     "shared bytes": shared_bytes,
@@ -237,7 +257,7 @@ GRAPHS = {
     "deconvolution, stored": deconvolution(1, stored=True),
     "deconvolution, tensor": deconvolution(None),
 }
-TARGETS = ("rtx4090", "xavier@8.5", "sm86@8.0", "t4@10.3", "rtx4090@11.4")
+TARGETS = ("rtx4090", "xavier@8.5", "t4@8.6", "sm86@8.0", "t4@10.3", "rtx4090@11.4")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -114,3 +114,11 @@ def test_a_limit_of_an_axis_that_was_asked_for_is_named(folder):
     with pytest.raises(CaptureError, match="length must be 2 to 12") as caught:
         capture(names["Encoder"]().eval(), example, axes=axes)
     assert "--dynamic input_ids=batch,length:2..12" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_path_is_loaded_as_its_text(tmp_path):
+    """`trtq.load(Path("net.onnx"))` is what most programs write."""
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(nn.Linear(4, 2), (torch.zeros(1, 4),), file, dynamo=False)
+    assert trtq.load(file).name == trtq.load(str(file)).name

@@ -296,3 +296,52 @@ def test_blocks_and_cost_say_what_was_done(tmp_path):
             done.exit_code == 0
             and "the prefix 'model.' came off the names of the checkpoint" in done.output
         )
+
+
+class Indexed(nn.Module):
+    """A weight, and a buffer of positions."""
+
+    def __init__(self, dtype=torch.int64):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.register_buffer("at", torch.tensor([0, 1], dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "why"),
+    [
+        (torch.int64, torch.tensor([1.75, 0.0]), "'at' .* is float32, .* int64: 1.75 would become"),
+        (torch.int32, torch.tensor([2**31 + 5, 0]), "2147483653 would become -2147483643"),
+    ],
+)
+def test_values_that_the_models_type_cannot_hold_are_refused(tmp_path, dtype, stored, why):
+    torch.save({"weight": torch.zeros(2), "at": stored}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=why):
+        load_checkpoint_(Indexed(dtype), tmp_path / "w.pt")
+
+
+def test_weights_beyond_float32_are_named_and_not_infinite(tmp_path):
+    content = {
+        "weight": torch.tensor([1e300, 0.0], dtype=torch.float64),
+        "at": torch.tensor([1, 0]),
+    }
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="'weight' .*: 1e[+]300 is beyond its range"):
+        load_checkpoint_(Indexed(), tmp_path / "w.pt")
+
+
+def test_two_values_for_a_shared_weight_are_refused(tmp_path):
+    def net(shared: bool) -> nn.Module:
+        made = filled(nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)))
+        if shared:
+            made[1].weight = made[0].weight
+        return made
+
+    torch.save(net(shared=False).state_dict(), tmp_path / "two.pt")
+    with pytest.raises(ModelError, match="'0.weight' and '1.weight' are one tensor of the model"):
+        load_checkpoint_(net(shared=True), tmp_path / "two.pt")
+    one = net(shared=True)
+    torch.save(one.state_dict(), tmp_path / "one.pt")
+    again = net(shared=True)
+    load_checkpoint_(again, tmp_path / "one.pt")
+    assert torch.equal(again[0].weight, one[1].weight)

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import trtq
 from tests.support.checkpoints import Holder, Small, equal, filled, loaded, prefixed, refused
 from trtq import QuantizeSpec
 from trtq.commands.loading import open_model
@@ -232,6 +233,15 @@ def test_a_key_needs_a_checkpoint():
                 model="trtq.testing.models:tiny_cnn", checkpoint_key="ema", data="x", out="y"
             )
         )
+
+
+def test_a_way_to_match_needs_a_checkpoint(tmp_path):
+    with pytest.raises(UsageError, match="checkpoint_match needs checkpoint"):
+        trtq.load("trtq.testing.models:tiny_cnn", checkpoint_match="order")
+    with pytest.raises(
+        UsageError, match="checkpoint_match with .*m.onnx: the file has its weights"
+    ):
+        trtq.load(f"{tmp_path}/m.onnx", checkpoint_match="order")
 
 
 def test_averaged_model_of_torch(state, tmp_path):

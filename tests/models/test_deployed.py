@@ -108,3 +108,10 @@ def test_timm_models_are_deployed_when_they_are_loaded():
     loaded = trtq.load("timm:repvgg_a0", input_size=(3, 32, 32))
     assert any("44 convolutions became 22" in n for n in loaded.notes)
     assert sum(isinstance(m, nn.Conv2d) for m in loaded.module.modules()) == 22
+
+
+def test_constants_of_integers_beside_branches_are_left_alone():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Branches()).eval()
+    net.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+    assert deployed_(net) == ["training branches of 1 parts were joined: 3 convolutions became 2"]
+    assert not net.order.requires_grad and net[1].one.weight.requires_grad

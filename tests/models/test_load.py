@@ -20,7 +20,7 @@ from torch import nn
 from trtq.errors import ModelError
 from trtq.graph.capture import capture
 from trtq.models.load import _torchvision, load_model
-from trtq.models.unwrap import unwrap
+from trtq.models.unwrap import out_of_inference_mode_, unwrap
 from trtq.user_code import import_named
 
 LAYER = "from torch import nn\ndef make(n={n}):\n    return nn.Conv2d(3, n, 1)\n"
@@ -124,6 +124,14 @@ def test_what_has_no_plain_module_in_it(tmp_path, monkeypatch, case):
     factory, text = REFUSED[case]
     with pytest.raises(ModelError, match=text):
         load_model(named(tmp_path, monkeypatch, factory))
+
+
+def test_weights_of_inference_mode_that_are_shared_stay_shared():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        net[1].weight = net[0].weight
+    out_of_inference_mode_(net)
+    assert net[0].weight is net[1].weight and not net[0].weight.is_inference()
 
 
 def test_types_and_inference_mode(tmp_path, monkeypatch):

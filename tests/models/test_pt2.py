@@ -46,6 +46,25 @@ def test_a_missing_and_a_damaged_archive_are_named(tmp_path):
         load_pt2(tmp_path / "m.pt2")
 
 
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("not json", "model_weights_config.json in it is damaged"),
+        ("[1]", "model_weights_config.json in it is damaged"),
+        ('{"config": {"w": 1}}', "model_weights_config.json in it is damaged"),
+        (
+            '{"config": {"w": {"path_name": "weight_0", "use_pickle": true}}}',
+            "m/data/weights/weight_0 is missing in it",
+        ),
+    ],
+)
+def test_a_damaged_table_of_an_archive_is_named(tmp_path, table, why):
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/data/weights/model_weights_config.json", table)
+    with pytest.raises(ModelError, match=why):
+        load_pt2(tmp_path / "m.pt2")
+
+
 class _Runs:
     def __reduce__(self):
         return (print, ("code ran",))

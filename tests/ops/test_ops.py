@@ -16,6 +16,7 @@ from onnx import helper
 from torch import fx, nn
 
 import trtq
+import trtq.graph.opaque  # registers its op, too
 from trtq import ops
 from trtq.cost.count import list_ops
 from trtq.cost.onnx_file import list_onnx_ops

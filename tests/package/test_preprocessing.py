@@ -56,6 +56,13 @@ def test_an_image_becomes_the_same_input(change, size, image_input):
     np.testing.assert_array_equal(got, wanted)
 
 
+def test_the_short_side_is_exact_for_every_size(image_input):
+    how = {"input_size": (3, 224, 224), "resize": 224, "crop": None}
+    for w, h in ((55, 55), (49, 98), (180, 40)):
+        size, _ = image_input.steps(how, w, h)
+        assert size == (224 * w // min(w, h), 224 * h // min(w, h))
+
+
 def test_images_of_other_modes(image_input):
     rng = np.random.default_rng(0)
 

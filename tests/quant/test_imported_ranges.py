@@ -174,6 +174,36 @@ def test_files_without_ranges(images: Path, tmp_path: Path):
         read_foreign(tmp_path / "a.encodings")
 
 
+ONE = {"bitwidth": 8, "min": -1.28, "max": 1.27, "is_symmetric": "True"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "why"),
+    [
+        ([ONE], {}, "Cannot read conv.input of .*: expected an object with names, found a list"),
+        ({"0": ONE}, [ONE], "Cannot read param_encodings of .*: expected an object with names"),
+        ({"0": ONE}, {"conv.weight": ONE}, "Cannot read conv.weight of .*: no numbers for min and"),
+        ({"0": ONE}, {"conv.weight": []}, "Cannot read conv.weight of .*: it has no ranges"),
+        ({"0": {**ONE, "bitwidth": "x"}}, {}, "Cannot read conv.input of .*: no numbers for min"),
+    ],
+)
+def test_another_form_of_aimets_file_is_refused(tmp_path: Path, inputs, parameters, why):
+    path = tmp_path / "a.encodings"
+    sides = {"conv": {"input": inputs}}
+    path.write_text(json.dumps({"activation_encodings": sides, "param_encodings": parameters}))
+    with pytest.raises(EncodingsError, match=why):
+        read_foreign(path)
+
+
+def test_aimets_ranges_of_further_inputs_are_listed_as_unread(tmp_path: Path):
+    path = tmp_path / "a.encodings"
+    sides = {"add": {"input": {"0": ONE, "1": {**ONE, "max": 9.0}}}}
+    path.write_text(json.dumps({"activation_encodings": sides, "param_encodings": {}}))
+    found = read_foreign(path)
+    assert float(found.amax["add.input"]) == pytest.approx(1.27)
+    assert found.unread == {"add.input[1]": "only a layer's first input is taken over"}
+
+
 def test_smoothing_that_a_state_dict_hides_is_refused(tmp_path: Path):
     _, state = quantized_state("")
     torch.save(

@@ -13,7 +13,7 @@ from torch import nn
 
 import trtq
 from tests.support.narrow import Layers, vectors
-from trtq.errors import EncodingsError, UsageError
+from trtq.errors import CalibrationError, EncodingsError, UsageError
 from trtq.export.decompose import without_fp4
 from trtq.quant.blocks import block_amax, nvfp4_amax
 from trtq.quant.fake_quantize import block_scales, e2m1, fake_quantize, spread
@@ -256,6 +256,9 @@ def test_gptq_on_two_weights_is_what_hand_gives():
         UsageError, match=r"gptq.*no linear layer has FP8 weights or fewer than 8 bits"
     ):
         trtq.quantize(Layers().eval(), vectors(), method=("gptq",))
+    # With these two alone nothing says how they share an error: it needs damping.
+    with pytest.raises(CalibrationError, match=r"gptq cannot invert .*damping of 0.*damping=0\.01"):
+        rounded(weight, steps, Format(bits=4, axis=0), sums, 0.0)
 
 
 # ---- what ONNX Runtime is given ----------------------------------------------------------------

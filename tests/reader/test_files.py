@@ -281,7 +281,6 @@ def _relu(name="r", given="x", made="y"):
             lambda: image_model([_relu("a", "b", "c"), _relu("d", "c", "b"), _relu()], {}),
             "its nodes form a cycle through a (Relu)",
         ),
-        (lambda: image_model([_relu(), _relu("s")], {}), "two nodes make 'y'"),
         (lambda: image_model([_relu()], {}, outputs=("y", "y")), "two outputs of the name 'y'"),
         (lambda: image_model([_relu()], {}, opset=99), "it is of opset 99"),
         (lambda: image_model([_relu()], {}, opset=6), "it is of opset 6, expected 7 or later"),
@@ -319,6 +318,14 @@ def test_a_file_that_cannot_be_read_is_named_for_what_it_is(model, reason):
         read_onnx(model())
     assert reason in caught.value.reason
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("nodes", "name"), [([_relu(), _relu("s")], "y"), ([_relu(), _relu("s", made="x")], "x")]
+)
+def test_a_tensor_that_is_made_twice_is_damage(nodes, name):
+    with pytest.raises(ExportError, match=f"it is damaged: '{name}' is made twice"):
+        read_onnx(image_model(nodes, {}))
 
 
 def test_wrong_shapes_are_said_with_the_node(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trtq.errors import UsageError
-from trtq.tasks import TASKS, Facts, find_task
+from trtq.tasks import TASKS, Facts, Figure, find_task
 from trtq.tasks.maps import draw_classes, draw_values, resized
 from trtq.tasks.segmentation import PixelScore
 
@@ -137,6 +137,12 @@ def test_one_map_is_the_probability_of_class_one():
         task.decode({"s": shares * 9}, None)
     logits = find_task("segmentation:logits").bound(Facts(outputs={"s": (1, 1, 1, 2)}))
     assert logits.decode({"s": shares * 9 - 4}, None).argmax(axis=1).tolist() == [[[0, 1]]]
+
+
+def test_small_errors_are_not_written_as_none():
+    figure = Figure(name="AbsRel", value=0.003412, unit="", better="lower")
+    assert (figure.words, figure.amount) == ("AbsRel 0.003412", "0.003412")
+    assert Figure(name="top-1", value=None).amount == "n/a"
 
 
 def test_pictures_of_maps():

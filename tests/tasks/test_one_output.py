@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trtq.errors import UsageError
+from trtq.errors import DataError, UsageError
 from trtq.tasks import TASKS, Facts, find_task
+from trtq.tasks.distances import class_divergence
 from trtq.tasks.edit_distance import edit_distance
 from trtq.tasks.embedding import neighbours
 from trtq.tasks.multi_label import average_precision
@@ -122,6 +123,14 @@ def test_multi_label_by_hand():
     assert agreed(task, ruined, answer) == {"agreement": pytest.approx(83.333333)}
     assert task.difference(answer[0], answer[1]) == pytest.approx(1.5)
     assert task.difference(answer[0], ruined[0]) == 2.0
+
+
+def test_a_label_that_is_neither_0_nor_1_is_counted_only_by_name():
+    task = find_task("multi-label").bound(Facts(outputs={"p": (2, 2)}))
+    answer, unsure = np.full((2, 2), 0.9, np.float32), np.array([[1, -1], [1, 0]])
+    with pytest.raises(DataError, match="a target is -1, expected 0 or 1. .*--ignore-index -1"):
+        scored(task, answer, unsure)
+    assert scored(task, answer, unsure, ignore=-1)["F1"] == 80.0  # 2 of 3 chosen, 2 wanted
 
 
 def test_multi_label_refuses_what_are_no_probabilities_or_labels():
@@ -256,3 +265,14 @@ def test_the_divergence_of_one_map_is_not_that_of_a_single_class():
     one, other = torch.full((1, 1, 2, 2), 0.2), torch.full((1, 1, 2, 2), 0.9)
     assert float(task.divergence({"mask": one}, {"mask": other})) > 0.0
     assert float(task.divergence({"mask": one}, {"mask": one})) == 0.0
+
+
+def test_the_divergence_of_sure_answers_has_a_gradient():
+    answer = torch.tensor([[0.0, 200.0, 1.0]], requires_grad=True)
+    alike = class_divergence(answer, torch.tensor([[0.0, 150.0, 1.0]]))
+    alike.sum().backward()
+    assert float(alike.detach()) == 0.0 and answer.grad.tolist() == [[0.0, 0.0, 0.0]]
+    other = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    apart = class_divergence(other, torch.tensor([[200.0, 0.0]]))
+    apart.sum().backward()
+    assert float(apart.detach()) == pytest.approx(np.log(2.0)) and torch.isfinite(other.grad).all()

@@ -12,8 +12,9 @@ import trtq
 from trtq import EvaluateSpec, evaluate
 from trtq.artifact import read_json
 from trtq.data.image_files import open_images
+from trtq.data.image_place import ImagePlace
 from trtq.data.opened import Request
-from trtq.data.preprocess import ImagePlace, resolve_preprocess
+from trtq.data.preprocess import resolve_preprocess
 from trtq.errors import DataError, UsageError
 from trtq.flow.gallery import View, visible
 from trtq.testing.images import write_scenes

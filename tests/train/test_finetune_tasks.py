@@ -146,6 +146,15 @@ def test_the_relative_error_adds_up_over_outputs_and_keeps_samples_apart():
     assert relative_error(outputs, reference).tolist() == [0.5, 0.0]
 
 
+def test_the_relative_error_of_half_precision_and_of_integers():
+    """300 squared is beyond float16; integers have no slope, and every sample its value."""
+    half = {"y": torch.tensor([[300.0], [100.0]], dtype=torch.float16)}
+    other = {"y": torch.tensor([[330.0], [100.0]], dtype=torch.float16)}
+    assert relative_error(other, half).tolist() == pytest.approx([0.01, 0.0])
+    whole = {"y": torch.tensor([[1], [2], [3]])}
+    assert relative_error(whole, whole).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_the_head_loss_is_zero_for_equal_answers_and_weighs_boxes_by_the_reference():
     boxes = torch.tensor([[[10.0, 10, 4, 4], [20, 20, 8, 8]]])
     scores = torch.tensor([[[0.9, 0.1], [0.0, 0.0]]])

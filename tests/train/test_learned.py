@@ -201,7 +201,7 @@ def test_a_kept_norm_starts_as_nothing_and_folds_exactly():
     )
     norm.seen = []
     norm(x)
-    norm.round_scales_to_fp16_()
+    norm.adopt_statistics_()
     norm.eval()
     torch.testing.assert_close(
         norm(x), x + torch.tensor([0.5, -1.0])[:, None, None], rtol=1e-4, atol=1e-4
@@ -410,6 +410,9 @@ def test_a_graph_moves_as_a_whole():
             match=r"Cannot use cuda:1: torch sees 0 GPUs: .*(driver|without CUDA).*--device cpu",
         ):
             choose_device("cuda:1")
+    for text in ("gpu", "mps", "cuda:x"):
+        with pytest.raises(UsageError, match=rf"Unknown device '{text}': expected auto, cpu, cuda"):
+            choose_device(text)
     with pytest.raises(
         UsageError, match=r"Cannot use cuda:0 with torchrun: 2 processes would share one GPU"
     ):

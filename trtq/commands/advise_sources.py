@@ -231,8 +231,7 @@ def basis_of(spec: AdviseSpec, subject: Subject) -> Basis:
     """Return the times of a model's regions: measured, over two plans, or over the graph.
 
     A profile that was given counts before two plans, and those before the graph; a note says what
-    is
-    missing for the plans.
+    is missing for the plans.
 
     Args:
         spec: names the profiles and the baseline.

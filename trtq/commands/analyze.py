@@ -22,8 +22,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     """Measure the sensitivity of every layer of a model and write it to ``spec.out``.
 
     A plot of the losses is written beside the record, as ``.svg``. Of several processes, as
-    torchrun
-    starts them, the first one writes.
+    torchrun starts them, the first one writes.
 
     Args:
         spec: what was asked for.

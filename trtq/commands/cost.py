@@ -108,8 +108,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         macs: multiply-accumulates.
         parameters: values of all parameters, also of layers that are no row; the scales and zero
-            points
-            of Q/DQ pairs are none.
+            points of Q/DQ pairs are none.
         bytes_moved: weights, inputs and outputs, each once.
         bitops: MACs times both widths.
         energy: in S1's unit: one 32-bit MAC.

@@ -214,7 +214,7 @@ def _encodings(
     """
     taken = _Taken(found, before, graph)
     for q in place(graph, attention="float").quantizers:
-        taken.add(q, _range_name(q))
+        taken.add(q, _range_name(q, found.amax))
     for name in found.amax:
         if name not in taken.names:
             for q in module_quantizers(graph, name):
@@ -256,12 +256,18 @@ def _why_unused(name: str, graph: torch.fx.GraphModule, modules: Collection[str]
     )
 
 
-def _range_name(q: Quantizer) -> str:
+def _range_name(q: Quantizer, known: Collection[str]) -> str:
     """Return the other tool's name for the range of a quantizer.
 
-    Residual adds are named by their block.
+    Residual adds are named by their block, matmuls of an ONNX file by their node alone.
+
+    Args:
+        q: of trtq's graph.
+        known: names of the file's ranges.
     """
-    return f"{module_name(q.consumer)}.residual" if q.role == "residual" else f"{q.layer}.{q.role}"
+    own, of_module = f"{q.layer}.{q.role}", f"{module_name(q.consumer)}.{q.role}"
+    of_node = q.role in ("lhs", "rhs") and own not in known and of_module in known
+    return of_module if q.role == "residual" or of_node else own
 
 
 class _Taken:
@@ -347,8 +353,7 @@ def _folded(
     """Return the range of a weight after BatchNorm was folded into it, float32 [C].
 
     Folding multiplies each output channel by a factor f, so a range r becomes |f| r. The factor of
-    a
-    channel is the least-squares one between the weight before (w) and now (v): f = (v . w) / (w .
+    a channel is the least-squares one between the weight before (w) and now (v): f = (v . w) / (w .
     w).
 
     Args:

@@ -55,13 +55,11 @@ def open_model(
 
     Raises:
         ModelError: it is unknown, or its checkpoint does not fit.
-        UsageError: a part of the checkpoint was named, and no checkpoint.
+        UsageError: how to read a checkpoint was said, and no checkpoint.
     """
     read_inputs(spec.input, spec.dynamic)  # what reads otherwise is refused before any work
     if spec.ort_library is not None:
         use_library(Path(spec.ort_library))
-    if spec.checkpoint_key and not spec.checkpoint:
-        raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
     return load_text(
         spec.model,

@@ -15,6 +15,7 @@ from trtq.errors import UsageError
 from trtq.files import SEARCH_JSON
 from trtq.flow.candidate import Candidate
 from trtq.flow.data import samples_from
+from trtq.flow.loading import require_no_reading
 from trtq.flow.run import Run
 from trtq.flow.search import search_models
 from trtq.flow.search_checks import check_search, require_labels, require_left
@@ -77,8 +78,8 @@ def _check_models(spec: SearchSpec) -> None:
             "trtq search needs a MODEL or --candidates",
             "it got both" if spec.model else "it got neither",
         )
-    if spec.checkpoint_key and not (spec.checkpoint or any("=" in c for c in spec.candidates)):
-        raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
+    if not (spec.checkpoint or any("=" in c for c in spec.candidates)):
+        require_no_reading(spec.checkpoint_match, spec.checkpoint_key)
     if spec.candidates and spec.checkpoint:
         raise UsageError(
             "--checkpoint does not go with --candidates", hint="Write each as MODEL=CHECKPOINT"
@@ -108,10 +109,11 @@ def _open(
     data, val = sets
     if named.label:
         run.tell(f"candidate {named.model}")
-    key = spec.checkpoint_key if named.checkpoint else None
     own = msgspec.structs.replace(
-        spec, model=named.model, candidates=(), checkpoint=named.checkpoint, checkpoint_key=key
+        spec, model=named.model, candidates=(), checkpoint=named.checkpoint
     )
+    if not named.checkpoint:  # it is about the checkpoints of others
+        own = msgspec.structs.replace(own, checkpoint_key=None, checkpoint_match="name")
     loaded = open_model(own)
     given = input_of(own, loaded, data)
     scored = val or data

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
 from torch import fx
 
 from trtq import ops as operators
+from trtq.cost.contractions import einsum_macs, recurrent_macs
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.graph.feed import Feed, count_of
 from trtq.graph.naming import is_softmax, node_name
@@ -23,7 +25,7 @@ class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in every other record.
-        kind: conv, linear, matmul, norm or softmax.
+        kind: conv, linear, matmul, einsum, recurrent, norm or softmax.
         macs: multiply-accumulates for one image; a norm or a softmax has none by convention.
         weights: values of its weight, the bias not counted.
         reads: values of its activation operands for one image.
@@ -57,13 +59,13 @@ class _Shapes(fx.Interpreter):
 
 
 def list_ops(graph: fx.GraphModule, feed: Feed) -> list[Op]:
-    """Return every call of a captured graph in order.
+    """Return every call of a captured graph in order, without those on constants alone.
 
     Counts of convolutions respect groups; attention counts both its products.
 
     Args:
         graph: captured and named.
-        feed: one batch, a tensor an input; counts are divided by its samples.
+        feed: one batch, a tensor an input; it is run once, and counts are divided by its samples.
     """
     runner = _Shapes(graph)
     with torch.inference_mode():
@@ -140,6 +142,9 @@ class _Reader:
             depthwise=kind == "conv" and weight is not None and _is_depthwise(node, weight),
         )
 
+    def _is_matrix(self, node: fx.Node) -> bool:
+        return node in self.constant and len(self.shapes.get(node, ())) == 2
+
     def weight(self, node: fx.Node) -> torch.Tensor | None:
         """Return the first constant that a call reads."""
         constants = (get_constant(self.graph, n) for n in operands(node))
@@ -147,15 +152,25 @@ class _Reader:
 
     def macs(self, node: fx.Node, kind: str, weight: torch.Tensor | None) -> int:
         """Return the multiply-accumulates of a call for one image."""
+        if kind == "einsum":
+            equation, tensors, *_ = cast(tuple[str, list[fx.Node]], node.args)
+            return einsum_macs(equation, [self.shapes[n] for n in tensors]) // self.batch
+        if kind == "recurrent":
+            given = node.all_input_nodes
+            matrices = [self.shapes[n] for n in given[1:] if self._is_matrix(n)]
+            return recurrent_macs(self.shapes[given[0]][:2].numel(), matrices) // self.batch
         given = [a for a in operands(node) if isinstance(a, fx.Node)]
         if kind == "matmul":  # baddbmm's first operand is what it adds
             return self.values(node) * int(self.shapes[given[-2]][-1])
-        if weight is None:
+        sizes = self.shapes.get(given[1]) if kind == "computed" else None
+        if weight is not None:
+            sizes = weight.shape
+        if sizes is None:
             return 0
         # A transposed convolution multiplies every input value with a kernel, the others make every
         # output value from one.
         produced = given[0] if operators.kind(node) == "conv_transpose" else node
-        return self.values(produced) * (weight.numel() // int(weight.shape[0]))
+        return self.values(produced) * math.prod(sizes[1:])
 
 
 def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:
@@ -163,9 +178,12 @@ def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
-    """Return the cost of every convolution, linear, matmul, norm and softmax.
+    """Return the cost of every convolution, linear, matmul, norm and softmax, in order.
 
     Elementwise ops fuse into them and are not counted.
+
+    Args:
+        ops: from :func:`list_ops` or :func:`trtq.cost.onnx_file.list_onnx_ops`.
     """
     return [
         LayerCost(
@@ -182,5 +200,10 @@ def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
 
 
 def list_kernels(graph: fx.GraphModule, ops: Sequence[Op]) -> list[Kernel]:
-    """Return the kernels of a captured graph."""
+    """Return the kernels of a captured graph.
+
+    Args:
+        graph: captured.
+        ops: from :func:`list_ops`.
+    """
     return fuse(ops, [n.name for n in graph.graph.output_node().all_input_nodes])

@@ -74,6 +74,10 @@ def _device(name: str, title: str, row: Roofline) -> Device:
 def target_of(name: str) -> Target:
     """Return the target that a device of the hardware table is, or that a ``--target`` names.
 
+    Args:
+        name: such as ``orin-nano``, or a target such as ``xavier@8.5``; case does not count for
+            devices.
+
     Raises:
         UsageError: unknown (the nearest are suggested).
     """
@@ -83,6 +87,9 @@ def target_of(name: str) -> Target:
 
 def find_device(name: str) -> Device:
     """Return the device called ``name``.
+
+    Args:
+        name: as in :func:`devices`; case does not count.
 
     Raises:
         UsageError: unknown (the nearest are suggested).

@@ -19,7 +19,11 @@ PJ_DRAM_BIT = 20.0  # the lower end, 1.3 nJ for 64 bits
 def relative_energy(memory_share: float, bits: int) -> float:
     """Return the ratio of the energy at ``bits`` bits to that at 32 bits (S1 eq. 7).
 
-    ``memory_share`` is the share of memory in the energy at 32 bits.
+    With the share m of memory it is m b / 32 + (1 - m) (b / 32)^2.
+
+    Args:
+        memory_share: of the energy at 32 bits, 0 to 1.
+        bits: of weights and activations.
 
     >>> [round(relative_energy(0.936, b), 3) for b in (8, 6, 4)]
     [0.238, 0.178, 0.118]
@@ -30,12 +34,22 @@ def relative_energy(memory_share: float, bits: int) -> float:
 
 
 def layer_energy(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
-    """Return a layer's energy in units of one 32-bit MAC (S1 eq. 7).
+    """Return a layer's energy for one image in units of one 32-bit MAC (S1 eq. 7).
 
     The energy of MACs scales with the product of the widths, that of accesses with the width.
 
     Every weight is read once, every input read once and every output written once, from DRAM: S1
     does not say what it counts, and its printed ratios imply memory shares of 0.936 and 0.952.
+
+    Args:
+        layer: its counts.
+        weight_bits: of its weight.
+        input_bits: of its activations, result included.
+
+    >>> from trtq.cost.count import LayerCost
+    >>> one = LayerCost(name="fc", kind="linear", macs=64, weights=2, reads=1, writes=1)
+    >>> layer_energy(one, 32, 32), layer_energy(one, 8, 8)
+    (864.0, 204.0)
     """
     compute = layer.macs * weight_bits * input_bits / FULL**2
     moved = layer.weights * weight_bits + (layer.reads + layer.writes) * input_bits
@@ -43,10 +57,15 @@ def layer_energy(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
 
 
 def layer_picojoules(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
-    """Return a layer's energy in pJ for a 45 nm chip and 20 pJ a bit of DRAM (Horowitz 2014).
+    """Return a layer's energy for one image in pJ (Horowitz 2014: 45 nm, 20 pJ a bit of DRAM).
 
     Below 8 bits the multiplier's energy scales with the product of the widths (an extrapolation);
     the accumulator stays INT32.
+
+    Args:
+        layer: its counts.
+        weight_bits: of its weight.
+        input_bits: of its activations, result included.
     """
     widest = max(weight_bits, input_bits)
     narrow = PJ_INT8_MULTIPLY * weight_bits * input_bits / 64 + PJ_INT32_ADD

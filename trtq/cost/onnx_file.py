@@ -10,6 +10,7 @@ from msgspec import UNSET
 from onnx import TensorProto
 
 from trtq import ops as operators
+from trtq.cost.contractions import einsum_macs, recurrent_macs
 from trtq.cost.onnx_shapes import FIXED, dims_of, with_shapes
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError
@@ -82,18 +83,18 @@ class _Reader:
 def list_onnx_ops(
     model: onnx.ModelProto, path: str, sizes: Mapping[str, Sequence[int]] | None = None
 ) -> list[Op]:
-    """Return every call of an ONNX model for one image, in order.
+    """Return every call of an ONNX model for one image, in order, without those on constants alone.
 
     Of the branches of an If, the one with the most multiply-accumulates counts. The body of a Loop
     or Scan counts once.
 
     Args:
-        model: of any origin.
+        model: of any origin; not changed.
         path: for errors.
         sizes: of its inputs by name; without them only the batch may be open.
 
     Raises:
-        ArtifactError: a size that the file leaves open.
+        ArtifactError: a size that the file leaves open, or a shape that cannot be inferred.
     """
     inferred = with_shapes(model, path, sizes or {})
     reader = _Reader(scopes(inferred)[0], own=is_own(model))
@@ -144,16 +145,25 @@ def _pass_on(reader: _Reader, node: onnx.NodeProto) -> None:
 
 
 def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
-    """Return the kernels of an ONNX model."""
+    """Return the kernels of an ONNX model.
+
+    Args:
+        model: of any origin.
+        ops: from :func:`list_onnx_ops`.
+    """
     return fuse(ops, [o.name for o in model.graph.output])
 
 
 def _batch(model: onnx.ModelProto) -> int:
-    """Return the fixed batch size of a file, by which its counts are divided."""
+    """Return the fixed batch size of a file, by which its counts are divided.
+
+    It is the first axis of every input with two axes or more; inputs that differ in it, such as a
+    table beside the samples, have no batch in common.
+    """
     held = names_of(model.graph.initializer)
-    given = next((i for i in model.graph.input if i.name not in held), None)
-    dims = dims_of(given) if given is not None else []
-    return max(1, dims[0]) if len(dims) > 1 else 1
+    inputs = [dims_of(i) for i in model.graph.input if i.name not in held]
+    first = {dims[0] for dims in inputs if len(dims) > 1}
+    return max(1, *first) if len(first) == 1 else 1
 
 
 def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
@@ -188,12 +198,13 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     # A transposed convolution multiplies every input value with a kernel.
     inverse = operators.kind(node) == "conv_transpose"
     produced = activations[0] if inverse else node.output[0]
-    shape = reader.shapes.get(weight or "", [])
+    held = weight or (node.input[1] if kind == "conv" else "")  # a kernel may be computed
+    shape = reader.shapes.get(held, [])
     kinds = {reader.kinds[n] for n in activations if n in reader.kinds}
     return Op(
         name=op_name(node, own=reader.own),
         kind=kind,
-        macs=reader.values(produced) * _per_value(reader, node, kind, shape) // batch,
+        macs=_macs(reader, node, kind, produced, shape) // batch,
         weights=reader.values(weight) if weight else 0,
         reads={n: reader.values(n) // batch for n in activations},
         writes={n: reader.values(n) // batch for n in node.output if n},
@@ -224,14 +235,33 @@ def _kind_and_weight(reader: _Reader, node: onnx.NodeProto) -> tuple[str, str | 
     return kind, weight
 
 
-def _per_value(reader: _Reader, node: onnx.NodeProto, kind: str, weight: list[int]) -> int:
-    """Return the multiply-accumulates of one value that is produced."""
+def _macs(
+    reader: _Reader, node: onnx.NodeProto, kind: str, produced: str, weight: list[int]
+) -> int:
+    """Return the multiply-accumulates of a node for the whole batch.
+
+    Args:
+        reader: knows the shapes.
+        node: to count.
+        kind: what it counts as.
+        produced: the tensor each value of which takes as many of them.
+        weight: shape of its kernel.
+    """
+    if kind == "einsum":
+        shapes = [reader.shapes.get(n, []) for n in node.input]
+        equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
+        return einsum_macs(equation, shapes)
+    if kind == "recurrent":
+        steps, batch, _ = reader.shapes[node.input[0]]
+        matrices = [reader.shapes.get(n, []) for n in node.input[1:3]]
+        return recurrent_macs(steps * batch, matrices)
+    per_value = 0
     if kind == "conv":
-        return math.prod(weight[1:])
-    if kind in ("linear", "matmul"):
+        per_value = math.prod(weight[1:])
+    elif kind in ("linear", "matmul"):
         # The axis both operands share: the left one's last, its first when Gemm turns it.
-        return reader.shapes[node.input[0]][0 if integer(node, "transA", 0) else -1]
-    return 0
+        per_value = reader.shapes[node.input[0]][0 if integer(node, "transA", 0) else -1]
+    return reader.values(produced) * per_value
 
 
 def is_own(model: onnx.ModelProto) -> bool:

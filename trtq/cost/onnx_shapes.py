@@ -57,6 +57,11 @@ def dims_of(value: onnx.ValueInfoProto) -> list[int]:
 
 
 def _fix_inputs_(model: onnx.ModelProto, path: str, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Give the open axes of inputs their sizes.
+
+    Raises:
+        ArtifactError: an axis other than the first is open, and nothing gives its size.
+    """
     held = {i.name for i in model.graph.initializer}
     for value in model.graph.input:
         given = sizes.get(value.name)

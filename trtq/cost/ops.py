@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 WEIGHTED = ("conv", "linear", "matmul")
-COUNTED = (*WEIGHTED, "norm", "softmax")
+COUNTED = (*WEIGHTED, "einsum", "recurrent", "norm", "softmax")
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in every other record.
-        kind: conv, linear, matmul, norm, softmax; ``pointwise``; ``alias`` (the same values under
+        kind: one of :data:`COUNTED`; ``pointwise``; ``alias`` (the same values under
             another shape); else what it is.
         macs: multiply-accumulates; a norm or a softmax has none by convention.
         weights: values of its weight, the bias not counted.
@@ -120,7 +120,13 @@ class Groups:
         return groups
 
     def add(self, op: Op) -> None:
-        """Put an op into the kernel that it joins, or into a new one."""
+        """Put an op into the kernel that it joins, or into a new one.
+
+        An alias is in no kernel: its result is another name of its operand.
+
+        Args:
+            op: the next in the order they run.
+        """
         sources = [self.root.get(t, t) for t in op.reads]
         if op.kind == "alias":
             self.root.update(dict.fromkeys(op.writes, sources[0] if sources else ""))
@@ -143,7 +149,13 @@ class Groups:
         return found
 
     def read_by(self, index: int) -> int:
-        """Return how many values a kernel reads from tensors that it does not make itself."""
+        """Return how many values a kernel reads from tensors that it does not make itself.
+
+        Parts of one tensor, such as slices, add up to the whole tensor at most.
+
+        Args:
+            index: of the kernel, in ``members``.
+        """
         parts: dict[str, dict[str, int]] = {}  # two slices of one tensor are two reads
         for op in self.members[index]:
             for t, values in op.reads.items():

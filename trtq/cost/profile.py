@@ -21,9 +21,13 @@ SEPARATORS = re.compile(r"\s*(?:\+|\|\||,)\s*|\[ONNX Layer: |\]")
 
 
 class Matched(msgspec.Struct, frozen=True, kw_only=True):
-    """The measured and the predicted time of one layer, in ms.
+    """The measured and the predicted time of one layer.
 
-    When a measured layer contains several kernels, ``predicted`` is their sum.
+    Attributes:
+        kernels: names of the kernels that it contains.
+        layer: as TensorRT calls it.
+        predicted: ms, the sum over the kernels.
+        measured: ms, the mean over the iterations.
     """
 
     kernels: list[str]
@@ -57,6 +61,10 @@ class Correction(msgspec.Struct, frozen=True, kw_only=True):
 
 def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
     """Return the correction that a profile gives.
+
+    Args:
+        path: what ``trtexec --exportProfile`` wrote.
+        times: predicted, of every kernel of the same model.
 
     Raises:
         ArtifactError: the file is missing, or no profile of trtexec.
@@ -146,7 +154,10 @@ def layer_names(layer: str, known: Container[str] = ()) -> list[str]:
 
 
 def read_factors(texts: Sequence[str]) -> dict[str, float]:
-    """Return factors on predicted latencies by device, as in ``xavier=1.4``.
+    """Return factors on predicted latencies by device, in lower case.
+
+    Args:
+        texts: ``DEVICE=FACTOR`` each, such as ``xavier=1.4``.
 
     Raises:
         UsageError: not DEVICE=FACTOR, or a factor that is not greater than 0.

@@ -48,6 +48,13 @@ def computes_in(device: Device, widths: BitConfig) -> str:
 
     Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are
     unpacked and multiplied in FP16.
+
+    Args:
+        device: from the table.
+        widths: bits of weight and input.
+
+    Returns:
+        ``int8``, ``fp8``, ``fp4``, ``fp16`` or ``fp32``.
     """
     widest = max(widths.weight, widths.input)
     narrow = {"uniform": "int8"}.get(widths.kind, widths.kind)
@@ -57,6 +64,7 @@ def computes_in(device: Device, widths: BitConfig) -> str:
 
 
 def _weight_bits(widths: BitConfig, precision: str) -> int:
+    """Return the bits of a weight in memory: 4 or 8 beside a float input, else the precision's."""
     weight_only = widths.weight <= 8 < widths.input
     return BITS[precision] if not weight_only else 4 if widths.weight <= 4 else 8
 
@@ -113,5 +121,12 @@ def predict_all(
     *,
     batch: int = 1,
 ) -> list[KernelTime]:
-    """Return the time of every kernel."""
+    """Return the time of every kernel.
+
+    Args:
+        kernels: counts for one image.
+        device: from the table.
+        widths: gives the bits of a kernel's weight and input.
+        batch: images a call.
+    """
     return [predict(k, device, widths(k), batch=batch) for k in kernels]

@@ -107,6 +107,9 @@ ADAPTERS = (
 def open_data(request: Request) -> Data:
     """Return the data behind a text, checked as far as that needs no model.
 
+    Args:
+        request: what was asked for; its ``text`` names the data.
+
     Raises:
         DataError: missing, empty, damaged or ambiguous.
         UsageError: an option that is for other data.
@@ -119,7 +122,17 @@ def open_data(request: Request) -> Data:
 
 
 def find_adapter(text: str) -> Adapter:
-    """Return the row of the table that a text is for."""
+    """Return the row of the table that a text is for.
+
+    A word of the table before a colon decides first, then a folder's content, then a name that
+    extensions know, then the suffix of the file; images are for everything else.
+
+    Args:
+        text: as ``--data`` has it; the path in it need not exist.
+
+    Raises:
+        DataError: images and arrays are side by side in a folder.
+    """
     word = text.partition(":")[0]
     for adapter in ADAPTERS:
         if word in adapter.words:

@@ -11,7 +11,15 @@ T = TypeVar("T")
 
 
 def ahead(parts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], T]) -> Iterator[T]:
-    """Yield what ``decode`` makes of each part; the next is made in the background.
+    """Yield what ``decode`` makes of each part; the next one is made in a thread of its own.
+
+    At most two results are in memory: the one that was yielded, and the next. When the consumer
+    stops early, the thread ends after the part that it decodes.
+
+    Args:
+        parts: positions of the samples of each batch.
+        decode: takes one part; it must not depend on state of the calling thread, such as
+            ``torch.no_grad``.
 
     Raises:
         Exception: what ``decode`` raised.

@@ -24,6 +24,7 @@ Kind = Literal["classes", "pixels", "indices", "values"]
 HAVE_PREDICTIONS = ("classes", "pixels")
 ANSWER = "answer"  # metadata of an ONNX file: the kind of its first output
 TASK = "task"  # metadata of an ONNX file: the task that it was quantized for
+LEAST = float(np.finfo(np.float32).tiny)  # the signal of a reference that is 0 everywhere
 
 
 def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind:
@@ -47,13 +48,26 @@ def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind
 
 
 def kind_in(metadata: Mapping[str, Any]) -> Kind | None:
-    """Return what a file's metadata says of its first output, None where it says nothing."""
+    """Return what a file's metadata says of its first output, None where it says nothing.
+
+    Args:
+        metadata: of an ONNX file that trtq wrote.
+    """
     answer = metadata.get(ANSWER)
     return next((k for k in get_args(Kind) if k == answer), None)
 
 
 def kind_of_array(array: npt.NDArray[Any], known: Kind | None = None) -> Kind:
-    """Return what an output is, as its file says it (``known``), where its type allows that."""
+    """Return what an output is, as its file says it (``known``), where its type allows that.
+
+    Args:
+        array: the output, samples first.
+        known: what the file says it is; None where it says nothing.
+
+    Returns:
+        ``indices`` for integers and booleans; ``classes`` or ``pixels`` only where ``known`` says
+        so and axis 1 of [N, C] or [N, C, H, W] has two entries or more; else ``values``.
+    """
     if array.dtype.kind in "iub":
         return "indices"
     return (
@@ -70,7 +84,7 @@ class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
         name: of the output.
         kind: what it is; only ``classes`` and ``pixels`` have predictions.
         sqnr_db: reference over difference, dB; None without a difference, for integers, and where
-            not comparable.
+            not comparable. A reference of zeros counts as the smallest normal float32.
         cosine: of all values, -1 to 1; None for integers, where either is zero, and where not
             comparable.
         agreement: equal predictions, percent; None where there are none.
@@ -115,6 +129,10 @@ class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
 def percent_words(value: float, digits: int = 1) -> str:
     """Return a share in percent, never rounded up to all of it.
 
+    Args:
+        value: 0 to 100.
+        digits: behind the point.
+
     >>> percent_words(99.97), percent_words(100.0)
     ('99.9 %', '100.0 %')
     """
@@ -129,6 +147,13 @@ class Tally:
     Attributes:
         name, kind: of the output.
         known: what the file says it is.
+        rows: samples seen.
+        same, compared: equal decisions (classes or integers), and all of them.
+        signal, noise, power, dot: sums over all values, float64, of reference squared, difference
+            squared, answer squared and reference times answer.
+        finite: no batch had other shapes, NaN or infinity.
+        varies: a reference differed from the first one.
+        first: the first sample's reference.
     """
 
     name: str
@@ -146,7 +171,12 @@ class Tally:
     first: npt.NDArray[Any] | None = field(default=None, repr=False)
 
     def add(self, reference: npt.NDArray[Any], answer: npt.NDArray[Any]) -> None:
-        """Count one batch, both of the same shape, images first."""
+        """Count one batch, both of the same shape, images first.
+
+        Args:
+            reference: any shape and type, images first.
+            answer: of the same shape; another one makes the output not comparable.
+        """
         self.kind = kind_of_array(reference, self.known)
         self._note_variation(reference)
         same_shape = reference.shape == answer.shape
@@ -187,7 +217,7 @@ class Tally:
         share: float | None = None
         if self.compared and self.finite:
             share = round(100.0 * self.same / self.compared, 6)
-        sqnr = ratio_db(self.signal, self.noise)
+        sqnr = ratio_db(self.signal or LEAST, self.noise)
         length = math.sqrt(self.signal * self.power)
         numbers = self.finite and self.kind != "indices"
         return OutputComparison(
@@ -205,7 +235,14 @@ class Tally:
 def compare_answers(
     name: str, reference: npt.NDArray[Any], answer: npt.NDArray[Any], known: Kind | None = None
 ) -> OutputComparison:
-    """Return how one output compares with the reference's over all images."""
+    """Return how one output compares with the reference's over all images.
+
+    Args:
+        name: of the output.
+        reference: of all images, images first.
+        answer: of the same shape.
+        known: what its file says the output is.
+    """
     tally = Tally(name, known)
     tally.add(reference, answer)
     return tally.result

@@ -25,6 +25,13 @@ Array = npt.NDArray[Any]
 def read_array_file(path: Path, label: str) -> Array | dict[str, Array]:
     """Return the array of an ``.npy`` file, or the arrays of an ``.npz`` file by key.
 
+    Args:
+        path: of the file; other suffixes than ``.npy`` are read as ``.npz``.
+        label: what errors call it.
+
+    Returns:
+        Arrays as they are stored: their own shapes, types and byte order.
+
     Raises:
         DataError: it is damaged, too large, empty, or holds Python objects.
     """
@@ -85,7 +92,7 @@ def _header(
 
     Raises:
         DataError: Python objects, or more than ``limit`` bytes.
-        ValueError: it is no array.
+        ValueError: it is no array, or a size is negative.
     """
     version = np.lib.format.read_magic(file)
     read = (
@@ -94,6 +101,8 @@ def _header(
         else np.lib.format.read_array_header_2_0
     )
     shape, fortran, dtype = read(file)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {list(shape)}")
     if dtype.hasobject:
         raise DataError(
             f"Cannot read {label}", OBJECTS, "Save arrays of numbers: array.astype(numpy.float32)"
@@ -153,6 +162,14 @@ def stacked_arrays(name: str, path: Path) -> StackedArray | dict[str, StackedArr
     """Return the array of an ``.npy`` file, or those of an ``.npz`` file by key, samples first.
 
     Memory does not grow with the number of samples.
+
+    Args:
+        name: of the data, for errors.
+        path: of the file.
+
+    Returns:
+        Arrays of which ``array[i]`` reads one sample. Those of an ``.npz`` file are unpacked into
+        unnamed temporary files, which close with the arrays.
 
     Raises:
         DataError: damaged, or with Python objects.

@@ -14,7 +14,14 @@ from trtq.errors import DataError, MissingExtraError
 
 
 class ArraySource(Source):
-    """Images in memory: uint8, shape [N, H, W] or [N, H, W, 3]."""
+    """Images in memory: uint8, shape [N, H, W] or [N, H, W, 3].
+
+    Args:
+        name: of the data.
+        images: uint8, as above.
+        labels: class index of each image.
+        classes: names in index order.
+    """
 
     def __init__(
         self, name: str, images: np.ndarray, labels: Sequence[int], classes: list[str]
@@ -54,6 +61,14 @@ def open_cifar10(name: str, root: Path) -> Source:
     """Open CIFAR-10's binary version: records of one label byte and 3072 pixel bytes.
 
     The format is that of https://www.cs.toronto.edu/~kriz/cifar.html.
+
+    Args:
+        name: what the data were asked for by.
+        root: folder with ``data_batch_*.bin`` and ``test_batch.bin``, or with
+            ``cifar-10-batches-bin``; the files that are there are joined in this order.
+
+    Raises:
+        DataError: missing, cut off, or a label above 9.
     """
     if not root.is_dir():
         raise DataError(f"Cannot read {name}", f"there is no folder {root}")

@@ -20,6 +20,9 @@ SUFFIXES = (".npy", ".npz")
 def open_arrays(request: Request) -> Data:
     """Return the samples in a folder of files, or in one file with samples first.
 
+    Args:
+        request: what was asked for; its ``text`` names the data.
+
     Raises:
         DataError: missing, empty, damaged, with Python objects, or of different lengths.
     """
@@ -60,7 +63,13 @@ def _listed(request: Request, folder: Path) -> tuple[list[str], list[Path]]:
 
 
 class ArrayFiles:
-    """One sample a file: the keys of an ``.npz`` are the inputs, an ``.npy`` is the only one."""
+    """One sample a file: the keys of an ``.npz`` are the inputs, an ``.npy`` is the only one.
+
+    Args:
+        name: of the data, for errors.
+        ids: relative paths, one a sample.
+        paths: of the files, in the same order.
+    """
 
     def __init__(self, name: str, ids: Sequence[str], paths: Sequence[Path]) -> None:
         self.name, self.ids, self.paths = name, ids, paths

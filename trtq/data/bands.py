@@ -34,6 +34,10 @@ class Bands:
 def require_channels(bands: Bands, channels: int) -> None:
     """Refuse an image of another number of channels.
 
+    Args:
+        bands: the image.
+        channels: that the model takes.
+
     Raises:
         UndecodableError: names both numbers.
     """
@@ -46,6 +50,13 @@ def require_channels(bands: Bands, channels: int) -> None:
 
 def decode_bands(data: bytes) -> Bands:
     """Return every channel of every page of an image file, upright.
+
+    Args:
+        data: of the file.
+
+    Returns:
+        [H, W, C] with the channels of all pages in order: uint8, 16-bit and float samples scaled to
+        8 bits.
 
     Raises:
         UndecodableError: it is damaged, or its samples have no known range.
@@ -81,6 +92,12 @@ def decode_array(data: bytes) -> Bands:
     """Return the image in a ``.npy`` file: [H, W] or [H, W, C].
 
     uint8 is 0 to 255, uint16 is 0 to 65535, floats are 0 to 1.
+
+    Args:
+        data: of the file.
+
+    Returns:
+        [H, W, C] of values 0 to 255: uint8 as stored, others float32.
 
     Raises:
         UndecodableError: it is damaged, of another type or form, or holds Python objects.

@@ -30,6 +30,14 @@ def image_places(source: Source, names: Sequence[str], annotations: str) -> list
 
     A name is a path from the root, or the end of exactly one path.
 
+    Args:
+        source: the images.
+        names: one for each annotated image.
+        annotations: what errors call the annotations.
+
+    Returns:
+        One position for each name, in their order.
+
     Raises:
         DataError: names images that are missing, or of which there are several.
     """
@@ -49,7 +57,13 @@ def image_places(source: Source, names: Sequence[str], annotations: str) -> list
 
 
 def tell_ignored(request: Request, source: Source, used: Collection[str]) -> None:
-    """Tell which files are neither images nor annotations."""
+    """Tell which files are neither images nor annotations.
+
+    Args:
+        request: receives the line.
+        source: the images and the other files beside them.
+        used: names of files that the adapter reads.
+    """
     others = sorted(set(source.ignored) - set(used))
     if others:
         request.tell(
@@ -120,6 +134,12 @@ class CheckedBoxes:
 
     Boxes are cut at the borders of their image, which is said once. Where the annotations do not
     have its size, it is read when the boxes are.
+
+    Args:
+        source: the images.
+        boxes: by position in the source, in pixels, or in shares where ``sizes`` is None.
+        sizes: by position, width and height that the annotations were made for, None where unknown;
+            None for shares.
 
     Raises:
         DataError: a box is more outside its image than inside.
@@ -217,7 +237,13 @@ class CheckedBoxes:
 
 
 def scaled(boxes: Boxes, width: int, height: int) -> Boxes:
-    """Return boxes, masks and keypoints that are shares of an image in pixels."""
+    """Return boxes, masks and keypoints that are shares of an image in pixels.
+
+    Args:
+        boxes: 0 to 1 in both directions.
+        width: of the image, pixels.
+        height: of the image, pixels.
+    """
     points = boxes.keypoints
     if points is not None:
         points = points * np.asarray([width, height, 1], dtype=np.float32)

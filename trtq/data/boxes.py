@@ -60,7 +60,17 @@ class Boxes:
         crowd: npt.ArrayLike | None = None,
         difficult: npt.ArrayLike | None = None,
     ) -> Boxes:
-        """Return boxes of plain lists; without flags every object counts."""
+        """Return boxes of plain lists; without flags every object counts.
+
+        Args:
+            xyxy: left, top, right and bottom in pixels, [N, 4].
+            classes: class indices, [N].
+            crowd: whether a box is around a group, [N]; None for no box.
+            difficult: whether an object need not be found, [N]; None for no object.
+
+        Raises:
+            ValueError: the lengths differ.
+        """
         indices = np.asarray(classes, dtype=np.int64).reshape(-1)
         return cls(
             xyxy=np.asarray(xyxy, dtype=np.float32).reshape(len(indices), 4),
@@ -71,7 +81,11 @@ class Boxes:
 
 
 def is_boxed(target: object) -> bool:
-    """Whether the target of a program's own sample is boxes."""
+    """Whether the target of a program's own sample is boxes.
+
+    Args:
+        target: :class:`Boxes`, or a mapping with ``boxes`` and ``labels``.
+    """
     mapped = isinstance(target, Mapping) and set(target) >= {"boxes", "labels"}
     return mapped or isinstance(target, Boxes)
 
@@ -98,6 +112,15 @@ def boxes_of(target: object) -> Boxes | None:
         )
     if not np.isfinite(boxes).all():
         raise ValueError("its boxes are not finite")
+    if (labels != np.rint(labels)).any():
+        raise ValueError("its labels are fractions, expected class indices")
+    sides = boxes.reshape(-1, 4)
+    reversed_ = (sides[:, 2:] < sides[:, :2]).any(axis=1)
+    if reversed_.any():
+        raise ValueError(
+            f"its box {sides[reversed_][0].tolist()} ends before it begins, expected left, top, "
+            "right and bottom"
+        )
     return Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
 
 

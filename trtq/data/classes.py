@@ -308,6 +308,11 @@ def require_calibrated_classes(source: Labelled, known: Sequence[str], owner: st
 
     Calibration does not use labels: its images may show fewer classes than the model has.
 
+    Args:
+        source: images to evaluate on.
+        known: classes of the calibration images in index order.
+        owner: of ``known``, for the message.
+
     Raises:
         DataError: classes are missing, and others have therefore another number.
     """
@@ -345,6 +350,12 @@ def _refuse(source: Labelled, known: Sequence[str], owner: str, names: list[str]
 
 def mirrored_pair(classes: Sequence[str]) -> tuple[str, str] | None:
     """Return two classes that become each other in a mirror, such as ``left`` and ``right``.
+
+    Args:
+        classes: names of classes; case does not count.
+
+    Returns:
+        The first such pair; None where no name with ``left`` has a partner with ``right``.
 
     >>> mirrored_pair(["turn_left", "turn_right", "straight"])
     ('turn_left', 'turn_right')

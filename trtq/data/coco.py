@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import numpy as np
 
+from trtq.artifact import decode_json
 from trtq.data.boxed import boxed_data, image_places, tell_ignored
 from trtq.data.boxes import Boxes
 from trtq.data.opened import Data, Request
@@ -18,7 +20,7 @@ from trtq.errors import DataError, listed
 
 SHOWN = 3
 POINT = 3  # numbers of a keypoint: x, y and visibility
-
+ANNOTATIONS = "annotations"  # COCO's folder of them, beside those of images
 
 SEGMENTATIONS = msgspec.json.Decoder(list[list[float]] | RunLengths | None)
 NULL = msgspec.Raw(b"null")
@@ -57,13 +59,21 @@ class _File(msgspec.Struct):
 def open_coco(request: Request) -> Data:
     """Return images and boxes: a folder or a zip with an annotation file, or the file itself.
 
+    Class indices follow the order of the categories' ids. Boxes [x, y, width, height] become left,
+    top, right and bottom; annotations without an area are left out with a note.
+
+    Args:
+        request: what was asked for; its ``text`` names the data.
+
     Raises:
         DataError: there is no annotation file or several, it is damaged, or names images, classes
             or annotations that are missing.
     """
     place = Path(request.place)
-    wanted = place.name if place.suffix.lower() == ".json" else None
-    root = request.place if wanted is None else str(_root_of(place))
+    named = place.suffix.lower() == ".json"
+    folder = _root_of(place) if named else place
+    wanted = place.relative_to(folder).as_posix() if named else None
+    root = str(folder) if named else request.place
     source = open_source(root, None, request.note, forms="flat")
     assert isinstance(source, FileSource)
     source.name = request.text
@@ -72,6 +82,7 @@ def open_coco(request: Request) -> Data:
     file = _read(source, name)
     _require_whole(source.name, name, file)
     places = image_places(source, [i.file_name for i in file.images], name)
+    _require_once(source, name, places)
     numbers = {c.id: n for n, c in enumerate(sorted(file.categories, key=lambda c: c.id))}
     annotations = _usable(request, name, file.annotations)
     points = _keypoints(source.name, name, annotations)
@@ -97,22 +108,23 @@ def open_coco(request: Request) -> Data:
 
 def _root_of(file: Path) -> Path:
     """Return the folder with annotations and images: COCO has them in folders side by side."""
-    return file.parent.parent if file.parent.name == "annotations" else file.parent
+    return file.parent.parent if file.parent.name == ANNOTATIONS else file.parent
 
 
 def _annotations(source: FileSource, wanted: str | None) -> str:
     """Return the name of the annotation file among the files that are no images."""
-    names = [n for n in source.ignored if n.lower().endswith(".json")]
-    if wanted is not None:
-        names = [n for n in names if PurePosixPath(n).name == wanted]
+    names = [n for n in source.ignored if n.lower().endswith(".json") and wanted in (None, n)]
     if len(names) == 1:
         return names[0]
     place = source.name.partition(":")[2]
     if names:
+        near = [n for n in names if PurePosixPath(n).parent.as_posix() in (".", ANNOTATIONS)]
         raise DataError(
             f"{source.name} has {len(names)} annotation files",
             listed(names, SHOWN),
-            f"Choose one: coco:{place}/{names[0]}",
+            f"Choose one: coco:{place}/{near[0]}"
+            if near
+            else f"Move the one to use into {place}/{ANNOTATIONS}",
         )
     raise DataError(
         f"There are no annotations in {source.name}",
@@ -123,7 +135,7 @@ def _annotations(source: FileSource, wanted: str | None) -> str:
 
 def _read(source: FileSource, name: str) -> _File:
     try:
-        return msgspec.json.decode(source.read_other(name), type=_File)
+        return decode_json(source.read_other(name), _File)
     except msgspec.MsgspecError as exc:
         raise DataError(
             f"Cannot read the annotations {name} of {source.name}",
@@ -153,6 +165,17 @@ def _require_whole(source: str, name: str, file: _File) -> None:
                 f"The annotations {name} of {source} do not fit together",
                 f"two of its {key} have one id",
             )
+
+
+def _require_once(source: FileSource, name: str, places: Sequence[int]) -> None:
+    """Refuse two entries for one image: the objects of one would be lost."""
+    twice = next((p for p, count in Counter(places).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"The annotations {name} of {source.name} do not fit together",
+            f"two of its images are {source.ids[twice]}",
+            "Join their annotations under one id",
+        )
 
 
 def _usable(

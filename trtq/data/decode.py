@@ -97,6 +97,9 @@ def to_eight_bits(image: Image.Image) -> Decoded:
 def decode_mask(data: bytes) -> Pixels:
     """Return the class indices of a mask, integers [H, W], in the order they are stored.
 
+    Args:
+        data: of the file.
+
     Raises:
         UndecodableError: it is damaged, holds colours or fractions, or its format changes indices.
     """
@@ -111,7 +114,12 @@ def decode_mask(data: bytes) -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How an image is stored: EXIF orientation (1 to 8), width and height before it is turned."""
+    """How an image is stored.
+
+    Attributes:
+        orientation: of EXIF, 1 to 8.
+        width, height: in pixels, before it is turned.
+    """
 
     orientation: int
     width: int
@@ -148,6 +156,9 @@ def turn(values: Pixels, orientation: int) -> Pixels:
 
 def open_image(data: bytes) -> Image.Image:
     """Return an image whose pixels are not decoded yet.
+
+    Args:
+        data: of the file; only decoders in ``FORMATS`` are tried.
 
     Raises:
         UndecodableError: it is empty, too large, damaged or of another format.

@@ -61,12 +61,23 @@ class DigestCache:
                 self.known = content.digests
 
     def get(self, name: str, stamp: Stamp | None) -> str | None:
-        """Return the digest of a file whose stamp is unchanged, else None."""
+        """Return the digest of a file whose stamp is unchanged, else None.
+
+        Args:
+            name: of the file in its place.
+            stamp: inode, size and times of the file as it is now; None without a file.
+        """
         known = self.known.get(name)
         return known[1] if known is not None and known[0] == stamp else None
 
     def put(self, name: str, stamp: Stamp | None, digest: str) -> None:
-        """Keep a digest of a file whose stamp was taken before it was read."""
+        """Keep a digest of a file whose stamp was taken before it was read.
+
+        Args:
+            name: of the file in its place.
+            stamp: as for :meth:`get`; files that changed within the last two seconds are not kept.
+            digest: SHA-256, 64 hex digits.
+        """
         if (
             stamp is not None
             and self.now - stamp.ctime_ns > SETTLED_NS

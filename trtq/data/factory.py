@@ -22,6 +22,9 @@ def open_factory(request: Request) -> Data:
     It is an iterable, a Dataset or a DataLoader, or a callable that returns one: without arguments,
     or with the signature of the model if it takes a parameter.
 
+    Args:
+        request: its ``text`` names the extension.
+
     Raises:
         UsageError: it cannot be imported.
         DataError: it raises, or returns no data.

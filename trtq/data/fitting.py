@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trtq.casts import lost_in
 from trtq.data.model_inputs import DTYPES, IMAGE_RANK, InputNeeds, InputSpec, to_tensor
 from trtq.errors import DataError
 
@@ -21,6 +22,7 @@ class Fitting:
         name: of the data, for errors.
         needs: what the model takes; None where it is not known yet: values stay as they are.
         note: receives a line for each kind of cast.
+        told: lines that :attr:`note` has received.
     """
 
     name: str
@@ -30,6 +32,15 @@ class Fitting:
 
     def fit(self, index: int, values: Mapping[str, object]) -> dict[str, torch.Tensor]:
         """Return the inputs of sample ``index`` with the types and shapes that the model takes.
+
+        Args:
+            index: of the sample, for errors.
+            values: tensors, arrays or numbers by input, without an axis for samples.
+
+        Returns:
+            One tensor for each input of the model, in its order, on the CPU; all values as they are
+            where the model is not known. Casts that lose nothing but digits are noted, others are
+            refused.
 
         Raises:
             DataError: names the sample and the input.
@@ -47,7 +58,13 @@ class Fitting:
         return fitted
 
     def refuse(self, index: int, reason: str, hint: str = "") -> DataError:
-        """Return the error about one sample."""
+        """Return the error about one sample.
+
+        Args:
+            index: of the sample.
+            reason: why it cannot be used.
+            hint: what to do.
+        """
         return DataError(f"Cannot use sample {index} of {self.name}", reason, hint)
 
     def _tensor(self, index: int, name: str, value: object) -> torch.Tensor:
@@ -74,7 +91,7 @@ class Fitting:
                 "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
             )
         cast = tensor.to(wanted)
-        lost = _lost(tensor, cast)
+        lost = lost_in(tensor, cast)
         if lost:
             raise self.refuse(index, f"{words}: {lost}", f"Give {spec.name!r} as {spec.dtype}")
         rounded = tensor.is_floating_point() and cast.is_floating_point()
@@ -167,16 +184,3 @@ def _hint_about(value: object) -> str:
     if isinstance(value, (tuple, list, Mapping)):
         return "Give a sample as a mapping of its tensors by name: {'left': ..., 'right': ...}"
     return "Apply the model's preprocessing first (ToTensor, Normalize)"
-
-
-def _lost(before: torch.Tensor, after: torch.Tensor) -> str:
-    """Return what a cast would lose, "" for nothing but the rounding of floats."""
-    if before.is_floating_point() and after.is_floating_point():
-        overflow = torch.isfinite(before) & ~torch.isfinite(after)
-        if not bool(overflow.any()):
-            return ""
-        return f"{float(before[overflow][0]):g} is beyond its range"
-    differs = after.to(before.dtype) != before
-    if not bool(differs.any()):
-        return ""
-    return f"{before[differs][0].item()} would become {after[differs][0].item()}"

@@ -15,6 +15,9 @@ IGNORE = 255
 def open_images(request: Request) -> Data:
     """Return the images behind a text.
 
+    Args:
+        request: what was asked for; its ``text`` names the data.
+
     Raises:
         DataError: missing, empty, damaged, or classes that are not clear.
     """

@@ -24,6 +24,9 @@ ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_labelTrainIds")
 class Labels:
     """Class indices of the images of a source.
 
+    Args:
+        source: the images, with class folders.
+
     Attributes:
         source: the images.
         dense: whether every pixel has a class.
@@ -37,7 +40,11 @@ class Labels:
         self.source, self.reported = source, False
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return the classes of images, int64 [N]."""
+        """Return the classes of images, int64 [N].
+
+        Args:
+            indices: positions in the source.
+        """
         assert self.source.labels is not None
         return torch.tensor([self.source.labels[i] for i in indices])
 
@@ -49,6 +56,10 @@ class Labels:
         """Refuse classes that a model does not have: labels now, masks when they are read.
 
         Other numbers of classes are reported once, unless a class index states the order.
+
+        Args:
+            classes: how many the model tells apart.
+            model: its name, for the message.
 
         Raises:
             DataError: names both numbers.
@@ -114,7 +125,18 @@ class PixelLabels(Labels):
         self.places = [position[_key(n)] for n in source.ids]
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return the classes of the images' pixels, int64 [N, H, W]."""
+        """Return the classes of the images' pixels, int64 [N, H, W].
+
+        Args:
+            indices: positions in the source.
+
+        Returns:
+            H and W are those of the model's input; pixels that count for no class have
+            :attr:`ignore`.
+
+        Raises:
+            DataError: a mask is damaged, or has a class that :meth:`expect` refuses.
+        """
         classes = torch.stack(
             [self.preprocess.apply_mask(self._mask(i), self.ignore) for i in indices]
         )
@@ -137,6 +159,8 @@ class PixelLabels(Labels):
                 str(exc),
                 self.hint,
             ) from exc
+        height, width = values.shape
+        self.preprocess.require_room(width, height, f"{self.masks.ids[place]} of {self.masks.name}")
         return self._upright(index, values)
 
     def _decode(self, data: bytes) -> np.ndarray:
@@ -193,7 +217,17 @@ class PixelMaps(PixelLabels):
         super().__init__(source, ARRAYS + maps.removeprefix(ARRAYS), preprocess, 0)
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return the numbers of the images' pixels, float32 [N, H, W]."""
+        """Return the numbers of the images' pixels, float32 [N, H, W].
+
+        Args:
+            indices: positions in the source.
+
+        Returns:
+            H and W are those of the model's input; 0 where there is no number.
+
+        Raises:
+            DataError: a map is damaged, or is no array [H, W] of numbers.
+        """
         return torch.stack([self.preprocess.apply_map(self._mask(i)) for i in indices])
 
     def expect(self, classes: int, model: str) -> None:  # noqa: D102
@@ -206,7 +240,7 @@ class PixelMaps(PixelLabels):
     def _decode(self, data: bytes) -> np.ndarray:
         try:
             values = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as exc:
+        except (ValueError, OSError, EOFError, MemoryError) as exc:
             raise UndecodableError(f"it is no array of NumPy ({reason(exc)})") from exc
         if not isinstance(values, np.ndarray):
             raise UndecodableError("it holds several arrays")
@@ -246,7 +280,17 @@ def _key(name: str) -> str:
 def open_labels(
     source: Source, masks: str | None, preprocess: Preprocess, ignore: int
 ) -> Labels | None:
-    """Return the labels of a source: masks or maps where given, else class folders, else None."""
+    """Return the labels of a source: masks or maps where given, else class folders, else None.
+
+    Args:
+        source: the images.
+        masks: folder or .zip of masks or of ``.npy`` maps; None for class folders.
+        preprocess: of the images.
+        ignore: the class index that counts for nothing.
+
+    Raises:
+        DataError: an image has no mask.
+    """
     if masks is not None and _are_arrays(masks):
         return PixelMaps(source, masks, preprocess)
     if masks is not None:

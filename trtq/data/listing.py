@@ -36,7 +36,12 @@ class Listing(Generic[T]):
     notes: list[str] = field(default_factory=list)
 
     def note_names(self, name: str, hidden: Iterable[str]) -> None:
-        """Add lines about hidden names and about names that differ only in case."""
+        """Add lines about hidden names and about names that differ only in case.
+
+        Args:
+            name: of the data.
+            hidden: names that were left out.
+        """
         left_out = sorted(hidden)
         if left_out:
             self.notes.append(
@@ -69,6 +74,10 @@ def is_hidden(part: str) -> bool:
 
 def list_folder(name: str, root: Path) -> Listing[Path]:
     """Return what lies below a folder; links to files and folders are followed, never in circles.
+
+    Args:
+        name: what the user calls it.
+        root: the folder.
 
     Raises:
         DataError: a folder cannot be read, or a link leads nowhere.

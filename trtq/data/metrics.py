@@ -15,6 +15,10 @@ def ratio_db(signal: float, noise: float) -> float:
 
     It is inf without noise, and -inf without signal or where one is not finite.
 
+    Args:
+        signal: sum of squares, at least 0.
+        noise: sum of squares, at least 0.
+
     >>> round(ratio_db(25.0, 0.25), 3)
     20.0
     """
@@ -29,6 +33,10 @@ def sqnr_words(value: float | None, *, finite: bool = True) -> str:
     """Return a signal-to-noise ratio in dB as text.
 
     None means no difference, unless an output was not ``finite``.
+
+    Args:
+        value: dB, or None.
+        finite: whether the values behind it are.
     """
     return (
         "NaN or infinite" if not finite else "no difference" if value is None else f"{value:.2f} dB"
@@ -39,6 +47,9 @@ def predictions(logits: Array) -> npt.NDArray[np.int64]:
     """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W].
 
     The scores are of two classes or more.
+
+    Args:
+        logits: [N, classes] or [N, classes, H, W]; of equal scores the first class is taken.
     """
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
@@ -49,6 +60,12 @@ def confusion(
     """Return how often each class (row) was taken for each (column), [classes, classes].
 
     Labels equal to ``ignore`` do not count.
+
+    Args:
+        predicted: class indices of any shape, 0 to ``classes`` - 1.
+        wanted: labels of the same shape, in the same range or ``ignore``.
+        classes: how many there are.
+        ignore: the label that does not count.
     """
     seen = wanted != ignore
     return np.bincount(
@@ -59,6 +76,9 @@ def confusion(
 def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return the intersection over union of each class in percent, NaN for an absent class.
 
+    Args:
+        counts: of :func:`confusion`.
+
     >>> overlap(np.array([[3, 1], [0, 4]])).tolist()
     [75.0, 80.0]
     """
@@ -68,11 +88,19 @@ def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def mean_overlap(counts: npt.NDArray[np.int64]) -> float:
-    """Return the mean intersection over union (mIoU) of the classes that occur, percent."""
+    """Return the mean intersection over union (mIoU) of the classes that occur, percent.
+
+    Args:
+        counts: of :func:`confusion`; 0 where nothing was counted.
+    """
     values = overlap(counts)
     return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
 
 
 def hit_rate(counts: npt.NDArray[np.int64]) -> float:
-    """Return the share of right answers, percent: top-1 of images, accuracy of pixels."""
+    """Return the share of right answers, percent: top-1 of images, accuracy of pixels.
+
+    Args:
+        counts: of :func:`confusion`; 0 where nothing was counted.
+    """
     return 100.0 * float(np.trace(counts)) / max(int(counts.sum()), 1)

@@ -174,6 +174,9 @@ def _is_tuple_of(value: object, count: int) -> TypeGuard[Sequence[object]]:
 def flat(named: Mapping[Any, object]) -> dict[str, object]:
     """Return the values of a mapping, and of mappings and tuples in it, by the way to each.
 
+    Args:
+        named: values by key; a list of plain numbers is one value, a list of tensors several.
+
     >>> flat({"a": {"x": 1, "y": (2, 3)}, "b": [4, 5]})
     {'a.x': 1, 'a.y': (2, 3), 'b': [4, 5]}
     """
@@ -188,7 +191,14 @@ def flat(named: Mapping[Any, object]) -> dict[str, object]:
 
 
 def parts_of(value: object) -> Mapping[Any, object] | None:
-    """Return the parts of a structure of tensors, None for a tensor, an array or numbers."""
+    """Return the parts of a structure of tensors, None for a tensor, an array or numbers.
+
+    Args:
+        value: of a sample.
+
+    Returns:
+        The parts by key or by position.
+    """
     if isinstance(value, Mapping):
         return value
     arrays = (torch.Tensor, np.ndarray, Mapping)
@@ -223,6 +233,10 @@ def _split_mapping(
 
 def to_tensor(value: object) -> torch.Tensor:
     """Return a value as a tensor on the CPU, of the type it has.
+
+    Args:
+        value: a tensor on any device, an array in any byte order, a number or a list of numbers;
+            unsigned integers of more than 8 bits become int64.
 
     Raises:
         ValueError: it is no number or array of numbers.

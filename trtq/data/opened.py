@@ -71,7 +71,11 @@ class Data:
 
     @classmethod
     def of_tensors(cls, samples: TensorSamples) -> Data:
-        """Return data that are inputs already."""
+        """Return data that are inputs already.
+
+        Args:
+            samples: not bound to a model yet.
+        """
 
         def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
             del picture
@@ -82,7 +86,11 @@ class Data:
 
     @classmethod
     def of_samples(cls, samples: Samples) -> Data:
-        """Return samples that a program opened before."""
+        """Return samples that a program opened before.
+
+        Args:
+            samples: of any kind.
+        """
         return cls(
             name=samples.name,
             make=lambda needs, _: samples if needs is None else samples.bound(needs),

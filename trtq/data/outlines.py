@@ -35,7 +35,11 @@ class RunLengths(msgspec.Struct, frozen=True):
 
     @classmethod
     def packed(cls, runs: Packed) -> RunLengths:
-        """Return run lengths of pycocotools."""
+        """Return run lengths of pycocotools.
+
+        Args:
+            runs: with counts in COCO's compressed form.
+        """
         height, width = runs["size"]
         return cls(runs["counts"].decode(), (height, width))
 
@@ -77,7 +81,12 @@ class Outlines:
             ) from exc
 
     def scaled(self, width: int, height: int) -> Outlines:
-        """Return polygons of shares of an image as polygons in pixels."""
+        """Return polygons of shares of an image as polygons in pixels.
+
+        Args:
+            width: of the image, pixels.
+            height: of the image, pixels.
+        """
         sides = (width, height)
         of = tuple(
             outline
@@ -129,14 +138,22 @@ def _is_near(polygon: Sequence[float], width: int, height: int) -> bool:
 
 
 def packed(masks: npt.NDArray[np.bool_]) -> list[Packed]:
-    """Return the run lengths of masks [N, H, W]."""
+    """Return the run lengths of masks [N, H, W].
+
+    Args:
+        masks: bool, one object each.
+    """
     from pycocotools import mask
 
     return [mask.encode(np.asfortranarray(own, dtype=np.uint8)) for own in masks]
 
 
 def areas(runs: Sequence[Packed]) -> npt.NDArray[np.float64]:
-    """Return how many pixels objects have, [N]."""
+    """Return how many pixels objects have, [N].
+
+    Args:
+        runs: of objects.
+    """
     from pycocotools import mask
 
     return np.asarray(mask.area(list(runs)), dtype=np.float64).reshape(len(runs))
@@ -148,8 +165,17 @@ def lengths_of(text: bytes) -> list[int]:
     A length has groups of 5 bits, the lowest first, in characters from ``0``; bit 5 says that one
     more follows. From the fourth on it is the difference to the length two before.
 
+    Args:
+        text: of one object, as pycocotools writes it.
+
+    Returns:
+        Counts of pixels outside and inside in turn, outside first.
+
     Raises:
         ValueError: the text ends within a length.
+
+    >>> lengths_of(b"05")
+    [0, 5]
     """
     lengths: list[int] = []
     value = shift = 0

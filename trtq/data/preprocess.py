@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from trtq.data.ahead import ahead
-from trtq.data.decode import to_eight_bits
+from trtq.data.decode import MAX_PIXELS, to_eight_bits
+from trtq.data.image_place import ImagePlace
 from trtq.data.source import Source
-from trtq.errors import UsageError
+from trtq.errors import DataError, UsageError
 from trtq.layouts import Layout
 from trtq.specs.fields import Preset
 from trtq.specs.inputs import Picture
@@ -26,7 +27,6 @@ from trtq.specs.inputs import Picture
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Floats = npt.NDArray[np.floating[Any]]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,29 +50,6 @@ UNKNOWN_NORMALISATION = (
     "(--preset, --mean, --std)"
 )
 SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crops of photographs
-
-
-class ImagePlace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an image is in the model's input: ``input = original * scale + offset``, in pixels.
-
-    Attributes:
-        scale: horizontal and vertical.
-        offset: left and top; negative where a part of the image was cut off.
-        size: width and height of the upright original image.
-    """
-
-    scale: tuple[float, float]
-    offset: tuple[float, float]
-    size: tuple[int, int]
-
-    def to_input(self, xyxy: Floats) -> Floats:
-        """Return boxes [N, 4] of the original image in pixels of the input."""
-        return np.asarray(xyxy * np.tile(self.scale, 2) + np.tile(self.offset, 2))
-
-    def to_original(self, xyxy: Floats) -> Floats:
-        """Return boxes [N, 4] of the input in pixels of the original image, cut at its borders."""
-        boxes = (xyxy - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
-        return np.asarray(np.clip(boxes, 0.0, np.tile(self.size, 2)))
 
 
 class Preprocess(
@@ -172,7 +149,12 @@ class Preprocess(
         return torch.from_numpy(np.array(placed, dtype=np.float32))
 
     def place(self, width: int, height: int) -> ImagePlace:
-        """Return where an upright image of a size is in the input, for boxes and points."""
+        """Return where an upright image of a size is in the input, for boxes and points.
+
+        Args:
+            width: of the image, pixels.
+            height: of the image, pixels.
+        """
         resized, box = self._steps(width, height)
         cut = (box[2] - box[0], box[3] - box[1])
         again = [n / c for n, c in zip(self.input_size[:0:-1], cut, strict=True)]
@@ -182,6 +164,21 @@ class Preprocess(
             offset=(-box[0] * again[0], -box[1] * again[1]),
             size=(width, height),
         )
+
+    def require_room(self, width: int, height: int, owner: str) -> None:
+        """Refuse an image so long and thin that its short side makes it huge.
+
+        Raises:
+            DataError: names ``owner`` and the size.
+        """
+        resized, _ = self._steps(width, height)
+        if math.prod(resized) > MAX_PIXELS:
+            raise DataError(
+                f"Cannot resize {owner}",
+                f"its {width}x{height} pixels would become {resized[0]}x{resized[1]}, the limit is "
+                f"{MAX_PIXELS} pixels",
+                "Remove it, or take whole images: --fit letterbox",
+            )
 
     def _steps(self, w: int, h: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
         """Return the size that an image is resized to, and the box of that which is kept.
@@ -198,9 +195,8 @@ class Preprocess(
             return size, (-left, -top, width - left, height - top)
         if self.resize is None:
             return (width, height), (0, 0, width, height)
-        ratio = self.resize / min(w, h)
-        size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
-        size = (self.resize, size[1]) if w <= h else (size[0], self.resize)
+        short = min(w, h)
+        size = (self.resize * w // short, self.resize * h // short)  # as torchvision's Resize
         kept = (self.crop, self.crop) if self.crop else (width, height)
         left, top = (round((a - b) / 2.0) for a, b in zip(size, kept, strict=True))
         return size, (left, top, left + kept[0], top + kept[1])
@@ -238,6 +234,10 @@ def resolve_preprocess(
     What is given wins over the preset, the preset over what the model's authors say (``hints``),
     and that over ImageNet's.
 
+    Args:
+        hints: fields of :class:`Preprocess`, ``crop_pct`` and ``size_words``.
+        given: as options; None is not given.
+
     Raises:
         UsageError: numbers of channels differ, or a standard deviation is not greater than 0.
     """
@@ -257,7 +257,8 @@ def resolve_preprocess(
     if not known and not plain:
         return preprocess, [*notes, UNKNOWN_NORMALISATION]
     chosen = {n: values[n] for n, option in options.items() if option is not None}
-    return preprocess, [*notes, *_differences(chosen, hints)]
+    own = {n: tuple(hints[n])[:: -1 if order == "bgr" else 1] for n in options if n in hints}
+    return preprocess, [*notes, *_differences(chosen, own)]
 
 
 def _normalisation(
@@ -351,12 +352,19 @@ def _require_whole(resize: int | None, crop: int | None) -> None:
         )
 
 
-def _differences(chosen: Mapping[str, Sequence[float]], hints: Mapping[str, Any]) -> list[str]:
-    """Return a line for each of the user's numbers that is not the model's own."""
+def _differences(
+    chosen: Mapping[str, Sequence[float]], own: Mapping[str, Sequence[float]]
+) -> list[str]:
+    """Return a line for each of the user's numbers that is not the model's own.
+
+    Both are in the order of the model's channels. Numbers for other channels are not comparable.
+    """
+    pairs = [(n, values, own[n]) for n, values in chosen.items() if n in own]
     return [
-        f"--{name} {_join(values)} differs from the model's own {_join(hints[name])}"
-        for name, values in chosen.items()
-        if name in hints and not np.allclose(values, hints[name], atol=1e-3)
+        f"--{name} {_join(values)} differs from the model's own {_join(known)}"
+        for name, values, known in pairs
+        if len(values) == len(known) or 1 in (len(values), len(known))
+        if not np.allclose(values, known, atol=1e-3)
     ]
 
 
@@ -442,11 +450,14 @@ def read_image(
     """Return one image as the model takes it, and where it is in the input.
 
     Raises:
-        DataError: it is damaged, or has another number of channels.
+        DataError: it is damaged, has another number of channels, or is too long and thin.
     """
-    channels = preprocess.input_size[0]
+    channels, owner = preprocess.input_size[0], f"{source.ids[index]} of {source.name}"
     if channels in (1, 3) and not source.is_array(index):
         image = source.image(index)
+        preprocess.require_room(image.width, image.height, owner)
         return preprocess.apply(image), preprocess.place(*image.size)
     bands = source.bands(index, channels)
-    return preprocess.apply_bands(bands), preprocess.place(bands.shape[1], bands.shape[0])
+    height, width, _ = bands.shape
+    preprocess.require_room(width, height, owner)
+    return preprocess.apply_bands(bands), preprocess.place(width, height)

@@ -24,6 +24,10 @@ ABOUT = (
 def open_random(request: Request) -> Data:
     """Return random samples, drawn when it is known what the model takes.
 
+    Args:
+        request: its ``text`` is ``random`` or ``random:N``; its ``limit`` is the number of samples
+            where the text has none, else 32.
+
     Raises:
         UsageError: ``random:N`` with an N that is no number of samples.
     """
@@ -58,7 +62,12 @@ def _count(request: Request) -> int:
 
 
 class RandomRows:
-    """Samples that depend on their position alone; an input without axes is one number for all."""
+    """Samples that depend on their position alone; an input without axes is one number for all.
+
+    Args:
+        needs: what the model takes.
+        count: number of samples.
+    """
 
     def __init__(self, needs: InputNeeds, count: int) -> None:
         self.needs, self.count = needs, count
@@ -92,7 +101,15 @@ class RandomRows:
 
 
 def nearest(size: int, known: SizeRange | None) -> int:
-    """Return the size of a range that is nearest to another."""
+    """Return the size of a range that is nearest to another.
+
+    Args:
+        size: wanted.
+        known: sizes that an axis takes; None for any.
+
+    Returns:
+        A size of the range, where it has one.
+    """
     if known is None:
         return size
     most = size if known.most is None else known.most

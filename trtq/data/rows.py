@@ -73,6 +73,11 @@ def _indexed(data: object) -> bool:
 def read_row(rows: Rows, index: int, name: str) -> object:
     """Return one raw sample.
 
+    Args:
+        rows: the samples.
+        index: position, from 0.
+        name: of the data, for errors.
+
     Raises:
         DataError: the code that reads it raised, or the data end before their length says.
     """
@@ -93,7 +98,15 @@ def read_row(rows: Rows, index: int, name: str) -> object:
 
 
 class StackedRows:
-    """Arrays with samples first, by name."""
+    """Arrays with samples first, by name.
+
+    Args:
+        name: of the data, for errors.
+        arrays: of equal length, samples first.
+
+    Raises:
+        DataError: lengths differ, or an array has no length.
+    """
 
     def __init__(self, name: str, arrays: Mapping[Any, Any]) -> None:
         self.arrays = {str(k): v for k, v in arrays.items()}
@@ -127,6 +140,13 @@ class LoaderRows:
     """The samples that a DataLoader gives in one pass, each once, in a fixed order.
 
     A sampler that gives some of the samples is heeded, its order and repetitions are not.
+
+    Args:
+        name: of the data, for errors.
+        loader: over a dataset with a length.
+
+    Raises:
+        DataError: its sampler gives other samples in every pass.
     """
 
     def __init__(self, name: str, loader: DataLoader[Any]) -> None:
@@ -201,6 +221,13 @@ def _repeatable(
 
 def batch_rows(batch: object, name: str) -> list[object]:
     """Return the samples of a batch: a tensor, a pair of tensors, or a dict of them.
+
+    Args:
+        batch: what a DataLoader gave.
+        name: of the data, for errors.
+
+    Returns:
+        One sample an item, in the form of the batch: a tensor, a tuple or a dict.
 
     Raises:
         DataError: it is none of them, or its parts have different lengths.
@@ -315,7 +342,11 @@ def _length(data: Any) -> int | None:
 
 
 class KeptRows:
-    """Samples of data that can be read once only: in memory, and on disk beyond some size."""
+    """Samples of data that can be read once only: in memory, and on disk beyond some size.
+
+    Args:
+        name: of the data, for errors.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -330,7 +361,15 @@ class KeptRows:
         return len(self.places)
 
     def add(self, row: object) -> None:
-        """Keep one sample: its values now, whatever the program does to its buffers later."""
+        """Keep one sample: its values now, whatever the program does to its buffers later.
+
+        Args:
+            row: one sample: tensors, arrays, numbers, and lists, tuples and dicts of them.
+
+        Raises:
+            DataError: it cannot be copied.
+            ArtifactError: the disk is full.
+        """
         try:
             data = pickle.dumps(_owned(row), protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as exc:  # any object can refuse

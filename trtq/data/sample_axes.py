@@ -20,6 +20,9 @@ def sample_axes(shapes: Sequence[Shape]) -> list[int | None]:
 
     Args:
         shapes: of the inputs, open axes as texts; one number for all samples has no axis, and 0.
+
+    >>> sample_axes([("batch", 8), (2, "batch", 64), ()])
+    [0, 1, 0]
     """
     firsts = {s[0] for s in shapes if s}
     names = {f for f in firsts if isinstance(f, str)}
@@ -39,7 +42,14 @@ class HasShape(Protocol):
 
 
 def about_samples(inputs: Sequence[HasShape]) -> list[str]:
-    """Return what a user must know of inputs whose first axis is not that of the samples."""
+    """Return what a user must know of inputs whose first axis is not that of the samples.
+
+    Args:
+        inputs: of a model, in order.
+
+    Returns:
+        A line for each such input; empty where samples are first.
+    """
     axes = sample_axes([i.shape for i in inputs])
     return [
         f"samples are given one at a time: axis {axis} of {i.words} holds them, and a sample has "

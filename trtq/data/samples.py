@@ -22,9 +22,10 @@ from PIL import Image
 from trtq.artifact import digest_of
 from trtq.data.ahead import ahead
 from trtq.data.boxes import Boxes
+from trtq.data.image_place import ImagePlace
 from trtq.data.labels import Labels
 from trtq.data.model_inputs import InputNeeds
-from trtq.data.preprocess import ImagePlace, Preprocess, read_image
+from trtq.data.preprocess import Preprocess, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
 from trtq.layouts import Layout, channels_first, in_layout, layout_of
@@ -61,6 +62,9 @@ class Batch:
 
     def feed(self, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
         """Return the inputs in the order of ``names``; the only one may have any name.
+
+        Args:
+            names: of the model's inputs, in order.
 
         Raises:
             DataError: one is missing, or there is one more.
@@ -139,6 +143,9 @@ class Samples(ABC):
     def bound(self, needs: InputNeeds) -> Samples:
         """Return the samples as the inputs of a model.
 
+        Args:
+            needs: what the model takes.
+
         Raises:
             DataError: they do not fit.
         """
@@ -147,6 +154,10 @@ class Samples(ABC):
 
     def expect(self, classes: int, model: str) -> None:
         """Refuse targets of classes that a model does not have, at once or when they are read.
+
+        Args:
+            classes: how many the model tells apart.
+            model: its name, for the message.
 
         Raises:
             DataError: names both numbers.
@@ -175,11 +186,20 @@ class Samples(ABC):
 
     @abstractmethod
     def take(self, count: int, seed: int) -> Samples:
-        """Return ``count`` samples drawn without replacement, all if there are fewer."""
+        """Return ``count`` samples drawn without replacement, all if there are fewer.
+
+        Args:
+            count: how many.
+            seed: of the draw; the same seed draws the same samples.
+        """
 
     @abstractmethod
     def select(self, positions: Sequence[int]) -> Samples:
-        """Return the samples at some positions, in this order."""
+        """Return the samples at some positions, in this order.
+
+        Args:
+            positions: from 0, in the order of :attr:`ids`.
+        """
 
     def targets(self) -> Iterator[torch.Tensor]:
         """Yield the targets that are tensors in batches, as :class:`Batch` has them."""
@@ -202,7 +222,7 @@ class Samples(ABC):
             targets = batch.targets()
             if isinstance(targets, torch.Tensor):
                 total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
-                total.update(targets.contiguous().numpy().tobytes())
+                total.update(bytes_of(targets))
                 continue
             for target in targets or ():
                 words = f"{target}\0".encode() if isinstance(target, str) else target.content()
@@ -217,7 +237,13 @@ class Samples(ABC):
     def inputs(
         self, count: int, size: int, names: Sequence[str]
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield the inputs ``names`` of the first ``count`` samples in batches of ``size``."""
+        """Yield the inputs ``names`` of the first ``count`` samples in batches of ``size``.
+
+        Args:
+            count: how many samples.
+            size: samples in a batch, at most.
+            names: of the model's inputs, in order.
+        """
         for batch in self.batches(size, count=count):
             yield batch.feed(names)
 
@@ -261,6 +287,12 @@ class ImageSamples(Samples):
 
     def bound(self, needs: InputNeeds) -> ImageSamples:
         """Return the images as the only input of a model.
+
+        Args:
+            needs: what the model takes.
+
+        Returns:
+            Samples of the same images in the layout of the input, under its name.
 
         Raises:
             DataError: it takes several inputs, or one of another shape or type.
@@ -372,12 +404,30 @@ def _hint_of_size(shape: Sequence[int | str], layout: Layout | None) -> str:
 def target_array(
     targets: torch.Tensor | Sequence[Boxes] | Sequence[str],
 ) -> npt.NDArray[Any]:
-    """Return targets as an array; boxes and texts are objects, one for each sample."""
+    """Return targets as an array; boxes and texts are objects, one for each sample.
+
+    Args:
+        targets: of a batch.
+
+    Returns:
+        The tensor as it is; else an array of objects [N].
+    """
     if isinstance(targets, torch.Tensor):
         return targets.numpy()
     objects = np.empty(len(targets), dtype=object)
     objects[:] = targets
     return objects
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """Return the values of a tensor of any type, as they lie in memory.
+
+    Args:
+        tensor: on the CPU.
+    """
+    if not tensor.numel():
+        return b""
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def preprocess_digest(samples: Samples) -> str:

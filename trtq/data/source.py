@@ -25,11 +25,16 @@ from trtq.errors import DataError, reason, suggest
 DECODING = 2  # raise it when the same bytes give other pixels: results are then computed again
 Note = Callable[[str], None]
 ARRAY_SUFFIX = ".npy"
+MAX_ANNOTATIONS = 4 * 2**30  # bytes of one file, unpacked: those of large sets have more than 1 GiB
 IMAGES = "images:"
 
 
 class Source(ABC):
     """A list of images, some with labels.
+
+    Args:
+        name: the text it was asked for by.
+        note: receives lines that a user should read.
 
     Attributes:
         name: the text it was asked for by.
@@ -190,12 +195,25 @@ class Source(ABC):
         return digest_of([*content, self.annotations] if self.annotations else content)
 
     def sample(self, count: int, seed: int) -> list[int]:
-        """Return ``count`` indices drawn without replacement, repeatable, or all if fewer."""
+        """Return ``count`` indices drawn without replacement, repeatable, or all if fewer.
+
+        Args:
+            count: how many.
+            seed: of the draw.
+        """
         return [int(i) for i in np.random.default_rng(seed).permutation(len(self))[:count]]
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """Return at most ``limit`` of ``count`` positions, evenly: every class keeps its share."""
+    """Return at most ``limit`` of ``count`` positions, evenly: every class keeps its share.
+
+    Args:
+        count: how many there are.
+        limit: how many to take; None for all.
+
+    >>> spread(5, 3)
+    [0, 2, 4]
+    """
     picks = (
         np.arange(count)
         if limit is None or limit >= count
@@ -205,7 +223,12 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 
 def shared_images(one: Source, other: Source) -> list[int]:
-    """Return the positions in ``one`` of images whose content is in ``other``, under any name."""
+    """Return the positions in ``one`` of images whose content is in ``other``, under any name.
+
+    Args:
+        one: the set whose positions are returned.
+        other: the set it is compared with.
+    """
     known = set(other.contents(range(len(other))))
     return [i for i, content in enumerate(one.contents(range(len(one)))) if content in known]
 
@@ -215,10 +238,13 @@ class FileSource(Source):
 
     @abstractmethod
     def read_other(self, name: str) -> bytes:
-        """Return the content of a file that is no image.
+        """Return the content of a file that is no image, such as annotations.
+
+        Args:
+            name: one of :attr:`ignored`.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or is larger than 4 GiB.
         """
 
     def _take(self, arranged: Arrangement, notes: Sequence[str]) -> None:
@@ -227,12 +253,12 @@ class FileSource(Source):
         for line in (*notes, *arranged.notes):
             self.tell(line)
 
-    def _require_size(self, index: int, size: int) -> None:
-        if size > MAX_BYTES:
+    def _require_size(self, name: str, size: int, limit: int) -> None:
+        if size > limit:
             raise DataError(
-                f"Cannot read {self.ids[index]} in {self.name}",
-                f"it has {size} bytes, the limit is {MAX_BYTES}",
-                "Remove it or scale it down",
+                f"Cannot read {name} in {self.name}",
+                f"it has {size} bytes, the limit is {limit}",
+                "Remove it, or make it smaller",
             )
 
 
@@ -258,14 +284,17 @@ class FolderSource(FileSource):
 
     def read_other(self, name: str) -> bytes:  # noqa: D102
         try:
-            return self.others[name].read_bytes()
+            with self.others[name].open("rb") as handle:
+                self._require_size(name, os.fstat(handle.fileno()).st_size, MAX_ANNOTATIONS)
+                return handle.read()
         except OSError as exc:
             raise DataError(f"Cannot read {name} in {self.name}", reason(exc)) from exc
 
     def read(self, index: int) -> bytes:  # noqa: D102
         try:
             with self.paths[index].open("rb") as handle:
-                self._require_size(index, os.fstat(handle.fileno()).st_size)
+                size = os.fstat(handle.fileno()).st_size
+                self._require_size(self.ids[index], size, MAX_BYTES)
                 return handle.read()
         except OSError as exc:
             raise DataError(f"Cannot read {self.ids[index]} in {self.name}", reason(exc)) from exc
@@ -282,9 +311,9 @@ class FileList(FolderSource):
 
     def __init__(self, name: str, paths: Sequence[Path], note: Note | None = None) -> None:
         Source.__init__(self, name, note)
-        self.paths = list(paths)
-        root = os.path.commonpath([p.parent for p in paths])
-        self.ids = [p.relative_to(root).as_posix() for p in paths]
+        self.paths = [p.absolute() for p in paths]
+        root = os.path.commonpath([p.parent for p in self.paths])
+        self.ids = [p.relative_to(root).as_posix() for p in self.paths]
         self.others = {}
 
 
@@ -320,20 +349,17 @@ class ZipSource(FileSource):
         self.others = {n: listing.files[n] for n in self.ignored}
 
     def read(self, index: int) -> bytes:  # noqa: D102
-        entry = self.entries[index]
-        self._require_size(index, entry.file_size)
-        data = self._read(entry, self.ids[index])
-        self._require_size(index, len(data))
-        return data
+        return self._read(self.entries[index], self.ids[index], MAX_BYTES)
 
     def read_other(self, name: str) -> bytes:  # noqa: D102
-        return self._read(self.others[name], name)
+        return self._read(self.others[name], name, MAX_ANNOTATIONS)
 
-    def _read(self, entry: zipfile.ZipInfo, name: str) -> bytes:
+    def _read(self, entry: zipfile.ZipInfo, name: str, limit: int) -> bytes:
+        self._require_size(name, entry.file_size, limit)
         try:
             with self.zip.open(entry) as handle:
                 # What a zip announces need not be what it unpacks to.
-                return handle.read(MAX_BYTES + 1)
+                data = handle.read(limit + 1)
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -344,6 +370,8 @@ class ZipSource(FileSource):
             ValueError,
         ) as exc:
             raise DataError(f"Cannot read {name} in {self.name}", str(exc)) from exc
+        self._require_size(name, len(data), limit)
+        return data
 
     def stamp(self, index: int) -> Stamp:  # noqa: D102
         try:
@@ -364,7 +392,11 @@ def _user_path(text: str) -> Path:
 
 
 def place_of(data: str) -> str:
-    """Return where the images behind ``data`` are, the same text for every spelling of the path."""
+    """Return where the images behind ``data`` are, the same text for every spelling of the path.
+
+    Args:
+        data: as for :func:`open_source`.
+    """
     kind = next((k for k in ("cifar10:", IMAGES) if data.startswith(k)), "")
     path = data.removeprefix(kind)
     return data if data == "digits" else f"{kind}{_user_path(path).resolve()}"
@@ -421,7 +453,16 @@ def _no_source(data: str, path: Path) -> DataError:
 
 
 def describe(source: Source) -> dict[str, object]:
-    """Return what a record says about a source."""
+    """Return what a record says about a source.
+
+    Args:
+        source: the images, after they were decoded.
+
+    Returns:
+        Plain values by name: ``source``, ``images``, ``classes`` and ``class_names`` (None
+        without), ``ignored_files``, ``ids_digest``, ``changed`` (counts by kind),
+        ``cached_digests``.
+    """
     return {
         "source": source.name,
         "images": len(source),

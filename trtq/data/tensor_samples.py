@@ -15,7 +15,7 @@ from trtq.data.boxes import Boxes, boxes_of, is_boxed
 from trtq.data.fitting import Fitting
 from trtq.data.model_inputs import InputNeeds, parts_of, split
 from trtq.data.rows import Rows, read_row, rows_of
-from trtq.data.samples import Batch, Samples, Targets
+from trtq.data.samples import Batch, Samples, Targets, bytes_of
 from trtq.errors import DataError
 
 SHOWN = 3
@@ -69,8 +69,16 @@ class TensorSamples(Samples):
         return f"{index:06d}" if own is None else str(own[index])
 
     @cached_property
+    def _target(self) -> object:
+        """The target of the first sample as the program gives it; None without.
+
+        It is read before another thread reads: a program's own data may allow one reader only.
+        """
+        return self._sample(self.order[0])[1] if self.order else None
+
+    @cached_property
     def _first_target(self) -> torch.Tensor | None:
-        target = self._sample(self.order[0])[1] if self.order else None
+        target: Any = self._target
         try:
             return None if target is None else torch.as_tensor(target)
         except (TypeError, ValueError, RuntimeError):  # text, boxes: some task may read them
@@ -90,8 +98,7 @@ class TensorSamples(Samples):
     @cached_property
     def boxed(self) -> bool:
         """Whether the first target is boxes."""
-        target = self._sample(self.order[0])[1] if self.order else None
-        return target is not None and is_boxed(target)
+        return self._target is not None and is_boxed(self._target)
 
     @property
     def class_targets(self) -> bool:
@@ -106,14 +113,16 @@ class TensorSamples(Samples):
     def bound(self, needs: InputNeeds) -> TensorSamples:
         """Return the samples as the inputs of a model; its names decide what is a target.
 
+        Args:
+            needs: what the model takes.
+
         Raises:
             DataError: the first sample does not fit the model.
         """
         samples = self._with(order=self.order, needs=needs)
         fit_rows: Callable[[InputNeeds], Rows] | None = getattr(self.rows, "bound", None)
         samples.rows = self.rows if fit_rows is None else fit_rows(needs)
-        if samples.order:
-            samples._sample(samples.order[0])
+        _ = samples._target  # it must fit
         return samples
 
     def _with(self, *, order: Sequence[int], needs: InputNeeds | None) -> TensorSamples:
@@ -125,6 +134,8 @@ class TensorSamples(Samples):
         samples.varies, samples.expected = self.varies, self.expected
         if needs is self.needs:
             samples.seen, samples.fitting = self.seen, self.fitting
+            if "_target" in vars(self):
+                vars(samples)["_target"] = self._target
         return samples
 
     def first_batch(self, names: Sequence[str] = ()) -> object:
@@ -140,6 +151,12 @@ class TensorSamples(Samples):
             DataError: a sample cannot be read, or its parts do not fit the names.
         """
         rows = [self._named(i, names) for i in (*self.order, *self.order)[:BATCH_OF_TWO]]
+        if rows[0].keys() != rows[-1].keys():
+            raise DataError(
+                f"Cannot use the samples of {self.name}",
+                f"one has the inputs {', '.join(rows[0])}, another {', '.join(rows[-1])}",
+                "Give every sample the same inputs",
+            )
         if any(
             a.shape != b.shape for a, b in zip(rows[0].values(), rows[-1].values(), strict=False)
         ):
@@ -171,8 +188,16 @@ class TensorSamples(Samples):
 
         Samples of different shapes, where the model takes them, are in different batches; so are
         samples with other values of an input that is one number for a whole batch.
+
+        Args:
+            size: samples in a batch, at most; one for models whose first axes do not hold samples.
+            count: how many samples; None for all.
+
+        Raises:
+            DataError: a sample cannot be read, does not fit, or differs from an earlier pass.
         """
         chosen = self.order[:count]
+        _ = self._target  # read before the thread starts
         size = 1 if self.needs is not None and self.needs.one_at_a_time else size
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         for part, rows in zip(parts, ahead(parts, self._read), strict=True):
@@ -340,8 +365,7 @@ def _content(inputs: Mapping[str, torch.Tensor]) -> str:
     for name, value in inputs.items():
         label = f"{name} " if len(inputs) > 1 else ""
         content.update(f"{label}{value.dtype} {list(value.shape)}\0".encode())
-        raw = value.contiguous().reshape(-1).view(torch.uint8) if value.numel() else value
-        content.update(raw.numpy().tobytes())
+        content.update(bytes_of(value))
     return content.hexdigest()
 
 

@@ -28,6 +28,9 @@ MISSING_MODEL = ("a text model has inputs such as", f"{IDS}, {MASK} and {TYPES}"
 def open_text(request: Request) -> Data:
     """Return the lines of a text file as samples of a text model.
 
+    Args:
+        request: its ``tokenizer`` is the file of the tokenizer.
+
     Raises:
         UsageError: there is no tokenizer.
         MissingExtraError: the package ``tokenizers`` is not installed.
@@ -65,7 +68,8 @@ def _lines(request: Request) -> list[str]:
     """Return the texts of a file, without the empty ones."""
     path = Path(expand_home(request.text, "--data"))
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines: it cuts texts at form feeds and Unicode's own separators, too.
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(
             f"Cannot read the texts of {request.text}", reason(exc), "Write it as UTF-8 text"
@@ -80,6 +84,12 @@ def _lines(request: Request) -> list[str]:
 
 def load_tokenizer(file: str) -> Any:
     """Return the tokenizer in a file of Hugging Face's ``tokenizers``.
+
+    Args:
+        file: ``tokenizer.json``.
+
+    Returns:
+        A ``tokenizers.Tokenizer``.
 
     Raises:
         MissingExtraError: the package is not installed.
@@ -113,6 +123,7 @@ class TextRows:
         tokenizer: of Hugging Face's ``tokenizers``.
         needs: what the model takes; None where it is not known.
         names: of the model's inputs where only these are known.
+        pad: index that fills texts up; None for the tokenizer's.
 
     Texts are padded to a length that the model takes, and cut at the longest. In a batch they are
     padded to its longest, where the model has a mask that tells.
@@ -128,10 +139,12 @@ class TextRows:
         *,
         needs: InputNeeds | None = None,
         names: Sequence[str] | None = None,
+        pad: int | None = None,
     ) -> None:
         self.request, self.lines = request, lines
         # Lengths are set below: other samples may have others.
         self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        self.pad = _pad(tokenizer) if pad is None else pad
         self.specs = {} if needs is None else {s.name: s for s in needs.inputs}
         self.kinds = _kinds(request.text, names or tuple(self.specs) or (IDS, MASK))
         self.length, self.range = _lengths(needs)
@@ -144,8 +157,15 @@ class TextRows:
             self.tokenizer.enable_truncation(max_length=min(limits))
 
     def bound(self, needs: InputNeeds) -> TextRows:
-        """Return the texts under the names and with the lengths of a model's inputs."""
-        return TextRows(self.request, self.lines, self.tokenizer, needs=needs)
+        """Return the texts under the names and with the lengths of a model's inputs.
+
+        Args:
+            needs: what the model takes.
+
+        Raises:
+            DataError: two of its inputs could be the indices.
+        """
+        return TextRows(self.request, self.lines, self.tokenizer, needs=needs, pad=self.pad)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -185,6 +205,9 @@ class TextRows:
         """Return the texts of a batch with the length of the longest, marked by their masks.
 
         They stay as they are for a model without a mask.
+
+        Args:
+            rows: the inputs of each text by name, [length] each.
         """
         sizes = {len(row[name]) for row in rows for name in self.kinds}
         if len(sizes) < 2 or MASK not in self.kinds.values():
@@ -200,21 +223,25 @@ class TextRows:
     def _longer(self, kind: str, values: torch.Tensor, size: int) -> torch.Tensor:
         """Return one input of a text, continued to ``size`` tokens."""
         start = len(values)
-        filler = self._pad() if kind == IDS else 0
+        filler = self.pad if kind == IDS else 0
         tail = (
             torch.arange(start, size) if kind == POSITIONS else torch.full((size - start,), filler)
         )
         return torch.cat([values, tail.to(values.dtype)])
-
-    def _pad(self) -> int:
-        ids = (self.tokenizer.token_to_id(token) for token in PADS)
-        return next((i for i in ids if i is not None), 0)
 
     def _dtype(self, name: str) -> torch.dtype:
         """Return the type of an input; indices that do not fit it are refused later."""
         spec = self.specs.get(name)
         dtype = torch.int64 if spec is None else DTYPES.get(spec.dtype, torch.int64)
         return torch.int64 if dtype == torch.uint8 else dtype
+
+
+def _pad(tokenizer: Any) -> int:
+    """Return the index that fills texts up: the tokenizer's own, else a usual token's, else 0."""
+    if tokenizer.padding is not None:
+        return int(tokenizer.padding["pad_id"])
+    ids = (tokenizer.token_to_id(token) for token in PADS)
+    return next((i for i in ids if i is not None), 0)
 
 
 def _kinds(name: str, inputs: Sequence[str]) -> dict[str, str]:

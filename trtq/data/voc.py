@@ -12,6 +12,7 @@ from trtq.data.source import FileSource, open_source
 from trtq.data.voc_xml import VocFile, read_voc
 from trtq.errors import DataError, UsageError, listed
 from trtq.paths import expand_home
+from trtq.typed import present
 
 SHOWN = 3
 SPLITS = "ImageSets/Main"
@@ -20,6 +21,13 @@ CLASS_FILES = ("classes.txt", "labels.txt")
 
 def open_voc(request: Request) -> Data:
     """Return the images and boxes of a folder or a zip, of all its images or of one split.
+
+    Corners count pixels from 1 as in VOC, or from 0 where a box of the data begins at 0; both
+    become pixels from 0. Class indices follow ``classes.txt`` or ``labels.txt``, else the order of
+    names.
+
+    Args:
+        request: its ``text`` is ``voc:FOLDER``, ``voc:FILE.zip`` or either with ``/SPLIT``.
 
     Raises:
         DataError: an annotation file is damaged, or images are missing.
@@ -131,29 +139,46 @@ def _of_split(
             f"there is no {SPLITS}/{split}.txt; known: {', '.join(known) or 'none'}",
             f"Leave /{split} out to use all images",
         )
-    texts = [source.read_other(n).decode("utf-8-sig", "replace") for n in own]
-    wanted = [line.split()[0] for t in texts for line in t.splitlines() if line.strip()]
+    by_place = {(_set_of(n), PurePosixPath(n).stem): n for n in files}
     by_stem = {PurePosixPath(n).stem: n for n in files}
-    missing = [w for w in wanted if w not in by_stem]
+    wanted = [(PurePosixPath(n).parents[2], stem) for n in own for stem in _stems(source, n)]
+    names = [by_place.get((root, stem)) or by_stem.get(stem) for root, stem in wanted]
+    missing = [stem for (_, stem), name in zip(wanted, names, strict=True) if name is None]
     if missing:
         raise DataError(
             f"{source.name} lists images without annotations",
             f"{len(missing)} of {len(wanted)} in {own[0]}: {listed(missing, SHOWN)}",
             "Add their .xml files, or remove their lines",
         )
-    return {by_stem[w]: files[by_stem[w]] for w in wanted}
+    return {name: files[name] for name in present(names)}
+
+
+def _stems(source: FileSource, name: str) -> list[str]:
+    """Return the names that a list of a split has, one a line."""
+    text = source.read_other(name).decode("utf-8-sig", "replace")
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def _set_of(name: str) -> PurePosixPath:
+    """Return the folder with Annotations and JPEGImages that a file of one of them is in."""
+    return PurePosixPath(name).parent.parent
 
 
 def _image_names(source: FileSource, files: Mapping[str, VocFile]) -> list[str]:
-    """Return the image of each annotation file: that of its own name, else that it names."""
+    """Return the image of each annotation file: that of its own name, else that it names.
+
+    Of several images with its name it is that of the written path, or in the same set (VOC2007).
+    """
     by_stem: dict[str, list[str]] = {}
     for image in source.ids:
         by_stem.setdefault(PurePosixPath(image).stem, []).append(image)
     names = []
     for name, file in files.items():
         same = by_stem.get(PurePosixPath(name).stem, [])
-        written = PurePosixPath(file.filename.replace("\\", "/")).name
-        names.append(same[0] if len(same) == 1 else written or f"{PurePosixPath(name).stem}.jpg")
+        path = PurePosixPath(file.filename.replace("\\", "/"))
+        same = [i for i in same if f"/{i}".endswith(f"/{path}")] or same
+        same = [i for i in same if _set_of(i) == _set_of(name)] or same
+        names.append(same[0] if len(same) == 1 else path.name or f"{PurePosixPath(name).stem}.jpg")
     return names
 
 

@@ -45,6 +45,9 @@ class VocFile:
 def read_voc(content: bytes) -> VocFile:
     """Return an annotation file.
 
+    Args:
+        content: of the file, at most 1 MiB; a document type in it is refused.
+
     Raises:
         ValueError: a person reads why it is none.
     """

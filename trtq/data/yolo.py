@@ -40,6 +40,10 @@ class _Yaml(msgspec.Struct):
 def open_yolo(request: Request) -> Data:
     """Return the images and boxes of one split of a ``data.yaml``.
 
+    Args:
+        request: its ``text`` is ``yolo:data.yaml`` or ``yolo:data.yaml/SPLIT``; without a split the
+            first of val, train and test is used.
+
     Raises:
         DataError: the file is damaged, or images or labels are missing or damaged.
         UsageError: it has no such split.
@@ -47,8 +51,7 @@ def open_yolo(request: Request) -> Data:
     path, split = _yaml_and_split(request)
     described = _read(request, path)
     images = _images(request, path, described, split)
-    names = described.names
-    classes = list(names) if isinstance(names, list) else [names[k] for k in sorted(names)]
+    classes = _classes(request, path, described.names)
     form = _Form(classes=len(classes), points=described.kpt_shape)
     source = FileList(request.text, images, request.note)
     rows = [_rows(request, _labels_of(image), form) for image in images]
@@ -110,6 +113,24 @@ def _read(request: Request, path: Path) -> _Yaml:
             reason(exc),
             "Give a data.yaml with path, train, val and names",
         ) from exc
+
+
+def _classes(request: Request, path: Path, names: list[str] | dict[int, str]) -> list[str]:
+    """Return the names of classes in index order.
+
+    Raises:
+        DataError: an index below the highest has no name.
+    """
+    if isinstance(names, list):
+        return names
+    if sorted(names) != list(range(len(names))):
+        raise DataError(
+            f"Cannot read the classes of {request.text}",
+            f"names in {path} has the indices {listed([str(k) for k in sorted(names)], SHOWN)}, "
+            f"expected 0 to {len(names) - 1}",
+            "Number the classes from 0, as the label files do",
+        )
+    return [names[k] for k in range(len(names))]
 
 
 def _images(request: Request, path: Path, described: _Yaml, split: str | None) -> list[Path]:
@@ -241,6 +262,10 @@ class _Form(NamedTuple):
 
     def read(self, line: str) -> _Row:
         """Return the object of a line.
+
+        Args:
+            line: class, then centre, width and height; or class, then x and y of three points or
+                more; keypoints follow a box. All but the class are shares of the image.
 
         Raises:
             ValueError: a person reads why it is none.

@@ -40,7 +40,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
         """The scores with labels as a person reads them, "" without."""
         theirs = {f.name: f for f in self.reference_figures or ()}
         parts = [
-            f"{f.words} (the ONNX file {theirs[f.name].value:.2f})"
+            f"{f.words} (the ONNX file {theirs[f.name].amount})"
             for f in self.figures or ()
             if f.value is not None and f.name in theirs and theirs[f.name].value is not None
         ]

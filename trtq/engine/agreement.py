@@ -26,7 +26,7 @@ from trtq.engine.meaning import meaning_of
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
 from trtq.export.codes import count_qdq
-from trtq.export.feeds import Given, count_of
+from trtq.export.feeds import Given, concatenated, count_of
 from trtq.export.fp16 import elem_types, has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import get_metadata
@@ -175,7 +175,10 @@ def check_agreement(
 
 
 def run_rounded(model: onnx.ModelProto) -> Runner:
-    """Return a model in ONNX Runtime, every FP16 result rounded as hardware does."""
+    """Return a model in ONNX Runtime, every FP16 result rounded as hardware does.
+
+    A model without FP16 types runs as it is.
+    """
     return OnnxRunner(rounded(model) if has_half(model) else model)
 
 
@@ -208,9 +211,18 @@ def require_agreement(record: AgreementRecord) -> None:
 
 
 def answers(runner: Runner, images: Sequence[Given]) -> Outputs:
-    """Return every output by name over all images: integers as they are, the others float64."""
+    """Return every output by name over all images.
+
+    Args:
+        runner: of a file or an engine.
+        images: batches, at least one: arrays by input name, or one array.
+
+    Returns:
+        [N, ...] over all batches: integers in their own dtype, the others float64. An output whose
+        shapes differ between batches, such as texts of several lengths, is flat.
+    """
     made = [runner.run(b) for b in images]
-    return {n: as_float64(np.concatenate([np.atleast_1d(m[n]) for m in made])) for n in made[0]}
+    return {n: as_float64(concatenated([np.atleast_1d(m[n]) for m in made])) for n in made[0]}
 
 
 def as_float64(values: Array) -> Array:
@@ -219,9 +231,16 @@ def as_float64(values: Array) -> Array:
 
 
 def worst_sqnr(wanted: Outputs, got: Outputs) -> float:
-    """Return the lowest SQNR over the outputs, by name.
+    """Return the lowest SQNR over the outputs, dB.
 
-    It is infinite for integers, and minus infinity where an output is missing or not finite.
+    Args:
+        wanted: of the yardstick, by name.
+        got: by the same names.
+
+    Returns:
+        10 log10(sum of wanted^2 / sum of (wanted - got)^2): 20 dB where the difference is a tenth
+        of the signal. It is infinite for equal floats and for any integers, and minus infinity
+        where an output is missing, of another shape or not finite.
     """
     return min(_sqnr_of(w, got.get(n)) for n, w in wanted.items())
 
@@ -236,6 +255,10 @@ def compare(
     name: str, wanted: Outputs, got: Outputs, error: float | None, known: Kind | None = None
 ) -> Comparison:
     """Compare outputs with the yardstick's.
+
+    A float file must reach :data:`FLOAT_SQNR_DB`; a Q/DQ file the SQNR of its own quantization less
+    :data:`SLACK_DB`, at least :data:`LEAST_SQNR_DB` and at most :data:`FLOAT_SQNR_DB`. A file that
+    keeps 22 dB asks for 16 dB. Of integers :data:`MIN_EQUAL` percent must be equal.
 
     Args:
         name: of what gave ``got``, for the record.
@@ -291,6 +314,19 @@ def first_parting(
     Results of convolutions and products, and what every Q/DQ pair gives, are made outputs of both;
     in an engine that can change what is fused, so an answer of "the output" means that the tapped
     engine computes the right thing.
+
+    Args:
+        opener: builds and runs a model like ``source``.
+        model: the yardstick, run in ONNX Runtime.
+        source: the model that was built.
+        batch: samples to run.
+
+    Returns:
+        The label of the node whose result is below :data:`FLOAT_SQNR_DB`, and :data:`PARTING_DB`
+        below the lowest before it; else words for the output.
+
+    Raises:
+        TrtqError: one of the two cannot be built or run.
     """
     taps = _taps(model, source)
     ours, theirs = (

@@ -120,6 +120,10 @@ def read_layer_info(path: Path) -> list[LayerRow]:
 def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
     """Return the layers of a report that was read.
 
+    Args:
+        report: JSON with a list ``Layers``, of dicts or, without detailed verbosity, of names.
+        name: of the file, for errors.
+
     Raises:
         EngineError: it is no such report.
     """
@@ -170,9 +174,14 @@ def _type(tensor: Mapping[str, Any]) -> str:
 
 
 def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
-    """Return the layers of a TensorRT-RTX plan.
+    """Return the layers of a TensorRT-RTX plan, convolutions and products first.
 
-    The result is None where its undocumented rows are not as known.
+    Args:
+        plan: the engine file.
+        version: of the builder, such as ``1.7.1``.
+
+    Returns:
+        None where its undocumented rows are not as known.
     """
     kernels = read_plan_kernels(plan, version, 1)
     if kernels is None:
@@ -193,7 +202,8 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
 def requests(model: onnx.ModelProto) -> dict[str, str]:
     """Return the requested precision of every convolution and product, by node name.
 
-    Nodes in branches are included.
+    It is ``int8``, ``fp8`` or ``fp4`` where both operands have Q/DQ pairs (of two kinds the first
+    of :data:`CODES`), else ``float``. Nodes in branches are included.
     """
     found: dict[str, str] = {}
     for scope in scopes(model):
@@ -250,9 +260,9 @@ def match(
 
 
 def unnamed_products(layers: Sequence[LayerRow], rows: Sequence[ModuleRow]) -> dict[str, int]:
-    """Return the products of an engine that no row was matched with, by precision.
+    """Return the products of an engine that no row was matched with: counts by precision.
 
-    Merged products and fused attention lose the names.
+    Merged products and fused attention lose the names of their nodes.
     """
     named = {r.layer for r in rows}
     return dict(

@@ -50,10 +50,22 @@ from trtq.specs import BuildSpec
 def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     """Build the engine and write it with its manifest.
 
+    The engine is ``spec.out``, the manifest ``spec.out`` with ``.json`` behind it. Both are
+    replaced only after the build and its checks have passed; builds of one output wait for each
+    other.
+
+    Args:
+        spec: what to build, from which file.
+        progress: receives progress and notes; default: nobody.
+
     Raises:
         EngineError: the backend cannot do what is asked on this target, the parser or the builder
             refuses (their words, with node names), or what was built is not what was asked for.
+        ExportError: the ONNX file cannot be read.
+        UsageError: options that contradict each other or the file.
+        AgreementError: on ``spec.data`` the engine computes something else than the file.
         MissingExtraError: the backend is not installed.
+        ArtifactError: the output cannot be written.
     """
     told, out = or_silent(progress), Path(spec.out)
     _require_output(spec, out)
@@ -129,6 +141,12 @@ class Outcome:
 def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progress) -> Outcome:
     """Build, and look at what came out.
 
+    Args:
+        builder: to use.
+        job: what was asked for.
+        settings: for the first attempt.
+        told: receives progress and notes.
+
     Raises:
         EngineError: nothing helped, or the engine computes nothing in codes although the model asks
             for it.
@@ -149,7 +167,15 @@ def describe(
     outcome: Outcome,
     agreement: AgreementRecord | None = None,
 ) -> EngineManifest:
-    """Return the manifest of an engine that was just built."""
+    """Return the manifest of an engine that was just built.
+
+    Args:
+        job: what was asked for.
+        builder: that built it.
+        settings: of the first attempt; the workspace of the last is in ``outcome``.
+        outcome: the engine, and what it computes in.
+        agreement: with its file; None where no samples were given.
+    """
     spec, found, path = job.spec, outcome.climb, Path(job.spec.onnx)
     built, metadata = found.built, get_metadata(job.model)
     last = replace(settings, workspace=found.workspace)
@@ -250,14 +276,16 @@ def _tensors(model: onnx.ModelProto, runtime: Runtime) -> list[TensorRow]:
 def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     """Return the one command line, or the Python, that would build the engine.
 
-    Nothing is built, and no builder need be here.
+    Nothing is built, and no builder need be here. A model that must be changed first (pairs
+    removed, types written into the graph) is written beside ``spec.out``, and named.
 
-    A model that must be changed first (pairs removed, types written into the graph) is written
-    beside ``spec.out``, and named.
+    Args:
+        spec: what to build, from which file.
+        progress: receives notes; default: nobody.
 
     Raises:
         EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
-        UsageError: trtexec's version is not known.
+        UsageError: trtexec's version is not known, or the changed model would replace the file.
     """
     told, job = or_silent(progress), prepare(spec)
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)

@@ -27,10 +27,20 @@ class Costs(Protocol):
         """The layers of each region."""
 
     def ms(self, in_float: frozenset[str]) -> float:
-        """Return the time of a call when some layers compute in FP16."""
+        """Return the time of a call, ms.
+
+        Args:
+            in_float: labels of the quantized layers that compute in FP16; the others compute in
+                codes.
+        """
 
     def sides(self, names: Sequence[str], in_float: frozenset[str]) -> tuple[Side, Side]:
-        """Return a region in INT8 and in FP16, the other layers as chosen."""
+        """Return a region in INT8 and in FP16, the other layers as chosen.
+
+        Args:
+            names: layers of the region, one of ``sets``.
+            in_float: layers of the whole model that compute in FP16.
+        """
 
 
 @dataclass(slots=True)
@@ -80,7 +90,7 @@ def _key(kernel: PlanKernel) -> Key:
 
 
 def priced(kernels: Iterable[PlanKernel], device: Device) -> Iterator[Piece]:
-    """Return kernels with the times that the roofline predicts."""
+    """Yield kernels with the times that the roofline predicts and the MB (10^6) they move."""
     for kernel in kernels:
         yield Piece(
             name=kernel.name,
@@ -149,7 +159,11 @@ def choose(costs: Costs) -> Choice:
     """Return which regions are better left in FP16.
 
     The choice starts from all regions in INT8 and from all in FP16 and moves one region at a time
-    as long as that saves time; the faster of the two results is taken.
+    as long as that saves :data:`LEAST` of the INT8 time; the faster of the two results is taken.
+    All layers stay in INT8 where it saves less than that.
+
+    Args:
+        costs: predicted over a graph or measured of two engines.
     """
     every = frozenset(n for names in costs.sets for n in names)
     nothing: frozenset[str] = frozenset()

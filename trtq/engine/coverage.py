@@ -62,7 +62,15 @@ def cover(
 ) -> tuple[Coverage | None, PlanAudit | None]:
     """Return what the builder's own report or the rows of a TensorRT-RTX plan say.
 
-    A value is None where nothing can be known.
+    Args:
+        model: with the pairs that the engine should compute.
+        built: the engine.
+        backend: ``tensorrt``, ``tensorrt-rtx`` or ``trtexec``.
+        target: it was built for, to explain layers in float.
+
+    Returns:
+        How much of what was asked for it computes, None without a report of a known form; and the
+        counts of the plan's own rows, None for other builders and unknown versions.
     """
     rtx = backend == RTX
     source = f"the plan of TensorRT-RTX {built.version}" if rtx else "the builder's layer report"
@@ -104,7 +112,14 @@ def require_codes(
     rows: PlanAudit | None,
     target: Target,
 ) -> None:
-    """A Q/DQ model whose engine computes nothing in codes must not be called INT8.
+    """Refuse a Q/DQ model whose engine computes nothing in codes: it must not be called INT8.
+
+    Args:
+        model: with the pairs that the engine should compute.
+        onnx_file: its path, for the hint.
+        coverage: of :func:`cover`.
+        rows: of :func:`cover`.
+        target: it was built for.
 
     Raises:
         EngineError: nothing that was asked for came.

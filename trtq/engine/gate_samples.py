@@ -29,7 +29,12 @@ MOST_RANDOM = 4  # batches
 
 @dataclass(frozen=True, slots=True)
 class GateSamples:
-    """Batches that an engine and its file are compared on; ``random`` where they are no data."""
+    """Batches that an engine and its file are compared on.
+
+    Attributes:
+        batches: at least one: arrays by input name, or one array for a model of one input.
+        random: they are drawn at random and are no data.
+    """
 
     batches: Sequence[Given]
     random: bool
@@ -38,7 +43,12 @@ class GateSamples:
 def samples_for(job: Job, told: Progress) -> GateSamples:
     """Return the samples for the agreement gate.
 
-    Images become the input as the file says; other data are the inputs by name.
+    Images become the input as the file says; other data are the inputs by name; ``random`` draws
+    values by the inputs' dtypes. At most ``job.spec.check_images`` are used.
+
+    Args:
+        job: names the data, the model and the sizes that it is built for.
+        told: receives notes.
 
     Raises:
         UsageError: images do not fill the model's inputs, or the file does not say how they do.
@@ -123,6 +133,14 @@ def require_built_for(
     job: Job, data: str, sample: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Refuse a batch of other sizes than the engine is built for.
+
+    A first axis below the smallest size is allowed: small batches are filled up.
+
+    Args:
+        job: has the sizes.
+        data: name of the samples, for errors.
+        sample: id of the batch's first sample, for errors.
+        shapes: of the batch, by input.
 
     Raises:
         DataError: names the axis.

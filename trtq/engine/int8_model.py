@@ -168,7 +168,10 @@ class Int8Model:
         return [tuple(names) for names in sets.groups(self.quantized.layers)]
 
     def riders(self, in_float: frozenset[str]) -> list[str]:
-        """Return the nodes beside layers in FP16 that read codes in the same kernel."""
+        """Return the labels of nodes beside layers in FP16 that read codes in the same kernel.
+
+        They must lose their pairs, too, as the add behind a convolution does.
+        """
         labels = [
             self._label(op)
             for group in self.groups

@@ -202,8 +202,16 @@ class Job:
     ) -> onnx.ModelProto:
         """Return the model as it is built.
 
-        Nodes in ``without`` lose their pairs. The graph has FP16 types where the release wants
-        them.
+        Args:
+            settings: of the build.
+            version: of the builder: the graph has FP16 types where that release wants them.
+            without: names of nodes that lose their pairs.
+
+        Returns:
+            ``self.model`` itself where nothing changes.
+
+        Raises:
+            ExportError: a weight does not fit FP16, or the graph has branches.
         """
         model = strip_at(self.model, without) if without else self.model
         return (
@@ -219,6 +227,9 @@ def prepare(spec: BuildSpec) -> Job:
     Raises:
         EngineError: the device lacks what the model needs, and ``spec.fallback`` does not allow the
             alternative.
+        ExportError: the file cannot be read.
+        UsageError: no target, a calibration cache without trtexec, or sizes that do not fit the
+            model.
     """
     if spec.calibration is not None and spec.backend != "trtexec":
         raise UsageError(

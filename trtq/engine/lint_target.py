@@ -38,10 +38,17 @@ def _reader(target: Target, runtime: Runtime) -> Reader:
 def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target: Target) -> None:
     """Refuse what lint calls an error.
 
-    The builder would refuse it, too, or would compute other values than the file says.
+    The builder would refuse it, too, or would compute other values than the file says. Rules of
+    :data:`OWN_CHECKS` do not count: a build checks them by itself.
+
+    Args:
+        model: to be built.
+        reader: what the builder reads.
+        onnx_file: its path, for the message.
+        target: for the hint.
 
     Raises:
-        EngineError: names the first node or tensor and the rule.
+        EngineError: names the first findings and their rules.
     """
     found = [f for f in lint(model, reader) if f.severity == "error" and f.rule not in OWN_CHECKS]
     if not found:

@@ -32,7 +32,14 @@ from trtq.export.feeds import InputSlot
 
 
 class BuiltBy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The builder of an engine: a module of Python or a command."""
+    """The builder of an engine.
+
+    Attributes:
+        backend: ``tensorrt``, ``tensorrt-rtx`` or ``trtexec``.
+        version: of the builder, down to the patch where it says so.
+        module: of Python; "" for a command.
+        command: the command line; "" for a module.
+    """
 
     backend: str
     version: str
@@ -41,7 +48,13 @@ class BuiltBy(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BuiltFor(msgspec.Struct, frozen=True):
-    """The target of an engine; ``capability`` is that of the device."""
+    """The target of an engine.
+
+    Attributes:
+        name: as ``--target`` takes it, without a release, such as ``orin``.
+        device: what people call it.
+        capability: compute capability, such as ``8.7``.
+    """
 
     name: str
     device: str
@@ -319,7 +332,7 @@ def read_plan(engine: Path) -> bytes:
     """Return the bytes of an engine.
 
     Raises:
-        EngineError: there is none.
+        EngineError: it cannot be read.
     """
     try:
         return engine.read_bytes()

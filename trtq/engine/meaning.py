@@ -42,7 +42,15 @@ class Meaning:
     kept: float | None = None
 
     def alike(self, got: Mapping[str, Array]) -> list[Figure]:
-        """Return what the task says of other answers to the same samples."""
+        """Return what the task says of other answers to the same samples.
+
+        Args:
+            got: outputs by name, over all samples.
+
+        Returns:
+            Figures, the score that is limited first; none where the task cannot compare two answers
+            or an output is missing.
+        """
         counts = self.task.agreement()
         if counts is None or set(got) < set(self.wanted):
             return []
@@ -51,7 +59,7 @@ class Meaning:
         return counts.figures
 
     def limit(self, alike: list[Figure]) -> str:
-        """Return the limit and how it was set, for the record."""
+        """Return the limit of the first figure and how it was set; "" where it has none."""
         if not alike or not _has_limit(alike[0]):
             return ""
         reason = "the file has no codes, or nothing of its float model could be counted"

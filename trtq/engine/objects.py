@@ -71,7 +71,10 @@ class Engine:
         return self.manifest.summary
 
     def save(self, path: str | Path) -> Path:
-        """Write the engine, and its manifest beside it as FILE.json; return the engine's path.
+        """Write the engine, and its manifest beside it as PATH.json; return the engine's path.
+
+        Args:
+            path: replaced where it exists; its folder is created.
 
         Raises:
             ArtifactError: it cannot be written.

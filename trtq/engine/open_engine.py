@@ -16,12 +16,11 @@ from trtq.engine.build import build
 from trtq.engine.manifest import EngineManifest, manifest_path, read_manifest, read_plan
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
+from trtq.engine.settings import AMPERE
 from trtq.errors import EngineError
 from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
 from trtq.specs import BuildSpec, option_words
-
-AMPERE = 80
 
 
 def is_engine(path: Path) -> bool:
@@ -32,10 +31,13 @@ def is_engine(path: Path) -> bool:
 def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
     """Return an engine ready to run, after its manifest was checked.
 
-    The manifest must match the file, this TensorRT and this GPU.
+    The manifest must match the file, this TensorRT and this GPU. Loading an engine can run code
+    that is in it: without a manifest that names this very file, ``trust`` is needed.
 
-    Loading an engine can run code that is in it: without a manifest that names this very file,
-    ``trust`` is needed.
+    Args:
+        path: of the engine; its manifest is PATH.json.
+        trust: load an engine that has no manifest; one that has is still checked.
+        device: a GPU of this machine, for torch.
 
     Raises:
         EngineError: another file, version or GPU than the manifest says (with the command that
@@ -77,7 +79,13 @@ def open_plan(
 def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> Path:
     """Build the engine of ``path`` again for the TensorRT and the GPU here.
 
-    Return the path of the new engine, which is beside the original. The original remains.
+    Args:
+        path: of the engine; it remains as it is.
+        progress: receives progress.
+        device: the GPU to build for.
+
+    Returns:
+        The path of the new engine, ``NAME.TARGET.rebuilt.engine`` beside the original.
 
     Raises:
         EngineError: the ONNX file it was built from is gone, or another one by now.
@@ -105,7 +113,17 @@ def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> P
 def require_same(
     path: Path, manifest: EngineManifest, version: str, capability: str | None
 ) -> None:
-    """Explain an engine of another TensorRT or another GPU before TensorRT sees it.
+    """Refuse an engine of another TensorRT or another GPU before TensorRT sees it.
+
+    Versions are compared as far as both are known, so that ``10.3`` matches ``10.3.0``. A
+    version-compatible engine also runs on a later release of its major version, an ``ampere+`` one
+    on any compute capability from 8.0 on.
+
+    Args:
+        path: of the engine, for errors.
+        manifest: of it.
+        version: of TensorRT here.
+        capability: of the GPU here, such as ``8.9``; None where it is not known.
 
     Raises:
         EngineError: what it was built with, what is here, and the command that builds it here.

@@ -91,7 +91,11 @@ class PlanKernel:
     fused: bool = False
 
     def time(self, device: Device) -> KernelTime:
-        """Return the roofline's time of the kernel; the counts are of the whole batch already."""
+        """Return the roofline's time of the kernel on a device.
+
+        The counts are of the whole batch already. A precision without a peak in the hardware table
+        counts as FP16.
+        """
         per = BITS[self.precision]
         counts = Kernel(
             name=self.name,

@@ -55,14 +55,19 @@ def text_of(plan: bytes) -> bytes:
 
 
 def type_name(kind: bytes) -> str:
-    """Return a type of a plan's row as everything else calls it."""
+    """Return a type of a plan's row as everything else calls it: ``fp8`` for ``fp8_e4m3``."""
     return FLOAT_CODES.get(kind, kind.decode())
 
 
 def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
     """Return the counts of a plan.
 
-    The result is None when the version is unknown or the rows are not as expected.
+    Args:
+        plan: the engine file.
+        version: of the builder, such as ``1.7.1``.
+
+    Returns:
+        None when the version is unknown or the rows are not as expected.
     """
     if not version.startswith(KNOWN_VERSIONS):
         return None

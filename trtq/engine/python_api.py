@@ -29,7 +29,18 @@ MODULES = {RTX: "tensorrt_rtx", "tensorrt": "tensorrt"}
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A line of the worker; which fields it has depends on the event."""
+    """A line of the worker; which fields it has depends on the event.
+
+    Attributes:
+        event: ``log``, ``error``, ``phase``, ``step`` or ``done``.
+        severity: of a log line, such as ``warning``.
+        text: of a log line or an error.
+        name: of a phase, also for its steps.
+        steps: how many a phase has.
+        node, op: where the parser failed.
+        version: of TensorRT, of ``done``.
+        tensors: inputs and outputs of the network, of ``done``.
+    """
 
     event: str
     severity: str = ""
@@ -44,7 +55,13 @@ class Event(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker said but for its progress, its exit status and its error output."""
+    """What a worker wrote.
+
+    Attributes:
+        events: without its progress.
+        code: its exit status; negative: the signal that ended it.
+        stderr: its error output.
+    """
 
     events: list[Event]
     code: int
@@ -73,9 +90,16 @@ class PythonBuilder:
     def build(self, source: Path, settings: Settings) -> Built:
         """Build in a new process.
 
+        Args:
+            source: the ONNX file.
+            settings: of the build; a timing cache that it names is written again afterwards.
+
         Raises:
             EngineError: the parser or the builder refuses (their words, with node names), or the
                 process crashed.
+            BuilderMemoryError: it ran out of memory.
+            MissingKernelError: it has no kernel for a node.
+            UsageError: a timing cache with TensorRT for RTX.
         """
         with scratch("build") as folder:
             report = self._watch(self.request(source, folder / "plan", settings, folder))
@@ -111,7 +135,15 @@ class PythonBuilder:
     ) -> BuildRequest:
         """Return the request that a worker reads, here or on a board.
 
-        Without a folder for other files, nothing beside the plan is written.
+        Args:
+            source: the ONNX file, where the worker runs.
+            out: the plan to write.
+            settings: of the build.
+            folder: for the layer report and the new timing cache; None: nothing is written beside
+                the plan but the timing cache itself.
+
+        Raises:
+            UsageError: a timing cache with TensorRT for RTX.
         """
         options, rtx = settings.options, self.name == RTX
         cache, beside = options.timing_cache, folder is not None
@@ -180,7 +212,11 @@ def _event(line: str) -> Event | None:
 def installed_version(name: str) -> Version:
     """Return the release whose Python API is installed here.
 
-    Another process is asked: loading TensorRT takes memory that stays in use.
+    Another process is asked: loading TensorRT takes memory that stays in use. The release of
+    TensorRT for RTX is the one that the catalogue knows.
+
+    Args:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
 
     Raises:
         EngineError: it cannot be told.

@@ -124,7 +124,11 @@ class Quantized:
 
 
 def read_quantized(model: onnx.ModelProto) -> Quantized:
-    """Return the quantized layers of the main graph of a Q/DQ file."""
+    """Return the quantized layers of the main graph of a Q/DQ file.
+
+    Raises:
+        ExportError: its pairs cannot be taken out (:func:`trtq.export.strip.strip_qdq`).
+    """
     plain = strip_qdq(model)
     scope, float_scope = scopes(model)[0], scopes(plain)[0]
     by_label = {label_of(n): n for n in plain.graph.node}
@@ -173,7 +177,11 @@ def _kind(node: onnx.NodeProto, scope: Scope, *, head: bool) -> str:
 
 
 def _last_layers(scope: Scope) -> frozenset[str]:
-    """Return the labels of layers from which no other layer is reached."""
+    """Return the labels of layers from which no other layer is reached.
+
+    The nodes are read from the last to the first: a layer none of whose outputs leads to a layer is
+    one.
+    """
     before: set[str] = set()  # tensors from which a layer is reached
     last: set[str] = set()
     for node in reversed(scope.graph.node):

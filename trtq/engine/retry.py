@@ -18,6 +18,7 @@ from trtq.engine.job import Job
 from trtq.engine.settings import Builder, Built, Settings
 from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
 from trtq.export.lint_view import COMPUTE, View
+from trtq.export.sound import require_one_file
 from trtq.progress import Progress
 from trtq.scratch import scratch
 
@@ -60,6 +61,15 @@ class Climb:
 
 def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Climb:
     """Build, and again with less where the builder's error says what would help.
+
+    Out of memory, the workspace becomes the next smaller of :data:`WORKSPACES`; without a kernel
+    for a node, and with ``--fallback``, at most :data:`MAX_EXCLUDED` nodes lose their Q/DQ pairs.
+
+    Args:
+        builder: to use.
+        job: what was asked for.
+        settings: of the first attempt.
+        told: receives a note before each further one.
 
     Raises:
         EngineError: nothing helped; the attempts are in the text.
@@ -162,7 +172,11 @@ def _require_same(path: Path, job: Job, cause: EngineError | None = None) -> Non
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
     """Return the quantized convolutions and products in a builder's name for a node.
 
-    The node can be a fused one.
+    The node can be a fused one: ``conv1 + relu1`` names ``conv1``. Names match as a whole.
+
+    Args:
+        text: of the builder.
+        model: that it builds.
     """
     view = View(model)
     quantized = [
@@ -174,7 +188,14 @@ def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
 
 
 def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
-    """Write a model to a file of its own and build it."""
+    """Write a model to a file of its own and build it.
+
+    Raises:
+        ExportError: it is larger than an ONNX file can be.
+        EngineError: the builder refuses it.
+        ArtifactError: the file cannot be written.
+    """
+    require_one_file(model, "the model to build from")
     with scratch("onnx") as folder:
         path = folder / "model.onnx"
         try:

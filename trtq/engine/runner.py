@@ -77,7 +77,11 @@ class OnnxRunner:
         return list(self.inputs[0].shape)
 
     def run(self, given: Given) -> dict[str, AnyArray]:
-        """Return the outputs by name.
+        """Return the outputs by name, each in its own dtype.
+
+        Args:
+            given: arrays by the names of the inputs, samples first; one array alone for a model of
+                one input.
 
         Raises:
             UsageError: an input is missing, unknown or of a wrong dtype.
@@ -88,7 +92,17 @@ class OnnxRunner:
 
 @dataclass
 class _Calls:
-    """What differs between the tensor-name API and the bindings API."""
+    """What differs between the tensor-name API and the bindings API.
+
+    Attributes:
+        names: of all inputs and outputs of an engine.
+        is_input: whether a name is an input's.
+        dtype: TensorRT's type of a tensor.
+        shape: of a tensor in a context; -1 where it is open or not known yet.
+        set_shape: of an input, in a context; False where it is outside the profile.
+        place: sets the addresses of all tensors, where that is done before a launch.
+        execute: enqueues on a stream (its handle); whether TensorRT took it.
+    """
 
     names: Callable[[Any], list[str]]
     is_input: Callable[[Any, str], bool]
@@ -216,6 +230,10 @@ class EngineRunner:
     def run(self, given: Given) -> dict[str, AnyArray]:
         """Return the outputs by name; floats are float32.
 
+        Args:
+            given: arrays by the names of the inputs, samples first; one array alone for an engine
+                of one input.
+
         Raises:
             UsageError: an input is missing, unknown or of a wrong dtype.
             EngineError: a shape is outside the engine's profile, or it fails.
@@ -313,6 +331,11 @@ def to_array(buffer: Any) -> AnyArray:
 
 def require_runtime(where: str, module: str, device: str) -> Any:
     """Return TensorRT's module, if an engine can run here.
+
+    Args:
+        where: what fails, for the error.
+        module: ``tensorrt`` or ``tensorrt_rtx``.
+        device: for torch.
 
     Raises:
         UsageError: there is no GPU, or no TensorRT.

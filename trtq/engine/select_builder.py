@@ -26,9 +26,15 @@ FLOAT_MATMULS = ops.onnx_types("linear", "matmul")
 def choose_backend(
     spec: BuildSpec, target: Target, has_module: Callable[[str], bool], *, quantized: bool
 ) -> str:
-    """Return the backend to use; ``has_module`` says which modules are installed.
+    """Return the backend to use: ``tensorrt``, ``tensorrt-rtx`` or ``trtexec``.
 
     ``auto`` prefers the one that needs no GPU, where it computes what the model asks for.
+
+    Args:
+        spec: says which backend is wanted.
+        target: to build for.
+        has_module: whether a Python module is installed.
+        quantized: the model has Q/DQ pairs.
     """
     if spec.backend != "auto":
         return spec.backend
@@ -42,7 +48,17 @@ def choose_backend(
 def open_builder(
     spec: BuildSpec, target: Target, told: Progress, *, quantized: bool
 ) -> tuple[Builder, int | None]:
-    """Return the builder to use here, and trtexec's number down to the patch where it is one.
+    """Return the builder to use here, and trtexec's number where it is one.
+
+    Args:
+        spec: says which backend is wanted.
+        target: to build for.
+        told: receives the builder's progress.
+        quantized: the model has Q/DQ pairs.
+
+    Returns:
+        The builder; the number down to the patch, such as 100300 for 10.3.0, None for another
+        builder.
 
     Raises:
         EngineError: the backend does not cover the target, or this machine's GPU is another.

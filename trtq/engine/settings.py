@@ -58,7 +58,14 @@ NUMPY = {"FLOAT": "float32", "HALF": "float16", "DOUBLE": "float32", "BF16": "fl
 
 
 class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or an output of an engine; an open dimension is -1."""
+    """An input or an output of an engine.
+
+    Attributes:
+        name: as in the file.
+        dtype: as TensorRT calls it, such as ``FLOAT``, ``HALF`` or ``INT64``.
+        shape: sizes; an open one is -1.
+        mode: ``input`` or ``output``.
+    """
 
     name: str = ""
     dtype: str = ""
@@ -106,14 +113,24 @@ class Built:
 
 
 class Builder(Protocol):
-    """Makes an engine of an ONNX file, in a process of its own."""
+    """Makes an engine of an ONNX file, in a process of its own.
+
+    Attributes:
+        name: ``tensorrt``, ``tensorrt-rtx`` or ``trtexec``.
+        version: of its TensorRT.
+        workspace: MiB, of a build that names none; None for what the device has.
+    """
 
     name: str
     version: Version
     workspace: int | None  # MiB, of a build that names none; None for what the device has
 
     def build(self, source: Path, settings: Settings) -> Built:
-        """Build; raises EngineError with the builder's words."""
+        """Return the engine of an ONNX file.
+
+        Raises:
+            EngineError: with the builder's words.
+        """
 
     def keeps(self, node: str) -> bool:
         """Whether a node can be kept in float32 where the builder chooses precisions."""
@@ -139,6 +156,11 @@ def runtime_of(builder: Builder) -> Runtime:
 
 def require_offered(options: BuildOptions, runtime: Runtime, target: Target) -> None:
     """Refuse what this release or this device does not have, before anything is built.
+
+    Args:
+        options: of the build; those left at their defaults ask for nothing.
+        runtime: of the builder.
+        target: to build for.
 
     Raises:
         EngineError: names the option and the releases that have it.

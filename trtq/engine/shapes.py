@@ -32,7 +32,12 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """An input of an ONNX file."""
+    """An input of an ONNX file.
+
+    Attributes:
+        name: as in the file.
+        axes: in order; none for a scalar.
+    """
 
     name: str
     axes: tuple[Axis, ...]
@@ -80,8 +85,12 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
 
     One shape fixes the axes. Several inputs can be in one text, separated by commas.
 
+    >>> parse_shapes(["ids=1x8:1x64:4x128", "scale=1"])
+    {'ids': ((1, 1, 4), (8, 64, 128)), 'scale': ((1, 1, 1),)}
+
     Raises:
-        UsageError: a text has another form, an input is named twice, or MIN > OPT or OPT > MAX.
+        UsageError: a text has another form, an input is named twice, a size is 0, or MIN > OPT or
+            OPT > MAX.
     """
     found: dict[str, tuple[Span, ...]] = {}
     for text in (t for given in texts for t in re.split(r",(?=[^,=]+=)", given)):

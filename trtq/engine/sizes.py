@@ -41,7 +41,7 @@ class Request:
     built: Mapping[str, Sequence[Span]] = field(default_factory=dict)
 
     def hint(self, name: str, spans: Sequence[Span]) -> str:
-        """Return an option as the user types it."""
+        """Return an option as the user types it; of one shape, the usual sizes."""
         return (
             f"--shapes {name}={shapes_text([(s[1],) * 3 for s in spans] if self.single else spans)}"
         )
@@ -86,6 +86,10 @@ def choose_sizes(inputs: Sequence[Input], request: Request) -> Sizes:
 
     Axes of one name have one size: what is given for one input also counts for the others. The
     first axis is 1:8:32 where nothing gives it.
+
+    Args:
+        inputs: of the model.
+        request: what the user gave, and whether one shape or a profile is wanted.
 
     Raises:
         UsageError: an unknown input, another size than the file has or than the engine was built

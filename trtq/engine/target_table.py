@@ -61,7 +61,10 @@ def describe(target: Target) -> TargetRow:
 
 
 def list_targets(asked: str | None = None) -> list[TargetRow]:
-    """Return the rows of every device, or of one target.
+    """Return the rows of every device in the order of the catalogue, or of one target.
+
+    Args:
+        asked: as ``--target`` takes it, with or without a release; None for every device.
 
     Raises:
         UsageError: it is unknown.

@@ -90,8 +90,14 @@ class TrtexecBuilder:
     def build(self, source: Path, settings: Settings) -> Built:
         """Run trtexec.
 
+        Args:
+            source: the ONNX file.
+            settings: of the build.
+
         Raises:
             EngineError: trtexec fails (its error lines), or this machine's GPU is not the target's.
+            BuilderMemoryError: it ran out of memory.
+            MissingKernelError: it has no kernel for a node.
         """
         with scratch("build") as folder:
             plan, report = folder / "plan", folder / "layers.json"
@@ -140,6 +146,12 @@ class TrtexecBuilder:
         self, source: Path, out: Path, settings: Settings, *, report: Path | None = None
     ) -> list[str]:
         """Return the command line that builds ``source`` with this version of trtexec.
+
+        Args:
+            source: the ONNX file.
+            out: the engine to write.
+            settings: of the build.
+            report: file for the layer report; None for none.
 
         Raises:
             EngineError: a flag that this version does not have would be needed.

@@ -17,7 +17,8 @@ import msgspec
 
 from trtq.artifact import decode_json
 from trtq.errors import BenchError
-from trtq.platform.releases import Version, releases
+from trtq.export.calibration_cache import version_of
+from trtq.platform.releases import Version, releases, shown
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 # trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the
@@ -105,7 +106,11 @@ VERSION = re.compile(r"(?:\[TRT\] )?TensorRT version: (\d+\.\d+\.\d+)")
 
 
 def read_log(text: str) -> TrtexecLog:
-    """Return what a run printed, standard output and error together."""
+    """Return what a run printed.
+
+    Args:
+        text: standard output and error together, in any order.
+    """
     lines = [_Line.parse(line) for line in text.splitlines()]
     bodies = [line.body for line in lines]
     number = re.search(r"\[TensorRT v(\d{4,6})\]", text)
@@ -164,8 +169,7 @@ def dotted(number: int) -> str:
     >>> dotted(8201), dotted(100300)
     ('8.2.1', '10.3.0')
     """
-    unit = 1000 if number < 10000 else 10000
-    return f"{number // unit}.{number % unit // 100}.{number % 100}"
+    return f"{shown(version_of(number))}.{number % 100}"
 
 
 def _last(bodies: list[str], label: str) -> str | None:

@@ -95,7 +95,10 @@ class _Simulated(msgspec.Struct):
 
 
 def _torch_said(job: Job) -> str:
-    """Return what the record beside the file says of torch's simulation."""
+    """Return what the record beside the file says of torch's simulation.
+
+    A record counts where one of its files has the digest of the file that is built.
+    """
     for record in records_beside(Path(job.spec.onnx), _Simulated):
         if any(f.sha256 == job.onnx_sha256 for f in record.files.values()):
             images = record.parity.images

@@ -215,7 +215,10 @@ def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> No
 
 
 def build(request: BuildRequest) -> bool:
-    """Build as ``request`` says; True when the plan was written."""
+    """Build as ``request`` says; True when the plan was written.
+
+    What the parser and the builder say is written to standard output, as the module describes.
+    """
     version, logger = release_of_module(trt), _Logger()
     builder = trt.Builder(logger)
     network = _create_network(builder, version, typed=request.typed)

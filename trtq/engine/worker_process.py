@@ -28,6 +28,11 @@ class Worker:
     """One process of :mod:`trtq.engine.worker`.
 
     It waits for its request and ends when this process does.
+
+    Attributes:
+        module: of TensorRT that it loads.
+        process: its standard input takes one request as JSON, and must then be closed.
+        errors: its error output, a file without a name; whoever waits for the worker closes it.
     """
 
     module: str

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from onnx import checker, helper, inliner, numpy_helper, shape_inference, versio
 from torch import fx
 
 from trtq.errors import ExportError, first_line
+from trtq.export.write_base import is_natural
 from trtq.export.writer import UnsupportedOpError, Writer
 from trtq.graph.dtypes import ONNX_TYPES
 from trtq.graph.nodes import get_constant
@@ -57,7 +59,11 @@ class Region:
 def region_of(start: fx.Node) -> Region:
     """Return the region of an op that cannot be written by itself.
 
-    The region includes copies of the values behind the op that ONNX has no type for.
+    The region includes copies of the values behind the op that ONNX has no type for, and the
+    getitem calls that read one of several results.
+
+    Args:
+        start: the call.
     """
     core = (
         [start, *(u for u in start.users if u.target is operator.getitem)]
@@ -270,7 +276,11 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
         # The exporter prints progress and warnings that a user of trtq can do nothing about.
         with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             made = torch.onnx.export(
-                program, dynamo=True, opset_version=max(opset, OLDEST_OF_TORCH), verbose=False
+                program,
+                dynamo=True,
+                opset_version=max(opset, OLDEST_OF_TORCH),
+                verbose=False,
+                custom_translation_table=_translations(program),
             )
         assert made is not None
         model = inliner.inline_local_functions(made.model_proto)
@@ -282,6 +292,22 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
         return _older(model, opset)
     except Exception as exc:  # nor do the converter's
         raise _refusal(reason, exc, opset) from exc
+
+
+def _translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Any]:
+    """Return what is written otherwise than torch does: // on sizes that may be negative.
+
+    It takes ONNX's Mod, which TensorRT reads from 8.5 on, so others stay as they are.
+    """
+    calls = (n for n in program.graph.nodes if n.target is operator.floordiv)
+    whole = all(is_natural(v) for n in calls for v in n.args)
+    return {} if whole else {operator.floordiv: _floor_division}
+
+
+def _floor_division(a: Any, b: Any) -> Any:
+    """Write // on sizes; torch's own translation rounds towards zero where one is negative."""
+    ops = importlib.import_module("onnxscript").opset18
+    return ops.Div(ops.Sub(a, ops.Mod(a, b)), b)
 
 
 def _older(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

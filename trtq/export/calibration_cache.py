@@ -46,6 +46,10 @@ def cache_number(version: tuple[int, int], patch: int = 0) -> int:
     It is major * 1000 + minor * 100 + patch up to major version 9, and major * 10000 + minor * 100
     + patch from 10 on.
 
+    Args:
+        version: (major, minor).
+        patch: the third number.
+
     >>> cache_number((8, 5), 2), cache_number((10, 3))
     (8502, 100300)
     """
@@ -157,7 +161,11 @@ def _read_line(line: str, number: int, name: str) -> tuple[str, float]:
 
 
 def amax_of(scale: float) -> float:
-    """Return the range of a scale: ``amax / 127`` in float32 is the scale again, bit by bit."""
+    """Return the range of a scale: ``amax / 127`` in float32 is the scale again, bit by bit.
+
+    scale * 127 in float32 can be one unit in the last place off; of it and its two neighbours the
+    one is returned that divides back to the scale.
+    """
     wanted, levels = np.float32(scale), np.float32(127.0)
     amax = np.float32(wanted * levels)
     near = (amax, np.nextafter(amax, np.float32(0)), np.nextafter(amax, np.float32(np.inf)))

@@ -14,6 +14,10 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
     """Return the nodes of these kinds whose first two operands come from pairs.
 
     Ops that only move values may lie between. Nodes in branches are included.
+
+    Args:
+        model: any.
+        kinds: op types, such as ``Conv``.
     """
     return [
         n
@@ -26,13 +30,16 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
 
 
 def count_qdq(model: onnx.ModelProto) -> int:
-    """Return the number of quantized tensors, including those in branches.
+    """Return the number of quantized tensors, including those in branches; 0 for a float model.
 
-    These are QuantizeLinear nodes, TensorRT's ops that make FP4, and stored codes of 4 bits.
+    These are QuantizeLinear nodes, TensorRT's ops that make FP4, and stored codes of 4 bits. Stored
+    codes of 8 bits, which have a DequantizeLinear alone, count in files that have nothing else.
     """
-    made = sum(n.op_type in MAKE_CODES for n in all_nodes(model))
+    nodes = list(all_nodes(model))
+    made = sum(n.op_type in MAKE_CODES for n in nodes)
     stored = (held.data_type for s in scopes(model) for held in s.graph.initializer)
-    return made + sum(kind in FOUR_BITS for kind in stored)
+    held = made + sum(kind in FOUR_BITS for kind in stored)
+    return held or sum(n.op_type == "DequantizeLinear" for n in nodes)
 
 
 MAKE_CODES = ("QuantizeLinear", FP4_DYNAMIC)
@@ -42,7 +49,8 @@ FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.FLOAT4E2M1)
 def codes_of(model: onnx.ModelProto) -> str:
     """Return what the Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4``, ``NVFP4`` or several.
 
-    Returns "" for a float model.
+    Several are sorted and joined by ", ". UINT8 and wider integers count as INT8. Returns "" for a
+    float model.
     """
     types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
     nodes = list(all_nodes(model))

@@ -157,12 +157,21 @@ def first_divergence(
 def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
     """Whether two answers differ by rounding alone.
 
-    Floats may differ by a share of the largest value, integers in few ties.
+    Floats may differ by :data:`OUTPUT_REL_DIFF` of the largest finite value, or by
+    :data:`LAST_PLACE` where all are small; of integers and booleans :data:`MAX_TIE_SHARE` may, at
+    least one. Infinities must be equal; NaN differs from everything.
+
+    Args:
+        wanted: of any shape.
+        got: False where its shape is another.
     """
     if wanted.shape != got.shape:
         return False
     if wanted.dtype.kind in "iub":
         return int((wanted != got).sum()) <= max(1.0, MAX_TIE_SHARE * wanted.size)
-    off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
-    allowed = OUTPUT_REL_DIFF * np.abs(wanted).max(initial=0.0)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(wanted[~finite], got[~finite]):
+        return False
+    off = np.abs(np.subtract(wanted[finite], got[finite], dtype=np.float64)).max(initial=0.0)
+    allowed = OUTPUT_REL_DIFF * np.abs(wanted[finite]).max(initial=0.0)
     return bool(off <= max(allowed, LAST_PLACE))

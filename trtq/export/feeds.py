@@ -111,7 +111,10 @@ def _fitted(slot: InputSlot, array: AnyArray, label: str) -> AnyArray:
 
 
 def count_of(given: Given) -> int:
-    """Return how many samples a batch has: the first axis of the first input that has axes."""
+    """Return how many samples a batch has: the first axis of the first input that has axes.
+
+    It is 1 for several inputs of which none has an axis.
+    """
     if isinstance(given, np.ndarray):
         return len(given)
     arrays = given.values() if isinstance(given, Mapping) else given
@@ -135,12 +138,19 @@ def run_in_parts(
         most: most samples in a part.
 
     Raises:
-        UsageError: an output has no axis of samples, so that its parts cannot be joined.
+        UsageError: there are no samples, or an output has no axis of samples, so that its parts
+            cannot be joined.
     """
     count = count_of(feed)
     cut = {n for n in split if len(feed[n]) == count}
     if least <= count <= most or not cut:
         return run(feed)
+    if not count:
+        raise UsageError(
+            "Cannot run a batch without samples",
+            f"its arrays have the shapes {', '.join(str(list(a.shape)) for a in feed.values())}",
+            "Give one sample or more",
+        )
     answers = []
     for i in range(0, count, most):
         part = {n: padded(a[i : i + most], least) if n in cut else a for n, a in feed.items()}
@@ -169,6 +179,13 @@ def padded(batch: AnyArray, size: int) -> AnyArray:
     """Return at least ``size`` samples by repeating the last one.
 
     This is for models that take no fewer samples; the extra answers are dropped.
+
+    Args:
+        batch: [N, ...] with N of at least 1.
+        size: fewest samples of the result.
+
+    Returns:
+        [max(N, size), ...]; ``batch`` itself where it is large enough.
     """
     return (
         np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
@@ -180,7 +197,12 @@ def padded(batch: AnyArray, size: int) -> AnyArray:
 def concatenated(parts: Sequence[AnyArray]) -> AnyArray:
     """Return the answers of several batches as one.
 
-    Answers without a common form, such as the boxes of each image, lie flat behind each other.
+    Args:
+        parts: of one output, at least one: [N, ...] each.
+
+    Returns:
+        [sum of N, ...] where all parts agree but for the first axis. Answers without a common form,
+        such as the boxes of each image, become one flat vector.
     """
     if all(p.ndim and p.shape[1:] == parts[0].shape[1:] for p in parts):
         return np.concatenate(parts)

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.onnx_file import opset_of
+from trtq.onnx_constants import constant_of
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import MOVES, QDQ, constant_of, element_types, has_branches
+from trtq.onnx_walk import MOVES, QDQ, element_types, has_branches
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"
@@ -31,7 +32,7 @@ def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.
     are always those of float32. A file that has FP16 types is returned as it is.
 
     Args:
-        model: float32, with or without Q/DQ pairs.
+        model: float32, with or without Q/DQ pairs; not changed.
         keep: names of the nodes that compute in float32 (``fp16_ranges.find_float_nodes``).
 
     Raises:
@@ -46,12 +47,22 @@ def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.
 
 
 def has_half(model: onnx.ModelProto) -> bool:
-    """Whether a file has FP16 types and thus already states what computes in which type."""
+    """Whether a file has FP16 types and thus already states what computes in which type.
+
+    Stored tensors of the model's own graph are looked at, not Constant nodes or branches.
+    """
     return any(i.data_type == TensorProto.FLOAT16 for i in model.graph.initializer)
 
 
 def has_in_half(scale: np.ndarray) -> bool:
-    """Whether FP16 has each of these scales exactly, and 128 times the scale in its range."""
+    """Whether FP16 has each of these scales exactly, and 128 times the scale in its range.
+
+    The largest code, 128, then stands for a number that FP16 has: 0.5 passes, 0.1 (rounded in FP16)
+    and 1024 (times 128 above 65504) do not.
+
+    Args:
+        scale: float32, any shape.
+    """
     return bool(
         scale.max(initial=0.0) * 128 <= HALF_MAX
         and (scale.astype(np.float16).astype(np.float32) == scale).all()
@@ -61,7 +72,13 @@ def has_in_half(scale: np.ndarray) -> bool:
 def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool]]:
     """Return, for each operand and each result of a node, whether ONNX allows FP16 for it.
 
-    An unknown op allows it for none.
+    Args:
+        node: of any domain.
+        opset: of its domain.
+
+    Returns:
+        One bool for each of ``node.input`` and one for each of ``node.output``. An unknown op
+        allows FP16 for none.
     """
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
@@ -190,7 +207,14 @@ class _Retyping:
     def provide(self, name: str, kind: int) -> str:
         """Return the name of ``name`` in this type.
 
-        This is the tensor itself, a second copy of a weight, or a cast.
+        This is the tensor itself, a second copy of a weight, or a cast, made once for all readers.
+
+        Args:
+            name: of a float tensor.
+            kind: ``TensorProto.FLOAT16`` or ``TensorProto.FLOAT``.
+
+        Raises:
+            ExportError: a weight that does not fit FP16.
         """
         if (TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT) == kind:
             return name
@@ -256,7 +280,10 @@ def _lacks_half(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -
 
 
 def elem_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type of every tensor that ONNX's inference knows."""
+    """Return the element type of every tensor of the model's own graph that ONNX's inference knows.
+
+    They are numbers of ``TensorProto.DataType`` by tensor name.
+    """
     return element_types(model)[0]
 
 

@@ -26,8 +26,9 @@ from trtq.export.feeds import Given, feed_for
 from trtq.export.fp16 import HALF_MAX, elem_types, operand_types
 from trtq.export.onnx_file import opset_of, set_metadata_
 from trtq.export.ort import input_slots, open_session
+from trtq.onnx_constants import constant_of
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import QDQ, constant_of
+from trtq.onnx_walk import QDQ
 from trtq.typed import present
 
 MIN_SQNR_DB = 30.0
@@ -70,7 +71,13 @@ def find_float_nodes(
 def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
     """Write into a model's metadata which nodes must stay in float32 beside FP16.
 
-    Returns what a user should know, "" for nothing.
+    Args:
+        model: float32; its metadata gets :data:`FLOAT_NODES`.
+        batches: of its inputs, as for :func:`find_float_nodes`.
+
+    Returns:
+        What a user should know, "" for nothing. Where ONNX Runtime cannot compute the model this
+        says so, and nothing is written.
     """
     try:
         found = find_float_nodes(model, batches)
@@ -89,6 +96,14 @@ def constants_beyond_half(
     """Return the nodes that read a float constant unfit for FP16, and why.
 
     FP16 lacks the constant's range or loses its precision. No images are needed.
+
+    Args:
+        model: float32 ONNX; nodes without a name are left out.
+        min_sqnr_db: least signal to rounding error of a constant, dB. A constant of 1e-12 becomes 0
+            in FP16: 0 dB.
+
+    Returns:
+        Reasons by node name.
     """
     unfit = {name: why for name, a in _floats(model) if (why := _unfit(name, a, min_sqnr_db))}
     opset, result = opset_of(model), dict[str, str]()
@@ -110,7 +125,10 @@ def _floats(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _unfit(name: str, array: np.ndarray, min_sqnr_db: float) -> str:
-    """Return why FP16 cannot hold a constant, empty where it can."""
+    """Return why FP16 cannot hold a constant, empty where it can.
+
+    Infinite values do not count: FP16 has them.
+    """
     finite = array[np.isfinite(array)]
     largest = float(np.abs(finite).max(initial=0.0))
     if largest > HALF_MAX:
@@ -122,10 +140,9 @@ def _unfit(name: str, array: np.ndarray, min_sqnr_db: float) -> str:
 
 
 def _loss(values: np.ndarray) -> float:
-    return ratio_db(
-        float(np.sum(values**2, dtype=np.float64)),
-        float(np.sum((values - values.astype(np.float16)) ** 2, dtype=np.float64)),
-    )
+    exact = values.astype(np.float64)  # in float32 the square of 1e-24 is 0
+    lost = exact - values.astype(np.float16)
+    return ratio_db(float(np.sum(exact**2)), float(np.sum(lost**2)))
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, REORDER, Scope, all_nodes, branches, scopes
 
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
+PARTS = ("scale", "zero", "codes", "values")  # tensors of a pair, behind the name of its tensor
 
 
 @dataclass(slots=True)
@@ -28,7 +29,8 @@ class Inserted:
     Attributes:
         model: with Q/DQ pairs.
         activations: scale by tensor name, of the tensors that got a pair.
-        weights: amax of each output channel, by weight name.
+        weights: amax of each output channel, by weight name; of a weight that is read along two
+            axes the second as NAME@AXIS.
         axes: the axis of those channels, by weight name.
         missing: layers left in float, and why.
         unused: ranges that nothing reads.
@@ -89,7 +91,17 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
 
 
 class _Work:
-    """One insertion."""
+    """One insertion.
+
+    Attributes:
+        made: names of dequantized tensors: by tensor for activations, by ``NAME@AXIS`` for weights.
+        pairs: Q and DQ nodes by the tensor that they quantize, to be placed behind its maker.
+        quantized: outputs of quantized convolutions.
+        evaluated: values of weights that nodes made, by the name that they are stored under.
+        borrowed: how many tensors took the range of another.
+        used: tensors whose ranges were read.
+        taken: names of all tensors.
+    """
 
     def __init__(self, done: Inserted, scales: Mapping[str, float], scope: Scope) -> None:
         self.done, self.scales, self.graph, self.scope = done, scales, done.model.graph, scope
@@ -97,6 +109,7 @@ class _Work:
         self.pairs: dict[str, list[onnx.NodeProto]] = {}
         self.quantized: set[str] = set()  # outputs of quantized convolutions
         self.evaluated: dict[str, np.ndarray] = {}  # weights that nodes made
+        self.taken = set(scope.local)
         self.borrowed = 0
         self.used: set[str] = set()
 
@@ -121,6 +134,9 @@ class _Work:
             self.done.missing[name] = (
                 f"its weight is of type {values.dtype}; pairs of TensorRT's implicit INT8 are FP32"
             )
+            return
+        if not np.isfinite(values).all():
+            self.done.missing[name] = "its weight has values that are NaN or infinite"
             return
         weight = self.stored(weight, values)
         node.input[0], node.input[1] = (
@@ -162,7 +178,8 @@ class _Work:
     def ranged(self, name: str) -> str:
         """Return the nearest tensor with these values, in any order, that has a range.
 
-        Where none has a range, this is the tensor itself.
+        Where none has a range, this is the tensor itself. The search goes back through ops that
+        reorder: Reshape, Transpose and the like.
         """
         now = name
         while now not in self.scales:
@@ -197,7 +214,14 @@ class _Work:
         return self.made[name]
 
     def weight(self, name: str, values: np.ndarray, axis: int) -> str:
-        """Return the dequantized name of a weight."""
+        """Return the dequantized name of a weight; all readers along one axis share a pair.
+
+        Args:
+            name: of the weight.
+            values: float32.
+            axis: of its output channels: each has a scale of its own, amax / 127. A channel of
+                zeros has 1 / 127.
+        """
         key = f"{name}@{axis}"
         if key not in self.made:
             amax = (
@@ -216,13 +240,14 @@ class _Work:
                 axis,
                 tag="" if axis == 0 else f".{axis}",
             )
-            self.done.weights[name], self.done.axes[name] = amax, axis
+            label = f"{name}@{axis}" if name in self.done.weights else name
+            self.done.weights[label], self.done.axes[label] = amax, axis
         return self.made[key]
 
     def _pair(
         self, name: str, scale: np.ndarray, zero: np.ndarray, axis: int | None, *, tag: str = ""
     ) -> str:
-        base = f"{name}{tag}"
+        base = self._free(f"{name}{tag}")
         self.graph.initializer.extend(
             [
                 numpy_helper.from_array(np.asarray(scale), f"{base}/scale"),
@@ -245,6 +270,13 @@ class _Work:
             node.attribute.append(helper.make_attribute("axis", axis))
         self.pairs.setdefault(name, []).extend(pair)
         return f"{base}/values"
+
+    def _free(self, base: str) -> str:
+        """Return a start of names that no tensor of the file has."""
+        while self.taken & {f"{base}/{part}" for part in PARTS}:
+            base += "_"
+        self.taken |= {f"{base}/{part}" for part in PARTS}
+        return base
 
     def finish(self) -> None:
         """Place every pair after what it reads, in an order that every parser accepts."""

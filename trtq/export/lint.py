@@ -85,7 +85,12 @@ RULES: tuple[tuple[str, str, Check, Fix | None], ...] = (
 
 
 def lint(model: onnx.ModelProto, reader: Reader) -> list[Finding]:
-    """Return what the rules find, in the order of the rules."""
+    """Return what the rules find, in the order of the rules.
+
+    Args:
+        model: any ONNX; not changed.
+        reader: who will read it (:func:`trtq.engine.lint_target.reader_of`).
+    """
     looked = views(model, reader)
     return [finding for _, _, check, _ in RULES for view in looked for finding in check(view)]
 
@@ -99,6 +104,10 @@ def repair(
         model: not changed.
         reader: who will read the copy.
         change_values: also the repairs that change values; without it values stay what they were.
+
+    Returns:
+        The copy, and counts by the number of the rule, such as ``{"L09": 2}``; rules that touched
+        nothing are not in it.
     """
     result, done = onnx.ModelProto(), dict[str, int]()
     result.CopyFrom(model)

@@ -24,7 +24,12 @@ def attributes(view: View) -> Iterator[Finding]:
             if not a.HasField("g") and not a.graphs
         }
         why, mend = _form(
-            view, node, {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+            view,
+            node,
+            {
+                k: v.decode(errors="replace") if isinstance(v, bytes) else v
+                for k, v in values.items()
+            },
         )
         if why:
             yield Finding(rule="L24", severity="error", where=named(node), why=why, mend=mend)
@@ -38,7 +43,13 @@ FINE: Form = ("", "")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A node, the view it is in, and its attributes."""
+    """A node in its place.
+
+    Attributes:
+        view: the graph that it is in.
+        node: of ONNX's own domain.
+        a: its attributes as Python values, texts decoded, graphs left out.
+    """
 
     view: View
     node: onnx.NodeProto

@@ -45,14 +45,21 @@ def span_of(op_type: str) -> Span | None:
 
 
 def span_of_type(code: int) -> Span | None:
-    """Return the releases that have tensors of a type; None: no release has them."""
+    """Return the releases that have tensors of a type, a number of ``TensorProto.DataType``.
+
+    None: no release has them.
+    """
     return releases().types.get(TensorProto.DataType.Name(code))
 
 
 def is_plugin(op_type: str, domain: str) -> bool:
     """Whether the parser looks for a plugin of this name.
 
-    The domain decides, or the name for a node in ONNX's own domain.
+    Args:
+        op_type: of the node.
+        domain: one that only plugins have decides; in ONNX's own domain the name does: a plugin of
+            TensorRT's library, or an unknown op that ends in ``_TRT``, ``Plugin`` or
+            ``PluginDynamic``.
     """
     known = releases()
     if domain in OWN:

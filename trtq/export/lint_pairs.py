@@ -89,6 +89,11 @@ def fix_zero_points(view: View) -> int:
         node.input[2] = add_named(
             view, f"{node.input[2]}/int8", np.zeros(zero.shape, dtype=np.int8)
         )
+        kept = [
+            a for a in node.attribute if a.name != "output_dtype"
+        ]  # the zero point has the type
+        del node.attribute[:]
+        node.attribute.extend(kept)
         if values is not None:  # stored codes move along
             node.input[0] = add_named(
                 view, f"{node.input[0]}/int8", (values.astype(np.int16) - 128).astype(np.int8)

@@ -92,6 +92,11 @@ def fix_stored_weights(view: View) -> int:
         ):  # no INT8 codes hold it: its values stay, its pair is removed
             replace_node_(view, node, value)
             continue
+        if len(node.input) < 3 or not node.input[2]:  # a QuantizeLinear would then mean UINT8 codes
+            scale = view.value(node.input[1])
+            assert scale is not None
+            zeros = np.zeros(scale.shape, dtype=np.int8)
+            node.input[:] = [*node.input[:2], add_named(view, f"{node.input[1]}/zero", zeros)]
         name = add_named(view, f"{node.output[0]}/float", value)
         made = helper.make_node(
             "QuantizeLinear",

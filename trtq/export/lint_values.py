@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from trtq.export.fp16 import HALF_MAX
 from trtq.export.lint_view import COMPUTE, Finding, View
 from trtq.onnx_node import names_of
 from trtq.onnx_walk import QDQ, all_nodes, all_tensors
 from trtq.platform.target import capabilities_with
-
-HALF_LARGEST = 65504.0
 
 
 def names(view: View) -> Iterator[Finding]:
@@ -93,7 +92,7 @@ def half(view: View) -> Iterator[Finding]:
     for name, values in _read_floats(view):
         finite = values[np.isfinite(values)].astype(np.float64)
         largest = float(np.abs(finite).max()) if finite.size else 0.0
-        if largest > HALF_LARGEST:
+        if largest > HALF_MAX:
             why = f"a constant of magnitude {largest:.3g}: what reads it cannot compute in FP16"
             yield Finding(
                 rule="L20",

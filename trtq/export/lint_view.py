@@ -67,7 +67,19 @@ ANY = Reader(Runtime(), ("INT8",), "any")
 
 
 class View:
-    """One graph of a model, its own or the body of a branch, with what rules query."""
+    """One graph of a model, its own or the body of a branch, with what rules query.
+
+    Args:
+        model: the whole file.
+        reader: who will read it.
+        scope: the graph to look at; default: the model's own.
+        types: element types by tensor name, of :func:`trtq.onnx_walk.element_types`; default: none
+            known.
+
+    Attributes:
+        added: names of constants that :func:`add_named` added, by the name that was asked for.
+        taken: names of the graph's tensors.
+    """
 
     def __init__(
         self,
@@ -114,7 +126,10 @@ class View:
         return self.scope.is_weight(name)
 
     def zero_point(self, node: onnx.NodeProto) -> np.ndarray | None:
-        """Return the zero point of a Q or DQ, None where it has none or computes it."""
+        """Return the zero point of a Q or DQ.
+
+        None where the node has none, and also where it is computed.
+        """
         return self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
 
 
@@ -130,7 +145,15 @@ def named(node: onnx.NodeProto) -> str:
 
 
 def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
-    """Return the axis of a layer's weight that its output channels lie along."""
+    """Return the axis of a layer's weight that its output channels lie along.
+
+    It is 0 for a Conv [O, I, ...] and a Gemm with ``transB`` [N, K], and the last for a MatMul or a
+    Gemm [K, N].
+
+    Args:
+        node: a Conv, Gemm or MatMul.
+        ndim: rank of its weight.
+    """
     transposed = bool(integer(node, "transB", 0))
     return 0 if node.op_type == "Conv" or transposed else ndim - 1
 
@@ -138,7 +161,13 @@ def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
 def add_named(view: View, name: str, value: np.ndarray) -> str:
     """Add a constant, once for each view, and return its name.
 
-    The name is ``name``, or a variant of it that no tensor of the file has.
+    Args:
+        view: whose graph gets it.
+        name: wanted; a second call with this name returns the first constant, whatever its value.
+        value: any shape; stored in its own dtype.
+
+    Returns:
+        ``name``, or a variant of it that no tensor of the graph has.
     """
     if name in view.added:
         return view.added[name]
@@ -155,10 +184,17 @@ def add_named(view: View, name: str, value: np.ndarray) -> str:
 
 
 def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
-    """Return the values of stored codes, in the type of their scale.
+    """Return the values of stored codes: (codes - zero point) * scale.
+
+    Args:
+        view: of the graph.
+        node: a DequantizeLinear of constants; its axis is 1 where it names none.
+
+    Returns:
+        An array of the codes' shape, computed in float32, in the type of the scale.
 
     Raises:
-        ExportError: they have a scale for each block.
+        ExportError: they have a scale for each block, or one that is computed.
     """
     codes, scale = view.value(node.input[0]), view.value(node.input[1])
     assert codes is not None
@@ -198,7 +234,8 @@ def replace_node_(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
 def drop_unread_(model: onnx.ModelProto) -> None:
     """Remove nodes, constants and shape annotations that nothing reads any more.
 
-    What branches read is kept.
+    What branches read is kept. All shape annotations of all graphs are removed: types may have
+    changed.
     """
     for scope in reversed(
         scopes(model)

@@ -26,7 +26,7 @@ from trtq.artifact import (
 )
 from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
-from trtq.export.sound import require_sound
+from trtq.export.sound import LARGEST_PROTOBUF, require_one_file, require_sound
 from trtq.export.tail import with_tail
 from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
@@ -38,7 +38,6 @@ T = TypeVar("T")
 METADATA_PREFIX = "trtq."
 TARGET = "target"  # the metadata that says which device a file is for
 PLUGIN_DOMAIN = "trt.plugins"
-LARGEST_PROTOBUF = (1 << 31) - 1
 _MENDS = {
     "ort": "Give the .onnx file it was made from",
     "engine": "Give the ONNX file it was built from",
@@ -84,6 +83,8 @@ def target_metadata(target: Target | None) -> dict[str, str]:
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin.
 
+    Keys have no ``trtq.`` in front; those of :data:`METADATA` have the types given there.
+
     Raises:
         ExportError: it is damaged.
     """
@@ -100,7 +101,10 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def made_with(model: onnx.ModelProto) -> dict[str, str]:
-    """Return what the maker of a file wrote into its metadata, without trtq's own and books."""
+    """Return what the maker of a file wrote into its metadata, by key.
+
+    Keys of trtq and texts of more than :data:`LONGEST_NOTE` characters are left out.
+    """
     own = (e for e in model.metadata_props if not e.key.startswith(METADATA_PREFIX))
     return {e.key: e.value for e in own if len(e.value) <= LONGEST_NOTE}
 
@@ -112,10 +116,11 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
     tail holds behind the others.
 
     Raises:
-        ExportError: the ONNX checker refuses it.
+        ExportError: the ONNX checker refuses it, or it is larger than an ONNX file can be.
         ArtifactError: the file cannot be written.
     """
     model = with_tail(model)
+    require_one_file(model, path.name)
     check_onnx(model, path.name)
     return write_atomic(path, lambda tmp: onnx.save(model, tmp))
 
@@ -152,10 +157,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
     """Return the model in ``path``, the file's stamp, and the digest of what was read.
 
-    The stamp is None where the file as it is differs from the model.
+    External tensors are loaded, local functions inlined, and every node has a name.
+
+    Returns:
+        The model; the stamp, None where the file as it is differs from the model; the SHA-256 as of
+        :func:`digest_onnx`.
 
     Raises:
-        ExportError: it is missing, no ONNX file, or a file with its tensors is missing.
+        ExportError: it is missing, no ONNX file, damaged or larger than 2 GB, or a file with its
+            tensors is missing or outside of its folder.
     """
     path = Path(path)
     model, data, stamp = _parse(path)
@@ -290,7 +300,14 @@ def require_onnx(path: Path) -> str:
 
 
 def digest_onnx(path: Path) -> str:
-    """Return the SHA-256 of a file and of its files of external tensors, if it has any."""
+    """Return the SHA-256 of a file, hex.
+
+    With external tensors it is that of the file's digest and those of their files, in order of
+    their names.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     path = Path(path)
     data = path.read_bytes()
     try:
@@ -325,18 +342,20 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
             raise ExportError(f"Cannot read {path}", why, "Export it again")
     for name in outside:
         where = path.parent / name
-        if (
-            Path(name).is_absolute()
-            or ".." in Path(name).parts
-            or not any(where.resolve().is_relative_to(f) for f in folders)
-        ):
+        try:
+            inside = any(where.resolve().is_relative_to(f) for f in folders)
+            known = where.is_file()
+        except (OSError, ValueError) as exc:  # too long, or with a zero byte
+            why = f"its tensors are in a file of no usable name: {name[:40]!r}"
+            raise ExportError(f"Cannot read {path}", why, "Export it again") from exc
+        if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
             why = f"it reads tensors from {name}, outside the file's own folder"
             raise ExportError(
                 f"Refusing to read {path}",
                 why,
                 "Put that file beside the model, and save it again with its name alone",
             )
-        if not where.is_file():
+        if not known:
             why = f"the file with its tensors is missing: {where}"
             raise ExportError(f"Cannot read {path}", why, f"Copy {name} beside it")
     return outside

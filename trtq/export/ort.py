@@ -124,7 +124,7 @@ def static_batch(session: Any) -> int | None:
 
 
 def input_slots(session: Any) -> list[InputSlot]:
-    """Return names, dtypes and shapes of a session's inputs.
+    """Return names, dtypes and shapes of a session's inputs, in the order of the model.
 
     Raises:
         ExportError: an input is no tensor that NumPy can hold.

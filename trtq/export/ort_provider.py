@@ -26,7 +26,7 @@ def settings_of(options: Any, provider: str, device_id: int = 0) -> Settings | N
         options: ``onnxruntime.SessionOptions``; the devices of a plugin are added to it, and the
             answer is then None, as ONNX Runtime asks.
         provider: ``CPU``, ``CUDA``, ``TensorRT`` or ``NvTensorRTRTX``.
-        device_id: which GPU.
+        device_id: which GPU, counted from 0.
 
     Raises:
         ExportError: ONNX Runtime does not offer the provider or has no such device.

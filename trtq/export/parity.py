@@ -168,7 +168,13 @@ def check_parity(
 
 
 class _Answers(NamedTuple):
-    """Every output for one batch: of the float model, of the simulation, of ONNX Runtime."""
+    """Every output for one batch, in the order of the model.
+
+    Attributes:
+        full: of the float model.
+        sim: of the simulation.
+        run: of ONNX Runtime on the exported file.
+    """
 
     full: list[Array]
     sim: list[Array]
@@ -335,7 +341,16 @@ class _Drift(NamedTuple):
 
     @classmethod
     def of(cls, sim: Array, run: Array, runtime: OutputComparison) -> _Drift:
-        """Count them, where the outputs are scores of classes."""
+        """Return the counts; all 0 where the outputs are no scores of classes.
+
+        A prediction is decided where the simulation's two best classes are more than
+        :data:`DECISIVE` times the root mean square difference of the two runtimes apart.
+
+        Args:
+            sim: of the simulation, [N, classes, ...].
+            run: of the runtime, of the same shape.
+            runtime: the comparison of the two.
+        """
         if runtime.agreement is None:
             return cls()
         p_sim, p_run = predictions(sim), predictions(run)

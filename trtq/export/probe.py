@@ -90,7 +90,15 @@ def _surely_within(
 
 
 class Probe(fx.Interpreter):
-    """Runs the simulation and measures every activation's fake-quantize call on the way."""
+    """Runs the simulation and measures every activation's fake-quantize call on the way.
+
+    Args:
+        graph: with fake-quantize calls, on any device.
+
+    Attributes:
+        sums: what each activation quantizer did so far, by its name.
+        weights: quantized constants by call: they are computed once.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)

@@ -41,8 +41,13 @@ class Profile:
 def furthest_scale(model: onnx.ModelProto, encodings: Encodings) -> tuple[int, int]:
     """Compare the scales of a file with the encodings.
 
-    Returns how many quantizers of the file are among the encodings, and the largest distance of
-    their scales in units in the last place.
+    Args:
+        model: whose Q/DQ nodes name their quantizer in their metadata, as trtq writes them.
+        encodings: of the same quantizers.
+
+    Returns:
+        How many quantizers of the file are among the encodings, and the largest distance of their
+        scales in units in the last place of float32: 0 where all are equal bit by bit.
     """
     held = {i.name: i for i in model.graph.initializer}
     pairs = {n.output[0]: n for n in model.graph.node if n.op_type in QDQ}

@@ -5,6 +5,7 @@ No plugin and no unknown op is refused here, only what no reader could use.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 
 import onnx
@@ -12,7 +13,9 @@ from onnx import TensorProto, numpy_helper
 
 from trtq.errors import ExportError
 from trtq.onnx_node import names_of
-from trtq.onnx_walk import BITS, branches, bytes_of
+from trtq.onnx_walk import BITS, all_tensors, branches, bytes_of
+
+LARGEST_PROTOBUF = (1 << 31) - 1  # bytes
 
 
 def require_sound(model: onnx.ModelProto, name: str) -> None:
@@ -28,6 +31,25 @@ def require_sound(model: onnx.ModelProto, name: str) -> None:
     why = next(_faults(model), None)
     if why is not None:
         raise ExportError(f"Cannot use {name}", f"it is damaged: {why}", "Export it again")
+
+
+def require_one_file(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a model whose stored tensors do not fit one file.
+
+    Args:
+        model: to be written.
+        name: of the file, for messages.
+
+    Raises:
+        ExportError: its tensors take more than 2 GB.
+    """
+    size = sum(map(bytes_of, all_tensors(model)))
+    if size > LARGEST_PROTOBUF:
+        raise ExportError(
+            f"Cannot write {name}",
+            f"its tensors take {size / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
+            "Use a smaller model, or cut it into parts of less than 2 GB",
+        )
 
 
 def _faults(model: onnx.ModelProto) -> Iterator[str]:
@@ -55,6 +77,11 @@ def _graph_faults(
                 yield from _tensor_faults(tensor, what)
         for inner in branches(node):
             yield from _graph_faults(inner, versions, known)
+    made = Counter(o for n in graph.node for o in n.output if o)
+    made.update(names_of(graph.input))
+    twice = next((name for name, count in made.items() if count > 1), None)
+    if twice is not None:
+        yield f"{twice!r} is made twice"
     for value in graph.output:
         if value.name not in known:
             yield f"nothing makes the output {value.name!r}"

@@ -5,12 +5,13 @@ It is for hardware without INT8 arithmetic, where a Q/DQ graph does not build at
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import onnx
 
 from trtq import ops
 from trtq.errors import ExportError
+from trtq.export.clamps import clamp_, clamps_of
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
 from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, all_nodes, rename_, scopes
@@ -20,17 +21,21 @@ BETWEEN = ops.onnx_types(trait="moves_codes")
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` without its Q/DQ pairs.
+    """Return ``model`` without its Q/DQ pairs, also in branches.
 
-    A weight becomes the input of its pair, or the values of its stored codes.
+    A weight becomes the input of its pair, or the values of its stored codes in the type of their
+    scale. A pair that is a ReLU, too, becomes one (:mod:`trtq.export.clamps`).
+
+    Args:
+        model: not changed.
 
     Raises:
-        ExportError: an op that computes lies between the two halves of a pair, or codes are stored
-            in blocks.
+        ExportError: an op that computes lies between the two halves of a pair, codes are stored in
+            blocks, or an output or another node reads codes.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    for k in range(len(scopes(result))):
+    for k in reversed(range(len(scopes(result)))):  # a branch may read codes of the graph around it
         _strip_graph_(View(result, scope=scopes(result)[k]))
     drop_unread_(result)
     if any(n.op_type in QDQ for n in all_nodes(result)):
@@ -43,7 +48,7 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _strip_graph_(view: View) -> None:
-    graph = view.graph
+    graph, clamps = view.graph, clamps_of(view)
     for node in view.nodes("DequantizeLinear"):
         if view.value(node.input[0]) is not None:  # stored as codes
             _replace_(
@@ -65,7 +70,9 @@ def _strip_graph_(view: View) -> None:
                 "its codes are an output of the model",
             )
             raise ExportError(where, why, "Give the float file instead")
-        _replace_(view, node, node.input[0])
+        largest = clamps.get(node.output[0])
+        source = node.input[0] if largest is None else clamp_(view, node, largest)
+        _replace_(view, node, source)
 
 
 def _ends_at_codes(view: View, name: str) -> bool:
@@ -85,21 +92,29 @@ def _replace_(view: View, node: onnx.NodeProto, name: str) -> None:
 def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Return ``model`` in which these nodes read the inputs of their Q/DQ pairs.
 
-    Other readers of the pairs keep them. A node without a name has that of its first output.
+    Other readers of the pairs keep them.
+
+    Args:
+        model: not changed.
+        nodes: names; a node without a name has that of its first output.
+
+    Raises:
+        ExportError: the codes of a weight are stored in blocks.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for scope in scopes(result):
         view = View(result, scope=scope)
+        clamps = clamps_of(view)
         for node in [n for n in scope.graph.node if label_of(n) in nodes]:
             for i, name in enumerate(node.input):
                 if view.pair(name) is not None:
-                    node.input[i] = _unpaired(view, name)
+                    node.input[i] = _unpaired(view, name, clamps)
     drop_unread_(result)
     return result
 
 
-def _unpaired(view: View, name: str) -> str:
+def _unpaired(view: View, name: str, clamps: Mapping[str, float]) -> str:
     """Return a tensor with the values that ``name`` has before its pair.
 
     Ops that move values between the pair and its reader are copied.
@@ -107,7 +122,7 @@ def _unpaired(view: View, name: str) -> str:
     node = view.scope.maker(name)
     assert node is not None
     if node.op_type == "DequantizeLinear":
-        return _before(view, name, node)
+        return _before(view, name, node, clamps)
     source = f"{name}/float"
     if source in view.scope.local:
         return source
@@ -117,7 +132,7 @@ def _unpaired(view: View, name: str) -> str:
     copy.CopyFrom(node)
     copy.name = f"{label_of(node)}/float"
     for i, given in enumerate(node.input if node.op_type == "Concat" else node.input[:1]):
-        copy.input[i] = _unpaired(view, given)
+        copy.input[i] = _unpaired(view, given, clamps)
     copy.output[:] = [source if o == name else "" for o in node.output]
     place = list(view.graph.node).index(node)
     view.graph.node.insert(place + 1, copy)
@@ -125,11 +140,12 @@ def _unpaired(view: View, name: str) -> str:
     return source
 
 
-def _before(view: View, name: str, dq: onnx.NodeProto) -> str:
-    """Return what a pair reads, or the values of its stored codes."""
+def _before(view: View, name: str, dq: onnx.NodeProto, clamps: Mapping[str, float]) -> str:
+    """Return what a pair reads, behind its activation, or the values of its stored codes."""
     pair = view.pair(name)
     assert pair is not None
     if pair.q is not None and pair.q.output[0] == dq.input[0]:
-        return str(pair.q.input[0])
+        largest = clamps.get(pair.q.output[0])
+        return str(pair.q.input[0]) if largest is None else clamp_(view, pair.q, largest)
     known = view.value(dq.input[0]) is not None
     return add_named(view, f"{name}/float", dequantized(view, dq)) if known else name

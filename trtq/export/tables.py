@@ -8,15 +8,17 @@ import onnx
 
 from trtq import ops
 from trtq.onnx_node import integer
-from trtq.onnx_walk import QDQ
 
 INDICES = 1  # which operand of a Gather holds the indices
+# What may lie between a stored table and the Gather that reads it.
+MOVES = ops.onnx_types("identity", "cast", "permute", "quantize")
 
 
 def table_sizes(model: onnx.ModelProto) -> dict[str, int]:
     """Return how many rows the smallest table has that each input of a model indexes, by input.
 
-    Inputs that index no stored table are not in it.
+    Inputs that index no stored table are not in it. A table may be behind a Q/DQ pair, a Cast or a
+    Transpose: stored as [D, V] and transposed it has V rows.
     """
     return tables_of(model.graph, {i.name: list(i.dims) for i in model.graph.initializer})
 
@@ -45,14 +47,19 @@ class _Tables:
         self.makers = {o: n for n in graph.node for o in n.output}
 
     def rows(self, node: onnx.NodeProto) -> int | None:
-        """Return how many entries a node can choose from; None where its data are not stored."""
-        name = node.input[0]
+        """Return how many entries a Gather can choose from; None where no table is stored."""
+        name, moves = node.input[0], list[onnx.NodeProto]()
         while name not in self.shapes:
             maker = self.makers.get(name)
-            if maker is None or not (_keeps_values(maker) or maker.op_type in QDQ):
+            if maker is None or maker.op_type not in MOVES:
                 return None
+            moves.append(maker)
             name = maker.input[0]
-        shape = self.shapes[name]
+        shape = list(self.shapes[name])
+        for move in reversed(moves):
+            if ops.kind(move) == "permute":
+                order = next((a.ints for a in move.attribute if a.name == "perm"), None)
+                shape = [shape[d] for d in order] if order is not None else shape[::-1]
         axis = integer(node, "axis", 0)
         return int(shape[axis]) if shape else None
 

@@ -22,6 +22,12 @@ def pack_tail(tail: onnx.ModelProto) -> str:
 def with_tail(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with the nodes of its tail behind it, itself where it has none.
 
+    The outputs of the tail replace those of the model. Tensors inside the tail are renamed to
+    ``tail/NAME``.
+
+    Args:
+        model: whose metadata may hold a tail, as :func:`pack_tail` writes it; not changed.
+
     Raises:
         ExportError: a node of the tail has another form in the model's opset.
     """

@@ -12,10 +12,12 @@ from torch import fx
 from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower
 from trtq.export.lowering import lower, lower_into
+from trtq.export.sound import require_one_file
 from trtq.graph.device import CPU, on_device
 from trtq.graph.naming import node_name
 from trtq.graph.onnx_origin import onnx_node_of, origin_of
 from trtq.onnx_node import names_of
+from trtq.onnx_walk import skeleton
 from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
@@ -31,19 +33,26 @@ def export_onnx(
     """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
     Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are
-    float, inputs and outputs are called ``input`` and ``output``, node names start with the layer
-    they come from. Single ops that trtq does not write itself go through torch's exporter, and
-    ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
+    float, inputs and outputs have the names of the graph's signature, node names start with the
+    layer they come from. Single ops that trtq does not write itself are written by torch's
+    exporter.
+
+    Args:
+        simulated: on any device; not changed.
+        opset: 13 to 21.
+        int4: store weights of 4 bits as INT4; needs opset 21.
+        note: receives one line that names what torch's exporter wrote.
 
     Raises:
-        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot;
-            names the op and the cause.
+        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot (it
+            names the op and the cause); or the model is larger than an ONNX file can be.
     """
     simulated = on_device(simulated, CPU)
     refused: dict[str, str] = {}
     while True:
         borrower = Borrower(simulated, lower_into)
         model = lower(simulated, opset=opset, int4=int4, borrower=borrower, refused=refused)
+        require_one_file(model, "the model as ONNX")
         fault = _type_fault(model)
         if fault is None:
             break
@@ -98,7 +107,7 @@ def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:
     Returns None where there is none.
     """
     types: dict[str, int] = {}
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.shape_inference.infer_shapes(skeleton(model))
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         types[value.name] = value.type.tensor_type.elem_type
     types |= {i.name: i.data_type for i in model.graph.initializer}

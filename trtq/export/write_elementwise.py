@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from trtq import ops
-from trtq.export.write_base import dim, val
+from trtq.export.write_base import converted, dim, is_natural, require_same_type, val
 from trtq.export.writer import UnsupportedOpError, Writer
 from trtq.graph.dtypes import ONNX_TYPES
 
@@ -32,8 +32,8 @@ def binary(w: Writer, n: fx.Node, a: Any, b: Any, alpha: Any = 1, rounding_mode:
 def _binary(
     w: Writer, n: fx.Node, kind: str, a: Any, b: Any, alpha: Any = 1, rounding_mode: Any = None
 ) -> Any:
-    if not isinstance(n.meta.get("val"), torch.Tensor):  # arithmetic on sizes
-        return w.op(kind, *(v if isinstance(v, fx.Node) else [v] for v in (a, b)))
+    if not isinstance(n.meta.get("val"), torch.Tensor):
+        return _of_sizes(w, kind, a, b)
     if rounding_mode is not None and (
         rounding_mode != "floor" or not val(n).dtype.is_floating_point
     ):
@@ -44,6 +44,19 @@ def _binary(
         right = w.op("Mul", right, w.scalar(alpha, like))
     result = w.op(kind, w.scalar(a, like), right)
     return result if rounding_mode is None else w.op("Floor", result)
+
+
+def _of_sizes(w: Writer, kind: str, a: Any, b: Any) -> Any:
+    """Arithmetic on sizes, vectors of one integer.
+
+    Python's // rounds down and ONNX's division towards zero: -7 // 2 is -4, Div gives -3. Where
+    an operand may be negative, the remainder (of the divisor's sign, as in Python) is taken away
+    first.
+    """
+    first, second = (v if isinstance(v, fx.Node) else [v] for v in (a, b))
+    if kind == "Div" and not (is_natural(a) and is_natural(b)):
+        first = w.op("Sub", first, w.op("Mod", first, second))
+    return w.op(kind, first, second)
 
 
 def rsub(w: Writer, n: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Any:
@@ -92,6 +105,7 @@ def _operand_like(n: fx.Node, *operands: Any) -> fx.Node:
 
 def clamp(w: Writer, n: fx.Node, x: fx.Node, low: Any = None, high: Any = None) -> Any:
     """Clip; either bound may be missing."""
+    require_same_type(n, x)
     return w.op(
         "Clip",
         x,
@@ -186,6 +200,7 @@ def glu(w: Writer, n: fx.Node, x: fx.Node, axis: int = -1) -> Any:
 
 def addcmul(w: Writer, n: fx.Node, x: fx.Node, a: fx.Node, b: fx.Node, value: Any = 1) -> Any:
     """Add value * a * b to x."""
+    require_same_type(n, x, a, b)
     product = w.op("Mul", a, b)
     return w.op("Add", x, product if value == 1 else w.op("Mul", product, w.scalar(value, x)))
 
@@ -197,9 +212,10 @@ def cast(w: Writer, n: fx.Node, x: fx.Node, *ignored: Any, **more: Any) -> Any:
 
 def where(w: Writer, n: fx.Node, condition: fx.Node, a: Any, b: Any) -> Any:
     """Choose by a mask; either side may be a number."""
-    return w.op("Where", condition, w.scalar(a, n), w.scalar(b, n))
+    return w.op("Where", condition, converted(w, n, a), converted(w, n, b))
 
 
 def masked_fill(w: Writer, n: fx.Node, x: fx.Node, mask: fx.Node, value: Any) -> Any:
     """Put ``value`` where the mask is true."""
+    require_same_type(n, x)
     return w.op("Where", mask, w.scalar(value, x), x)

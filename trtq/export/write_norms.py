@@ -115,7 +115,7 @@ def layer_norm(
     """LayerNormalization from opset 17 on; before, its formula."""
     axes = list(range(-len(shape), 0))
     if w.opset >= 17:
-        ones = w.constant(np.ones(static(shape), dtype=np.float32)) if weight is None else weight
+        ones = torch.ones(static(shape), dtype=val(x).dtype).numpy() if weight is None else weight
         return w.op(
             "LayerNormalization",
             x,
@@ -146,7 +146,7 @@ def group_norm(
     ONNX's own GroupNormalization changed its meaning between opsets 18 and 21.
     """
     channels, rank = dim(x, 1), val(x).ndim
-    ones, zeros = np.ones(groups, dtype=np.float32), np.zeros(groups, dtype=np.float32)
+    ones, zeros = (torch.full((groups,), v, dtype=val(x).dtype).numpy() for v in (1, 0))
     flat = w.op(
         "InstanceNormalization", w.op("Reshape", x, [0, groups, -1]), ones, zeros, epsilon=eps
     )

@@ -21,7 +21,18 @@ WRITTEN = range(13, 22)  # opsets of files that trtq writes
 
 
 def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str, sizes: Sequence[Any]) -> Any:
-    """The node itself, in a form of the writer's opset."""
+    """The node itself, in a form of the writer's opset.
+
+    Args:
+        w: receives the node; the opset of its domain is noted there.
+        n: the call.
+        inputs: of the node.
+        model: a packed ONNX model of the node alone (:func:`trtq.graph.opaque.packed`).
+        sizes: of the results; not used.
+
+    Raises:
+        ExportError: the node has another form in the writer's opset, and ONNX cannot convert it.
+    """
     del sizes  # the node has them among its inputs
     written = _of_opset(unpacked(model), w.opset, name_of(model))
     w.domains |= {o.domain: o.version for o in written.opset_import if o.domain not in OWN}

@@ -30,6 +30,17 @@ def pair(w: Writer, n: fx.Node, *given: Any) -> str:
     Codes of fewer than 8 bits use an INT8 container: an activation is first clipped to the range of
     its codes, a weight is already on its codes. A format without a kernel is written in float: a
     weight as the values of its codes, a log2 activation as the ops that compute it.
+
+    Args:
+        w: receives the nodes, which name the quantizer in their metadata.
+        n: the call.
+        given: its arguments, as :class:`trtq.quant.fake_quantize.FakeQuantizeCall` has them.
+
+    Returns:
+        The name of the dequantized tensor.
+
+    Raises:
+        ExportError: codes outside of INT8, or FP8 or NVFP4 in an opset that lacks them.
     """
     call = FakeQuantizeCall(*given)
     w.scope = w.quantizer = call.name

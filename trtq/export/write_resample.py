@@ -53,7 +53,11 @@ def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
 
 
 def _fixed_to_whole(n: fx.Node, x: fx.Node, factors: Sequence[float]) -> bool:
-    """Whether all sizes are fixed, and those of the result whole multiples by the factors."""
+    """Whether all sizes are fixed and those of the result are exactly size times factor.
+
+    They are then written as sizes, which every parser reads alike; 7 * 1.5 = 10.5 becomes 10, and
+    only the factor says how torch maps coordinates.
+    """
     have, want = val(x).shape[2:], val(n).shape[2:]
     if not all(isinstance(s, int) for s in (*have, *want)):
         return False

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from trtq.export.write_base import FAR, dim, ints, same, static, val
+from trtq.export.write_base import FAR, converted, dim, ints, same, static, val
 from trtq.export.writer import UnsupportedOpError, Writer
 
 EQUAL_PARTS_OPSET = 18  # the first whose Split is told how many parts
+IMAGE_RANK = 4  # of what DepthToSpace takes
 
 
 def sym_size(w: Writer, n: fx.Node, x: fx.Node, d: int) -> Any:
@@ -127,7 +128,8 @@ def repeat(w: Writer, n: fx.Node, x: fx.Node, times: Sequence[Any]) -> Any:
 
 def stack(w: Writer, n: fx.Node, tensors: Sequence[fx.Node], d: int = 0) -> Any:
     """Concatenate along a new axis."""
-    return w.op("Concat", *(w.op("Unsqueeze", t, [d]) for t in tensors), axis=d)
+    parts = (converted(w, n, t) for t in tensors)
+    return w.op("Concat", *(w.op("Unsqueeze", t, [d]) for t in parts), axis=d)
 
 
 def index(w: Writer, n: fx.Node, x: fx.Node, indices: Sequence[Any]) -> Any:
@@ -179,6 +181,8 @@ def circular_pad(w: Writer, n: fx.Node, x: fx.Node, amounts: Sequence[int]) -> A
 
 def pixel_shuffle(w: Writer, n: fx.Node, x: fx.Node, factor: int) -> Any:
     """Channels become pixels."""
+    if val(x).ndim != IMAGE_RANK:
+        raise UnsupportedOpError(f"a pixel shuffle of {val(x).ndim} axes")
     return w.op("DepthToSpace", x, blocksize=factor, mode="CRD")
 
 
@@ -189,7 +193,7 @@ def expand_as(w: Writer, n: fx.Node, x: fx.Node, like: fx.Node) -> Any:
 
 def cat(w: Writer, n: fx.Node, tensors: Sequence[fx.Node], d: int = 0) -> Any:
     """Join along an axis."""
-    return w.op("Concat", *tensors, axis=d)
+    return w.op("Concat", *(converted(w, n, t) for t in tensors), axis=d)
 
 
 def index_select(w: Writer, n: fx.Node, x: fx.Node, d: int, i: fx.Node) -> Any:

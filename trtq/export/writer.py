@@ -63,10 +63,22 @@ class Writer:
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node and return the name of its output.
 
-        The result is a list of names when ``outputs`` is not 1.
+        The node's name is ``SCOPE/KIND``, with a number where that is taken; its outputs are called
+        ``NAME.out``, or ``NAME:0.out``, ``NAME:1.out`` and so on.
 
-        Inputs are names, FX nodes, numpy arrays, lists of integers, or None for one that is left
-        out.
+        Args:
+            kind: ONNX op type.
+            inputs: names, FX nodes, numpy arrays, lists of integers, or None for one that is left
+                out.
+            outputs: how many the node has.
+            attributes: of the node; None leaves one out.
+
+        Returns:
+            A name, or a list of names when ``outputs`` is not 1.
+
+        Raises:
+            UnsupportedOpError: an FX node gives several tensors, or a list has something else than
+                whole numbers.
         """
         base = f"{self.scope}/{kind}" if self.scope else kind
         name = self._unique(base)
@@ -97,7 +109,12 @@ class Writer:
         return self.constant(np.asarray(given))
 
     def constant(self, array: npt.NDArray[Any], name: str | None = None) -> str:
-        """Return the name of an initializer with these values; unnamed ones are shared."""
+        """Return the name of an initializer with these values.
+
+        Args:
+            array: of a dtype that ONNX has.
+            name: wanted; a number is added where it is taken. None: an equal constant is shared.
+        """
         if name is None:
             key = (str(array.dtype), array.shape, array.tobytes())
             if key not in self._constants:
@@ -110,7 +127,11 @@ class Writer:
         return name
 
     def array(self, given: fx.Node) -> npt.NDArray[Any]:
-        """Return the values of a constant."""
+        """Return the values of a constant as they are stored.
+
+        Raises:
+            UnsupportedOpError: the node is no constant.
+        """
         initializer = self.initializers.get(self.value(given))
         if initializer is None:
             raise UnsupportedOpError(f"{given.name} is computed where a constant is read")
@@ -149,9 +170,13 @@ class Writer:
         return name
 
     def sizes(self, sizes: Sequence[Any]) -> str:
-        """Return an int64 vector of plain and symbolic integers.
+        """Return the name of an int64 vector of plain and symbolic integers.
 
-        Symbolic integers are FX nodes, themselves vectors of one.
+        Args:
+            sizes: whole numbers, or FX nodes of symbolic integers, each itself a vector of one.
+
+        Raises:
+            UnsupportedOpError: something else is among them.
         """
         if all(isinstance(s, int) for s in sizes):
             return self.constant(np.asarray(sizes, dtype=np.int64))
@@ -167,7 +192,15 @@ class Writer:
         )
 
     def scalar(self, given: Any, like: fx.Node) -> str:
-        """Return a number as a scalar of ``like``'s type; a tensor or a symbolic size as itself."""
+        """Return the name of a number as a scalar; a tensor is returned as it is.
+
+        Args:
+            given: a number, a tensor's node, or the node of a symbolic size, which is cast.
+            like: whose dtype the scalar has.
+
+        Raises:
+            UnsupportedOpError: integers cannot hold the number.
+        """
         if isinstance(given, fx.Node):
             value = given.meta.get("val")
             if isinstance(value, torch.SymInt):
@@ -176,10 +209,23 @@ class Writer:
         dtype = like.meta["val"].dtype
         if isinstance(given, float) and not dtype.is_floating_point and not given.is_integer():
             raise UnsupportedOpError(f"{given} beside integers")
-        return self.constant(torch.tensor(given, dtype=dtype).numpy())
+        try:
+            held = torch.tensor(given, dtype=dtype)
+        except RuntimeError as exc:  # beyond the type's range
+            raise UnsupportedOpError(str(exc)) from exc
+        return self.constant(held.numpy())
 
     def reduce(self, kind: str, x: Any, axes: Sequence[int] | None, *, keepdims: bool) -> str:
-        """Append a reduction; its axes became an input in opset 18 (ReduceSum: 13)."""
+        """Append a reduction and return the name of its output.
+
+        Its axes became an input in opset 18 (ReduceSum: 13).
+
+        Args:
+            kind: ONNX op type, such as ``ReduceMean``.
+            x: as for :meth:`op`.
+            axes: which are reduced, negative ones from the end; None or none: all.
+            keepdims: reduced axes stay with size 1.
+        """
         axes = None if axes is None else list(axes)
         if self.opset >= 18 or kind == "ReduceSum":
             return str(
@@ -190,6 +236,9 @@ class Writer:
         return str(self.op(kind, x, axes=axes or None, keepdims=int(keepdims)))
 
     def _unique(self, name: str) -> str:
-        k = self._taken[name]
-        self._taken[name] += 1
-        return f"{name}_{k}" if k else name
+        free = name
+        while free in self._taken:
+            free = f"{name}_{self._taken[name]}"
+            self._taken[name] += 1
+        self._taken[free] = 1
+        return free

@@ -23,6 +23,14 @@ def make_choices(
     """Return the groups of layers with their summed losses and costs.
 
     Staying in float has no loss.
+
+    Args:
+        analysis: losses of the layers, and which of them belong together.
+        pricing: of the same model.
+        options: candidate widths.
+
+    Returns:
+        One for each group, in the order of the layers; losses and costs by the label of a width.
     """
     by_name, seen, found = (
         {layer.name: layer for layer in analysis.layers},
@@ -143,6 +151,10 @@ def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
 def offered(asked: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
     """Return the widths on offer, narrowest first: those asked for, or all that were analysed.
 
+    Args:
+        asked: its widths, and the target.
+        analysis: of the model.
+
     Raises:
         UsageError: one was not analysed, or the target has no kernels for it.
     """
@@ -161,7 +173,15 @@ def offered(asked: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
 
 
 def shown(budget: str, value: float) -> str:
-    """Return a cost with its unit, for a person."""
+    """Return a cost with its unit, for a person.
+
+    Args:
+        budget: ``size``, ``bitops``, ``energy`` or ``latency@DEVICE``.
+        value: bytes, BitOps, units of energy, or milliseconds.
+
+    >>> shown("size", 2_500_000.0), shown("latency@orin", 1.25)
+    ('2.5 MB', '1.25 ms')
+    """
     if budget == "size":
         return f"{value / 1e6:.4g} MB"
     return f"{value:.4g} ms" if budget.startswith(LATENCY) else f"{value:.4g}"

@@ -153,6 +153,14 @@ def check_analysis(
 ) -> list[BitConfig]:
     """Return the widths on offer, once they and the targets are known to serve.
 
+    Args:
+        samples: whose targets the metric may need.
+        options: widths, metric and targets.
+        task: what the outputs mean; default: that of the options.
+
+    Returns:
+        The widths, narrowest first.
+
     Raises:
         UsageError: no width to analyse.
         DataError: there are no targets, or the numbers of classes are ambiguous.
@@ -382,7 +390,12 @@ def _analyzed(
 
 
 def draw_analysis(record: AnalyzeRecord, path: Path) -> None:
-    """Draw the losses beside the file of an analysis."""
+    """Draw the losses beside the file of an analysis.
+
+    Args:
+        record: the analysis.
+        path: of its JSON file; the picture is an ``.svg`` of the same name.
+    """
     # matplotlib is slow to import, and only this needs it.
     from trtq.report.figures import sensitivity_figure
 

@@ -47,7 +47,16 @@ class Choice:
 def summarize_candidates(
     placement: Placement, seen: Mapping[str, Range], percentile: float
 ) -> dict[str, ActivationStats]:
-    """Return the statistics of every activation for each candidate, in one mapping."""
+    """Return the statistics of every activation for each candidate, in one mapping.
+
+    Args:
+        placement: the quantizers.
+        seen: what every activation was seen to do, by key of its statistics.
+        percentile: of the calibrator of that name, percent.
+
+    Returns:
+        Keys are the calibrator, ``|`` and the key of the statistics.
+    """
     return {
         f"{name}{SEPARATOR}{key}": stats
         for name in CANDIDATES
@@ -56,7 +65,11 @@ def summarize_candidates(
 
 
 def by_calibrator(stats: Stats) -> dict[str, dict[str, ActivationStats]]:
-    """Return the statistics that :func:`summarize_candidates` joined, by calibrator."""
+    """Return the statistics that :func:`summarize_candidates` joined, by calibrator.
+
+    Args:
+        stats: as the cache has them.
+    """
     found: dict[str, dict[str, ActivationStats]] = {name: {} for name in CANDIDATES}
     for joined, value in stats.items():
         name, _, key = joined.partition(SEPARATOR)
@@ -103,9 +116,9 @@ def _distance(
             q.format, q.float_reason, q.decided = fmt, reason, decided
     names = [t.name for t in inputs.model.graph.signature.outputs]
     measure = relative_error if inputs.task is None else inputs.task.divergence
-    total = torch.zeros(())
+    each = []
     for feed, reference in zip(feeds, wanted, strict=True):
         given = outputs_of(simulated(*feed))
         ours, theirs = (dict(zip(names, side, strict=True)) for side in (given, reference))
-        total = total.to(given[0].device) + measure(ours, theirs).sum()
-    return float(total) / sum(len(feed[0]) for feed in feeds)
+        each.append(measure(ours, theirs))
+    return float(torch.cat(each).mean())

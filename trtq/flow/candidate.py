@@ -89,6 +89,12 @@ class Candidate:
     def measured_on(self, options: SearchOptions) -> tuple[Samples, int]:
         """Return the samples that accuracy is measured on, and how many of them calibrate.
 
+        Args:
+            options: number and seed of the calibration samples, and the limit of samples.
+
+        Returns:
+            The samples, and how many of them calibrate too; 0 where those were left out.
+
         Raises:
             DataError: calibration leaves none.
         """

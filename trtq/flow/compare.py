@@ -36,7 +36,14 @@ class Comparison(NamedTuple):
 def compare_simulation(
     inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
 ) -> Comparison:
-    """Compare the float model, torch's simulation and ONNX Runtime on calibration samples."""
+    """Compare the float model, torch's simulation and ONNX Runtime on calibration samples.
+
+    Args:
+        inputs: the float model and the samples.
+        options: batch size and number of compared samples.
+        simulated: the graph with fake-quantize calls.
+        qdq: the file exported from it.
+    """
     count = _compared(inputs, options)
     parity, measured, counts = with_smaller_batches(
         lambda batch: _compare(inputs, count, batch, simulated, qdq),

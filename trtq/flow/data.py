@@ -124,6 +124,10 @@ def open_any(
 def pixels_explained(data: Data, example: object) -> Iterator[None]:
     """Say that samples are unscaled pixels where a model cannot be captured on them.
 
+    Args:
+        data: whose first samples are the example.
+        example: a batch, or batches by input.
+
     Raises:
         DataError: in place of what the capture said.
     """
@@ -152,7 +156,11 @@ def is_pixels(value: object) -> TypeGuard[torch.Tensor]:
 
 
 def forward_names(module: nn.Module | None) -> tuple[str, ...]:
-    """Return the parameters of a module's ``forward`` that must be given, in order."""
+    """Return the parameters of a module's ``forward`` that must be given, in order.
+
+    Args:
+        module: not captured; None for a model that is only named.
+    """
     if module is None:
         return ()
     parameters = inspect.signature(module.forward).parameters.values()
@@ -169,6 +177,12 @@ def samples_from(
     note: Note | None = None,
 ) -> Samples:
     """Return opened data as samples of a model.
+
+    Args:
+        data: opened.
+        model: whose inputs the samples become; None where it is not known.
+        preprocess: how images become inputs; default: the model's, else ImageNet's at its size.
+        note: receives what a user should know.
 
     Raises:
         UsageError: a preprocessing for data that are no images.
@@ -204,6 +218,9 @@ def _require_sample_axes(model: Model) -> None:
 
 def needs_of(model: Model) -> InputNeeds:
     """Return what a captured model takes.
+
+    Args:
+        model: captured.
 
     Raises:
         DataError: an input has no axis for samples.

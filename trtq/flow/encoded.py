@@ -56,6 +56,12 @@ def quantized_from(inputs: Inputs, encodings: Encodings, options: QuantizeOption
 def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: str) -> str:
     """Return the digest of a graph's weights, once the encodings are known to be of this model.
 
+    Args:
+        encodings: with the digests of the model that they were made for.
+        graph: of this model.
+        path: what to call the encodings.
+        doing: what they are wanted for, such as "export".
+
     Raises:
         EncodingsError: they are of other weights, or their methods put ops into the graph that
             capturing the model does not give.

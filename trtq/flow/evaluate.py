@@ -86,7 +86,7 @@ class Evaluation:
         for name, figure in self.figures.items():
             other = self.reference.get(name)
             known = other is not None and other.value is not None
-            beside = f" (float {other.value:.2f} {other.unit})" if known and other else ""
+            beside = f" (float {other.amount})" if known and other else ""
             parts.append(f"{figure.words}{beside}")
         parts += [f.words for f in self.agreement.values() if f.name != AGREEMENT]
         if self.compared:
@@ -100,6 +100,12 @@ def evaluate_quantized(
     quantized: Quantized, data: object, task: str | Task | None, *, batch_size: int
 ) -> Evaluation:
     """Return the scores of an exported model beside its float model's, in ONNX Runtime.
+
+    Args:
+        quantized: the model.
+        data: as for :func:`~trtq.flow.data.open_samples`.
+        task: what the outputs mean; None for what is known.
+        batch_size: samples in a call.
 
     Raises:
         UsageError: an unknown task, or answers and targets do not fit.
@@ -152,6 +158,8 @@ class Evaluator:
         metadata: what the maker of the file wrote into it.
         gallery: keeps the samples on which the two differ most; None for no pictures.
         note: receives a line that the user should read.
+        tallies: sums by output, filled by :meth:`run`.
+        told: lines that :attr:`note` has received.
     """
 
     runner: Runner
@@ -168,8 +176,14 @@ class Evaluator:
     def run(self, samples: Samples, batch_size: int, progress: Progress) -> Evaluation:
         """Run all samples.
 
+        Args:
+            samples: with targets where scores are wanted.
+            batch_size: samples in a call, 1 or more.
+            progress: receives progress.
+
         Raises:
             UsageError: the two models have different outputs, or answers and targets do not fit.
+            DataError: a sample is damaged, or a target is of a class that the model does not have.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.classes import mirrored_pair
@@ -15,7 +16,7 @@ from trtq.graph.device import moved
 from trtq.graph.feed import IMAGE_AXES, arrays_of, computed
 from trtq.layouts import pixels_of
 from trtq.quant.encodings import Encodings
-from trtq.quant.formats import BitConfig
+from trtq.quant.formats import HALF, BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.specs import FinetuneOptions
 from trtq.tasks import Task, find_task
@@ -23,6 +24,7 @@ from trtq.train.training_graph import TrainingGraph
 
 SEGMENTER_AXES = 4  # of an output
 WORST = 0.25
+FLOATING: tuple[Literal["fp8", "fp4"], ...] = ("fp8", "fp4")  # kinds of formats that are widths
 
 
 def learns_answers(task: Task | None, train: Samples) -> bool:
@@ -84,6 +86,10 @@ def _require_labels(train: Samples, val: Samples | None, options: FinetuneOption
 
 def require_task_options(options: FinetuneOptions, task: Task) -> None:
     """Refuse options of the cross-entropy for a model that learns from answers.
+
+    Args:
+        options: how to train.
+        task: what the model learns.
 
     Raises:
         UsageError: names the option.
@@ -152,7 +158,13 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
 
 
 def note_outputs(model: Model, options: FinetuneOptions, note: Callable[[str], None]) -> None:
-    """Note which outputs of several are trained by what."""
+    """Note which outputs of several are trained by what.
+
+    Args:
+        model: captured.
+        options: how to train.
+        note: receives the lines.
+    """
     outputs = [t.name for t in model.graph.signature.outputs]
     whole = [
         name
@@ -192,6 +204,10 @@ def require_scorable(task: Task, model: Model, val: Samples) -> None:
 def require_pictures(model: Model, augment: str) -> None:
     """Refuse augmentation of what is no single image.
 
+    Args:
+        model: captured.
+        augment: the option; ``none`` is always accepted.
+
     Raises:
         UsageError: names the inputs.
     """
@@ -206,6 +222,10 @@ def require_pictures(model: Model, augment: str) -> None:
 
 def require_trainable(options: FinetuneOptions, graph: TrainingGraph) -> None:
     """Refuse a graph in which nothing learns.
+
+    Args:
+        options: how to train.
+        graph: with what learns in it.
 
     Raises:
         CalibrationError: every layer is frozen.
@@ -224,7 +244,13 @@ def require_trainable(options: FinetuneOptions, graph: TrainingGraph) -> None:
 
 
 def note_shared(val: Samples, train: Samples, note: Callable[[str], None]) -> None:
-    """Note how many validation samples are trained on, under any name."""
+    """Note how many validation samples are trained on, under any name.
+
+    Args:
+        val: to measure on.
+        train: to learn from.
+        note: receives the line.
+    """
     known = set(train.contents())
     shared = [i for i, content in enumerate(val.contents()) if content in known]
     if shared:
@@ -292,4 +318,9 @@ def _width(encodings: Encodings, layer: str) -> str:
     given = encodings.formats.get(f"{layer}.input")
     if weight is None:
         return "None"
-    return BitConfig(weight=weight.bits, input=16 if given is None else given.bits).label
+    return BitConfig(
+        weight=weight.bits,
+        input=HALF.input if given is None else given.bits,
+        floating=next((k for k in FLOATING if k == weight.kind), ""),
+        block=weight.block or 0,
+    ).label

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 from trtq.artifact import ensure_writable_dir, write_bytes
-from trtq.data.preprocess import ImagePlace
+from trtq.data.image_place import ImagePlace
 from trtq.data.samples import Batch, Samples
 from trtq.layouts import pixels_of
 from trtq.records.evaluate import PictureRow
@@ -30,14 +30,27 @@ PAGE = (
 
 
 class View(NamedTuple):
-    """What a model sees of an image: where the image is in its input, and the input's size."""
+    """What a model sees of an image.
+
+    Attributes:
+        place: where the image is in the input.
+        size: width and height of the input, pixels.
+    """
 
     place: ImagePlace
     size: tuple[int, int]
 
 
 class Shown(NamedTuple):
-    """One sample and what the two models answered."""
+    """One sample on which two models differ.
+
+    Attributes:
+        difference: of the task, above 0.
+        sample: id.
+        answer: of the model, as the task decodes it.
+        reference: of the other model.
+        seen: what the model sees of the image; None for samples that are no images.
+    """
 
     difference: float
     sample: str
@@ -53,6 +66,7 @@ class Gallery:
     Attributes:
         samples: the images.
         most: how many are kept.
+        kept: so far, the largest difference first.
     """
 
     samples: Samples
@@ -60,7 +74,13 @@ class Gallery:
     kept: list[Shown] = field(default_factory=list)
 
     def add(self, task: Task, batch: Batch, answers: Sequence[Any]) -> None:
-        """Look at one batch: what the model and its reference answered."""
+        """Look at one batch: what the model and its reference answered.
+
+        Args:
+            task: orders and draws the answers.
+            batch: the samples.
+            answers: of the model and of its reference, samples first.
+        """
         answer, reference = answers
         new = [
             Shown(task.difference(own, other), name, own, other, view)
@@ -74,6 +94,10 @@ class Gallery:
 
     def save(self, task: Task, folder: Path) -> list[PictureRow]:
         """Write one picture a sample, the reference's answer left, and return what was written.
+
+        Args:
+            task: draws the answers.
+            folder: made where there are pictures; ``01.jpg`` and on, and ``index.html``.
 
         Raises:
             ArtifactError: the folder cannot be written.
@@ -109,7 +133,15 @@ def _views(batch: Batch) -> list[View | None]:
 
 
 def visible(image: Image.Image, view: View) -> Image.Image:
-    """Return an image as a model's input shows it: resized, cut and with black borders."""
+    """Return an image as a model's input shows it: resized, cut and with black borders.
+
+    Args:
+        image: the upright original.
+        view: where it is in the input.
+
+    Returns:
+        RGB of the size of the input.
+    """
     (scale_x, scale_y), (left, top) = view.place.scale, view.place.offset
     back = (1.0 / scale_x, 0.0, -left / scale_x, 0.0, 1.0 / scale_y, -top / scale_y)
     return image.convert("RGB").transform(
@@ -126,7 +158,11 @@ def _sides(task: Task, image: Image.Image, shown: Shown) -> list[tuple[str, Imag
 
 
 def beside(sides: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Return pictures of one size side by side, each under its name."""
+    """Return pictures of one size side by side, each under its name.
+
+    Args:
+        sides: name and picture, all scaled to the size of the first, at most 640 pixels wide.
+    """
     first = sides[0][1]
     ratio = min(1.0, WIDTH / first.width)
     size = (max(1, round(first.width * ratio)), max(1, round(first.height * ratio)))

@@ -51,7 +51,15 @@ class Inputs:
     workers: Workers = field(default_factory=Workers)
 
     def images(self, count: int, batch_size: int) -> Iterator[Feed]:
-        """Return batches of the first ``count`` calibration samples."""
+        """Return batches of the first ``count`` calibration samples.
+
+        Args:
+            count: how many samples.
+            batch_size: at most; smaller where the model takes fewer.
+
+        Returns:
+            One tensor for each input of the model, on its device.
+        """
         size = self.model.largest_batch
         most = batch_size if size is None else min(batch_size, size)
         feeds = self.samples.inputs(count, most, self.model.input_names)
@@ -72,7 +80,16 @@ class Inputs:
     def export(
         self, graph: fx.GraphModule, options: QuantizeOptions, **metadata: str
     ) -> onnx.ModelProto:
-        """Return ``graph`` as ONNX, with the metadata later verbs read."""
+        """Return ``graph`` as ONNX, with the metadata later verbs read.
+
+        Args:
+            graph: with fake-quantize calls, or in float.
+            options: opset, target and storage of weights.
+            metadata: more entries of the file.
+
+        Raises:
+            ExportError: the opset cannot hold an op of the graph.
+        """
         model = export_onnx(
             graph,
             opset=opset_of(options, formats_needed(graph)),
@@ -89,12 +106,20 @@ class Inputs:
 
 
 def quantized_metadata(encodings: Encodings) -> dict[str, str]:
-    """Return what a Q/DQ file says of its encodings."""
+    """Return what a Q/DQ file says of its encodings: ``precision`` and ``encodings_sha256``."""
     return {"precision": "int8", "encodings_sha256": encodings.digest()}
 
 
 def origin_of(model: Model, answer: Kind) -> dict[str, object]:
-    """Return what an ONNX file says of the model that it was written from."""
+    """Return what an ONNX file says of the model that it was written from.
+
+    Args:
+        model: captured.
+        answer: what its first output is.
+
+    Returns:
+        ``preprocess`` (where there is one), ``model``, ``weights``, the signature and ``answer``.
+    """
     origin: dict[str, object] = {"preprocess": model.preprocess} if model.preprocess else {}
     said = {"model": model.name, "weights": model.weights, SIGNATURE: model.graph.signature}
     return {**origin, **said, ANSWER: answer}

@@ -33,6 +33,18 @@ class LoadRequest:
 
     Attributes:
         usual_axes: names of the axes of each input that the data let open; a model may fix some.
+        checkpoint, checkpoint_match, checkpoint_key: weights to load, how their names are matched,
+            and where they are in the file.
+        model_arg: keyword arguments of the factory.
+        input_size: (C, H, W) of an image.
+        preprocess: how images become the input, or the name of a preset.
+        example: one batch of the inputs.
+        dynamic: names of open axes by input.
+        ranges: sizes of open axes by name.
+        outputs: names of the outputs to keep.
+        ort_library: library of custom ops for ONNX Runtime.
+        name: what to call a module or program in memory.
+        seed: of random weights.
     """
 
     checkpoint: str | Path | None = None
@@ -52,6 +64,10 @@ class LoadRequest:
 
     def refuse(self, names: Sequence[str], reason: str) -> None:
         """Refuse arguments that would have no effect.
+
+        Args:
+            names: of attributes.
+            reason: why they have no effect.
 
         Raises:
             UsageError: names them.
@@ -81,7 +97,11 @@ class LoadRequest:
         return resolve_preprocess(preset=preset, input_size=self.input_size, hints=hints)
 
     def inputs(self, otherwise: object) -> ModelInputs:
-        """Return what the model is given: the example, or else the size of an image."""
+        """Return what the model is given: the example, or else the size of an image.
+
+        Args:
+            otherwise: the size of an image, where no example was given.
+        """
         example = otherwise if self.example is None else self.example
         return ModelInputs(
             example, self.dynamic, self.ranges or {}, self.outputs or (), self.usual_axes or ()
@@ -90,6 +110,11 @@ class LoadRequest:
 
 def require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:
     """Refuse arguments that would have no effect.
+
+    Args:
+        given: arguments by name, None where not given.
+        names: of those that have no effect.
+        reason: why.
 
     Raises:
         UsageError: names them.
@@ -105,7 +130,7 @@ def load_any(model: object, asked: LoadRequest) -> Model:
     """Return a model, captured as one graph.
 
     Args:
-        model: a loaded model, an nn.Module, an ExportedProgram or the text of a model.
+        model: a loaded model, an nn.Module, an ExportedProgram, a path or the text of a model.
         asked: how it is loaded and captured.
 
     Raises:
@@ -126,8 +151,8 @@ def load_any(model: object, asked: LoadRequest) -> Model:
         return _own(model, asked)
     if isinstance(model, ExportedProgram):
         return _program(model, asked)
-    if isinstance(model, str):
-        return _text(model, asked)
+    if isinstance(model, (str, Path)):
+        return _text(str(model), asked)
     raise UsageError(
         f"Cannot load a {type(model).__name__} as a model",
         "expected an nn.Module, a loaded model or the text of one",

@@ -41,12 +41,20 @@ def load_text(
     Raises:
         ModelError: unknown, or its weights do not fit.
         ExportError: an ONNX file that is missing or damaged.
-        UsageError: a checkpoint or arguments for a file that has its weights.
+        UsageError: a checkpoint or arguments for a file that has its weights, or how to read a
+            checkpoint and none.
     """
     load = WHOLE.get(Path(name).suffix.lower())
     if load is None:
+        if checkpoint is None:
+            require_no_reading(match, key)
         return load_model(name, args=args, checkpoint=checkpoint, match=match, key=key, seed=seed)
-    unused = {"--checkpoint": checkpoint, "--model-arg": args, "--checkpoint-key": key}
+    unused = {
+        "--checkpoint": checkpoint,
+        "--model-arg": args,
+        "--checkpoint-key": key,
+        "--checkpoint-match": match != "name",
+    }
     given = [option for option, value in unused.items() if value]
     if given:
         raise UsageError(
@@ -55,3 +63,18 @@ def load_text(
             "Leave it out",
         )
     return load(Path(name))
+
+
+def require_no_reading(match: Match, key: str | None) -> None:
+    """Refuse options about a checkpoint where there is none.
+
+    Args:
+        match: how names are matched.
+        key: where the weights are.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for option, given in (("--checkpoint-key", key), ("--checkpoint-match", match != "name")):
+        if given:
+            raise UsageError(f"{option} needs --checkpoint", "it says how that file is read")

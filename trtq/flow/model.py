@@ -30,7 +30,11 @@ from trtq.workers import Workers
 
 
 def is_random(weights: str) -> bool:
-    """Whether the words about weights say that nobody trained them."""
+    """Whether the words about weights say that nobody trained them.
+
+    Args:
+        weights: as :attr:`Model.weights` has them.
+    """
     return weights.startswith("random")
 
 
@@ -71,6 +75,12 @@ def require_float(module: nn.Module, name: str, way: str) -> None:
 def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -> Model:
     """Return a model with a graph that computes where it was asked for; a GPU is noted.
 
+    Args:
+        model: captured.
+        asked: the device, such as ``cpu``, ``cuda`` or ``auto``.
+        run: receives the note.
+        workers: processes that share the GPUs of a machine.
+
     Raises:
         UsageError: there is no such device.
     """
@@ -81,7 +91,14 @@ def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -
 
 
 def about_weights(loaded: LoadedModel) -> list[str]:
-    """Return what a user must know about weights that nobody trained."""
+    """Return what a user must know about weights that nobody trained.
+
+    Args:
+        loaded: the model.
+
+    Returns:
+        One line, or none.
+    """
     if not is_random(loaded.weights):
         return []
     return [
@@ -181,7 +198,11 @@ class Model:
         return replace(self, preprocess=None, notes=notes)
 
     def judged_by(self, samples: Samples) -> Model:
-        """Return the model as these samples judge it: class indices ask for scores of classes."""
+        """Return the model as these samples judge it: class indices ask for scores of classes.
+
+        Args:
+            samples: that the model is evaluated on.
+        """
         return replace(self, scores=True) if samples.class_targets else self
 
     @property

@@ -19,7 +19,12 @@ FEWEST = 2  # samples whose ranges of FP16 are looked at, however large they are
 
 
 def mark_fp16_ranges_(inputs: Inputs, models: Iterable[onnx.ModelProto]) -> None:
-    """Write into ONNX models which nodes leave the range of FP16 on the samples, and note it."""
+    """Write into ONNX models which nodes leave the range of FP16 on the samples, and note it.
+
+    Args:
+        inputs: the samples.
+        models: changed in place: their metadata names the nodes.
+    """
     count = inputs.of_usual_size(IMAGES, least=FEWEST)
     images = [arrays_of(feed) for feed in inputs.images(count, AT_ONCE)]
     lines = [line for model in models if (line := mark_float_nodes_(model, images))]
@@ -30,7 +35,17 @@ def mark_fp16_ranges_(inputs: Inputs, models: Iterable[onnx.ModelProto]) -> None
 def save_pair(
     fp32: onnx.ModelProto, qdq: onnx.ModelProto, encodings: Encodings, folder: Path
 ) -> dict[str, Path]:
-    """Write the files of a quantized model and return the path of each."""
+    """Write the files of a quantized model and return the path of each.
+
+    Args:
+        fp32: the float model.
+        qdq: the quantized model.
+        encodings: of it.
+        folder: must exist.
+
+    Returns:
+        Paths by the name of the file.
+    """
     return {
         FP32: save_onnx(fp32, folder / FP32),
         QDQ: save_onnx(qdq, folder / QDQ),

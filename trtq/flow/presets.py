@@ -23,6 +23,14 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
 
     When the quick check fails, the preset's fallbacks are attempted and the best attempt is taken.
 
+    Args:
+        inputs: the model and its samples.
+        options: as asked.
+
+    Returns:
+        The attempt that was taken, and the preset with what was tried; None where no preset was
+        wanted.
+
     Raises:
         TrtqError: any of its branches.
     """

@@ -47,7 +47,16 @@ class Pricing:
         self.others = [k for k in outline.kernels if k.name not in outline.layers]
 
     def layer(self, name: str, option: BitConfig, budget: str) -> float:
-        """Return what one layer costs."""
+        """Return what one layer costs.
+
+        Args:
+            name: of the layer.
+            option: its width.
+            budget: one of :attr:`names`.
+
+        Returns:
+            Bytes, BitOps, units of energy, or milliseconds.
+        """
         counted = self.outline.layers[name]
         if budget == "size":
             return counted.weights * option.weight / 8
@@ -58,7 +67,12 @@ class Pricing:
         return self._milliseconds(self.kernels[name], budget, option)
 
     def fixed(self, budget: str, option: BitConfig = HALF) -> float:
-        """Return what the model costs besides its layers; ``option`` is what the rest runs in."""
+        """Return what the model costs besides its layers; ``option`` is what the rest runs in.
+
+        Args:
+            budget: one of :attr:`names`.
+            option: what the rest runs in.
+        """
         if budget == "size":
             return float(self.outline.other_bytes)
         if budget in self.devices:
@@ -70,7 +84,11 @@ class Pricing:
         return predict(kernel, self.devices[budget], widths).ms * self.factors.get(budget, 1.0)
 
     def span(self, options: Sequence[BitConfig]) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the least and the most the model can cost at these widths, by budget name."""
+        """Return the least and the most the model can cost at these widths, by budget name.
+
+        Args:
+            options: candidate widths.
+        """
         prices = {
             b: [[self.layer(n, o, b) for o in options] for n in self.outline.layers]
             for b in self.names
@@ -82,7 +100,11 @@ class Pricing:
         return least, most
 
     def totals(self, options: Mapping[str, BitConfig]) -> dict[str, float]:
-        """Return the cost of the whole model with a given width per layer and the rest in FP16."""
+        """Return the cost of the whole model with a given width per layer and the rest in FP16.
+
+        Args:
+            options: the width of every layer, by name.
+        """
         return {
             b: self.fixed(b) + sum(self.layer(n, options[n], b) for n in self.outline.layers)
             for b in self.names
@@ -99,6 +121,10 @@ class Pricing:
 def require_on_devices(options: Sequence[BitConfig], devices: Iterable[str]) -> None:
     """Refuse float formats where a budget of latency names a device without them.
 
+    Args:
+        options: candidate widths.
+        devices: names.
+
     Raises:
         UsageError: names the device, and what it lacks.
     """
@@ -108,6 +134,10 @@ def require_on_devices(options: Sequence[BitConfig], devices: Iterable[str]) -> 
 
 def require_kernels(options: Sequence[BitConfig], target: str) -> None:
     """Refuse widths that a device has no kernels for.
+
+    Args:
+        options: candidate widths.
+        target: device and release, as ``--target`` takes them.
 
     Raises:
         UsageError: names the width, the device, and the format that it lacks.
@@ -126,6 +156,13 @@ def uniform(outline: Outline, option: BitConfig) -> dict[str, BitConfig]:
     """Return one width for every layer, with the first and the last as wide as engines need them.
 
     ``trtq quantize --bits`` does the same.
+
+    Args:
+        outline: of the model.
+        option: the width.
+
+    Returns:
+        Widths by layer.
     """
     options = dict.fromkeys(outline.layers, option)
     ends = list(outline.layers)

@@ -103,6 +103,11 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
 def require_formats(target: Target, encodings: Encodings, *, fallback: bool) -> None:
     """Refuse formats that a target has no arithmetic for, before any work.
 
+    Args:
+        target: that a file is wanted for.
+        encodings: of the model.
+        fallback: INT8 may be replaced by the float model.
+
     Raises:
         UsageError: names the format and the alternative.
     """
@@ -157,6 +162,10 @@ class ProfileWriter:
 
     def write(self, target: Target, out: Path) -> ProfileRow:
         """Write the file of a target, and its cache where that release reads one.
+
+        Args:
+            target: a device and a release.
+            out: folder, must exist.
 
         Raises:
             ExportError: the file does not compute what was simulated.

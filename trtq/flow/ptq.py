@@ -58,6 +58,16 @@ class Attempt:
     Attributes:
         alike: what the task says of its answers against the float model's, without labels; empty
             without a task that compares answers.
+        options: with which it was made.
+        graph: in float, after the methods.
+        placement: the quantizers.
+        encodings: a format and a range for each.
+        stats: of activations, by key; empty where encodings were given.
+        methods: what each one did.
+        cache_note: what the calibration cache did.
+        qdq: the file.
+        parity: the simulation against float and against ONNX Runtime.
+        measured: what each quantizer did to its tensor, by name.
     """
 
     options: QuantizeOptions
@@ -105,8 +115,13 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
 def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     """Quantize a copy of the captured graph as ``options`` say.
 
+    Args:
+        inputs: the model and its samples.
+        options: how to quantize.
+
     Raises:
         TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
+        Assisted: this is not the first of several processes.
     """
     chosen = choose(options.method, options.method_arg)
     context = method_context(inputs, options)
@@ -156,6 +171,12 @@ def fitting(
     """Return ``options`` without the methods that have nothing to do on this model.
 
     Methods in ``asked`` stay, and raise later. ``note`` receives a line about each that does not.
+
+    Args:
+        inputs: the model and its samples.
+        options: with the methods of a preset.
+        asked: methods that a user asked for.
+        note: receives the lines; None for none.
     """
     if set(options.method) <= set(asked):
         return options
@@ -174,7 +195,15 @@ def fitting(
 
 
 def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
-    """Return a copy of the captured graph with its quantizers, for the methods."""
+    """Return a copy of the captured graph with its quantizers, for the methods.
+
+    Args:
+        inputs: the model and its samples.
+        options: widths, target, layers in float and the cache folder.
+
+    Raises:
+        CalibrationError: there is nothing to quantize.
+    """
     captured = inputs.model.graph
     progress = inputs.run.progress
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
@@ -220,6 +249,9 @@ def cache_folder(given: str | None) -> Path:
     """Return the folder of the calibration cache.
 
     It is the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``.
+
+    Args:
+        given: the option; None without.
     """
     return Path(given or path_variable("TRTQ_CALIB_CACHE") or "calib_cache")
 

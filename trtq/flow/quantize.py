@@ -153,7 +153,13 @@ def note_margin(parity: ParityRecord, run: Run) -> None:
 
 
 def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samples:
-    """Return the samples to calibrate on, and say where they are few."""
+    """Return the samples to calibrate on, and say where they are few.
+
+    Args:
+        samples: all that there are.
+        options: how many, and the seed.
+        run: receives the notes.
+    """
     chosen = samples.take(options.calib_images, options.seed)
     noun = "images" if isinstance(samples, ImageSamples) else "samples"
     if chosen.drawn:  # their number says nothing

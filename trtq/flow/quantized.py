@@ -42,7 +42,14 @@ class OnnxFile:
     model: onnx.ModelProto
 
     def save(self, path: str | Path) -> Path:
-        """Write the file and return its path."""
+        """Write the file and return its path.
+
+        Args:
+            path: of the file; it replaces one that is there.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
         return save_onnx(self.model, Path(path))
 
 
@@ -157,6 +164,9 @@ class Quantized:
     @python_words
     def save(self, folder: str | Path) -> QuantizeRecord:
         """Write the folder that ``trtq quantize --out`` writes, and return its record.
+
+        Args:
+            folder: made when missing.
 
         Raises:
             ArtifactError: another process writes there.

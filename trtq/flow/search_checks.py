@@ -20,6 +20,10 @@ LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 def check_search(options: SearchOptions, widths: Sequence[BitConfig]) -> None:
     """Refuse what contradicts itself.
 
+    Args:
+        options: the goals and how to search.
+        widths: candidate widths.
+
     Raises:
         UsageError: names what contradicts what.
     """
@@ -68,6 +72,10 @@ def require_labels(scored: Samples, options: SearchOptions, *, several: bool) ->
 
 def require_left(data: Samples, options: SearchOptions) -> None:
     """Refuse samples of which calibration leaves none to measure accuracy on.
+
+    Args:
+        data: that calibration takes from.
+        options: how many it takes.
 
     Raises:
         UsageError: names both numbers.

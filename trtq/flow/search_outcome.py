@@ -77,7 +77,11 @@ class Outcome:
         return self.candidates[self.best.judged.candidate]
 
     def record(self, seconds: float) -> SearchRecord:
-        """Return the record."""
+        """Return the record.
+
+        Args:
+            seconds: that the search took.
+        """
         chosen = self.best
         constraints = self._constraints(chosen.judged, self.candidate)
         first = self.candidates[min(self.candidates)]

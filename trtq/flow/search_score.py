@@ -49,20 +49,33 @@ class Floor:
         return self.name or "accuracy"
 
     def words(self, unit: str) -> str:
-        """As a person reads it."""
+        """As a person reads it.
+
+        Args:
+            unit: of the score.
+        """
         if self.value <= 0:
             return f"{self.value:g} points"
         return f"{self.value:g} {unit}".rstrip()
 
     def holds(self, own: Figure, reference: float) -> bool:
-        """Whether a score is high enough against a float model's."""
+        """Whether a score is high enough against a float model's.
+
+        Args:
+            own: the score of the model.
+            reference: the float model's, in the same unit.
+        """
         if self.value > 0:
             return own.reaches(self.value)
         return own.gain(reference) >= self.value - 1e-9
 
 
 def floor_of(options: SearchOptions) -> Floor | None:
-    """Return how low a score may fall; None where any would do."""
+    """Return how low a score may fall; None where any would do.
+
+    Args:
+        options: ``min_accuracy`` or one ``min_score``.
+    """
     if options.min_accuracy is not None:
         return Floor(None, options.min_accuracy)
     return next((Floor(name, float(v)) for name, v in options.min_score.items()), None)
@@ -70,6 +83,11 @@ def floor_of(options: SearchOptions) -> Floor | None:
 
 def judged_by(candidate: Candidate, scored: EvaluateRecord, name: str | None) -> Judged:
     """Return the score of a name, or the one that models are compared by.
+
+    Args:
+        candidate: for the error.
+        scored: the record of its evaluation.
+        name: of the score; None for the one that models are compared by.
 
     Raises:
         UsageError: there is none, or the answers mean nothing.
@@ -90,12 +108,20 @@ def judged_by(candidate: Candidate, scored: EvaluateRecord, name: str | None) ->
 
 
 def no_accuracy(candidate: Candidate, reason: str) -> UsageError:
-    """Return the refusal of a model whose accuracy cannot be measured."""
+    """Return the refusal of a model whose accuracy cannot be measured.
+
+    Args:
+        candidate: the model.
+        reason: why.
+    """
     return UsageError(f"Cannot measure the accuracy of {candidate.name}", reason, SAY_WHAT)
 
 
 def require_comparable(candidate: Candidate) -> None:
     """Refuse a model whose answers nothing compares.
+
+    Args:
+        candidate: captured, with its task.
 
     Raises:
         UsageError: it gives neither scores of classes nor what a task compares.

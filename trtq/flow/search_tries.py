@@ -90,7 +90,14 @@ class Tries:
     def measure(
         self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str
     ) -> Tried:
-        """Return an allocation as a model that is measured, in this run or in an earlier one."""
+        """Return an allocation as a model that is measured, in this run or in an earlier one.
+
+        Args:
+            candidate: the model.
+            allocated: a width for every layer.
+            methods: whether the family's quantization methods are applied.
+            label: for progress.
+        """
         options = self._options(allocated, methods=methods)
         folder = self._folder(candidate, options)
         if folder is not None:
@@ -118,7 +125,13 @@ class Tries:
     def quantize(
         self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool
     ) -> Quantized:
-        """Return the model of an allocation."""
+        """Return the model of an allocation.
+
+        Args:
+            candidate: the model.
+            allocated: a width for every layer.
+            methods: whether the family's quantization methods are applied.
+        """
         return self._quantize(candidate, self._options(allocated, methods=methods))
 
     def _options(self, allocated: AllocateRecord, *, methods: bool) -> QuantizeOptions:

@@ -55,6 +55,12 @@ class Walk:
     """Points on one candidate's line of budgets.
 
     A point with the widths of an earlier one costs nothing.
+
+    Args:
+        goals: what it keeps to.
+        candidate: the model.
+        analysis: of the model.
+        pricing: of the model.
     """
 
     def __init__(
@@ -69,7 +75,15 @@ class Walk:
         self.seen = dict[tuple[Any, ...], Try]()
 
     def at(self, t: float, *, methods: bool) -> Try:
-        """Return the file at point ``t`` of the line, measured."""
+        """Return the file at point ``t`` of the line, measured.
+
+        Args:
+            t: 1 has the budgets as asked, 2 has none; between them they are loosened.
+            methods: whether the family's quantization methods are applied.
+
+        Raises:
+            UsageError: a budget cannot be met.
+        """
         label = _label(t) if self.goals.budgets else "widest"
         return self._measured(
             budgets_at(t, self.goals.budgets, self.least, self.most), methods=methods, label=label
@@ -79,6 +93,11 @@ class Walk:
         """Return the file within the budgets whose cost to minimize is at most a limit.
 
         The limit lies at the share ``t`` of the way up to that cost of ``first``.
+
+        Args:
+            t: 0 to 1.
+            first: a try within the budgets.
+            methods: whether the family's quantization methods are applied.
         """
         name = str(self.goals.minimize)
         limit = self.least[name] + t * (first.costs[name] - self.least[name])

@@ -24,6 +24,12 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
     Samples with boxes, or a file whose maker says that it detects, make it detection where exactly
     one head fits the outputs, which is said.
 
+    Args:
+        asked: name or task; None for what is known.
+        model: captured.
+        samples: that it is used with.
+        run: receives notes.
+
     Raises:
         UsageError: an unknown task, or the model lacks the outputs that it reads.
     """
@@ -46,7 +52,12 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
 
 
 def facts_of_model(model: Model, samples: Samples) -> Facts:
-    """Return what a captured model says of its answers."""
+    """Return what a captured model says of its answers.
+
+    Args:
+        model: captured.
+        samples: whose class names count.
+    """
     signature = model.graph.signature
     answers = zip((t.name for t in signature.outputs), model.answers, strict=True)
     image = model.graph.examples[0] if signature.takes_one_image else None
@@ -56,7 +67,14 @@ def facts_of_model(model: Model, samples: Samples) -> Facts:
 def facts_of_batch(
     outputs: Outputs, batch: Batch, samples: Samples, metadata: Mapping[str, str]
 ) -> Facts:
-    """Return what a first batch and the answers to it say."""
+    """Return what a first batch and the answers to it say.
+
+    Args:
+        outputs: of the model by name.
+        batch: what was answered.
+        samples: whose class names count.
+        metadata: of the ONNX file.
+    """
     first = next(iter(batch.inputs.values()))
     is_image = batch.places is not None or first.ndim == IMAGE_AXES
     return Facts.of(outputs, first if is_image else None, metadata, samples.class_names)

@@ -13,7 +13,13 @@ aten = torch.ops.aten
 
 
 def split_attention(graph: fx.GraphModule) -> int:
-    """Split scaled_dot_product_attention into matmul, scale, (mask), softmax, matmul."""
+    """Split scaled_dot_product_attention into matmul, scale, (mask), softmax, matmul.
+
+    A boolean mask becomes 0 and -inf. A row without a key gives 0, as in torch.
+
+    Returns:
+        How many attentions were split.
+    """
     count = 0
     for node in list(graph.graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default:
@@ -58,15 +64,20 @@ def _repeat_heads(
 def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """Return the bias on an attention's logits, and which of its rows have a key.
 
-    The latter is None where all rows have one.
-
     The answer of a row without a key is 0, as in torch's scaled dot product; a softmax over -inf
     alone would give NaN. Its bias becomes 0, so that no intermediate value is NaN either.
+
+    Returns:
+        The bias, float32, broadcasting to [..., queries, keys], None for none; and bool
+        [..., queries, 1], None where all rows have a key.
     """
     given = operands(node)
     mask = given[3] if len(given) > 3 else node.kwargs.get("attn_mask")
     if given[5] if len(given) > 5 else node.kwargs.get("is_causal"):
-        return add_constant(graph, "causal_mask", _causal(*given[:2]), before=node), None
+        sizes = [n.meta["val"].shape[-2] for n in given[:2]]
+        if not all(isinstance(size, int) for size in sizes):
+            return _open_causal(graph, node), None
+        return add_constant(graph, "causal_mask", _causal(*sizes), before=node), None
     if not isinstance(mask, fx.Node):
         return None, None
     known = get_constant(graph, mask)
@@ -79,9 +90,27 @@ def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | Non
     return insert_call(graph, node, aten.where.ScalarOther, attends, mask, 0.0), attends
 
 
-def _causal(query: fx.Node, key: fx.Node) -> torch.Tensor:
+def _open_causal(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return the bias that hides later keys where a length is open, [..., queries, keys].
+
+    A sum of ones numbers the queries and the keys; a query sees keys up to its own number.
+    """
+    query, key = (
+        insert_call(graph, node, aten.cumsum.default, ones, -2)
+        for ones in (
+            insert_call(graph, node, aten.full_like.default, first, 1.0)
+            for first in (
+                insert_call(graph, node, aten.slice.Tensor, n, -1, 0, 1) for n in operands(node)[:2]
+            )
+        )
+    )
+    columns = insert_call(graph, node, aten.transpose.int, key, -2, -1)
+    seen = insert_call(graph, node, aten.le.Tensor, columns, query)
+    return insert_call(graph, node, aten.where.Scalar, seen, 0.0, -math.inf)
+
+
+def _causal(rows: int, cols: int) -> torch.Tensor:
     """Return the bias that hides later keys, [queries, keys]."""
-    rows, cols = int(query.meta["val"].shape[-2]), int(key.meta["val"].shape[-2])
     hidden = ~torch.ones(rows, cols).tril().bool()
     return torch.zeros(rows, cols).masked_fill_(hidden, -math.inf)
 

@@ -23,7 +23,7 @@ class Open(NamedTuple):
     """The open axes of a model's inputs.
 
     Attributes:
-        names: for each input the name of each open axis.
+        names: for each input the name of each open axis, by its position.
         ranges: the sizes of each, by name.
         asked: somebody named them; else the first axis of each input is tried.
     """
@@ -77,7 +77,11 @@ def _dim(name: str, sizes: SizeRange, *, multiples: bool) -> Any:
 
 
 def open_batch(call: Call) -> Open:
-    """Return the first axis of every input, where it is as long as the first input's."""
+    """Return the first axis of every input, where it is as long as the first input's.
+
+    Args:
+        call: the example; scalars count for nothing.
+    """
     first = next((len(t) for t in call.feed if t.ndim), 0)
     names = tuple({0: BATCH} if t.ndim and len(t) == first else {} for t in call.feed)
     return Open(names, {BATCH: SizeRange()} if any(names) else {})
@@ -135,6 +139,13 @@ def narrowest(graph: fx.GraphModule, opened: Open) -> tuple[Open, list[str]]:
     """Return the open axes with the sizes for which a traced graph holds, and what is narrower.
 
     A model that decides by a size is traced along one way: the graph holds on that side only.
+
+    Args:
+        graph: traced; its placeholders have symbolic sizes.
+        opened: the axes that were left open for it.
+
+    Returns:
+        The axes, and a line for the user for each that is narrower than asked.
     """
     ranges, said = dict(opened.ranges), list[str]()
     for node, names in zip(placeholders(graph), opened.names, strict=True):
@@ -174,7 +185,12 @@ def _words(sizes: Sequence[int | str]) -> str:
 
 
 def single(feed: Feed, opened: Open) -> Feed:
-    """Return a batch of one sample: the first axes, and other axes of the same name, are 1."""
+    """Return a batch of one sample: the first axes, and other axes of the same name, are 1.
+
+    Args:
+        feed: the batch.
+        opened: its open axes; others keep their size.
+    """
     return tuple(
         functools.reduce(
             lambda t, axis: t.narrow(axis, 0, 1),
@@ -186,7 +202,13 @@ def single(feed: Feed, opened: Open) -> Feed:
 
 
 def input_specs(names: Sequence[str], feed: Feed, opened: Open) -> list[TensorSpec]:
-    """Return what each input is: its open axes by name, its other sizes as in the example."""
+    """Return what each input is: its open axes by name, its other sizes as in the example.
+
+    Args:
+        names: of the inputs.
+        feed: one batch of them.
+        opened: their open axes.
+    """
     return [
         TensorSpec(
             name=name,

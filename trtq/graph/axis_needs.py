@@ -16,13 +16,17 @@ DIVIDED = re.compile(r"// ?(\d+)")
 
 
 def needed(text: str, opened: Open) -> dict[str, SizeRange]:
-    """Return the ranges of all open axes with which torch may agree; empty where it says nothing.
+    """Return the ranges of all open axes with which torch may agree.
 
-    Maps that are halved and joined again need multiples; every division needs a result above 1.
+    Maps that are halved and joined again need multiples; every division needs a result above 1. For
+    example, ``height = 32*_height`` in torch's suggestion makes the height a multiple of 32.
 
     Args:
         text: of torch's error.
         opened: the axes as they were asked for.
+
+    Returns:
+        By the name of the axis; empty where torch's text says nothing of them.
     """
     found = VIOLATED.search(text)
     names = [n.strip() for n in found.group(1).split(",")] if found is not None else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,7 +62,11 @@ class CapturedGraph:
 
 
 def image_example(input_size: tuple[int, int, int]) -> torch.Tensor:
-    """Return two images of noise: float32 [2, C, H, W]."""
+    """Return two images of noise: float32 [2, C, H, W], the same at every call.
+
+    Args:
+        input_size: (C, H, W).
+    """
     return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
 
 
@@ -210,7 +215,7 @@ def _distinct(names: Sequence[str], inputs: Sequence[str]) -> tuple[list[str], l
 
 
 def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
-    """Capture ``model`` with what it is given."""
+    """Capture ``model`` with what it is given; see :func:`capture`."""
     return capture(
         model,
         inputs.example,
@@ -222,7 +227,7 @@ def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
 
 
 def said_by(model: nn.Module) -> list[str]:
-    """Return what a model that was read from a file says of itself."""
+    """Return what a model that was read from a file says of itself; nothing of any other."""
     return model.about() if isinstance(model, StatesInputs) else []
 
 
@@ -360,7 +365,8 @@ def _shapes(call: Call) -> str:
 def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the largest difference as a share of the largest value.
 
-    For integers it is the share of unequal ones, without ties.
+    For integers it is the share of unequal ones, without ties. It is infinity for NaN, and where
+    the shapes differ.
     """
     if got.shape != reference.shape:
         return float("inf")
@@ -368,4 +374,5 @@ def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
         return 0.0
     if not reference.is_floating_point():
         return max(0.0, float((got != reference).double().mean()) - MAX_TIED)
-    return float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+    share = float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+    return float("inf") if math.isnan(share) else share

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import fx, nn
 
-from trtq.errors import CalibrationError, UsageError, first_line
+from trtq.errors import CalibrationError, UsageError, first_line, suggest
 from trtq.graph.feed import Feed, as_feed
 from trtq.workers import Workers
 
@@ -19,7 +20,12 @@ CPU = torch.device("cpu")
 
 
 def to_device_(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
-    """Move a graph's constants, and let its ops make new tensors there; return it."""
+    """Move a graph's constants, and let its ops make new tensors there; return it.
+
+    Args:
+        graph: changed in place.
+        device: where it computes from now on.
+    """
     graph.to(device)
     for node in graph.graph.nodes:
         if isinstance(node.kwargs.get("device"), torch.device):
@@ -41,6 +47,10 @@ def moved(
     """Yield batches on ``device``, each while the one before it is at work.
 
     To a GPU they go through pinned memory without waiting for it.
+
+    Args:
+        batches: a tensor, or one an input.
+        device: where they go.
     """
     waiting: Feed | None = None
     for batch in batches:
@@ -68,9 +78,16 @@ def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
     A GPU then multiplies float32 as float32: TF32, which has 10 bits of mantissa, is switched off.
 
     Raises:
-        UsageError: there is no such device, or several processes would share one.
+        UsageError: there is no such device, the text is another, or several processes would share
+            one.
     """
     workers = workers or Workers()
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", asked) is None:
+        raise UsageError(
+            f"Unknown device {asked!r}",
+            "expected auto, cpu, cuda or cuda:N",
+            suggest(asked, ("auto", "cpu", "cuda")),
+        )
     if ":" in asked and workers.world > 1:
         why = f"{workers.world} processes would share one GPU"
         raise UsageError(

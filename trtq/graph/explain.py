@@ -11,7 +11,12 @@ TYPES_DIFFER = ("same dtype", "scalar type", "should be the same", "Double")
 
 
 def explain(exc: BaseException, model: nn.Module) -> CaptureError:
-    """Name the module and the source line a torch.export failure comes from."""
+    """Return the error of a failure of torch.export; it names the module and the source line.
+
+    Args:
+        exc: what torch raised.
+        model: whose modules are named.
+    """
     where = place_of_failure(exc, model)
     text = first_line(exc)
     hint = (
@@ -36,7 +41,11 @@ def explain(exc: BaseException, model: nn.Module) -> CaptureError:
 
 
 def hint_of_failure(text: str) -> str:
-    """Return what to do where the types, or else the sizes, of tensors do not fit each other."""
+    """Return what to do where the types, or else the sizes, of tensors do not fit each other.
+
+    Args:
+        text: of the exception.
+    """
     if any(word in text for word in TYPES_DIFFER):
         return (
             "All weights and inputs are float32 here: remove .double(), .half(), .to(dtype) and "

@@ -21,7 +21,10 @@ def as_feed(batch: torch.Tensor | Sequence[torch.Tensor]) -> Feed:
 
 
 def count_of(feed: Sequence[torch.Tensor]) -> int:
-    """Return how many samples a batch has; inputs that are one number are of all of them."""
+    """Return how many samples a batch has: the first axis of its first tensor that has axes.
+
+    Inputs that are one number are of all samples; a batch of them alone counts as 1.
+    """
     return next((len(t) for t in feed if t.ndim), 1)
 
 
@@ -32,7 +35,11 @@ def outputs_of(answer: object) -> Feed:
 
 
 def computed(graph: fx.GraphModule, feed: Feed) -> Feed:
-    """Return the outputs of a captured graph for the first samples.
+    """Return the outputs of a captured graph for the first samples, under inference mode.
+
+    Args:
+        graph: captured.
+        feed: a batch of samples.
 
     Raises:
         DataError: the model cannot compute them: an index that it makes of their values is beyond
@@ -70,7 +77,10 @@ def channels_last(feed: Feed) -> Feed:
 
 
 def joined(batches: Iterable[torch.Tensor | Sequence[torch.Tensor]]) -> Feed:
-    """Return all batches as one; inputs that are one number stay so.
+    """Return all batches as one, in order.
+
+    Args:
+        batches: at least one; a tensor, or one an input. Inputs that are one number stay so.
 
     Raises:
         DataError: they are another number in each batch.

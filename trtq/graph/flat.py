@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +45,11 @@ class Call(NamedTuple):
     listed: bool
 
     def arguments(self, feed: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and the named arguments for a batch."""
+        """Return the positional and the named arguments for a batch.
+
+        Args:
+            feed: as many tensors as the example has, in its order.
+        """
         leaves = {**self.rest, **dict(zip(self.places, feed, strict=True))}
         args, named = tree_unflatten([leaves[i] for i in range(len(leaves))], self.form)
         return tuple(args), dict(named)
@@ -83,7 +88,7 @@ def call_of(model: nn.Module, given: object) -> Call:
             "Give a tensor, a tuple of tensors or a dict of them",
         )
     return Call(
-        names=tuple(names[i] for i in places),
+        names=_apart(names[i] for i in places),
         # One tensor in two places would be one input to the tracer.
         feed=tuple(leaves[i].detach().clone() for i in places),
         form=form,
@@ -123,7 +128,11 @@ def _arguments(
 
 
 def doubled(call: Call) -> Call | None:
-    """Return an example of one sample twice, None where it has more: an axis of 1 stays closed."""
+    """Return an example of one sample twice, None where it has more: an axis of 1 stays closed.
+
+    Returns:
+        None also for an example of scalars alone.
+    """
     if any(t.ndim and len(t) > 1 for t in call.feed) or not any(t.ndim for t in call.feed):
         return None
     return call._replace(feed=tuple(torch.cat([t, t]) if t.ndim else t for t in call.feed))
@@ -158,8 +167,9 @@ class Answer(NamedTuple):
 def answer_of(output: object) -> Answer:
     """Return the tensors of what a model gave.
 
-    A tensor alone is called ``output``; a dict's are called after its keys, a sequence's ``out.0``,
-    ``out.1``.
+    Args:
+        output: a tensor, called ``output``; a dict or a dataclass, whose tensors are called after
+            its keys; or a sequence: ``out.0``, ``out.1``. Deeper keys are joined: ``boxes.0``.
 
     Raises:
         CaptureError: there is no tensor in it.
@@ -180,7 +190,16 @@ def answer_of(output: object) -> Answer:
             "Wrap the model so that it returns tensors",
         )
     rest = [n.lstrip(".") for n, v in found if v is not None and not isinstance(v, torch.Tensor)]
-    return Answer(tuple(n for n, _ in tensors), tuple(v for _, v in tensors), tuple(rest))
+    return Answer(_apart(n for n, _ in tensors), tuple(v for _, v in tensors), tuple(rest))
+
+
+def _apart(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names with a number behind each that came before: a key may hold a dot itself."""
+    found = list[str]()
+    for name in names:
+        numbered = (f"{name}.{k}" for k in itertools.count(1))
+        found.append(name if name not in found else next(n for n in numbered if n not in found))
+    return tuple(found)
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -16,12 +16,12 @@ from trtq import ops
 def make_functional_(graph: fx.GraphModule) -> bool:
     """Replace every in-place call by its functional twin.
 
-    Returns False where that cannot be shown to be exact; the graph is then not guaranteed to be
-    functional.
-
     ``x.relu_()`` equals ``y = relu(x)`` with every later use of x reading y, as long as no other
     view of x's memory is read afterwards and x is neither an input nor a constant. Graphs with
     nested graphs (autocast, no_grad regions) are left alone.
+
+    Returns:
+        False where that cannot be shown to be exact; some calls may be replaced then.
     """
     if any(
         n.op == "call_module" or isinstance(n.target, torch._ops.HigherOrderOperator)

@@ -15,7 +15,17 @@ COPIES = ("_to_copy", "to", "clone", "expand")
 
 
 def embedding_rows(graph: fx.GraphModule) -> dict[str, int]:
-    """Return, by the name of a placeholder, the rows of the smallest table that it indexes."""
+    """Return how many rows the smallest table has that each input indexes.
+
+    Indices are followed through ops that only move or cast values; a one-hot vector counts as a
+    table.
+
+    Args:
+        graph: captured.
+
+    Returns:
+        By the name of the placeholder; inputs that index nothing are left out.
+    """
     rows: dict[str, int] = {}
     for node in graph.graph.nodes:
         for indices, count in _tables(graph, node):

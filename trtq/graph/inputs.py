@@ -51,10 +51,19 @@ class StatesInputs(Protocol):
         """The sizes of its inputs by name, open axes as texts."""
 
     def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
-        """Return its inputs; images have the size (C, H, W) where that is open."""
+        """Return its inputs; see :meth:`trtq.reader.module.OnnxModule.model_inputs`.
+
+        Args:
+            size: (C, H, W) of images where that is open; None where nobody gave one.
+        """
 
     def fitted(self, given: object, axes: Axes) -> Mapping[str, torch.Tensor]:
-        """Return an example of all inputs by name, in their types, of sizes that fit."""
+        """Return an example of all inputs by name, in their types, of sizes that fit.
+
+        Args:
+            given: one batch: a tensor, a tuple in its order, or a mapping.
+            axes: sizes by name, open ones as texts, where they are other than its own.
+        """
 
     def about(self) -> list[str]:
         """Return what a user must know of it once it has run."""
@@ -66,10 +75,15 @@ def read_inputs(
     """Return an example of each input, the open axes and their ranges, from what a user typed.
 
     Args:
-        texts: ``NAME=SIZES`` or ``NAME=SIZES:DTYPE``, such as ``ids=1x128:int64``.
+        texts: ``NAME=SIZES`` or ``NAME=SIZES:DTYPE``, such as ``ids=1x128:int64``; ``NAME=`` is one
+            number, and the default type is float32.
         dynamic: ``NAME=AXIS,AXIS``: each axis a size, the name of an open axis, or a name with its
             range, such as ``images=batch,3,height:320..1280:32,width``.
         seed: of the values.
+
+    Returns:
+        Random examples by name; the axes by name, None without ``dynamic``; the ranges by the name
+        of the axis, of those that have one.
 
     Raises:
         UsageError: a text that reads otherwise, an unknown type, an input twice.
@@ -108,10 +122,10 @@ def random_input(
     """Return values of a type: normal floats, bytes, small integers, coins.
 
     Args:
-        sizes: the batch included.
+        sizes: the batch included; none for one number.
         dtype: such as ``float32``.
         seed: of the values.
-        rows: integers are below it; default: a small number.
+        rows: integers are below it; default: 10, and all bytes for ``uint8``.
     """
     if rows is None and dtype != "uint8":
         rows = INTEGERS

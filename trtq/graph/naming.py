@@ -49,7 +49,7 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
 
 
 def node_name(node: fx.Node) -> str:
-    """Return the stable name of a call, the placeholder's own name for an input."""
+    """Return the stable name of a call, the name that torch gave for an input."""
     return str(node.meta.get("trtq_name", node.name))
 
 
@@ -92,7 +92,10 @@ def _weight_owner(node: fx.Node, prefix: str) -> str:
 
 
 def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the two matmuls of each attention with their names, and note its softmax in them."""
+    """Return the two matmuls of each attention with their names, and note its softmax in them.
+
+    They get ``meta["trtq_softmax"]``, by which placement keeps an attention together.
+    """
     names: dict[fx.Node, str] = {}
     for node in graph.graph.nodes:
         if ops.kind(node) != "softmax":

@@ -21,7 +21,11 @@ def operands(node: fx.Node) -> tuple[Any, ...]:
 
 
 def conv_groups(node: fx.Node) -> int:
-    """Return the groups of a convolution call, 1 where it does not say."""
+    """Return the groups of a convolution call, 1 where it does not say.
+
+    Args:
+        node: a call of ``conv1d`` to ``conv3d`` or ``convolution``.
+    """
     position = 8 if ops.as_written(node).name == "convolution" else 6
     given = operands(node)
     groups = given[position] if len(given) > position else node.kwargs.get("groups", 1)
@@ -29,16 +33,25 @@ def conv_groups(node: fx.Node) -> int:
 
 
 def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Whether two shapes of a captured graph are equal for every batch.
+    """Return whether two shapes of a captured graph are equal for every batch.
 
     torch takes ``==`` of an open size and a number for a decision: the graph then holds for that
-    size only.
+    size only. Texts are compared instead.
+
+    Args:
+        a: numbers and symbolic sizes.
+        b: the other shape.
     """
     return [str(d) for d in a] == [str(d) for d in b]
 
 
 def zero_pad(node: fx.Node) -> Sequence[Any] | None:
-    """Return the amounts of a pad with zeros, from the last axis on; None for any other node."""
+    """Return the amounts of a pad with zeros; None for any other node.
+
+    Returns:
+        In front of and behind each axis, from the last axis on, as ``torch.nn.functional.pad`` has
+        them.
+    """
     if ops.kind(node) != "pad":
         return None
     _, amounts, *rest = operands(node)
@@ -48,7 +61,12 @@ def zero_pad(node: fx.Node) -> Sequence[Any] | None:
 
 
 def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
-    """Return the tensor a ``get_attr`` node stands for, or None for any other node."""
+    """Return the tensor a ``get_attr`` node stands for, detached; None for any other node.
+
+    Args:
+        graph: the node's own.
+        node: anything that an operand may be.
+    """
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     value: object = graph
@@ -60,9 +78,13 @@ def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
 def add_constant(
     graph: fx.GraphModule, name: str, value: torch.Tensor, *, before: fx.Node
 ) -> fx.Node:
-    """Register ``value`` as a buffer and return a ``get_attr`` node in front of ``before``.
+    """Register ``value`` as a buffer and return a ``get_attr`` node for it.
 
-    The buffer is called ``name``, made unique.
+    Args:
+        graph: changed; recompile it when all is done.
+        name: of the buffer; dots become underscores, and a number makes it unique.
+        value: copied to the device of the graph.
+        before: the node that the new one is in front of.
     """
     flat = name.replace(".", "_")
     unique, k = flat, 1
@@ -76,7 +98,13 @@ def add_constant(
 
 
 def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
-    """Replace the tensor behind a ``get_attr`` node, keeping its name."""
+    """Replace the tensor behind a ``get_attr`` node; a parameter stays one, without a gradient.
+
+    Args:
+        graph: the node's own.
+        node: every reader of the same name reads the new value.
+        value: moved to the device of the graph.
+    """
     owner, leaf = _owner(graph, str(node.target))
     is_parameter = isinstance(getattr(owner, leaf), torch.nn.Parameter)
     value = value.to(device_of(graph))
@@ -99,7 +127,10 @@ def _owner(graph: fx.GraphModule, path: str) -> tuple[torch.nn.Module, str]:
 
 
 def like(new: fx.Node, old: fx.Node) -> fx.Node:
-    """Give ``new`` the origin (module path, value) of the node it stands for."""
+    """Give ``new`` the origin (module path, value) of the node it stands for, and return it.
+
+    What ``new`` has of its own stays.
+    """
     for key in ("nn_module_stack", "stack_trace", "val"):
         if key in old.meta:
             new.meta.setdefault(key, old.meta[key])
@@ -111,7 +142,13 @@ def insert_call(
 ) -> fx.Node:
     """Insert a call in front of ``origin``.
 
-    It has the module path of ``origin`` and its own example value.
+    It has the module path of ``origin`` and its own example value, where its operands have one.
+
+    Args:
+        graph: changed; recompile it when all is done.
+        origin: the node that it is part of.
+        target: an ATen overload.
+        args: its positional arguments.
     """
     with graph.graph.inserting_before(origin):
         node = graph.graph.call_function(target, args)

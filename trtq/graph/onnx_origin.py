@@ -29,13 +29,22 @@ class OnnxOrigin:
 
 @runtime_checkable
 class FromOnnx(Protocol):
-    """A module that was read from an ONNX file."""
+    """A module that was read from an ONNX file.
+
+    Attributes:
+        origin: what the written file keeps of it.
+    """
 
     origin: OnnxOrigin
 
 
 def mark_(graph: fx.GraphModule, origin: OnnxOrigin) -> None:
-    """Write an origin into the nodes of a captured and named graph."""
+    """Write an origin into the nodes of a captured and named graph.
+
+    Args:
+        graph: its calls get the name and the op type of their ONNX node in ``meta``.
+        origin: of the module that was captured.
+    """
     graph.graph.output_node().meta[ORIGIN] = origin
     for node in graph.graph.nodes:
         found = origin.names.get(module_name(node))

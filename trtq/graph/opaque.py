@@ -27,7 +27,10 @@ Sizes = dict[str, Any]  # of axes by name: numbers or open sizes
 
 
 def use_library(path: Path) -> None:
-    """Let ONNX Runtime load a library of custom ops.
+    """Let ONNX Runtime load a library of custom ops, in this process from now on.
+
+    Args:
+        path: a shared library that exports ``RegisterCustomOps``.
 
     Raises:
         ModelError: there is no such file.
@@ -45,13 +48,17 @@ def has_libraries() -> bool:
 
 
 def packed(model: onnx.ModelProto) -> str:
-    """Return a model of one node as a text."""
+    """Return a model of one node as a text: its bytes in base 85."""
     return base64.b85encode(model.SerializeToString(deterministic=True)).decode()
 
 
 @functools.lru_cache(maxsize=256)
 def unpacked(text: str) -> onnx.ModelProto:
-    """Return the model of a call; nobody may change it."""
+    """Return the model of a call; nobody may change it.
+
+    Args:
+        text: from :func:`packed`.
+    """
     return onnx.load_from_string(base64.b85decode(text))
 
 
@@ -85,7 +92,11 @@ def runs(model: onnx.ModelProto) -> str:
 
 
 def name_of(text: str) -> str:
-    """Return the node of a call as a person reads it: its name and op type."""
+    """Return the node of a call as a person reads it: its name and op type.
+
+    Args:
+        text: from :func:`packed`.
+    """
     node = unpacked(text).graph.node[0]
     kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
     return f"{label_of(node)} ({kind})"
@@ -95,7 +106,7 @@ def name_of(text: str) -> str:
 def onnx_node(
     inputs: Sequence[torch.Tensor], model: str, sizes: Sequence[int]
 ) -> list[torch.Tensor]:
-    """Compute a node in ONNX Runtime.
+    """Compute a node in ONNX Runtime, on the CPU.
 
     Args:
         inputs: in the order of the model's inputs.
@@ -103,10 +114,10 @@ def onnx_node(
         sizes: of the first result, where ONNX's shape inference cannot know them; none otherwise.
 
     Returns:
-        A tensor for each output of the model.
+        A tensor for each output of the model, on the device of the first input.
 
     Raises:
-        ModelError: ONNX Runtime fails.
+        ModelError: ONNX Runtime refuses the node or fails.
     """
     session = _session(model)
     names = [i.name for i in unpacked(model).graph.input]
@@ -178,6 +189,7 @@ def _empty(
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension, known: Sizes) -> Any:
+    """Return a size: a number, that of an input's axis by its name, or a new symbol."""
     if dim.HasField("dim_value"):
         return dim.dim_value
     found = known.get(dim.dim_param)

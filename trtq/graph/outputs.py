@@ -15,8 +15,14 @@ from trtq.graph.signature import results
 def choose_(graph: fx.GraphModule, names: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
     """Let a graph give the outputs that were asked for, and return their names.
 
+    Args:
+        graph: traced; what serves other outputs alone is removed.
+        names: of all its outputs, in order.
+        outputs: names to keep, in the order that is wanted; none: all of them.
+
     Raises:
-        CaptureError: there is no such output, or weights serve the others only and would be lost.
+        CaptureError: there is no such output, one is asked for twice, or weights serve the others
+            only and would be lost.
     """
     missing = [n for n in outputs if n not in names]
     if missing:

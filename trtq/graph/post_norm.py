@@ -16,7 +16,7 @@ MARK = "trtq_restores"
 
 
 def hold_restores(graph: fx.GraphModule) -> int:
-    """Put a Mul by ones between each such norm and its adds; return how many."""
+    """Put a Mul by ones between a norm and its adds, where layers read it too; return how many."""
     found = [(n, _adds(graph, n)) for n in graph.graph.nodes]
     found = [(norm, adds) for norm, adds in found if adds]
     for norm, adds in found:
@@ -40,7 +40,12 @@ def is_restore(node: fx.Node) -> bool:
 
 
 def restores_nothing(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a call is such a Mul, and its factors are ones."""
+    """Return whether a call is such a Mul, and its factors are ones.
+
+    Args:
+        graph: the node's own.
+        node: any node.
+    """
     if not is_restore(node):
         return False
     factors = get_constant(graph, operands(node)[1])

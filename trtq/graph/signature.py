@@ -83,6 +83,10 @@ def sign_(
         inputs: what each placeholder is.
         outputs: the name of each output.
         ranges: of the open axes.
+
+    Returns:
+        The signature; the open size of an output is the name of an axis, a formula of such names,
+        or ``NAME_axisI`` where it follows from the data.
     """
     named = dict[str, str]()
     for node, spec in zip(placeholders(graph), inputs, strict=True):
@@ -112,9 +116,9 @@ def _size(size: int | torch.SymInt, named: dict[str, str], otherwise: str) -> in
     text = str(size)
     if text in named:
         return named[text]
-    for symbol in sorted(named, key=len, reverse=True):
-        text = text.replace(symbol, named[symbol])
-    return otherwise if SYMBOL.search(text) else text
+    if any(symbol not in named for symbol in SYMBOL.findall(text)):
+        return otherwise
+    return SYMBOL.sub(lambda symbol: named[symbol[0]], text)
 
 
 def _outputs(graph: fx.GraphModule) -> list[TensorSpec]:

@@ -66,7 +66,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         inputs, outputs: in the order of the graph.
-        ranges: the sizes of each open axis, by its name.
+        ranges: the sizes of each open axis, by its name; an axis that is missing has no limit.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -75,7 +75,11 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def input(self) -> TensorSpec:
-        """The input of a model that has one."""
+        """The input of a model that has one.
+
+        Raises:
+            ValueError: it has several.
+        """
         (only,) = self.inputs
         return only
 

@@ -39,7 +39,15 @@ def place_of(frames: Sequence[FrameType], model: nn.Module) -> str:
 
 
 def place_of_failure(exc: BaseException, model: nn.Module) -> str:
-    """Return the innermost line of a user's module on the way to a failure."""
+    """Return the innermost line of a user's module on the way to a failure.
+
+    Args:
+        exc: what was raised.
+        model: whose modules are named.
+
+    Returns:
+        Such as ``module layer1.0 (Block), net.py:12``; "" where no module is on the way.
+    """
     frames = [f for f, _ in traceback.walk_tb(exc.__traceback__)]
     return place_of(frames[::-1], model)
 

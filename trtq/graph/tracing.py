@@ -53,6 +53,9 @@ def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
         module: what to trace.
         feed: one batch.
         opened: the axes to leave open.
+
+    Raises:
+        Exception: whatever torch.export raises.
     """
     with quiet(), torch.no_grad():
         program = _export(module, feed, opened)
@@ -87,14 +90,15 @@ def trace_best(
 ) -> tuple[fx.GraphModule, Feed, Open, str]:
     """Trace with open axes where the model allows it, else with a batch of 1.
 
-    Returns the graph, the batch that it was traced with, its open axes, and the reason where the
-    batch is fixed.
-
     Args:
         model: what to trace.
         call: the example.
         opened: the axes to leave open.
         alone: why the model takes one sample only; "" where it takes two.
+
+    Returns:
+        The graph, the batch that it was traced with, its open axes, and the reason where the batch
+        is fixed, else "".
 
     Raises:
         CaptureError: it cannot be traced, or not with the axes that somebody asked for.

@@ -105,7 +105,12 @@ def find_extremes(context: MethodContext, ratio: float = EXTREME) -> list[Extrem
 
 
 def _likely(context: MethodContext, ratio: float) -> dict[fx.Node, list[fx.Node]]:
-    """Return activations whose channels the weights before them spread, and who reads them."""
+    """Return activations whose channels the weights before them spread, and who reads them.
+
+    Args:
+        context: the model.
+        ratio: from which the weights make an extreme tensor likely.
+    """
     readers: dict[fx.Node, list[fx.Node]] = {}
     for layer, _ in context.layers():
         if ops.kind(layer) in ("conv", "linear"):
@@ -114,7 +119,11 @@ def _likely(context: MethodContext, ratio: float) -> dict[fx.Node, list[fx.Node]
 
 
 def _spread(context: MethodContext, activation: fx.Node) -> float:
-    """Return the range ratio that the weights behind an activation bound."""
+    """Return the range ratio that the weights behind an activation bound.
+
+    Channel c of ``W x + b`` is at most ``sum |W_c| max|x| + |b_c|``; with ``max|x|`` of 1 the
+    bounds compare. 1 where no convolution or linear is behind the activation.
+    """
     node = activation
     while ops.of(node).cost == "pointwise" and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
@@ -180,7 +189,11 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Fold factors into each pair with an extreme tensor, where that lowers its output error."""
+    """Fold factors into each pair with an extreme tensor, where that lowers its output error.
+
+    Returns:
+        ``balanced``: ratios ``before`` and ``after`` by the name of each activation.
+    """
     balanced: dict[str, dict[str, float]] = {}
     for pair, before in list(_extreme_pairs(context, arguments.ratio)):
         readers = {pair.activation: pair.consumers}

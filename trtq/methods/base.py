@@ -57,12 +57,21 @@ class MethodContext:
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def fold(self, node: fx.Node, value: torch.Tensor) -> None:
-        """Replace a constant as one part of a change that leaves the model's function as it is."""
+        """Replace a constant as one part of a change that leaves the model's function as it is.
+
+        Args:
+            node: the constant's ``get_attr`` node.
+            value: float32, of the same shape.
+        """
         set_constant_(self.graph, node, value)
         self.folded[str(node.target)] = value
 
     def constant(self, node: fx.Node) -> torch.Tensor:
-        """Return the tensor of a constant of the graph."""
+        """Return the tensor of a constant of the graph.
+
+        Args:
+            node: its ``get_attr`` node.
+        """
         value = get_constant(self.graph, node)
         assert value is not None, node.target
         return value
@@ -70,7 +79,9 @@ class MethodContext:
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Make every reader of ``old``, quantizers included, read ``new`` instead.
 
-        ``new`` may itself read ``old``.
+        Args:
+            old: stays in the graph.
+            new: may itself read ``old``.
         """
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         for q in self.placement.quantizers:
@@ -78,7 +89,7 @@ class MethodContext:
                 q.source = new
 
     def simulated(self) -> fx.GraphModule:
-        """Return the graph with fake-quantize calls for the current encodings."""
+        """Return a copy of the graph with fake-quantize calls for the current encodings."""
         return insert_fake_quantize(self.graph, self.placement, self.encodings)
 
     def layers(self) -> list[tuple[fx.Node, Quantizer]]:
@@ -136,6 +147,9 @@ class Method:
     def values(self, given: Mapping[str, Value]) -> msgspec.Struct:
         """Return the arguments with ``given`` ones in them, converted to their defaults' types.
 
+        Args:
+            given: by the name of the argument; texts are converted, so "false" is False.
+
         Raises:
             UsageError: an unknown argument, or one of another type.
         """
@@ -174,14 +188,18 @@ def needs(*conditions: Need) -> Callable[[MethodContext], str | None]:
 
 
 def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """Return the constants of a conv or a linear."""
+    """Return the constants of a conv or a linear.
+
+    Returns:
+        The nodes of the weight and of the bias; None for a bias that is missing or computed.
+    """
     given = operands(node)
     bias = given[2] if len(given) > 2 else None
     return given[1], bias if get_constant(graph, bias) is not None else None
 
 
 def channel_axis(node: fx.Node) -> int:
-    """Return the axis of a weighted op's output (and input) that holds channels.
+    """Return the axis of a weighted op's output (and input) that has channels.
 
     It is 1 for a convolution and -1 for a linear.
     """

@@ -25,7 +25,11 @@ PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        images: calibration images that errors are averaged over.
+    """
 
     images: int = 32
 
@@ -43,7 +47,11 @@ class _Steps(fx.Interpreter):
         self.rest = iter(graph.graph.nodes)
 
     def until(self, name: str) -> torch.Tensor:
-        """Continue to the node ``name`` and return its value."""
+        """Continue to the node ``name`` and return its value.
+
+        Args:
+            name: of a call that was not reached before.
+        """
         for node in self.rest:
             self.env[node] = self.run_node(node)
             for dead in self.user_to_last_uses.get(node, []):
@@ -66,7 +74,7 @@ class _Together:
         self.steps = [_Steps(graph, feed) for feed in feeds]
 
     def until(self, name: str) -> torch.Tensor:
-        """Continue to a node and return its values of all feeds, one behind the other."""
+        """Continue to a node and return its values of all feeds, concatenated along axis 0."""
         values = [s.until(name) for s in self.steps]
         self.sizes = [len(v) for v in values]
         return values[0] if len(values) == 1 else torch.cat(values)
@@ -146,6 +154,11 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
     Each layer sees inputs that are already corrected. Corrections add up along the network and can
     hurt late layers (they do in EfficientNet-Lite0). Only the first layers are therefore corrected:
     as many as bring the outputs nearest to the float model's.
+
+    Returns:
+        ``layers`` corrected ``of`` those that have a bias of their own, ``error``: the squared
+        error of the outputs before and after, ``images``, and ``left_alone``: names of layers
+        without one.
     """
     feeds = _feeds(context, arguments.images)
     layers = {n: weight_and_bias(context.graph, n)[1] for n, _ in context.layers()}

@@ -17,21 +17,26 @@ ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax 
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        granularity: of weights: ``layer``, one range each, or ``channel``.
+    """
 
     granularity: str = "layer"
 
 
 def attention_softmaxes(graph: fx.GraphModule) -> list[fx.Node]:
-    """Return the softmaxes of attentions.
+    """Return the softmaxes of attentions, in graph order.
 
-    They are the softmaxes over maps of scores, not the one over classes at the end.
+    They are the softmaxes over maps of scores, not the one over classes at the end: their result
+    has three axes or more.
     """
     return [n for n in graph.graph.nodes if ops.kind(n) == "softmax" and n.meta["val"].ndim >= 3]
 
 
 def attention_probabilities(graph: fx.GraphModule) -> list[fx.Node]:
-    """Return what attentions multiply with their values.
+    """Return what attentions multiply with their values, in graph order.
 
     It is the output of a softmax, of what a method put in its place, or of a mask behind it.
     """
@@ -87,7 +92,14 @@ def _quantizer(
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Set the formats; calibration then finds the numbers."""
+    """Set the formats; calibration then computes the numbers.
+
+    Returns:
+        Numbers of ``convolutions`` and ``softmaxes`` that got them, and ``engine_computes_in``.
+
+    Raises:
+        UsageError: an unknown granularity.
+    """
     granularity = arguments.granularity
     if granularity not in GRANULARITY:
         raise UsageError(

@@ -1,8 +1,6 @@
 """Cross-layer equalisation: equalise the weight magnitudes of the channels between two layers.
 
 After it the weights on both sides of a channel are of like size.
-
-Alike means of like size.
 """
 
 from __future__ import annotations
@@ -18,7 +16,11 @@ from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        rounds: over all pairs, at most.
+    """
 
     rounds: int = 10
 
@@ -48,7 +50,11 @@ def _between_weights(context: MethodContext) -> list[Pair]:
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Equalise every pair repeatedly, until the factors are near 1."""
+    """Equalise every pair repeatedly, until the factors are within 1 % of 1.
+
+    Returns:
+        ``pairs``: names of the second layers; ``largest_factor`` of all rounds.
+    """
     pairs = _between_weights(context)
     largest = 1.0
     for _ in range(arguments.rounds):

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from trtq import ops
+from trtq.errors import CalibrationError
 from trtq.graph.feed import Feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
@@ -26,7 +27,12 @@ LAZY = 128  # columns after which the rest of a weight is updated
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        images: calibration images whose inputs of layers are added up.
+        damping: share of the mean diagonal of these sums that is added to it.
+    """
 
     images: int = 128
     damping: float = 0.01
@@ -46,7 +52,15 @@ def _fits(quantizer: Quantizer) -> bool:
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Round the weights of linear layers, and write them into the encodings."""
+    """Round the weights of linear layers, and write them into the encodings.
+
+    Returns:
+        ``layers`` rounded, ``better``: those that kept the result, and ``error``: the mean over
+        layers of the output's squared error over that of rounding to nearest.
+
+    Raises:
+        CalibrationError: the sums of a layer cannot be inverted.
+    """
     layers = [q for q in context.placement.active if _fits(q)]
     context.begin("GPTQ", len(layers))
     gained = list[float]()
@@ -133,7 +147,9 @@ def rounded(
     """Return a weight on codes with less error of the layer's output.
 
     Frantar et al. 2022, eq. 2 and 3, with the Cholesky factor of the inverse (section 3.3, step 3)
-    and updates of 128 columns at a time (step 2). The scales stay as they are.
+    and updates of 128 columns at a time (step 2). The scales stay as they are. For example, two
+    equal inputs with weights 0.4 and 0.3 and a step of 1 give 0 and 1: the second makes up for the
+    first.
 
     Args:
         weight: float32 [N, K].
@@ -141,6 +157,12 @@ def rounded(
         fmt: of the codes.
         sums: of x x^T over the inputs, [K, K].
         damping: share of the mean diagonal that is added to it.
+
+    Returns:
+        float32 [N, K], multiples of ``steps``.
+
+    Raises:
+        CalibrationError: ``sums`` cannot be inverted.
     """
     work, out = weight.double().clone(), torch.empty_like(weight)
     factor = _inverse_factor(sums.double(), damping)
@@ -157,13 +179,32 @@ def rounded(
 
 
 def _inverse_factor(sums: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the upper Cholesky factor of the inverse, float64 [K, K]."""
+    """Return the upper Cholesky factor of the inverse, float64 [K, K].
+
+    Args:
+        sums: of x x^T over the inputs, float64 [K, K].
+        damping: share of the mean diagonal that is added to it.
+
+    Raises:
+        CalibrationError: there is no inverse, as with few inputs and a damping of 0.
+    """
     diagonal = sums.diagonal()
     never = diagonal == 0  # inputs that were always 0
     mean = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
     damped = sums + torch.diag(damping * mean + never * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    inverse = torch.cholesky_inverse(_cholesky(damped, damping, upper=False))
+    return _cholesky(inverse, damping, upper=True)
+
+
+def _cholesky(matrix: torch.Tensor, damping: float, *, upper: bool) -> torch.Tensor:
+    factor: torch.Tensor
+    factor, failed = torch.linalg.cholesky_ex(matrix, upper=upper)
+    if bool(failed):
+        raise CalibrationError(
+            "gptq cannot invert the products of a layer's inputs",
+            f"with a damping of {damping:g} they are singular",
+            "Use --method-arg gptq.damping=0.01",
+        )
     return factor
 
 
@@ -177,7 +218,12 @@ def _nearest(values: torch.Tensor, steps: torch.Tensor, fmt: Format) -> torch.Te
 
 
 def _error(off: torch.Tensor, sums: torch.Tensor) -> float:
-    """Return the sum of squares of what a weight's errors add to the outputs."""
+    """Return the sum of squares of what a weight's errors add to the outputs.
+
+    Args:
+        off: the errors, [N, K].
+        sums: of x x^T over the inputs, [K, K].
+    """
     return float(((off @ sums) * off).sum())
 
 

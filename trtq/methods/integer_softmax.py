@@ -27,14 +27,19 @@ GRID, STARTS = 512, 48
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        segments: linear pieces of the function, 1 or more.
+        images: calibration images whose logits are looked at.
+    """
 
     segments: int = 8
     images: int = 32
 
 
 def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
-    """Return (knots, heights) of a piecewise-linear function near e^x on [low, 0].
+    """Return a piecewise-linear function near e^x on [low, 0].
 
     The function is sum_k heights_k * clip((x - knots_k) / (knots_k+1 - knots_k), 0, 1).
 
@@ -47,6 +52,9 @@ def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
     Args:
         low: the smallest distance to the largest logit that occurs, less than 0.
         segments: 1 or more.
+
+    Returns:
+        The knots, float64 [segments + 1], ascending to 0, and the heights, float64 [segments].
 
     >>> knots, heights = fit_exponential(-8.0, 4)
     >>> bool(abs(heights.sum() - 1.0) < 0.05), len(knots)
@@ -65,6 +73,7 @@ def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
 
 
 def _ramps(x: Floats, knots: Floats) -> Floats:
+    """Return how far each value is along each piece, 0 to 1, float64 [values, segments]."""
     ramps: Floats = np.clip((x[:, None] - knots[:-1]) / np.diff(knots), 0.0, 1.0)
     return ramps
 
@@ -119,7 +128,14 @@ def _replace(context: MethodContext, softmax: fx.Node, knots: Floats, heights: F
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Fit and replace every softmax of an attention."""
+    """Fit and replace every softmax of an attention.
+
+    Returns:
+        Numbers of ``softmaxes``, ``segments`` and ``extra_ops``, and ``largest_error_of_exp``.
+
+    Raises:
+        UsageError: fewer than 1 segment.
+    """
     segments = arguments.segments
     if segments < 1:
         raise UsageError(f"Cannot use integer-softmax.segments={segments}", "expected 1 or more")

@@ -40,7 +40,11 @@ class Pace:
         self.seen = 0
 
     def did(self, done: int) -> None:
-        """Count a step; ``done`` with those of earlier parts of the run."""
+        """Count a step, and settle the total after the second one.
+
+        Args:
+            done: steps that are done, with those of earlier parts of the run.
+        """
         now = time.perf_counter()
         step_s, self.last, self.seen = now - self.last, now, self.seen + 1
         if self.settled or self.seen < 2:

@@ -44,7 +44,9 @@ class Pair:
 def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
     """Return the pairs of the graph, and the reasons for layers without one.
 
-    Those layers are behind an activation that no factor passes.
+    Returns:
+        The pairs, in graph order, and a line for each quantized layer behind an operator without
+        weights that no factor passes.
     """
     quantized = dict.fromkeys(n for n, _ in context.layers())
     first: dict[fx.Node, fx.Node] = {}  # of the layers that read an activation
@@ -161,7 +163,12 @@ def fold_factors(context: MethodContext, pair: Pair, factors: torch.Tensor) -> N
 def input_factors(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Return ``factors`` shaped to multiply a weight along its input channels.
 
-    The weight is [C_out, C_in / groups, ...].
+    Args:
+        weight: [C_out, C_in / groups, ...].
+        factors: [C_in].
+
+    Returns:
+        [1, C_in, 1 ...] without groups, else [C_out, C_in / groups, 1 ...].
     """
     spread = [1] * (weight.ndim - 2)
     if weight.shape[1] == factors.numel():

@@ -103,7 +103,9 @@ PRESETS: Mapping[Family, Preset] = {
 def start(spec: QuantizeOptions, family: Family) -> QuantizeOptions:
     """Return ``spec`` with the methods of the family's preset, and what it keeps in float.
 
-    Methods that a spec names stay as they are.
+    Args:
+        spec: methods that it names stay as they are, and its patterns come first.
+        family: of the model.
     """
     methods = _methods(PRESETS[family], spec)
     kept = dict.fromkeys((*spec.high_precision, *PRESETS[family].high_precision))

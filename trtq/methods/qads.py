@@ -23,7 +23,16 @@ aten = torch.ops.aten
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        images: calibration images whose channels are looked at.
+        rows: positions of each activation that output errors are measured on.
+        steps: of gradient descent for each activation.
+        lr: its step, in log factors.
+        explicit: dB of output error that a Mul in front of a layer must save; 0 or less: never a
+            Mul.
+    """
 
     images: int = 32
     rows: int = 256
@@ -41,7 +50,7 @@ def search_factors(
     steps: int,
     lr: float,
 ) -> tuple[torch.Tensor, float, float]:
-    """Return (factors [C], error with them, error without) for one layer's input.
+    """Return the factors of one layer's input with the least output error.
 
     Starts from the best SmoothQuant factors and follows the gradient of the output error in log
     factors (straight-through rounding); the best factors met on the way are kept, so the result is
@@ -54,6 +63,9 @@ def search_factors(
         bits: of the activation and of the weights.
         steps: of gradient descent.
         lr: its step, in log factors.
+
+    Returns:
+        The factors, float32 [C]; the squared error with them, and without.
     """
     rows = rows.clone()  # made under inference mode: autograd needs a tensor of its own
     plain = float(output_error(rows, amax, weights, torch.ones_like(amax), bits))
@@ -98,6 +110,10 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
     """Search the factors of every input; fold them where that is exact.
 
     Elsewhere the factors are multiplied in where it pays.
+
+    Returns:
+        ``gain_db`` by layer, ``explicit``: layers with a Mul in front, ``refused``: why layers have
+        no pair, and the ``label`` that follows.
     """
     pairs, refused = find_pairs(context)
     threshold = arguments.explicit

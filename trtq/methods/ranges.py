@@ -15,14 +15,23 @@ from trtq.quant.placement import Placement, Quantizer, attention_of
 
 
 class Clamp(msgspec.Struct, frozen=True):
-    """What ``--method-arg attention-percentile.NAME`` sets."""
+    """What ``--method-arg attention-percentile.NAME`` sets.
+
+    Attributes:
+        percentile: of the magnitudes, percent, above 50.
+        images: calibration images that are observed.
+    """
 
     percentile: float = 99.9
     images: int = 256
 
 
 class Ema(msgspec.Struct, frozen=True):
-    """What ``--method-arg layernorm-ema.NAME`` sets."""
+    """What ``--method-arg layernorm-ema.NAME`` sets.
+
+    Attributes:
+        images: calibration images that are averaged over.
+    """
 
     images: int = 128
 
@@ -48,9 +57,17 @@ def _layer_norm_outputs(context: MethodContext) -> list[Quantizer]:
 def _range_again(
     context: MethodContext, quantizers: list[Quantizer], mode: str, percentile: float, images: int
 ) -> dict[str, list[float]]:
-    """Observe some tensors once more and replace their ranges; return the old and new ranges.
+    """Observe some tensors once more and replace their ranges.
 
-    The result has, for each changed quantizer, its range before and after.
+    Args:
+        context: its encodings change.
+        quantizers: of the tensors.
+        mode: name of the calibrator.
+        percentile: for the calibrator of that name, percent.
+        images: how many are observed.
+
+    Returns:
+        The range before and after, by the name of each changed quantizer.
     """
     seen = observe(context.graph, Placement(quantizers), context.images(images), mode=mode)
     changed = {}
@@ -63,7 +80,14 @@ def _range_again(
 
 
 def clamp(context: MethodContext, arguments: Clamp) -> Report:
-    """Set the range of queries, keys and values to a percentile of their magnitudes."""
+    """Set the range of queries, keys and values to a percentile of their magnitudes.
+
+    Returns:
+        ``ranges``: before and after, by quantizer.
+
+    Raises:
+        UsageError: a percentile of 50 or less, or above 100.
+    """
     percentile = arguments.percentile
     if not 50.0 < percentile <= 100.0:
         raise UsageError(
@@ -84,6 +108,9 @@ def ema(context: MethodContext, arguments: Ema) -> Report:
     """Set the range after every LayerNorm to a moving average over images.
 
     The average is over each image's largest magnitude.
+
+    Returns:
+        ``ranges``: before and after, by quantizer.
     """
     return {
         "ranges": _range_again(

@@ -21,7 +21,15 @@ FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        gamma: weight of the ranking loss against the correlation (Liu et al. 2021, eq. 5).
+        theta: margin of the ranking loss (eq. 7).
+        pairs: of keys, sampled for each attention.
+        images: calibration images, run as one batch.
+        rounds: over the ranges of queries and of keys.
+    """
 
     gamma: float = 0.1
     theta: float = 0.0
@@ -31,7 +39,15 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the mean correlation of the rows of ``a`` and ``b``, without rows of no variance."""
+    """Return the mean correlation of the rows of ``a`` and ``b``.
+
+    Args:
+        a: [..., values]; rows of no variance are left out.
+        b: of the same shape.
+
+    Returns:
+        -1 to 1; 1 where every row is left out.
+    """
     a, b = (v.double() - v.double().mean(-1, keepdim=True) for v in (a, b))
     norm = a.norm(dim=-1) * b.norm(dim=-1)
     live = norm > 0
@@ -41,7 +57,15 @@ def pearson(a: torch.Tensor, b: torch.Tensor) -> float:
 def pair_differences(
     logits: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Return logits_i - logits_j for the sampled pairs of keys, along the last axis."""
+    """Return logits_i - logits_j for the sampled pairs of keys.
+
+    Args:
+        logits: [..., keys].
+        pairs: i and j, int64 [pairs] each.
+
+    Returns:
+        [..., pairs].
+    """
     return logits[..., pairs[0]] - logits[..., pairs[1]]
 
 
@@ -68,7 +92,9 @@ def ranking_loss(wanted: torch.Tensor, got: torch.Tensor, theta: float) -> float
 def kendall(wanted: torch.Tensor, got: torch.Tensor) -> float:
     """Return Kendall's tau over sampled pairs (tau-a of the decided pairs).
 
-    A pair that became a tie counts as neither concordant nor discordant.
+    Args:
+        wanted: differences of the float logits, any shape; 0 is no decided pair.
+        got: of the quantized logits; a 0 counts as neither concordant nor discordant.
 
     >>> kendall(torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([2.0, 0.0, 1.0, 5.0]))
     0.0
@@ -160,7 +186,8 @@ def _attentions(context: MethodContext) -> dict[fx.Node, tuple[Quantizer, Quanti
 def run(context: MethodContext, arguments: Arguments) -> Report:
     """Choose the ranges and report each attention's rank agreement before and after.
 
-    The agreement is measured on sampled pairs.
+    Returns:
+        ``attentions``: ``kendall_before`` and ``kendall_after`` on sampled pairs, by matmul.
     """
     search = _Search(context, arguments)
     if not search.attentions:

@@ -35,7 +35,17 @@ GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        steps: of Adam.
+        batch: images a step.
+        images: calibration images that are learned from; all are in memory.
+        lr: of the rounding decisions, lowered to 0 by a cosine.
+        lr_range: of the ranges' logarithms.
+        keep: share of an activation's values that are quantized while learning (QDrop); 1 for all.
+        flip: chance that the images of a step are mirrored.
+    """
 
     steps: int = 200
     batch: int = 32
@@ -47,9 +57,10 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 class SoftRounding(torch.nn.Module):
-    """A weight with codes floor(w / s) plus a learned number in 0 to 1.
+    """A weight with codes floor(w / s) plus a learned number h in 0 to 1.
 
-    See Nagel et al. 2020, eq. 22-24.
+    See Nagel et al. 2020, eq. 22-24: h = clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1) for the
+    learned v; it starts at w / s - floor(w / s).
 
     Args:
         weight: float32.
@@ -90,7 +101,7 @@ class LearnedRange(torch.nn.Module):
     """An activation quantizer with a learned step (Esser et al. 2020, LSQ), in the log domain.
 
     Args:
-        step: its first value.
+        step: its first value, float32 [], greater than 0.
         qmin: lowest code.
         qmax: highest code.
     """
@@ -104,6 +115,10 @@ class LearnedRange(torch.nn.Module):
         """Quantize; while learning, leave a share of 1 - ``keep`` of the values as they are.
 
         This is QDrop (Wei et al. 2022).
+
+        Args:
+            x: float32, any shape.
+            keep: share of the values that are quantized, 0 to 1.
         """
         step = self.log_step.exp()
         codes = (x / step).clamp(self.qmin, self.qmax)
@@ -155,6 +170,12 @@ def _joins(node: fx.Node) -> bool:
 def _learners(
     context: MethodContext, shared: Mapping[str, str]
 ) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
+    """Return what learns: weights and activations below 8 bits, by the name of their quantizer.
+
+    Args:
+        context: its encodings are where learning starts.
+        shared: from :func:`trtq.quant.simulate.shared_names`.
+    """
     encodings, device = context.encodings, device_of(context.graph)
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in context.placement.active:
@@ -173,7 +194,16 @@ def _learners(
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Learn, then write the rounded weights and the ranges into the encodings."""
+    """Learn, then write the rounded weights and the ranges into the encodings.
+
+    Returns:
+        Numbers of ``steps``, ``images``, ``weights`` and ``ranges``, and ``loss``: the first and
+        the last; nothing is learned where every format of fewer than 8 bits stays in float or is
+        shared.
+
+    Raises:
+        CalibrationError: the loss is not finite.
+    """
     feed = joined(context.images(arguments.images))
     if not context.dynamic_batch:
         arguments = replace(arguments, batch=_few(context, feed, arguments.batch))
@@ -322,6 +352,7 @@ def _mirrored(feed: Feed) -> Feed:
 
 
 def _relative(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error over the mean square of what is wanted, 0 for integers."""
     if not wanted.is_floating_point():  # class indices have no slope
         return torch.zeros((), dtype=torch.float32, requires_grad=True)
     return (got - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)

@@ -36,7 +36,10 @@ METHODS: Mapping[str, str] = {
 
 
 def get_method(name: str) -> Method:
-    """Return the method called ``name``, one of trtq's or an extension.
+    """Return the method called ``name``.
+
+    Args:
+        name: one of ``METHODS``, or an extension: ``module:name`` or an entry point.
 
     Raises:
         UsageError: there is none (the nearest are suggested), or it cannot be loaded.
@@ -75,9 +78,14 @@ def choose(
 ) -> list[tuple[Method, msgspec.Struct]]:
     """Return the methods asked for with their arguments, in the order they act.
 
+    Args:
+        names: of the methods, in any order.
+        arguments: by ``METHOD.ARGUMENT``, as ``--method-arg`` has them.
+
     Raises:
-        UsageError: an unknown or repeated method, an argument of a method that was not asked for, a
-            wrong argument.
+        UsageError: an unknown or repeated method, two that exclude each other, an argument of a
+        method
+            that was not asked for, a wrong argument.
     """
     repeated = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if repeated is not None:
@@ -128,7 +136,7 @@ def require_fit(method: Method, context: MethodContext) -> None:
     """Raise when the method has nothing to do on this model.
 
     Raises:
-        UsageError: says why, and what fits.
+        UsageError: says why.
     """
     reason = method.not_applicable_reason(context)
     if reason is not None:

@@ -18,7 +18,12 @@ from trtq.quant.fake_quantize import LOG_EPSILON
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        images: calibration images whose channels are looked at.
+        softmax: outputs of softmax get log-sqrt(2) codes.
+    """
 
     images: int = 32
     softmax: bool = True
@@ -58,7 +63,13 @@ def _pairs(context: MethodContext) -> list[Pair]:
 def _centre(context: MethodContext, pair: Pair, middle: torch.Tensor) -> bool:
     """Move the middle of each channel to 0; return False where that is not exact.
 
-    The middle moves from the norm's shift into the biases of the layers that read it.
+    The middle m moves from the norm's shift into the biases of the layers that read it:
+    W x + b = W (x - m) + (b + W m).
+
+    Args:
+        context: its constants change.
+        pair: of the norm and its layers.
+        middle: float32 [C].
     """
     shift = (*operands(pair.producer), None, None)[3]
     layers = [weight_and_bias(context.graph, c) for c in pair.consumers]
@@ -81,7 +92,15 @@ def _own_constant(graph: fx.GraphModule, node: object) -> bool:
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:
-    """Fold r1 and r2 of every LayerNorm, and give softmax outputs their logarithmic format."""
+    """Fold r1 and r2 of every LayerNorm, and give softmax outputs their logarithmic format.
+
+    With ``r`` the ratio of a channel's range to the mean range, the norm is divided by r and the
+    weights that read it are multiplied with r: one range then fits all channels.
+
+    Returns:
+        Numbers of ``layernorms`` and of those ``centred``, ``softmaxes``: names of quantizers, and
+        the ``label`` that follows.
+    """
     pairs = _pairs(context)
     watch = _Ends(context.graph, {p.activation.name for p in pairs})
     with torch.inference_mode():
@@ -112,7 +131,8 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
 def finish(context: MethodContext, arguments: Arguments) -> None:
     """Set the step of the logarithm to 1/2, which is log-sqrt(2).
 
-    The range of a softmax's codes ends where the codes run out.
+    The lowest value becomes ``amax * 2^(-qmax / 2)``, no less than 1e-5: the range of a softmax's
+    codes ends where the codes run out.
     """
     if not arguments.softmax:
         return

@@ -54,7 +54,11 @@ class Watch(fx.Interpreter):
         return result
 
     def over(self, batches: Iterable[Feed]) -> Watch:
-        """Run all batches and return itself."""
+        """Run all batches and return itself.
+
+        Args:
+            batches: at least one; rows are sampled from the first.
+        """
         with torch.inference_mode():
             for batch in batches:
                 self.run(*batch)
@@ -62,7 +66,13 @@ class Watch(fx.Interpreter):
 
 
 def round_trip(x: torch.Tensor, amax: torch.Tensor, qmax: int) -> torch.Tensor:
-    """Return ``x`` on symmetric codes, with straight-through gradients to ``x`` and ``amax``."""
+    """Return ``x`` on symmetric codes, with straight-through gradients to ``x`` and ``amax``.
+
+    Args:
+        x: any shape.
+        amax: shaped to divide ``x``.
+        qmax: highest code; the lowest is ``-qmax - 1``.
+    """
     step = (amax / qmax).clamp_min(torch.finfo(torch.float32).tiny)
     codes = (x / step).clamp(-qmax - 1, qmax)
     return (codes + (codes.round() - codes).detach()) * step
@@ -75,7 +85,7 @@ def output_error(
     factors: torch.Tensor,
     bits: tuple[int, int],
 ) -> torch.Tensor:
-    """Return the squared error of the layers' outputs on sampled rows.
+    """Return the squared error of the layers' outputs on sampled rows, a sum, float32 [].
 
     Both operands are quantized after scaling by ``factors``.
 
@@ -97,9 +107,15 @@ def output_error(
 
 
 def weight_matrix(context: MethodContext, consumer: fx.Node, channels: int) -> torch.Tensor:
-    """Return a layer's weight as [outputs * taps, channels].
+    """Return a layer's weight as a matrix: a column is what one input channel is multiplied with.
 
-    A column holds what one input channel is multiplied with.
+    Args:
+        context: the model.
+        consumer: a conv or a linear; groups become blocks of a matrix with zeros between.
+        channels: of its input.
+
+    Returns:
+        [outputs * taps, channels].
     """
     weight = context.constant(operands(consumer)[1])
     if weight.shape[1] != channels:  # grouped: zeros where a group does not read a channel
@@ -113,6 +129,6 @@ def weight_matrix(context: MethodContext, consumer: fx.Node, channels: int) -> t
 
 
 def widths(context: MethodContext, consumer: fx.Node) -> tuple[int, int]:
-    """Return the bits of a layer's input and of its weight."""
+    """Return the bits of a layer's input and of its weight, 8 for what is not quantized."""
     found = {q.role: q.format.bits for q in context.placement.active if q.consumer is consumer}
     return found.get("input", 8), found.get("weight", 8)

@@ -16,7 +16,13 @@ RESTORE_DB = 1.0  # of output error that a Mul in front of an add must save
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets."""
+    """What ``--method-arg`` sets.
+
+    Attributes:
+        strength: m of eq. 4 for every layer, 0 to 1; below 0 it is searched per layer.
+        images: calibration images whose channels are looked at.
+        rows: positions of each activation that output errors are measured on.
+    """
 
     strength: float = -1.0
     images: int = 32
@@ -61,7 +67,16 @@ def best_strength(
 ) -> tuple[float | None, torch.Tensor]:
     """Return the strength with the least output error and its factors.
 
-    Returns (None, ones) when no strength has a smaller error than the unscaled layers.
+    Args:
+        rows: float32 [rows, C].
+        amax: largest magnitude of each channel, float32 [C].
+        weights: of the layers that read them, float32 [outputs * taps, C].
+        bits: of the activation and of the weights.
+        strengths: that are tried.
+
+    Returns:
+        The strength and the factors, float32 [C]; (None, ones) when no strength has a smaller error
+        than the unscaled layers.
     """
     largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
     options: dict[float | None, torch.Tensor] = {None: torch.ones_like(amax)}
@@ -75,6 +90,10 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
 
     The strength is the one with the least output error unless one is given. Where an add reads the
     activation beside the layers, a Mul gives it back what was divided out: it must pay.
+
+    Returns:
+        ``strength`` by layer, None for one left as it is; ``refused``: why layers have no pair;
+        with a Mul also ``restored``: names of activations, and ``label``.
     """
     pairs, refused = find_pairs(context)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}

@@ -10,8 +10,18 @@ from typing import Literal
 import torch
 from torch import nn
 
+from trtq.casts import lost_in
 from trtq.errors import ModelError, listed, reason
-from trtq.models.matching import Fit, choose, fits, main_part, match_in_order, misfit, shapes_differ
+from trtq.models.matching import (
+    Fit,
+    choose,
+    fits,
+    main_part,
+    match_in_order,
+    misfit,
+    shapes_differ,
+    tied_names,
+)
 from trtq.models.stored import StateDict, Stored, read_stored
 
 NAMED = 4  # tensors that a note names; the record names all
@@ -77,7 +87,9 @@ def load_checkpoint_(
     matched = _match(own, stored, match)
     given = {n: stored.tensors[s] for n, s in matched.sources.items()}
     types = _type_changes(own, given)
-    _put(model, {n: _usable(own[n], t, matched.sources[n], path) for n, t in given.items()}, path)
+    usable = {n: _usable(own[n], t, matched.sources[n], path) for n, t in given.items()}
+    _require_one_value(own, usable, path)
+    _put(model, usable, path)
     under = [f"under {key!r}"] if key else []
     return Loaded(
         text="; ".join([str(path), *under, *matched.steps, *types]),
@@ -158,7 +170,8 @@ def _usable(own: torch.Tensor, given: torch.Tensor, name: str, path: Path) -> to
     """Return a tensor of the file as a plain dense one.
 
     Raises:
-        ModelError: it has no values that a float model could take.
+        ModelError: it has no values that a float model could take, or the model's type cannot hold
+            them.
     """
     problem, hint = "", "Give the checkpoint of the float model"
     if given.is_meta:
@@ -173,13 +186,50 @@ def _usable(own: torch.Tensor, given: torch.Tensor, name: str, path: Path) -> to
     if problem:
         raise ModelError(f"Cannot use the tensor {name!r} of the checkpoint {path}", problem, hint)
     try:
-        return given.detach().to_dense() if given.layout is not torch.strided else given.detach()
+        plain = given.detach().to_dense() if given.layout is not torch.strided else given.detach()
     except (RuntimeError, NotImplementedError) as exc:
         raise ModelError(
             f"Cannot use the tensor {name!r} of the checkpoint {path}",
             f"it is {given.layout} ({reason(exc)})",
             hint,
         ) from exc
+    lost = (
+        "" if own.dtype == plain.dtype or own.is_complex() else lost_in(plain, plain.to(own.dtype))
+    )
+    if lost:
+        raise ModelError(
+            f"Cannot use the tensor {name!r} of the checkpoint {path}",
+            f"it is {_short(given.dtype)}, the model's is {_short(own.dtype)}: {lost}",
+            "Check that it is the checkpoint of this model",
+        )
+    return plain
+
+
+def _require_one_value(own: StateDict, given: StateDict, path: Path) -> None:
+    """Refuse two values for a tensor that modules of the model share: one would be lost.
+
+    Raises:
+        ModelError: names both.
+    """
+    for first, *others in tied_names(own):
+        other = next(
+            (n for n in others if {first, n} <= set(given) and not _equal(own, given, first, n)),
+            None,
+        )
+        if other is not None:
+            raise ModelError(
+                f"The checkpoint {path} does not fit the model",
+                f"{first!r} and {other!r} are one tensor of the model, the file has two values for "
+                "them",
+                "Make the model without shared weights, or give the checkpoint of one that has "
+                "them",
+            )
+
+
+def _equal(own: StateDict, given: StateDict, one: str, other: str) -> bool:
+    """Whether two tensors of a file have the same values in the model; NaN is equal to NaN."""
+    a, b = (given[n].to(own[n].dtype) for n in (one, other))
+    return a.shape == b.shape and bool(torch.isclose(a, b, 0.0, 0.0, equal_nan=True).all())
 
 
 def _type_changes(own: StateDict, given: StateDict) -> list[str]:
@@ -222,6 +272,9 @@ def check_finite(model: nn.Module) -> list[str]:
     Buffers may hold them: one that forward() never reads changes nothing, and masks hold -inf on
     purpose. One that is read makes the model's answers NaN, which capturing the model refuses.
 
+    Args:
+        model: with its weights.
+
     Returns:
         A line for each buffer with a NaN.
 
@@ -243,7 +296,15 @@ def check_finite(model: nn.Module) -> list[str]:
 
 
 def zero_weights(model: nn.Module) -> list[str]:
-    """Return a line when weights of layers are all zero: such a layer computes nothing."""
+    """Return a line when weights of layers are all zero: such a layer computes nothing.
+
+    Args:
+        model: with its weights; only float parameters of two axes or more named ``weight`` are
+            looked at.
+
+    Returns:
+        One line, or none.
+    """
     named = model.named_parameters()
     weights = {
         n: p for n, p in named if n.endswith("weight") and p.ndim > 1 and p.is_floating_point()

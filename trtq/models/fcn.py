@@ -36,5 +36,9 @@ class FCNResNet18(nn.Module):
 
 
 def fcn_resnet18(num_classes: int = 21) -> FCNResNet18:
-    """Return an untrained FCN-ResNet18."""
+    """Return an untrained FCN-ResNet18.
+
+    Args:
+        num_classes: number of output channels.
+    """
     return FCNResNet18(num_classes=int(num_classes))

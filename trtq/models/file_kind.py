@@ -30,7 +30,13 @@ _MENDS = {
 
 
 def unreadable(path: Path, what: str, hint: str = "") -> ModelError:
-    """Return the error that says what a file is instead of a checkpoint."""
+    """Return the error that says what a file is instead of a checkpoint.
+
+    Args:
+        path: as the user gave it.
+        what: the file is.
+        hint: what to do.
+    """
     return ModelError(f"Cannot read the checkpoint {path}", what, hint)
 
 

@@ -206,8 +206,12 @@ def _tensors_of_script(path: Path) -> io.BytesIO:
 def module_tensors(module: Inert) -> dict[str, object] | None:
     """Return the tensors and modules in a pickled ``nn.Module`` or TorchScript module by name.
 
+    Args:
+        module: a pickled object.
+
     Returns:
-        None for an object that is no module.
+        Parameters, buffers that a state dict has, and child modules, by name; None for an object
+        that is no module.
     """
     state = module.state
     if not isinstance(state, dict):
@@ -235,6 +239,12 @@ def array_of(value: Inert) -> torch.Tensor | None:
     """Return the tensor of a NumPy array or number that was read as a placeholder, else None.
 
     Only plain numbers are read: their bytes are looked at, NumPy's own unpickling is not used.
+
+    Args:
+        value: a pickled object.
+
+    Returns:
+        Of the same shape and type, in native byte order; None for text, objects and types of dates.
     """
     if value.origin.endswith("multiarray.scalar") and len(value.args) == 2:
         return _numbers(value.args[0], value.args[1], ())

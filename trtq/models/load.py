@@ -47,6 +47,9 @@ class LoadedModel:
 def parse_value(text: str) -> int | float | bool | str:
     """Return ``text`` as an int, a float or a bool where it reads as one.
 
+    Args:
+        text: of an option; other texts are returned as they are.
+
     >>> parse_value("10"), parse_value("0.5"), parse_value("true"), parse_value("relu")
     (10, 0.5, True, 'relu')
     """

@@ -58,21 +58,33 @@ class Fit:
 
 
 def required(own: StateDict, given: Iterable[str]) -> list[str]:
-    """Return the names that a file must have: no counters, one of each group of tied ones."""
-    tied: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
-    for name, tensor in own.items():
-        if not name.endswith(_COUNTER):
-            where = tensor.data_ptr()  # 0 where there is no memory to share
-            tied.setdefault((where or -len(tied) - 1, tensor.shape, tensor.stride()), []).append(
-                name
-            )
-    if all(len(names) == 1 for names in tied.values()):
-        return [names[0] for names in tied.values()]
+    """Return the names that a file must have: no counters, one of each group of tied ones.
+
+    Args:
+        own: tensors of the model.
+        given: names in the file, with any prefix.
+    """
+    tied = tied_names(without_counters(own))
+    if all(len(names) == 1 for names in tied):
+        return [names[0] for names in tied]
     known = list(given)
     return [
-        next((n for n in names if any(k.endswith(n) for k in known)), names[0])
-        for names in tied.values()
+        next((n for n in names if any(k.endswith(n) for k in known)), names[0]) for names in tied
     ]
+
+
+def tied_names(own: StateDict) -> list[list[str]]:
+    """Return the names of each tensor of a model: several where modules share it.
+
+    Args:
+        own: tensors of the model.
+    """
+    tied: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    for name, tensor in own.items():
+        where = tensor.data_ptr()  # 0 where there is no memory to share
+        key = (where or -len(tied) - 1, tensor.shape, tensor.stride())
+        tied.setdefault(key, []).append(name)
+    return list(tied.values())
 
 
 def fits(own: StateDict, stored: Stored, *, subset: bool = False) -> list[Fit]:
@@ -177,7 +189,16 @@ def _left_over(stored: Stored, taken: set[str], flat: dict[str, str]) -> dict[st
 
 
 def shapes_differ(own: StateDict, given: StateDict, source: dict[str, str]) -> str | None:
-    """Return the first name of the model whose shape is not the file's."""
+    """Return the first name of the model whose shape is not the file's.
+
+    Args:
+        own: tensors of the model.
+        given: tensors of the file.
+        source: by name of the model, the flat name in the file.
+
+    Returns:
+        None where all are equal.
+    """
     return next((n for n, s in source.items() if own[n].shape != given[s].shape), None)
 
 
@@ -214,6 +235,9 @@ def choose(
 
 def is_averaged(prefix: str) -> bool:
     """Say whether a key is one under which scripts keep averaged weights.
+
+    Args:
+        prefix: beginning of flat names, with or without its last dot.
 
     >>> [is_averaged(k) for k in ("state_dict_ema", "ema.module", "state_dict", "schema")]
     [True, True, False, False]
@@ -258,7 +282,12 @@ def _shapes(name: str, own: torch.Tensor, source: str, given: torch.Tensor) -> s
 
 
 def misfit(own: StateDict, stored: Stored) -> ModelError:
-    """Return the error for names that do not fit, for the part of the file that comes nearest."""
+    """Return the error for names that do not fit, for the part of the file that comes nearest.
+
+    Args:
+        own: tensors of the model.
+        stored: tensors of the file.
+    """
     needed = required(own, stored.tensors)
     prefix, part = _nearest(set(needed), stored)
     missing = [n for n in needed if n not in part]
@@ -322,7 +351,14 @@ def _tables_ranked(stored: Stored) -> list[str]:
 
 
 def main_part(stored: Stored) -> StateDict:
-    """Return the weights in the usual place of a file, without prefixes of wrappers on all."""
+    """Return the weights in the usual place of a file, without prefixes of wrappers on all.
+
+    Args:
+        stored: tensors of the file.
+
+    Returns:
+        By name, without the table's name before it.
+    """
     table = _tables_ranked(stored)[0]
     part = {n[len(table) :]: t for n, t in stored.of(table).items()}
     while part and any(all(n.startswith(f"{w}.") for n in part) for w in WRAPPERS):
@@ -344,6 +380,10 @@ def order_is_certain(own: StateDict, given: StateDict) -> bool:
 
     Every pair has the same shape and the same last part of its name. Among renamed tensors that are
     alike in both, each pair has the same numbers in its names, and no two pairs have the same ones.
+
+    Args:
+        own: tensors of the model, in its order.
+        given: tensors of the file, in its order.
     """
     own, given = without_counters(own), without_counters(given)
     if len(own) != len(given):
@@ -364,6 +404,10 @@ def _numbered_alike(pairs: list[tuple[str, str]]) -> bool:
 
 def match_in_order(own: StateDict, stored: Stored) -> dict[str, str]:
     """Return by name of the model the flat name in the file, both taken in order.
+
+    Args:
+        own: tensors of the model, in its order.
+        stored: tensors of the file.
 
     Raises:
         ModelError: the file has no order, or counts, shapes or kinds of tensors differ.

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from trtq.artifact import decode_json
 from trtq.errors import ModelError, first_line, reason
 from trtq.layouts import channels_first, layout_of
 from trtq.models.load import LoadedModel
 
 _AGAIN = "Save it again: torch.export.save(program, 'model.pt2')"
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+class _Payload(msgspec.Struct):
+    """What a table of an archive says of one tensor."""
+
+    path_name: str = ""
+    use_pickle: bool = False
+
+
+class _Table(msgspec.Struct):
+    """The tensors of an archive by name."""
+
+    config: dict[str, _Payload] = {}
 
 
 def load_pt2(path: Path) -> LoadedModel:
@@ -39,7 +55,7 @@ def load_pt2(path: Path) -> LoadedModel:
     try:
         with zipfile.ZipFile(path) as archive:
             _require_plain(archive, what)
-    except zipfile.BadZipFile as exc:
+    except _DAMAGED as exc:
         raise ModelError(what, "it is not a whole archive of torch.export", _AGAIN) from exc
     except OSError as exc:
         raise ModelError(what, reason(exc)) from exc
@@ -112,8 +128,9 @@ def _require_plain(archive: zipfile.ZipFile, what: str) -> None:
         ModelError: names the part.
     """
     for name in _pickled(archive, what):
+        content = archive.read(name)
         try:
-            torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+            torch.load(io.BytesIO(content), weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as exc:
             raise ModelError(
                 what,
@@ -126,22 +143,40 @@ def _pickled(archive: zipfile.ZipFile, what: str) -> Iterator[str]:
     """Yield the names of the parts that torch reads with pickle.
 
     Raises:
-        ModelError: one is an object of a class.
+        ModelError: one is an object of a class, or a table of them is damaged.
     """
     names = archive.namelist()
     for name in names:
         if name.endswith(("weights_config.json", "constants_config.json")):
             folder = name.rpartition("/")[0]
-            for payload in json.loads(archive.read(name)).get("config", {}).values():
-                path = str(payload.get("path_name", ""))
+            for payload in _table(archive, name, what).config.values():
+                path = payload.path_name
                 if "custom_obj" in path:
                     raise ModelError(
                         what,
                         f"it holds the object {path}, and reading that could run code",
                         "Export the model without objects of classes of its own",
                     )
-                if payload.get("use_pickle"):
-                    full = f"{folder}/{path}"
-                    yield next((n for n in names if n.endswith(f"/{path}")), full)
+                if payload.use_pickle:
+                    yield _named(names, folder, path, what)
         elif name.endswith(".pt") and ("sample_inputs" in name or "serialized_" in name):
             yield name
+
+
+def _table(archive: zipfile.ZipFile, name: str, what: str) -> _Table:
+    try:
+        return decode_json(archive.read(name), _Table)
+    except msgspec.MsgspecError as exc:
+        raise ModelError(what, f"{name} in it is damaged ({reason(exc)})", _AGAIN) from exc
+
+
+def _named(names: list[str], folder: str, path: str, what: str) -> str:
+    """Return the name in an archive of what a table names.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    full = next((n for n in names if n.endswith(f"/{path}")), None)
+    if full is None:
+        raise ModelError(what, f"{folder}/{path} is missing in it", _AGAIN)
+    return full

@@ -30,7 +30,8 @@ def reparameterize_(module: nn.Module) -> list[str]:
     if not parts:
         return []
     for parameter in module.parameters():
-        parameter.requires_grad_()  # some detach what they made
+        if parameter.is_floating_point():
+            parameter.requires_grad_()  # some detach what they made
     after = _convolutions(module)
     return [
         f"training branches of {len(parts)} parts were joined: {before} convolutions became {after}"
@@ -70,7 +71,14 @@ def _join_(module: nn.Module, where: str, part: nn.Module) -> bool:
 
 
 def structure_of(part: nn.Module) -> list[str]:
-    """Return the names of a part's modules."""
+    """Return the names of a part's modules.
+
+    Args:
+        part: of a model.
+
+    Returns:
+        Relative to the part, itself ("") first.
+    """
     return [name for name, _ in part.named_modules()]
 
 

@@ -60,7 +60,11 @@ class Stored:
     key: str = ""
 
     def full(self, prefix: str) -> str:
-        """Return what names in the file begin with, as ``--checkpoint-key`` takes it."""
+        """Return what names in the file begin with, as ``--checkpoint-key`` takes it.
+
+        Args:
+            prefix: beginning of flat names, such as one of :attr:`table`.
+        """
         return f"{self.key}{prefix}".rstrip(".")
 
     def tables(self) -> dict[str, int]:
@@ -68,11 +72,18 @@ class Stored:
         return Counter(self.table.values())
 
     def of(self, table: str) -> StateDict:
-        """Return the tensors of one dict by flat name."""
+        """Return the tensors of one dict by flat name.
+
+        Args:
+            table: one of the keys of :meth:`tables`.
+        """
         return {n: t for n, t in self.tensors.items() if self.table[n] == table}
 
     def under(self, key: str) -> Stored:
         """Return what is below ``key``: keys of nested dicts, beginnings of names.
+
+        Args:
+            key: such as ``model.ema``; dots at its ends do not count.
 
         Raises:
             ModelError: nothing is; lists what there is.

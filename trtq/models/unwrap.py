@@ -122,11 +122,19 @@ def _check_parameters(module: nn.Module, name: str) -> None:
 
 
 def out_of_inference_mode_(module: nn.Module) -> None:
-    """Replace tensors made in ``torch.inference_mode()``: nothing can be traced with them."""
+    """Replace tensors made in ``torch.inference_mode()``: nothing can be traced with them.
+
+    A tensor that several modules share is still shared afterwards.
+
+    Args:
+        module: changed in place.
+    """
+    plain: dict[int, torch.Tensor] = {}
     for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             if parameter.is_inference():
-                part.register_parameter(name, nn.Parameter(parameter.detach().clone()))
-        for name, buffer in part.named_buffers(recurse=False):
+                own = plain.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+                setattr(part, name, own)
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
             if buffer.is_inference():
-                setattr(part, name, buffer.detach().clone())
+                setattr(part, name, plain.setdefault(id(buffer), buffer.detach().clone()))

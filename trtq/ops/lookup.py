@@ -38,7 +38,11 @@ def form_of(target: object) -> str:
 
 
 def of(node: fx.Node | onnx.NodeProto) -> Op:
-    """Return the row of a node, :data:`UNKNOWN` for one that calls no operator of the table."""
+    """Return the row of a node, :data:`UNKNOWN` for one that calls no operator of the table.
+
+    A call whose flag makes it another operator has that one's row: ``convolution`` with
+    ``transposed`` set is a ``conv_transpose``.
+    """
     row = as_written(node)
     if row.becomes is not None and not hasattr(node, "op_type") and node.args[row.becomes[0]]:
         return _BY_NAME[row.becomes[1]]
@@ -46,7 +50,10 @@ def of(node: fx.Node | onnx.NodeProto) -> Op:
 
 
 def as_written(node: fx.Node | onnx.NodeProto) -> Op:
-    """Return the row of the form that a node calls, whatever its flags say."""
+    """Return the row of the form that a node calls, whatever its flags say.
+
+    :data:`UNKNOWN` for one that calls no operator of the table.
+    """
     op_type = getattr(node, "op_type", None)
     if op_type is not None:
         return _BY_ONNX.get(op_type, UNKNOWN)

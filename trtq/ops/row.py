@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Role = Literal["input", "weight", "lhs", "rhs", "residual", "output"]
-Cost = Literal["conv", "linear", "matmul", "norm", "softmax", "pointwise", "alias", ""]
+Cost = Literal[
+    "conv",
+    "linear",
+    "matmul",
+    "einsum",
+    "recurrent",
+    "norm",
+    "softmax",
+    "pointwise",
+    "alias",
+    "",
+]
 Trait = Literal[
     "activation",  # follows a layer, element by element
     "homogeneous",  # f(c x) = c f(x) for every c > 0, channel by channel
@@ -99,6 +110,17 @@ class Op:
 def op(name: str, aten: str = "", onnx: str = "", *, traits: str = "", **fields: Any) -> Op:
     """Return a row; forms, op types and traits are words in a text.
 
+    Args:
+        name: unique in the table.
+        aten: forms in ATen, separated by spaces.
+        onnx: op types in ONNX, separated by spaces.
+        traits: separated by spaces; ``reorder`` brings those of :data:`ANY_ORDER` with it.
+        fields: of :class:`Op`. The kind is the name unless given, the cost that of the kind where
+            there is one.
+
+    Raises:
+        ValueError: an unknown trait.
+
     >>> op("elu", "elu.default", "Elu", cost="pointwise").kind
     'elu'
     """
@@ -121,7 +143,14 @@ def op(name: str, aten: str = "", onnx: str = "", *, traits: str = "", **fields:
 
 
 def pointwise(name: str, aten: str = "", onnx: str = "", **fields: Any) -> Op:
-    """Return the row of an operator that computes each value from those at its place."""
+    """Return the row of an operator that computes each value from those at its place.
+
+    Args:
+        name: unique in the table.
+        aten: forms in ATen; with any it is written as one ONNX op of one operand.
+        onnx: op types in ONNX; with any it is read as one op of one operand.
+        fields: of :func:`op`, in place of these defaults.
+    """
     defaults = {"cost": "pointwise", "write": "elementwise.unary" if aten else ""}
     defaults["read"] = "elementwise.unary" if onnx else ""
     return op(name, aten, onnx, **{**defaults, **fields})

@@ -18,7 +18,8 @@ from trtq.engine.shapes import inputs_of
 from trtq.engine.sizes import DEFAULT_BATCH
 from trtq.errors import EngineError, UsageError
 from trtq.export.codes import count_qdq
-from trtq.export.onnx_file import LARGEST_PROTOBUF, get_metadata, made_with, read_onnx
+from trtq.export.onnx_file import get_metadata, made_with, read_onnx
+from trtq.export.sound import LARGEST_PROTOBUF
 from trtq.graph.tensor_spec import SIGNATURE, Signature
 from trtq.onnx_walk import axis_name, bytes_of, is_fixed
 from trtq.package.contents import Contents, Span, Tensor

@@ -16,7 +16,7 @@ SMALLEST_E4M3 = 2.0**-9
 def block_amax(
     weight: torch.Tensor, block: int, qmax: int, moments: Moments | None = None
 ) -> torch.Tensor:
-    """Return the largest magnitude of each block of a weight, float32 [N, K / block].
+    """Return the largest magnitude of each block of a weight.
 
     With ``moments`` it is the fraction of it with the least expected squared error of the output,
     ``sum d_i^2 E[x_i^2]`` for the rounding errors ``d`` of the block.
@@ -25,7 +25,10 @@ def block_amax(
         weight: float32 [N, K].
         block: values that share a scale; K is a multiple of it.
         qmax: highest code.
-        moments: of the K inputs.
+        moments: of the K inputs; None for the plain largest magnitude.
+
+    Returns:
+        float32 [N, K / block]; 1 for a block of zeros.
     """
     rows = weight.reshape(-1, block)
     if moments is None:
@@ -51,10 +54,16 @@ def _no_shift(rows: torch.Tensor) -> torch.Tensor:
 
 
 def nvfp4_amax(weight: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitudes of a weight's blocks of 16, float32 [N, K / 16].
+    """Return the largest magnitudes of a weight's blocks of 16 in NVFP4.
 
-    Each is 6 times a scale that NVFP4 has: an E4M3 number times the tensor's largest magnitude /
-    (6 * 448).
+    Each is 6 times a scale that NVFP4 has: an E4M3 number times ``m / (6 * 448)``, where ``m`` is
+    the tensor's largest magnitude. The largest block then has a scale code of 448.
+
+    Args:
+        weight: float32 [N, K], K a multiple of 16.
+
+    Returns:
+        float32 [N, K / 16], greater than 0.
     """
     unit = weight.abs().amax().clamp_min(torch.finfo(torch.float32).tiny * 2.0**24)
     unit = unit / (FP4_LARGEST * FP8_LARGEST)

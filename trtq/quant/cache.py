@@ -23,7 +23,11 @@ FIELDS = ("amax", "low", "high", "bulk_rms", "lowest")
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What a calibration depends on, part by part, so that a miss can say which part changed."""
+    """What a calibration depends on, part by part, so that a miss can say which part changed.
+
+    Attributes:
+        parts: digests and settings by what they stand for, such as ``weights`` or ``images``.
+    """
 
     parts: Mapping[str, str]
 
@@ -35,6 +39,10 @@ class CacheKey:
 
 class CalibrationCache:
     """A folder of safetensors files, one per key.
+
+    A file has ``numbers``, float64 [tensors, 5] in the order of ``FIELDS`` with NaN for None, and
+    ``I.mean`` and ``I.variance``, float64 [C], of tensors with moments; its metadata has the names,
+    the parts of the key and a SHA-256 of the content.
 
     Args:
         folder: created when missing.
@@ -53,11 +61,25 @@ class CalibrationCache:
         """Return a lock to hold while calibrating.
 
         A second process then finds the finished entry instead of repeating the work.
+
+        Args:
+            key: of the entry.
+            waiting: receives a line when another process has the lock.
         """
         return locked(self.path(key).with_suffix(".lock"), waiting=waiting)
 
     def load(self, key: CacheKey) -> tuple[dict[str, ActivationStats] | None, str]:
-        """Return the entry of ``key`` and why it was used, or None and why not."""
+        """Return the entry of ``key`` and why it was used, or None and why not.
+
+        A file that is damaged or was altered counts as missing; nothing is raised.
+
+        Args:
+            key: of the entry.
+
+        Returns:
+            The statistics by ``Quantizer.stats_key`` or None, and a line for the record that begins
+            with ``used:`` or ``not used:``.
+        """
         path = self.path(key)
         if not path.exists():
             return None, self._why_missing(key)
@@ -87,7 +109,12 @@ class CalibrationCache:
         return stats, f"used: {path.name} (same weights, images, preprocessing and calibrator)"
 
     def save(self, key: CacheKey, stats: Mapping[str, ActivationStats]) -> Path:
-        """Write the entry of ``key`` atomically."""
+        """Write the entry of ``key`` atomically, and return its file.
+
+        Args:
+            key: of the entry.
+            stats: by ``Quantizer.stats_key``.
+        """
         names = list(stats)
         rows = [
             [torch.nan if (v := getattr(s, f)) is None else v for f in FIELDS]
@@ -112,7 +139,10 @@ class CalibrationCache:
         return write_bytes(self.path(key), save(tensors, metadata=meta))
 
     def _why_missing(self, key: CacheKey) -> str:
-        """Name what differs from the entry that has most in common with ``key``."""
+        """Return what differs from the entry that has most parts in common with ``key``.
+
+        Files that cannot be read are passed over.
+        """
         best: tuple[int, list[str]] | None = None
         for path in sorted(self.folder.glob("*.safetensors")):
             with contextlib.suppress(SafetensorError, OSError, KeyError, msgspec.MsgspecError):

@@ -35,7 +35,7 @@ class ActivationStats:
     """What calibration keeps of one activation: small enough for a cache file.
 
     Attributes:
-        amax: what the calibrator chose.
+        amax: the magnitude that the highest code stands for, 0 or more; the calibrator chose it.
         lowest: the lowest code it chose, None for two's complement.
         low, high: smallest and largest value seen.
         bulk_rms: root mean square of the 95 % of non-zero values with the smallest magnitude; None
@@ -84,10 +84,19 @@ def summarize_all(
 def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) -> ActivationStats:
     """Return the statistics of one observed activation.
 
-    ``calibrator`` chooses ``amax`` for ``bits`` bits.
-
     Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor
     without negative values unsigned codes.
+
+    Args:
+        seen: what the observer saw; its statistic was gathered for the same calibrator.
+        calibrator: how ``amax`` is chosen, a name of :data:`trtq.quant.calibrators.CALIBRATORS` or
+            of an extension.
+        percentile: for the calibrator of that name, percent.
+        bits: width of the codes, 2 to 8.
+
+    Raises:
+        UsageError: there is no such calibrator.
+        CalibrationError: one from outside trtq raised or chose no range.
     """
     return _summarize(seen, find_calibrator(calibrator), percentile, bits)
 
@@ -118,7 +127,12 @@ def _summarize(
 def bulk_rms(hist: Histogram, zeros: int) -> float | None:
     """Return the root mean square of the smallest 95 % of the non-zero magnitudes.
 
-    Returns None when there are none.
+    Args:
+        hist: counts of magnitudes; the first bin also has the zeros.
+        zeros: how many values are exactly 0.
+
+    Returns:
+        None when every value is 0.
     """
     counts = hist.counts.astype(np.float64)
     counts[0] -= zeros
@@ -135,7 +149,13 @@ def outlier_reason(stats: ActivationStats, qmax: int, *, steps: float = 1.0) -> 
 
     One step is amax / qmax. When ``steps`` of them exceed the root mean square of the lower 95 % of
     the values, outliers own the range and everything else rounds to -1, 0 or 1: that is what
-    residual outliers of vision transformers do (facts: amax in the hundreds over a bulk near 1).
+    residual outliers of vision transformers do. For example, a range of -508 to 508 has steps of 4,
+    and a bulk with a root mean square of 1 is lost.
+
+    Args:
+        stats: of the activation; its range is the whole one, not the ``amax`` of a calibrator.
+        qmax: highest code.
+        steps: that the root mean square must be worth.
     """
     amax = max(abs(stats.low), abs(stats.high))
     if stats.bulk_rms is None or steps * amax / qmax <= stats.bulk_rms:
@@ -153,13 +173,12 @@ def make_encodings(
     stats: Mapping[str, ActivationStats],
     origin: Mapping[str, Any],
 ) -> Encodings:
-    """Return the encodings of every quantizer that runs in INT8.
-
-    The others get ``float_reason`` set in ``placement``.
+    """Return the encodings of every quantizer that stays active, on the CPU.
 
     Args:
         graph: captured.
-        placement: its quantizers; changed in place where a tensor must stay in float.
+        placement: its quantizers; changed in place: a tensor that must stay in float gets a
+            ``float_reason``, an activation the lowest code that its calibrator chose.
         stats: by ``Quantizer.stats_key``, from :func:`summarize`.
         origin: what the encodings file says about model, data and method.
     """
@@ -242,6 +261,13 @@ def _blocks(
 
 
 def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> None:
+    """Keep an activation in float where its values were all 0 or outliers own its range.
+
+    Args:
+        quantizer: of the activation.
+        stats: of its values.
+        force: the user wants attention in INT8 whatever its values.
+    """
     if stats.low == stats.high == 0.0:
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
         return

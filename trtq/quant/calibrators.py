@@ -63,9 +63,13 @@ def clip_errors(hist: Histogram, amax: Floats, qmax: int = 127) -> Floats:
 def mse_amax(
     hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest: float = 0.2
 ) -> float:
-    """Return the ``amax`` with the smallest mean squared quantization error.
+    """Return the ``amax`` with the smallest mean squared quantization error, 0 for zeros alone.
 
-    Candidates are evenly spaced fractions of the largest value.
+    Args:
+        hist: counts of magnitudes.
+        qmax: highest code.
+        candidates: how many fractions of the largest value are tried, evenly spaced.
+        lowest: the smallest of them.
     """
     if hist.amax == 0.0:
         return 0.0
@@ -137,6 +141,13 @@ def entropy_amax(hist: Histogram, *, levels: int = 128, candidates: int = 256) -
 
 
 def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
+    """Return KL(P || Q) for a clipping after bin ``end``, infinity where Q is empty.
+
+    Args:
+        counts: float64 [bins], the first 0.
+        end: bins that remain.
+        levels: groups that they are merged into.
+    """
     kept = counts[:end]
     p = kept.copy()
     p[-1] += counts[end:].sum()
@@ -178,7 +189,12 @@ class Asked(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The magnitude that the highest code stands for, and the lowest code."""
+    """A range that a calibrator chose.
+
+    Attributes:
+        amax: the magnitude that the highest code stands for, finite, 0 or more.
+        lowest: the lowest code, None for two's complement.
+    """
 
     amax: float
     lowest: int | None
@@ -189,9 +205,9 @@ class Calibrator:
     """How activations get their range.
 
     Attributes:
-        gather: returns what is gathered of one activation; its argument is True where a quantizer
-            of that activation has fewer than 8 bits.
-        choose: from that statistic, and what is asked, to a range.
+        gather: returns what is gathered of one activation, a :class:`Statistic`; its argument is
+            True where a quantizer of that activation has fewer than 8 bits.
+        choose: takes that statistic and an :class:`Asked`, and returns a :class:`Chosen`.
     """
 
     gather: Callable[[bool], Statistic]
@@ -199,7 +215,11 @@ class Calibrator:
 
 
 def magnitudes(choose: Callable[[Histogram, Asked], float]) -> Calibrator:
-    """Return a calibrator that reads the histogram of all magnitudes."""
+    """Return a calibrator that reads the histogram of all magnitudes.
+
+    Args:
+        choose: returns ``amax`` from the histogram and what is asked.
+    """
     return Calibrator(
         gather=lambda _: Magnitudes(),
         choose=lambda seen, asked: Chosen(choose(seen.hist, asked), asked.lowest),
@@ -207,9 +227,14 @@ def magnitudes(choose: Callable[[Histogram, Asked], float]) -> Calibrator:
 
 
 class MovingAverage:
-    """Moving average of each sample's largest magnitude.
+    """Moving average of each sample's largest magnitude, a_t = 0.99 a_(t-1) + 0.01 m_t.
 
-    The start has no weight of its own (bias correction of Adam, Kingma 2014, 3).
+    The start has no weight of its own: the average is divided by 1 - 0.99^t (bias correction of
+    Adam, Kingma 2014, section 3).
+
+    Attributes:
+        count: samples, t.
+        average: float64 [], before the correction; None before the first sample.
     """
 
     def __init__(self) -> None:
@@ -244,7 +269,16 @@ class MovingAverage:
 
 
 class Sides:
-    """All magnitudes, and for few bits those above and below 0 apart."""
+    """All magnitudes, and for few bits those above and below 0 apart.
+
+    Args:
+        narrow: a quantizer of the activation has fewer than 8 bits.
+
+    Attributes:
+        hist: of all magnitudes.
+        positive, negative: of the values on one side of 0, the others counted as 0; empty unless
+            ``narrow``.
+    """
 
     def __init__(self, narrow: bool) -> None:
         self.narrow = narrow
@@ -291,6 +325,11 @@ CANDIDATES = ("mse", "max", "entropy", "percentile")
 def find_calibrator(name: str) -> Calibrator:
     """Return the calibrator of a name.
 
+    Args:
+        name: one of ``CALIBRATORS``, or an extension (``module:name`` or an entry point): a
+            :class:`Calibrator`, or a function of a histogram and the highest code that returns
+            ``amax``.
+
     Raises:
         UsageError: it is an extension that cannot be loaded, or it is no calibrator.
     """
@@ -313,6 +352,10 @@ def find_calibrator(name: str) -> Calibrator:
 
 def require_merge(name: str, workers: Workers) -> None:
     """Refuse a calibrator whose statistics several processes cannot merge.
+
+    Args:
+        name: of the calibrator.
+        workers: the processes; one alone may use any calibrator.
 
     Raises:
         UsageError: it is one from outside trtq without ``merge_``.
@@ -380,6 +423,10 @@ def _checked(
 
 def calibrator_key(name: str, percentile: float) -> str:
     """Return what identifies a calibrator with its settings, for caches and records.
+
+    Args:
+        name: of the calibrator, or ``auto``.
+        percentile: percent; part of the key of ``percentile`` and ``auto`` alone.
 
     Raises:
         UsageError: it is an extension that cannot be loaded, or it is no calibrator.

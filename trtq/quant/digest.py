@@ -12,7 +12,7 @@ from trtq.graph.nodes import get_constant
 
 
 def weights_digest(graph: fx.GraphModule) -> str:
-    """Return a SHA-256 over every constant that a captured graph reads, by name.
+    """Return a SHA-256 in hex over every constant that a captured graph reads, by name.
 
     Constants are parameters, buffers and plain tensors.
     """
@@ -27,13 +27,22 @@ def weights_digest(graph: fx.GraphModule) -> str:
 
 
 def update_with_tensor(total: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
-    """Let a digest go on over a tensor: its name, type, shape and values."""
+    """Let a digest go on over a tensor: its name, type, shape and values.
+
+    Args:
+        total: of SHA-256; changed in place.
+        name: of the tensor.
+        tensor: on any device.
+    """
     total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
     total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
 
 
 def structure_digest(graph: fx.GraphModule) -> str:
-    """Return a SHA-256 over the calls of a captured graph: names, ops, operands and constants."""
+    """Return a SHA-256 in hex over the calls of a captured graph.
+
+    They are names, ops, operands and the names of constants, not their values.
+    """
     total = hashlib.sha256()
     for node in graph.graph.nodes:
         total.update(

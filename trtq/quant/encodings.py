@@ -42,11 +42,11 @@ class Encodings:
         amax: by quantizer name, float32, shape [], [C] or [C, blocks]: the largest magnitude of a
             uniform format, greater than 0; the highest value of an asymmetric or a log2 one.
         amin: the lowest value, of asymmetric and log2 formats only; same shape.
-        formats: by quantizer name.
+        formats: by quantizer name; the keys are those of ``amax``.
         constants: by name in the graph, float32: weights and biases that a method put in place of
             the model's own (rounding, corrections, factors folded in).
         left_in_float: by quantizer name, the reason.
-        origin: model, data and method digests and names.
+        origin: model, data and method digests and names; JSON can hold it.
     """
 
     amax: dict[str, torch.Tensor]
@@ -62,6 +62,9 @@ class Encodings:
         ``amax / qmax`` for a uniform format (S1 eq. 3), ``(amax - amin) / (2^b - 1)`` for an
         asymmetric one (S3 eq. 1), and ``(log2 amax - log2 amin) / (2^b - 1)`` for log2 (S3 eq. 4).
         For an NVFP4 activation it is the unit of its blocks' scales, ``amax / (6 * 448)``.
+
+        Args:
+            name: of the quantizer.
 
         Raises:
             EncodingsError: there is no such quantizer, or a value is not usable.
@@ -109,11 +112,17 @@ class Encodings:
             numbers.update({k: v.cpu() for k, v in numbers.items()})
 
     def zero_point(self, name: str) -> torch.Tensor | None:
-        """Return the code of real zero (of 1 for log2), round(-amin / step), float32.
+        """Return the code of real zero (of 1 for log2), round(-amin / step).
 
-        It is None for a uniform format, where the code is 0.
+        Args:
+            name: of the quantizer.
 
-        It may be outside the codes, when zero is outside the range.
+        Returns:
+            float32, shape of ``amax``; None for a format with a kernel, where the code is 0. It may
+            be outside the codes, when zero is outside the range.
+
+        Raises:
+            EncodingsError: a value is not usable.
         """
         if self.formats[name].has_kernel:
             return None
@@ -141,13 +150,18 @@ class Encodings:
         return low.log2(), high.log2()
 
     def constant(self, graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-        """Return a constant of ``graph`` under these encodings: a method's or the graph's own."""
+        """Return a constant of ``graph`` under these encodings: a method's or the graph's own.
+
+        Args:
+            graph: captured.
+            node: a ``get_attr`` node of it.
+        """
         own = get_constant(graph, node)
         assert own is not None, node.target
         return self.constants.get(str(node.target), own)
 
     def digest(self) -> str:
-        """Return the SHA-256 over names, formats and numbers."""
+        """Return the SHA-256 in hex over names, formats and numbers."""
         parts = [self._header_json()]
         for name, value in sorted(self._tensors().items()):
             parts += [name.encode(), value.numpy().tobytes()]
@@ -168,7 +182,14 @@ class Encodings:
         return msgspec.json.encode(msgspec.to_builtins(header), order="sorted")
 
     def save(self, path: Path) -> Path:
-        """Write the file atomically."""
+        """Write the file atomically, and return its path.
+
+        Tensors are float32: ``NAME`` for amax, ``amin:NAME`` and ``constant:NAME``. The metadata
+        has the schema, the header (formats, reasons, origin) as JSON, and the digest.
+
+        Args:
+            path: with the suffix ``.safetensors``; an existing file is replaced.
+        """
         meta = {
             "trtq": "encodings",
             "schema": str(SCHEMA),
@@ -180,6 +201,9 @@ class Encodings:
     @classmethod
     def load(cls, path: Path) -> Encodings:
         """Read the file back.
+
+        Args:
+            path: from :meth:`save`.
 
         Raises:
             EncodingsError: missing, torn, not trtq's, of a newer schema, or changed since trtq

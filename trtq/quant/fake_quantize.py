@@ -21,9 +21,12 @@ LOG_EPSILON = 1e-5  # S3: keeps the logarithm of an exact 0 finite
 
 
 def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
-    """Return ``value`` [C] shaped for axis ``axis`` of a tensor of ``ndim`` axes.
+    """Return ``value`` [C] shaped to broadcast along one axis of a tensor.
 
-    It is returned as it is when ``axis`` is None.
+    Args:
+        value: [C], or anything where ``axis`` is None.
+        ndim: axes of the tensor.
+        axis: may be negative; None returns ``value`` as it is.
     """
     return (
         value
@@ -38,7 +41,7 @@ def spread(scale: torch.Tensor, x: torch.Tensor, axis: int | None) -> torch.Tens
     Args:
         scale: shape [], [C] along ``axis``, or [C, K / block], one for each block of a row.
         x: what is quantized; [C, K] for scales of blocks.
-        axis: that ``scale`` runs along.
+        axis: that ``scale`` runs along; ignored for scales of blocks.
     """
     if scale.ndim > 1:
         return scale.repeat_interleave(x.shape[-1] // scale.shape[-1], dim=-1)
@@ -46,7 +49,11 @@ def spread(scale: torch.Tensor, x: torch.Tensor, axis: int | None) -> torch.Tens
 
 
 def e2m1(x: torch.Tensor) -> torch.Tensor:
-    """Return the nearest E2M1 numbers (0, 0.5, 1, 1.5, 2, 3, 4, 6), ties to even, float32."""
+    """Return the nearest E2M1 numbers (0, 0.5, 1, 1.5, 2, 3, 4, 6), ties to even.
+
+    Args:
+        x: float32, any shape; magnitudes above 6 become 6.
+    """
     size = x.abs().clamp_max(FP4_LARGEST)
     step = torch.where(size < 2.0, 0.5, torch.where(size < 4.0, 1.0, 2.0))
     rounded: torch.Tensor = (size / step).round_().mul_(step).copysign_(x)
@@ -54,7 +61,11 @@ def e2m1(x: torch.Tensor) -> torch.Tensor:
 
 
 def e4m3(x: torch.Tensor) -> torch.Tensor:
-    """Return the nearest E4M3 numbers, ties to even, beyond the largest that one; a copy."""
+    """Return the nearest E4M3 numbers, ties to even; a copy in the type of ``x``.
+
+    Args:
+        x: any shape; magnitudes above 448 become 448.
+    """
     return x.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
 
 
@@ -132,7 +143,16 @@ def positions(
 ) -> torch.Tensor:
     """Return the positions of ``x`` on the line of codes, neither rounded nor clamped.
 
-    The result is a new tensor of the shape of ``x``.
+    Args:
+        x: float32, any shape.
+        scale: as in :func:`fake_quantize`.
+        zero_point: as in :func:`fake_quantize`.
+        axis: as in :func:`fake_quantize`.
+        kind: of the format.
+
+    Returns:
+        A new tensor of the shape of ``x``: ``x / scale + zero_point``, for log2
+        ``log2(x + 1e-5) / scale + zero_point``, for fp8 and fp4 in units before the scale.
     """
     if kind == "fp4":
         s = _fp4_steps(x, scale)
@@ -153,6 +173,13 @@ def spacing(where: torch.Tensor, kind: str) -> torch.Tensor | float:
     """Return the distance between neighbouring codes at these positions.
 
     It is 1, for E4M3 2^(exponent - 3) and no less than 2^-9, for E2M1 0.5, 1 or 2.
+
+    Args:
+        where: positions from :func:`positions`.
+        kind: of the format.
+
+    Returns:
+        Of the shape of ``where`` for fp8 and fp4, else 1.0.
     """
     if kind == "fp4":
         size = where.abs()
@@ -227,5 +254,5 @@ class FakeQuantizeCall(NamedTuple):
         return isinstance(self.x, fx.Node) and self.x.op == "get_attr"
 
     def positions(self, values: torch.Tensor) -> torch.Tensor:
-        """Return where ``values`` lie on the line of codes."""
+        """Return where ``values`` lie on the line of codes, as :func:`positions` does."""
         return positions(values, self.scale, self.zero_point, self.axis, self.kind)

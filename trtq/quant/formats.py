@@ -146,7 +146,7 @@ INT8 = Format()
 class BitConfig(msgspec.Struct, frozen=True, order=True):
     """The widths of a layer's ``weight`` and ``input``.
 
-    16 means float, computed as FP16; 32 is the model as it came.
+    16 means float, computed as FP16; 32 is the model as it came. Widths sort by weight, then input.
 
     Attributes:
         weight, input: bits.
@@ -252,7 +252,10 @@ NAMED: Mapping[str, BitConfig] = {
 
 
 def read_options(texts: Sequence[str]) -> list[BitConfig]:
-    """Return several widths, narrowest first; a text may hold several, as in ``2,4,8``.
+    """Return several widths, narrowest first.
+
+    Args:
+        texts: each one or several widths, as in ``2,4,8``; see :meth:`BitConfig.parse`.
 
     Raises:
         UsageError: one cannot be read, or is given twice.

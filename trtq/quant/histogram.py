@@ -63,13 +63,20 @@ class Histogram:
     def merge_(self, workers: Workers) -> None:
         """Add the counts of all processes, exactly: each grows to the largest limit first.
 
-        Every process has added values, if only none.
+        Args:
+            workers: the processes; every one calls this, and has added values, if only none.
         """
         self._grow(workers.max_(self._amax.clone()))
         self._counts = workers.sum_(self._counts)
 
     def _grow(self, amax: torch.Tensor) -> None:
-        """Raise the limit above ``amax`` and merge bins accordingly."""
+        """Raise the limit above ``amax`` and merge bins accordingly.
+
+        A limit that grows by 2^k merges 2^k neighbouring bins into one.
+
+        Args:
+            amax: float64 [], on the device that counts from now on.
+        """
         device = amax.device
         counts, before = self._counts.to(device), self._limit.to(device)
         self._amax = torch.maximum(self._amax.to(device), amax)
@@ -120,7 +127,11 @@ def _count(codes: torch.Tensor) -> torch.Tensor:
 
 
 def new_scratch(device: torch.device | None = None) -> Scratch:
-    """Return the two work buffers of :meth:`Histogram.add`."""
+    """Return the two work buffers of :meth:`Histogram.add`: float32 and int32 [CHUNK].
+
+    Args:
+        device: where values are counted; None for the CPU.
+    """
     floats = torch.empty(CHUNK, device=device)
     return floats, torch.empty(CHUNK, dtype=torch.int32, device=device)
 
@@ -129,6 +140,9 @@ def dense(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor without gaps between its values: a copy of one that has some.
 
     A slice or a transposed tensor is then copied once, not by each statistic.
+
+    Args:
+        x: any shape; the copy of one with four axes has its channels last.
     """
     if x.is_contiguous():
         return x
@@ -137,7 +151,7 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def dense_view(x: torch.Tensor) -> torch.Tensor:
-    """A flat view of a dense tensor in memory order.
+    """Return a flat view of a dense tensor in memory order, [values].
 
     The order of values does not matter, so channels-last needs no copy.
     """
@@ -152,10 +166,16 @@ def dense_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def counted(x: torch.Tensor) -> torch.Tensor:
-    """Return the values of a dense tensor that a histogram counts, shape [N, values].
+    """Return the values of a dense tensor that a histogram counts.
 
     These are all values of a sample, or every k-th one in memory order (:func:`counting_step`);
     which ones does not depend on the batch.
+
+    Args:
+        x: samples first; a tensor of one number is one sample.
+
+    Returns:
+        Shape [N, values / k].
     """
     rows = dense_rows(x) if x.ndim else x.reshape(1, 1)
     step = counting_step(x.shape[1:])
@@ -163,10 +183,16 @@ def counted(x: torch.Tensor) -> torch.Tensor:
 
 
 def counting_step(sizes: Sequence[int]) -> int:
-    """Return k: of each sample of these sizes every k-th value is counted.
+    """Return k: of each sample every k-th value is counted.
 
     It is 1 up to ``MOST_COUNTED`` values. No size has a divisor in common with k, so that every
     channel and every position has its share.
+
+    Args:
+        sizes: of a sample, without the batch.
+
+    >>> counting_step((64, 56, 56)), counting_step((64, 112, 112))
+    (3, 9)
     """
     step = -(-math.prod(sizes) // MOST_COUNTED)
     while step > 1 and any(math.gcd(size, step) > 1 for size in sizes):

@@ -155,8 +155,11 @@ def _aimet(path: Path) -> Foreign:
                 "it has a range of its output only; TensorRT takes those of inputs"
             )
             continue
-        _aimet_range(found, f"{layer}.input", [next(iter(inputs.values()))], path)
-    for name, values in data.get("param_encodings", {}).items():
+        first, *others = _mapping(inputs, f"{layer}.input", path).items()
+        _aimet_range(found, f"{layer}.input", [first[1]], path)
+        for place, _ in others:
+            found.unread[f"{layer}.input[{place}]"] = "only a layer's first input is taken over"
+    for name, values in _mapping(data.get("param_encodings", {}), "param_encodings", path).items():
         if name.endswith(".weight"):
             _aimet_range(found, name, values, path)
         else:
@@ -168,21 +171,47 @@ def _aimet(path: Path) -> Foreign:
     return found
 
 
+def _mapping(value: object, name: str, path: Path) -> dict[str, Any]:
+    """Return a part of AIMET's file that has names.
+
+    Raises:
+        EncodingsError: it has none.
+    """
+    if isinstance(value, dict):
+        return value
+    raise EncodingsError(
+        f"Cannot read {name} of {path}",
+        f"expected an object with names, found a {type(value).__name__}",
+        "Give the file NAME_torch.encodings",
+    )
+
+
 def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], path: Path) -> None:
     """Add a range of AIMET, which may lie anywhere around 0.
 
     Symmetric codes must reach its largest magnitude.
+
+    Args:
+        found: receives the range, or why it is not read.
+        name: of the range: ``layer.input`` or ``layer.weight``.
+        values: ``bitwidth``, ``min``, ``max``, ``is_symmetric`` of the tensor or of each channel.
+        path: for errors.
+
+    Raises:
+        EncodingsError: a number is missing, or ``values`` is no list of such objects.
     """
-    widths = {int(v.get("bitwidth", 8)) for v in values}
-    if widths - set(range(2, 9)):
-        found.unread[name] = f"it has {max(widths)} bits"
-        return
     try:
+        widths = {int(v.get("bitwidth", 8)) for v in values}
+        if widths - set(range(2, 9)):
+            found.unread[name] = f"it has {max(widths)} bits"
+            return
         ends = torch.tensor([[float(v["min"]), float(v["max"])] for v in values])
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise EncodingsError(
             f"Cannot read {name} of {path}", f"no numbers for min and max ({exc})"
         ) from exc
+    if not widths:
+        raise EncodingsError(f"Cannot read {name} of {path}", "it has no ranges")
     bits = max(widths)
     # The lowest of its symmetric codes is one further out than the highest: min = -128 steps, max =
     # 127.

@@ -15,12 +15,15 @@ MODULE_ROLES: tuple[Role, ...] = ("input", "weight", "output")
 def module_places(
     graph: fx.GraphModule, module: str, role: Role
 ) -> list[tuple[fx.Node, int, fx.Node]]:
-    """Return (reader, operand, source) wherever a module's input, weight or output is read.
+    """Return wherever a module's input, weight or output is read.
 
     Args:
         graph: normalised and named.
         module: path of the module.
         role: of :data:`MODULE_ROLES`.
+
+    Returns:
+        (reader, index of the operand, source) of each place, in graph order.
     """
     return [
         (node, i, operand)

@@ -84,6 +84,7 @@ class Observer(nn.Module):
 
 
 def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
+    """Return the channel axis of the layers behind an activation, None where they differ."""
     axes = {
         ops.of(q.consumer).channels
         for q in placement.quantizers
@@ -105,8 +106,7 @@ def observe(
 ) -> dict[str, Range]:
     """Run ``batches`` through ``graph`` and return the observed range of each activation.
 
-    The activations are those of ``placement``; the key is the node name. All happens on the device
-    of the graph.
+    The activations are those of ``placement``. All happens on the device of the graph.
 
     Args:
         graph: captured; not changed.
@@ -116,6 +116,9 @@ def observe(
         mode: the calibrator's name.
         progress: called with the number of images after each batch.
         before: samples that come before these in other processes (:func:`merge_`).
+
+    Returns:
+        By the name of the node that gives the activation (``Quantizer.source.name``).
 
     Raises:
         CalibrationError: no images, or NaN or infinity appeared; names the module where it first
@@ -180,7 +183,11 @@ def _with_observers(
 
 
 def sampled_note(placement: Placement) -> str:
-    """Return what is said where histograms count a part of a tensor's values, else ""."""
+    """Return a line for the user where histograms count a part of a tensor's values, else "".
+
+    Args:
+        placement: whose activations are observed.
+    """
     shapes = [n.meta["val"].shape[1:] for n in placement.sources if "val" in n.meta]
     steps = [counting_step(s) for s in shapes if all(isinstance(d, int) for d in s)]
     large = [step for step in steps if step > 1]

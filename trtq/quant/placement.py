@@ -35,7 +35,11 @@ RULES: Mapping[str, tuple[str, ...]] = {"tensorrt": TENSORRT}
 
 
 def rules_for(target: Target | None) -> tuple[str, ...]:
-    """Return the operators that are quantized for a target, or for any of TensorRT without one."""
+    """Return the names of the operators that are quantized for a target.
+
+    Args:
+        target: None for any of TensorRT.
+    """
     return TENSORRT if target is None else RULES[target.placement]
 
 
@@ -232,6 +236,9 @@ def enforce_partners_(placement: Placement) -> None:
     kernel runs in float anyway and is left alone. The two matmuls of an attention and the softmax
     between them are one fused kernel when all of it is INT8 or all of it float, and separate ones
     when it is mixed (docs/decisions.md has the builds).
+
+    Args:
+        placement: its quantizers get a ``float_reason`` that names the partner.
     """
     compute = [q for q in placement.quantizers if q.role != "residual"]
     for why, owner in (
@@ -266,6 +273,11 @@ def attention_of(quantizer: Quantizer) -> fx.Node | None:
 
 
 def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None:
+    """Keep in float what patterns select.
+
+    Raises:
+        UsageError: one selects nothing; the nearest names are suggested.
+    """
     for pattern in patterns:
         hits = matching(placement, pattern)
         if not hits:
@@ -281,8 +293,11 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
 def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     """Return the quantizers that a pattern selects.
 
-    It is a shell pattern on names and layers, ``@first``, ``@last``, ``@anchors``, which is both,
-    or ``@head``: the layers that no other one follows, and what is behind them.
+    Args:
+        placement: what is searched.
+        pattern: a shell pattern on the names of quantizers and layers (``blocks.0`` also selects
+            ``blocks.0.attn``); ``@first``, ``@last``, ``@anchors``, which is both; or ``@head``:
+            the layers that no other one follows, and what is behind them.
     """
     if pattern == "@head":
         return _of_heads(placement)
@@ -317,6 +332,10 @@ def _matches(quantizer: Quantizer, pattern: str) -> bool:
 def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
     """Return the placement that an encodings file was made with.
 
+    Args:
+        graph: normalised and named, of the same model.
+        encodings: its formats are the active quantizers; all others stay in float.
+
     Raises:
         EncodingsError: it names a quantizer that the graph does not have.
     """
@@ -350,6 +369,9 @@ def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
     Args:
         graph: normalised and named.
         name: ``MODULE.input``, ``MODULE.weight`` or ``MODULE.output``, such as ``avgpool.input``.
+
+    Returns:
+        One for each reader: ``name``, then ``name:1``, ``name:2`` ...; none for any other name.
     """
     module, _, text = name.rpartition(".")
     role = next((r for r in MODULE_ROLES if r == text), None)

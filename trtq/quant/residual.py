@@ -12,7 +12,7 @@ from trtq.graph.nodes import operands, same_sizes
 
 
 def path_lengths(graph: fx.GraphModule) -> dict[fx.Node, int]:
-    """Return the length of the longest path from an input to each node."""
+    """Return the number of calls on the longest path from an input to each node."""
     lengths: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
         lengths[node] = max((lengths[i] + 1 for i in node.all_input_nodes), default=0)
@@ -22,11 +22,17 @@ def path_lengths(graph: fx.GraphModule) -> dict[fx.Node, int]:
 def shortcut_of(node: fx.Node, lengths: Mapping[fx.Node, int]) -> tuple[int, str | None] | None:
     """Return which operand of an add is its shortcut, and why it stays in float.
 
-    The reason is None for a shortcut that is quantized.
-
     An add is residual when both operands are activations of one shape and one of them ends in a
     convolution or a linear whose only use is this add: that one fuses with the add. The other, or
     the shallower of two such, is the shortcut.
+
+    Args:
+        node: an add.
+        lengths: from :func:`path_lengths`.
+
+    Returns:
+        The operand, 0 or 1, and the reason, which is None for a shortcut that is quantized; None
+        for an add that is not residual.
     """
     left, right = operands(node)[:2]
     if node.kwargs or not _alike(left, right) or not lengths[left] or not lengths[right]:

@@ -22,8 +22,14 @@ def insert_fake_quantize(
     """Return a copy of ``graph`` that computes with the codes of ``encodings``.
 
     Quantizers that share a tensor, a format and a scale share one call. Parameters are shared with
-    ``graph``. Narrow weights are stored on their codes, as the exported file has them, unless
-    ``on_codes`` is False: training needs what lies between.
+    ``graph``.
+
+    Args:
+        graph: captured; not changed.
+        placement: its quantizers.
+        encodings: of every active quantizer; their constants replace the graph's.
+        on_codes: narrow weights are stored on their codes, as the exported file has them; training
+            needs what lies between.
 
     Raises:
         EncodingsError: an active quantizer has no encoding, or one of another shape.
@@ -96,7 +102,14 @@ def _on_codes(
 
 
 def formats_needed(graph: fx.GraphModule) -> set[str]:
-    """Return what a target must have for a simulated graph, as the catalogue of platforms says."""
+    """Return what a target must have for a simulated graph, as the catalogue of platforms says.
+
+    Args:
+        graph: from :func:`insert_fake_quantize`.
+
+    Returns:
+        Some of ``INT8``, ``INT4 weights``, ``FP8`` and ``FP4``.
+    """
     calls = (FakeQuantizeCall.of(n) for n in graph.graph.nodes)
     return {_needs(graph, call) for call in calls if call is not None}
 
@@ -110,7 +123,13 @@ def _needs(graph: fx.GraphModule, call: FakeQuantizeCall) -> str:
 def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:
     """Return, for each active quantizer, the first one with the same tensor, format and scale.
 
-    They are one call.
+    They are one call of the simulation.
+
+    Returns:
+        A name by the name of each active quantizer; a quantizer that is the first has its own.
+
+    Raises:
+        EncodingsError: an active quantizer has no encoding.
     """
     first: dict[tuple[str, object, bytes], str] = {}
     names = {}
@@ -129,6 +148,7 @@ def _insert(
     zero_point: torch.Tensor | None,
     source: fx.Node,
 ) -> fx.Node:
+    """Put a fake-quantize call and its scale behind ``source``, and return the call."""
     following = source.next
     while following.op in ("placeholder", "get_attr"):
         following = following.next
@@ -167,6 +187,11 @@ def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.No
 
 
 def _check_shape(quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> None:
+    """Refuse a scale whose shape is not that of its format for the tensor.
+
+    Raises:
+        EncodingsError: names both shapes.
+    """
     fmt, value = quantizer.format, source.meta.get("val")
     expected = list(scale.shape)
     if fmt.axis is None:

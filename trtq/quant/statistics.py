@@ -36,7 +36,12 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, x: torch.Tensor, scratch: Scratch) -> Seen:
-        """Look at a batch of any layout."""
+        """Return a batch with its smallest and largest value.
+
+        Args:
+            x: float32, samples first, any memory layout.
+            scratch: work buffers, from :func:`trtq.quant.histogram.new_scratch`.
+        """
         values = dense(x)
         return cls(values, counted(values), *torch.aminmax(dense_view(values)), scratch)
 
@@ -47,12 +52,15 @@ class Seen(NamedTuple):
 
 
 class Statistic(Protocol):
-    """What is gathered of one activation."""
+    """What is gathered of one activation; a calibrator from outside trtq may bring its own."""
 
     def add(self, seen: Seen) -> None:
         """Count a batch; the same samples in other batches give the same statistic.
 
         Where a value is NaN or infinite the run stops after the batch.
+
+        Args:
+            seen: the batch; it is used again by other statistics and must not change.
         """
 
     def merge_(self, workers: Workers) -> None:
@@ -76,7 +84,11 @@ class Nothing:
 
 
 class Ends:
-    """Smallest and largest value; NaN wins, so that the run can stop and name it."""
+    """Smallest and largest value; NaN wins, so that the run can stop and name it.
+
+    Attributes:
+        low, high: float32 []; None before the first batch.
+    """
 
     def __init__(self) -> None:
         self.low: torch.Tensor | None = None

@@ -11,7 +11,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and variance of each input channel of a layer, float64, shape [C_in]."""
+    """Mean and variance of each input channel of a layer.
+
+    Attributes:
+        mean, variance: float64 [C_in].
+    """
 
     mean: torch.Tensor
     variance: torch.Tensor
@@ -24,7 +28,15 @@ SMALLEST_FRACTION = ((100, 0.8), (30, 0.6), (12, 0.45), (0, 0.25))
 
 
 def channel_rows(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
-    """Return ``weight`` with one row for each index of ``axis``, or with one row for None."""
+    """Return ``weight`` with one row for each index of an axis.
+
+    Args:
+        weight: any shape.
+        axis: None for one row of all values.
+
+    Returns:
+        [size of the axis, the rest].
+    """
     return (
         weight.reshape(1, -1)
         if axis is None
@@ -101,7 +113,15 @@ def _dot(vector: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def row_dot(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return the sums of rows with weights of their own."""
+    """Return the sums of rows with weights of their own.
+
+    Args:
+        weights: [rows, values].
+        rows: [rows, values].
+
+    Returns:
+        [rows].
+    """
     return (rows * weights).sum(dim=1)
 
 
@@ -115,9 +135,12 @@ def search_rows(
 
     Args:
         flat: float32 [rows, values].
-        weigh_mean: the shift of a row's rounding errors.
-        weigh_variance: the variance of their squares.
+        weigh_mean: gives the shift of each row [rows] from its rounding errors [rows, values].
+        weigh_variance: gives the variance of each row from the squares of these errors.
         qmax: highest code.
+
+    Returns:
+        float32 [rows], between the smallest fraction that is tried and the largest magnitude.
     """
     largest = flat.abs().amax(dim=1)
     best, best_cost = largest.clone(), torch.full_like(largest, torch.inf)
@@ -143,17 +166,15 @@ def bias_floor(
 ) -> torch.Tensor:
     """Return ``amax`` raised where the layer's bias would overflow int32.
 
-    The bias is written as int32 codes of input scale times weight scale.
-
-    TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 when it loads a Q/DQ
-    file. Only channels whose weights are below 2^-23 of their bias are touched: nothing they add to
-    the output is lost.
+    TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 codes of input scale
+    times weight scale when it loads a Q/DQ file. Only channels whose weights are below 2^-23 of
+    their bias are touched: nothing they add to the output is lost.
 
     Args:
-        amax: float32, shape [C].
+        amax: float32, shape [C]; one for the whole tensor is returned as it is.
         bias: float32, shape [C], or None.
         input_scale: the activation's scale.
-        qmax: highest code.
+        qmax: highest code of the weight.
     """
     if bias is None or amax.ndim == 0:
         return amax

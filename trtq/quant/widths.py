@@ -19,7 +19,7 @@ OF_A_LAYER = ("input", "weight")
 
 
 def layers_with_weights(quantizers: Sequence[Quantizer]) -> list[str]:
-    """Return the names of convolutions and linear layers, in graph order."""
+    """Return the names of convolutions and linear layers, in graph order, each once."""
     return list(dict.fromkeys(q.layer for q in quantizers if q.role in OF_A_LAYER))
 
 
@@ -29,6 +29,10 @@ def set_bits_(quantizers: Sequence[Quantizer], bits: BitConfig) -> None:
     The first and the last layer with weights (S1 A.2) have :attr:`BitConfig.at_ends`; the shortcuts
     of residual adds keep 8 bits, and stay in float beside formats that are no integers of both
     operands.
+
+    Args:
+        quantizers: of a graph, in its order; their ``format`` or ``float_reason`` changes.
+        bits: what was asked for.
     """
     layers = layers_with_weights(quantizers)
     ends, asked = {*layers[:1], *layers[-1:]}, f"--bits {bits.label}"
@@ -49,6 +53,10 @@ def set_bits_(quantizers: Sequence[Quantizer], bits: BitConfig) -> None:
 
 def set_layer_bits_(quantizers: Sequence[Quantizer], layer_bits: Mapping[str, BitConfig]) -> None:
     """Give single layers widths of their own.
+
+    Args:
+        quantizers: of a graph, in its order; their ``format`` or ``float_reason`` changes.
+        layer_bits: by the name of the layer; 16 bits of weight keep it in float.
 
     Raises:
         UsageError: there is no such layer; the nearest name is suggested.

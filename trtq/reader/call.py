@@ -28,8 +28,9 @@ class Call:
     Attributes:
         node: as in the file.
         opset: of ONNX's own domain.
-        given: None for an operand that is left out.
-        attributes: by name.
+        given: in the node's order, None for an operand that is left out; tensors that its branches
+            read follow.
+        attributes: by name, as :func:`attributes_of` gives them.
     """
 
     node: onnx.NodeProto
@@ -56,7 +57,14 @@ class Call:
         return found
 
     def x(self, position: int = 0) -> torch.Tensor:
-        """Return an operand as a tensor."""
+        """Return an operand as a tensor; numbers become one on the device of the other operands.
+
+        Args:
+            position: of the operand.
+
+        Raises:
+            UnreadError: the node has none there.
+        """
         return self.value(position).as_tensor(self._any())
 
     def optional(self, position: int) -> torch.Tensor | None:
@@ -68,15 +76,36 @@ class Call:
         return [self.x(i) for i in range(len(self.given))]
 
     def ints(self, position: int) -> list[Any] | None:
-        """Return an operand as integers, None where it is left out."""
+        """Return an operand as a flat list of integers, None where it is left out.
+
+        Args:
+            position: of the operand.
+
+        Returns:
+            Plain integers, and :class:`torch.SymInt` for sizes that follow from an open axis.
+
+        Raises:
+            UnreadError: it is computed from data.
+        """
         return self.value(position).ints() if self.has(position) else None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute."""
+        """Return an attribute, ``default`` where the node does not have it."""
         return self.attributes.get(name, default)
 
     def axes(self, position: int = 1, name: str = "axes") -> list[int] | None:
-        """Return axes: an attribute in old opsets, an operand in new ones; None for neither."""
+        """Return axes: an attribute in old opsets, an operand in new ones; None for neither.
+
+        Args:
+            position: of the operand.
+            name: of the attribute.
+
+        Returns:
+            As in the file; negative ones count from the end.
+
+        Raises:
+            UnreadError: they are computed from data.
+        """
         given = self.get(name)
         found = list(given) if given is not None else self.ints(position)
         return None if found is None else [int(v) for v in found]
@@ -87,7 +116,10 @@ class Call:
 
 
 def attributes_of(node: onnx.NodeProto) -> Attributes:
-    """Return the attributes of a node as Python values; texts are decoded."""
+    """Return the attributes of a node by name, as Python values.
+
+    Texts are decoded; lists of texts are lists of bytes; tensors and graphs are ONNX's own.
+    """
     found: Attributes = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
@@ -98,7 +130,10 @@ def attributes_of(node: onnx.NodeProto) -> Attributes:
 
 
 def reader_of(node: onnx.NodeProto) -> Read | None:
-    """Return the function that reads a node, None where the table of operators names none."""
+    """Return the function that reads a node, None where the table of operators names none.
+
+    It is one of the modules ``trtq.reader.read_*``, by the row's column ``read``.
+    """
     if node.domain not in OWN:
         return None
     name = ops.of(node).read
@@ -106,13 +141,16 @@ def reader_of(node: onnx.NodeProto) -> Read | None:
 
 
 def operands_of(node: onnx.NodeProto) -> tuple[str, ...]:
-    """Return the names of a node's operands, then of the tensors that its branches read."""
+    """Return the names of a node's operands, then of the tensors that its branches read.
+
+    An operand that is left out is "".
+    """
     outer = dict.fromkeys(r for r in reads_of(node) if r and r not in node.input)
     return (*node.input, *outer)
 
 
 def reads_of(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads of its graph, also inside its branches."""
+    """Yield what a node reads of its graph, also inside its branches; a name may come twice."""
     yield from node.input
     for branch in branches(node):
         own = {o for n in branch.node for o in n.output} | names_of(branch.input)

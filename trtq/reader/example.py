@@ -29,6 +29,9 @@ def inputs_of(
 ) -> ModelInputs:
     """Return an example of every input and the open axes that the file declares.
 
+    An open axis of no known size gets the first of ``LENGTHS``, or 2, with which the model runs;
+    without any the first one.
+
     Args:
         model: takes the inputs in order; sizes are tried on it.
         ports: the inputs.
@@ -54,7 +57,10 @@ def inputs_of(
 
 
 def axes_of(ports: Sequence[Port]) -> dict[str, tuple[int | str, ...]]:
-    """Return the sizes of inputs by name, open axes as texts."""
+    """Return the sizes of inputs by name, open axes as texts.
+
+    The text is the axis's name in the file as an identifier, or ``INPUT_axisI``.
+    """
     return {port.name: _names(port) for port in ports}
 
 

@@ -16,12 +16,15 @@ ONE: Power = (0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """One way to write an activation.
+    """One way to write an activation: a polynomial of x and of a gate.
+
+    The gate is a function of another polynomial of x. For example, x * Sigmoid(x) is ``inner`` {x:
+    1}, ``gates`` (Sigmoid,), ``outer`` {gate * x: 1}.
 
     Attributes:
         op_type: of the activation.
         gates: op types of the function inside, in order.
-        inner: what the gate is taken of.
+        inner: what the gate is taken of; coefficients by (power of x, power of the gate).
         outer: the result, of x and the gate.
         where: what the first gate's attributes must be.
         attributes: of the activation.

@@ -15,6 +15,7 @@ from onnx import helper
 from trtq.reader.call import OWN
 from trtq.reader.formula import FORMULAS, GATES, Formula
 from trtq.reader.links import Links, Match
+from trtq.reader.names import unused
 from trtq.reader.values import Array
 
 WRITTEN_AS = "trtq_written_as"  # the op type of the last node of a formula
@@ -84,6 +85,13 @@ def _activations(links: Links, gate: onnx.NodeProto) -> Iterator[Match]:
 
 
 def _matches(links: Links, gate: onnx.NodeProto, formula: Formula) -> Iterator[Match]:
+    """Yield where a gate and the arithmetic around it are a formula.
+
+    Args:
+        links: of the graph.
+        gate: the first node of the formula's function.
+        formula: what is looked for.
+    """
     gates = [gate]
     for op_type in formula.gates[1:]:
         following = links.only_reader(gates[-1].output[0], op_type)
@@ -173,7 +181,13 @@ def _other(node: onnx.NodeProto, name: str) -> str:
 
 
 def _with_affine(links: Links, match: Match, count: int) -> Match:
-    """Return a norm with the product and the sum with constants that follow it."""
+    """Return a norm with the product and the sum with constants that follow it.
+
+    Args:
+        links: of the graph.
+        match: the norm.
+        count: its axes; constants run along these alone.
+    """
     root, used, inputs, held = match.root, set(match.nodes), [*match.inputs], dict[str, Array]()
     for op_type in ("Mul", "Add"):
         node = links.only_reader(root, op_type)
@@ -182,7 +196,7 @@ def _with_affine(links: Links, match: Match, count: int) -> Match:
         if node is None or flat is None:
             inputs.append("")
             continue
-        own = f"{name}/affine"
+        own = unused(f"{name}/affine", {*links.constants, *links.made, *held})
         held[own], root = flat, node.output[0]
         inputs.append(own)
         used.add(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -18,7 +19,15 @@ Compute = Callable[[Call], "Value | list[Value]"]
 
 
 def on_numbers(call: Call) -> Value | list[Value] | None:
-    """Return the result of a node whose operands are all numbers, None where it needs tensors."""
+    """Return the result of a node whose operands are all numbers, None where it needs tensors.
+
+    Args:
+        call: its numbers may be symbolic sizes.
+
+    Raises:
+        UnreadError: a form that no rule reads.
+        NotImplementedError: the result must be a tensor: it is large, or has a symbolic size.
+    """
     compute = HOST.get(call.node.op_type)
     given = present(call.given)
     if compute is None or not given or any(v.host is None for v in given):
@@ -35,6 +44,15 @@ def _elementwise(function: Callable[..., Any], dtype: torch.dtype | None = None)
         return Value.numbers(result, dtype or call.value(len(call) - 1).dtype)
 
     return compute
+
+
+def _remainder(call: Call) -> Value | list[Value]:
+    """Return the remainder: of the sign of b, with ``fmod`` of the sign of a."""
+    return _elementwise(_rest if call.get("fmod", 0) else operator.mod)(call)
+
+
+def _rest(a: Any, b: Any) -> Any:
+    return a - b * _whole_quotient(a, b)
 
 
 def _divide(call: Call) -> Value:
@@ -126,6 +144,7 @@ def _slice(call: Call, numbers: Array) -> Any:
     index: list[slice] = [slice(None)] * numbers.ndim
     for axis, *bounds in slices_of(call, numbers.ndim):
         start, end, step = _plain(bounds)
+        start = max(start, -numbers.shape[axis]) if step < 0 else start
         index[axis] = slice(start, None if step < 0 and end < -numbers.shape[axis] else end, step)
     return numbers[tuple(index)]
 
@@ -145,11 +164,14 @@ def _unsqueeze(call: Call, numbers: Array) -> Any:
 
 
 def _split(call: Call) -> list[Value]:
+    """Cut numbers by sizes, or into as many equal parts as there are results."""
     source = call.value(0)
     numbers, axis = source.known(), call.get("axis", 0)
     sizes = call.axes(name="split")
-    pieces = len(call.node.output)
-    places: Any = list(np.cumsum(_plain(sizes))[:-1]) if sizes is not None else pieces
+    if sizes is None:  # the last piece is the smaller one
+        pieces = len(call.node.output)
+        sizes = [-(-numbers.shape[axis] // pieces)] * pieces
+    places: Any = list(np.cumsum(_plain(sizes))[:-1])
     return [Value.numbers(p, source.dtype) for p in np.array_split(numbers, places, axis=axis)]
 
 
@@ -159,9 +181,9 @@ def _reduce(function: Callable[[Any, Any], Any]) -> Compute:
         numbers = source.known()
         if numbers.ndim != 1 or axes not in (None, [0], [-1]):
             raise UnreadError("a reduction of a table of sizes")
-        result = numbers[0]
-        for number in numbers[1:]:
-            result = function(result, number)
+        if not numbers.size:
+            raise NotImplementedError  # tensors have rules for nothing
+        result = functools.reduce(function, numbers)
         return Value.numbers([result] if call.get("keepdims", 1) else result, source.dtype)
 
     return compute
@@ -204,7 +226,7 @@ HOST: dict[str, Compute] = {
     "Sub": _elementwise(operator.sub),
     "Mul": _elementwise(operator.mul),
     "Div": _divide,
-    "Mod": _elementwise(operator.mod),
+    "Mod": _remainder,
     "Neg": _elementwise(operator.neg),
     "Abs": _elementwise(abs),
     "Floor": _rounded(math.floor),

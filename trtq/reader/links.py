@@ -77,12 +77,22 @@ class Links:
         self._ranks: dict[str, int] | None = None
 
     def maker(self, name: str, *op_types: str) -> onnx.NodeProto | None:
-        """Return the node that makes a tensor, None where it is of another type."""
+        """Return the node that computes a tensor, None where it is of another type.
+
+        Args:
+            name: of the tensor.
+            op_types: that are wanted, of ONNX's own domain.
+        """
         node = self.made.get(name)
         return node if node is not None and _is(node, op_types) else None
 
     def only_reader(self, name: str, *op_types: str) -> onnx.NodeProto | None:
-        """Return the only reader of a tensor, None where there are others or it is no such node."""
+        """Return the only reader of a tensor, None where there are others or it is no such node.
+
+        Args:
+            name: of the tensor; an output of the graph has a reader more.
+            op_types: that are wanted, of ONNX's own domain.
+        """
         readers = self.readers.get(name, [])
         if len(readers) != 1 or name in self.outputs:
             return None
@@ -98,25 +108,45 @@ class Links:
         readers = (r for name in inside for r in self.readers[name])
         return all(r.output[0] in match.nodes for r in readers)
 
-    def number(self, name: str) -> float | None:
-        """Return a constant of one number."""
+    def number(self, name: str, kinds: str = "fi") -> float | None:
+        """Return a constant of one number.
+
+        Args:
+            name: of the tensor.
+            kinds: of its type, as NumPy has them: float and integer.
+        """
         value = self.constants.get(name)
-        one = value is not None and value.size == 1 and value.ndim <= 1 and value.dtype.kind in "fi"
+        one = (
+            value is not None and value.size == 1 and value.ndim <= 1 and value.dtype.kind in kinds
+        )
         return float(value.reshape(())) if value is not None and one else None
 
     def has(self, node: onnx.NodeProto, wanted: Mapping[str, float]) -> bool:
-        """Whether attributes, or the constant operands that they became, have these values."""
+        """Return whether attributes, or the constant operands that they became, have these values.
+
+        Args:
+            node: whose attributes are looked at.
+            wanted: values by the name of the attribute, equal within the tolerance.
+        """
         attributes = attributes_of(node)
         for name, value in wanted.items():
             place = OPERANDS.get(name, len(node.input))
-            operand = self.number(node.input[place]) if place < len(node.input) else None
+            # A bound that is an integer is one of integers, whose quotients are cut off.
+            operand = self.number(node.input[place], "f") if place < len(node.input) else None
             given = attributes.get(name, operand)
             if given is None or not math.isclose(given, value, rel_tol=self.tolerance):
                 return False
         return True
 
     def last_axes(self, node: onnx.NodeProto) -> tuple[int, ...]:
-        """Return the axes of a reduction from the end, () unless they are kept and the last."""
+        """Return the axes of a reduction from the end.
+
+        Args:
+            node: a reduction.
+
+        Returns:
+            Such as (-2, -1); () unless they are kept, known, and the last ones.
+        """
         attributes = attributes_of(node)
         given = attributes.get("axes")
         if given is None and len(node.input) > 1:
@@ -156,9 +186,12 @@ class Links:
 
         Args:
             name: of the tensor.
-            atoms: the variables.
+            atoms: the variables, each with its power.
             used: receives the nodes that compute it.
             depth: nodes that may lie between.
+
+        Returns:
+            Coefficients by power: 0.5 x + 0.5 x g is {(1, 0): 0.5, (1, 1): 0.5}.
         """
         if name in atoms:
             return {atoms[name]: 1.0}

@@ -14,15 +14,15 @@ from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
 from trtq.graph.signature import Axes
+from trtq.onnx_constants import array_of, constant_of
 from trtq.onnx_node import label_of
-from trtq.onnx_walk import array_of, constant_of
 from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
 from trtq.reader.example import axes_of, inputs_of
 from trtq.reader.fit import fitted
 from trtq.reader.fuse import written_as
 from trtq.reader.host import on_numbers
-from trtq.reader.names import module_names
+from trtq.reader.names import FIXED, module_names
 from trtq.reader.opaque_model import known_sizes, opaque_model
 from trtq.reader.port import Port, port_of
 from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
@@ -31,9 +31,15 @@ from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
 class OnnxNode(nn.Module):
     """One node; its constants are parameters and buffers.
 
+    Args:
+        node: of the file.
+        opset: of ONNX's own domain.
+        constants: by the position of the operand.
+        domains: opset by domain.
+        matrices: the weights that nodes have so far, by array: nodes that read one share it.
+
     Attributes:
         opaque: why ONNX Runtime computes it; "" where torch does.
-        matrices: the weights that nodes have so far, by array: nodes that read one share it.
         results: type and rank of each result that ONNX Runtime computed, once it has.
     """
 
@@ -73,9 +79,9 @@ class OnnxNode(nn.Module):
     def _hold(self, position: int, array: Array) -> None:
         """Keep a constant: as a tensor, and as numbers where it is small."""
         key = id(array)  # of an array that lives as long as the node
-        array = np.array(array, STORED.get(array.dtype.name, array.dtype))
+        tensor = _tensor(array)
+        array = tensor.numpy()
         name = _CONSTANTS.get(position, f"constant_{position}")
-        tensor = torch.from_numpy(array)
         if array.dtype == np.float32 and array.ndim > 1:
             self.register_parameter(name, self.matrices.setdefault(key, nn.Parameter(tensor)))
         elif array.dtype == np.float32 and array.ndim > 0:
@@ -87,7 +93,11 @@ class OnnxNode(nn.Module):
             self.host[position] = array
 
     def values(self, given: Sequence[Value | None]) -> list[Value | None]:
-        """Return the operands with the node's own constants."""
+        """Return the operands with the node's own constants.
+
+        Args:
+            given: in order; None in the places of constants.
+        """
         full = list(given)
         for position, name in self.held.items():
             tensor = getattr(self, name)
@@ -145,8 +155,21 @@ STORED = {
 }
 
 
+def _tensor(array: Array) -> torch.Tensor:
+    """Return a constant as a tensor of its own, in a type that torch computes with."""
+    return torch.from_numpy(
+        np.array(array, STORED.get(array.dtype.name, array.dtype.name), order="C")
+    )
+
+
 class Nodes(nn.Module):
     """The nodes of a graph, one module each.
+
+    Args:
+        graph: sorted; only its nodes and outputs are read.
+        opset: of ONNX's own domain.
+        constants: by name.
+        domains: opset by domain.
 
     Attributes:
         nodes: in the order in which they run.
@@ -174,8 +197,8 @@ class Nodes(nn.Module):
         self.fixed: dict[str, str] = {}
         for i, name in enumerate(self.results):
             if name in constants:  # it depends on no input
-                self.register_buffer(f"output_{i}", torch.from_numpy(np.array(constants[name])))
-                self.fixed[name] = f"output_{i}"
+                self.fixed[name] = FIXED.format(i)
+                self.register_buffer(self.fixed[name], _tensor(constants[name]))
 
     def _add(self, path: str, module: nn.Module) -> None:
         *folders, leaf = path.split(".")
@@ -206,6 +229,13 @@ class Nodes(nn.Module):
 
 class OnnxModule(Nodes):
     """A model that was read from ONNX.
+
+    Args:
+        graph: from :func:`trtq.reader.prepare.prepare`.
+        opset: of ONNX's own domain.
+        constants: by name.
+        domains: opset by domain.
+        metadata: what other tools wrote into the file.
 
     Attributes:
         inputs, outputs: of the file, in its order.
@@ -248,7 +278,10 @@ class OnnxModule(Nodes):
         """Return an example of every input, and the open axes that the file declares.
 
         Args:
-            size: (C, H, W) of images, where the file leaves them open.
+            size: (C, H, W) of images, where the file leaves them open; None where nobody gave one.
+
+        Raises:
+            UsageError: the size contradicts the file.
         """
         return inputs_of(self, self.inputs, size, self.rows)
 
@@ -269,6 +302,9 @@ class OnnxModule(Nodes):
 
         Args:
             inputs: in the order of the file, of its types and shapes.
+
+        Returns:
+            In the types of the file; FP16 and BF16 are computed in float32.
         """
         values: dict[str, Value] = {}
         for port, tensor in zip(self.inputs, inputs, strict=True):

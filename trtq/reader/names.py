@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import count
 
 import onnx
 from torch import nn
 
-_RESERVED = frozenset(dir(nn.Module)) | {
-    "inputs",
-    "outputs",
-    "nodes",
-    "paths",
-    "origin",
+# What modules of torch and of the reader call their own parts.
+_RESERVED = frozenset(dir(nn.Module())) | {
+    "about",
+    "declared_axes",
+    "fitted",
     "fixed",
+    "input_names",
+    "inputs",
+    "model_inputs",
+    "nodes",
     "notes",
+    "opaque_nodes",
+    "origin",
+    "outputs",
+    "paths",
     "ranges",
     "results",
     "rows",
+    "run",
 }
+FIXED = "fixed_output_{}"  # of a constant that is an output of the file
+_FIXED = re.compile(r"fixed_output_\d+")
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """Return a name, with a number behind it where it is taken.
+
+    >>> unused("w", {"w", "w_1"})
+    'w_2'
+    """
+    numbered = (f"{name}_{k}" for k in count(1))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
@@ -35,17 +56,18 @@ def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     taken = set(folders)
     names = []
     for base in bases:
-        name, k = base, 0
-        while name in taken:
-            k += 1
-            name = f"{base}_{k}"
+        name = unused(base, taken)
         taken.add(name)
         names.append(name)
     return names
 
 
 def module_name(node: onnx.NodeProto) -> str:
-    """Return the path for one node: its name, or its op type and first output."""
+    """Return the path for one node: its name, or its op type and first output.
+
+    Slashes, dots, colons and backslashes separate modules; a part that torch or Python has a use
+    for gets an underscore behind it.
+    """
     text = node.name or f"{node.op_type}_{node.output[0]}"
     parts = [_part(p) for p in re.split(r"[./:\\]+", text)]
     return ".".join(p for p in parts if p) or node.op_type
@@ -54,4 +76,5 @@ def module_name(node: onnx.NodeProto) -> str:
 def _part(text: str) -> str:
     """Return one part of a path: letters, digits and underscores."""
     clean = re.sub(r"\W+", "_", text).strip("_") if text.strip("_") else ""
-    return f"{clean}_" if clean in _RESERVED or keyword.iskeyword(clean) else clean
+    taken = clean in _RESERVED or keyword.iskeyword(clean) or _FIXED.fullmatch(clean)
+    return f"{clean}_" if taken else clean

@@ -32,6 +32,9 @@ def opaque_model(
         domains: opsets of the file.
         results: type and rank of each result, where they are known: shape inference does not know
             those of a Loop.
+
+    Raises:
+        UnreadError: an operand is of a type that ONNX lacks.
     """
     node = onnx.NodeProto()
     node.CopyFrom(call.node)
@@ -76,7 +79,12 @@ def _array(value: Value) -> Array:
 
 
 def oldest_form(node: onnx.NodeProto, opset: int) -> int:
-    """Return the first opset that has the form of a node, which runtimes know the best."""
+    """Return the first opset that has the form of a node, which runtimes know the best.
+
+    Args:
+        node: of any domain.
+        opset: of the file; it stays for other domains, and for nodes with branches.
+    """
     if node.domain not in OWN or any(a.HasField("g") for a in node.attribute):
         return opset
     try:

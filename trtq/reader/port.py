@@ -27,7 +27,11 @@ class Port:
 
 
 def port_of(value: onnx.ValueInfoProto) -> Port:
-    """Return an input or output of a file."""
+    """Return an input or output of a file.
+
+    Args:
+        value: a tensor of a type that torch has.
+    """
     info = value.type.tensor_type
     code = info.elem_type
     dims = [d.dim_value if d.dim_value > 0 else axis_name(d) for d in info.shape.dim]

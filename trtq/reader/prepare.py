@@ -16,10 +16,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtq.errors import ModelError
+from trtq.export.clamps import CLAMP
 from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_onnx, tidied
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
 from trtq.export.tail import TAIL, pack_tail
+from trtq.onnx_constants import constant_of
 from trtq.onnx_node import integer, label_of, names_of
 from trtq.onnx_walk import (
     QDQ,
@@ -28,12 +30,12 @@ from trtq.onnx_walk import (
     all_nodes,
     all_tensors,
     branches,
-    constant_of,
     has_branches,
 )
 from trtq.reader.call import reads_of
-from trtq.reader.doubles import singles_
+from trtq.reader.doubles import singles_, widen_halves_
 from trtq.reader.fuse import fuse_
+from trtq.reader.names import unused
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.refusals import require_readable
 from trtq.reader.tail import split_tail_
@@ -110,12 +112,13 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
         ranges = ranges_of(model)
         model = strip_qdq(model)
     prepared = Prepared(name, model, onnx.GraphProto(), ranges=ranges)
-    prepared.notes += [*_notes(model), *renamed]
+    prepared.notes += [*_notes(model), *renamed, *_activations(model)]
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)
     wide = singles_(prepared.graph, prepared.constants)
     prepared.notes += [wide] if wide else []
+    widen_halves_(prepared.graph)
     tail, note = split_tail_(prepared.graph, prepared.constants, prepared.domains, name)
     if tail is not None:
         prepared.tail = pack_tail(tail)
@@ -134,8 +137,27 @@ def _notes(model: onnx.ModelProto) -> list[str]:
     return [f"the constants of the file are {names}: it is computed in float32"] if names else []
 
 
+def _activations(model: onnx.ModelProto) -> list[str]:
+    """Return a line about the activations that Q/DQ pairs were, too."""
+    made = [n for n in all_nodes(model) if n.name.endswith(CLAMP)]
+    if not made:
+        return []
+    six = sum(n.op_type == "Clip" for n in made)
+    kinds = " and ".join(
+        f"{count} {kind}" for count, kind in ((len(made) - six, "ReLU"), (six, "ReLU6")) if count
+    )
+    first = made[0].name.removesuffix(CLAMP)
+    return [
+        f"unsigned codes from 0 make negative values 0: without the pairs they are activations "
+        f"again, {kinds}; the first is {first}"
+    ]
+
+
 def _rename_twins_(graph: onnx.GraphProto) -> list[str]:
-    """Give each node a name of its own; return what a user must know."""
+    """Give each node of a graph a name of its own; return what a user must know.
+
+    Nodes without a name keep none.
+    """
     taken = names_of(graph.node)
     seen: set[str] = set()
     renamed: list[tuple[str, str]] = []
@@ -184,7 +206,10 @@ def _sort_(prepared: Prepared) -> None:
 
 
 def _fold_(prepared: Prepared) -> None:
-    """Compute what depends on no input; branches whose condition is known replace their node."""
+    """Compute what depends on no input; branches whose condition is known replace their node.
+
+    Results and initializers move to ``prepared.constants``; the nodes behind them disappear.
+    """
     scope = Scope(prepared.graph, prepared.domains)
     kept: list[onnx.NodeProto] = []
     waiting = list(prepared.graph.node)
@@ -237,10 +262,19 @@ def _chosen_branch(node: onnx.NodeProto, scope: Scope) -> onnx.GraphProto | None
 def _inlined(
     prepared: Prepared, node: onnx.NodeProto, branch: onnx.GraphProto
 ) -> list[onnx.NodeProto]:
-    """Return the nodes of a branch in place of its If, under names that nothing else has."""
+    """Return the nodes of a branch in place of its If, under names that nothing else has.
+
+    Args:
+        prepared: its graph gets the constants of the branch.
+        node: the If.
+        branch: that is taken.
+    """
     prefix = f"{label_of(node)}/"
     own = {o for n in branch.node for o in n.output if o} | names_of(branch.initializer)
-    names = {name: prefix + name for name in own}
+    graph = prepared.graph
+    taken = {o for n in graph.node for o in (*n.input, *n.output)}
+    taken |= names_of((*graph.input, *graph.initializer, *graph.output))
+    names = {name: unused(prefix + name, taken) for name in sorted(own)}
     for held in branch.initializer:
         copy = onnx.TensorProto()
         copy.CopyFrom(held)
@@ -274,19 +308,20 @@ def _rename_(node: onnx.NodeProto, names: dict[str, str]) -> None:
 def _linears_(prepared: Prepared) -> None:
     """Mark matmuls with a matrix of constants as linear layers, with the sum behind as their bias.
 
-    Weights are stored as torch stores them: [outputs, inputs].
+    Weights are stored as torch stores them: [outputs, inputs]. A MatMul gets the attribute
+    ``linear``, and its bias as a third operand.
     """
     readers = Counter(r for n in prepared.graph.node for r in reads_of(n))
     readers.update(o.name for o in prepared.graph.output)
     adds = {i: n for n in prepared.graph.node if n.op_type == "Add" for i in n.input}
-    gone: list[onnx.NodeProto] = []
+    gone, turned = list[onnx.NodeProto](), dict[str, str]()
     for node in prepared.graph.node:
         if node.domain not in OWN or not _is_float_matrix(prepared, node):
             continue
         if node.op_type == "Gemm":
-            _turn_gemm_(prepared, node)
+            _turn_gemm_(prepared, node, turned)
         elif node.op_type == "MatMul":
-            _transpose_(prepared, node)
+            _transpose_(prepared, node, turned)
             node.attribute.append(helper.make_attribute("linear", 1))
             add = adds.get(node.output[0]) if readers[node.output[0]] == 1 else None
             bias = _bias_of(prepared, node, add) if add is not None else None
@@ -306,20 +341,28 @@ def _is_float_matrix(prepared: Prepared, node: onnx.NodeProto) -> bool:
     return value is not None and value.ndim == 2 and value.dtype.kind in "fV"
 
 
-def _turn_gemm_(prepared: Prepared, node: onnx.NodeProto) -> None:
+def _turn_gemm_(prepared: Prepared, node: onnx.NodeProto, turned: dict[str, str]) -> None:
     if integer(node, "transB", 0):
         return
-    _transpose_(prepared, node)
+    _transpose_(prepared, node, turned)
     kept = [a for a in node.attribute if a.name != "transB"]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute("transB", 1)])
 
 
-def _transpose_(prepared: Prepared, node: onnx.NodeProto) -> None:
-    turned = f"{node.input[1]}/transposed"
-    if turned not in prepared.constants:
-        prepared.constants[turned] = np.ascontiguousarray(prepared.constants[node.input[1]].T)
-    node.input[1] = turned
+def _transpose_(prepared: Prepared, node: onnx.NodeProto, turned: dict[str, str]) -> None:
+    """Let a node read the transpose of its weight.
+
+    Args:
+        prepared: its constants get the transpose.
+        node: whose second operand it is.
+        turned: names of transposes by those of their weights; nodes that read one weight share it.
+    """
+    weight = node.input[1]
+    if weight not in turned:
+        turned[weight] = unused(f"{weight}/transposed", prepared.constants)
+        prepared.constants[turned[weight]] = np.ascontiguousarray(prepared.constants[weight].T)
+    node.input[1] = turned[weight]
 
 
 def _bias_of(prepared: Prepared, node: onnx.NodeProto, add: onnx.NodeProto) -> str | None:

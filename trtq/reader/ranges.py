@@ -30,6 +30,7 @@ class Range:
         bits: of the codes.
         axis: of the operand that ``amax`` runs along; None for one value.
         asymmetric: its zero is not in the middle.
+        assumed: the pair has no zero point: its codes are taken for INT8 around 0.
     """
 
     role: str
@@ -37,10 +38,17 @@ class Range:
     bits: int
     axis: int | None
     asymmetric: bool
+    assumed: bool = False
 
 
 def ranges_of(model: onnx.ModelProto) -> dict[str, list[Range]]:
-    """Return the ranges in a model's own graph, by the name of the node that reads each."""
+    """Return the ranges in a model's own graph, by the name of the node that reads each.
+
+    Branches are not looked into.
+
+    Args:
+        model: with Q/DQ pairs; nodes have names.
+    """
     scope = scopes(model)[0]
     found = {n.name: _of_node(n, scope) for n in scope.graph.node if n.domain in OWN}
     return {name: ranges for name, ranges in found.items() if ranges}
@@ -69,7 +77,11 @@ def _role(node: onnx.NodeProto, role: str, scope: Scope) -> str:
 
 
 def _range(pair: Pair, role: str, scope: Scope) -> Range | None:
-    """Return the range of a pair, None where it is unknown or its codes are no integers."""
+    """Return the range of a pair, None where it is unknown or its codes are no integers.
+
+    ``amax`` is the scale times the steps from zero to the further end of the codes, 127 for INT8
+    and for UINT8 around 128, 255 for UINT8 from 0.
+    """
     scale = scope.value(pair.dq.input[1])
     zero = scope.value(pair.dq.input[2]) if len(pair.dq.input) > 2 else None
     stored = scope.value(pair.dq.input[0]) if pair.q is None else None
@@ -80,18 +92,16 @@ def _range(pair: Pair, role: str, scope: Scope) -> Range | None:
     low = 0 if kind.startswith("u") else -(1 << (bits - 1))
     high = low + (1 << bits) - 1
     middle = low + (1 << (bits - 1))
-    zeros = (
-        np.full((), middle if kind.startswith("u") and zero is None else 0)
-        if zero is None
-        else zero
-    )
+    assumed = zero is None and kind.startswith("u")  # TensorRT means INT8, ONNX UINT8 from 0
+    zeros = np.asarray(middle if assumed else 0) if zero is None else zero
     zeros = zeros.astype(np.int64)
     symmetric = bool((zeros == middle).all())
     steps = np.asarray(high - middle) if symmetric else np.maximum(high - zeros, zeros - low)
     amax = (scale.astype(np.float64) * steps).astype(np.float32)
     place = scope.channels(pair) if amax.size > 1 else None
     amax = amax.reshape(-1) if amax.size > 1 else amax.reshape(())
-    return Range(role, amax, bits, None if place is None else place[0], not symmetric)
+    axis = None if place is None else place[0]
+    return Range(role, amax, bits, axis, not symmetric, assumed)
 
 
 def _code_type(zero: Array | None, stored: Array | None) -> str:
@@ -110,13 +120,16 @@ def foreign_of(
         paths: of the module of each node, by its ONNX name.
         source: of the ranges, for messages.
 
+    Returns:
+        The ranges by ``layer.role``, such as ``stem.conv.input``; 1 where a range was 0.
+
     Raises:
         EncodingsError: there are none, or one is no positive number.
     """
     found = Foreign(
         tool="the ONNX file", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]
     )
-    moved = []
+    moved, assumed = list[str](), list[str]()
     for node, of_node in ranges.items():
         for one in of_node:
             if node not in paths:
@@ -133,12 +146,17 @@ def foreign_of(
             found.bits[name] = one.bits
             if one.axis is not None:
                 found.axes[name] = 0  # weights are stored with their outputs first
-            if one.asymmetric:
-                moved.append(name)
+            moved += [name] if one.asymmetric else []
+            assumed += [name] if one.assumed else []
     if not found.amax:
         raise EncodingsError(
             f"There are no ranges in {source}",
             "no layer reads a Q/DQ pair that trtq has a place for",
+        )
+    if assumed:
+        found.notes.append(
+            f"{len(assumed)} ranges have no zero point and are read as TensorRT reads them, INT8 "
+            f"around 0; ONNX means UINT8 from 0: {', '.join(assumed[:3])}"
         )
     if moved:
         found.notes.append(

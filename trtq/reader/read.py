@@ -15,11 +15,14 @@ def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
     """Return an ONNX model as a module in eval mode.
 
     Args:
-        source: a file, or a model in memory.
+        source: a file, or a model in memory, which is not changed.
 
     Raises:
         ExportError: the file is missing, damaged or incomplete.
         ModelError: it is quantized in a form that has no float model, or of an unknown opset.
+        EncodingsError: a scale of its Q/DQ pairs is not finite or below 0, or none of the layers
+        behind
+            them remains.
     """
     ready = prepare(source)
     module = OnnxModule(

@@ -1,4 +1,9 @@
-"""Operators that compute each value from the values at its place."""
+"""Operators that compute each value from the values at its place.
+
+A reading function takes the :class:`Call` of a node and returns its results, a tensor or a list of
+them. It raises :class:`UnreadError` for a form that it does not read: ONNX Runtime computes that
+node.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +40,6 @@ def binary(call: Call) -> torch.Tensor:
         operands = call.tensors()
     else:
         operands = list(_operands(call))
-    if call.get("broadcast"):
-        operands[1] = _aligned(operands[1], operands[0].ndim, call.get("axis"))
     return functools.reduce(function, operands)
 
 
@@ -46,12 +49,6 @@ def _operands(call: Call) -> tuple[Any, Any]:
     if b.host is not None and b.host.ndim == 0 and a.host is None and b.dtype == a.dtype:
         return call.x(0), b.number()
     return call.x(0), call.x(1)
-
-
-def _aligned(b: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
-    """Return the second operand of an operator before opset 7, whose axes start at ``axis``."""
-    start = ndim - b.ndim if axis is None else axis % ndim
-    return b.reshape([*b.shape, *[1] * (ndim - start - b.ndim)])
 
 
 @functools.cache
@@ -72,7 +69,7 @@ def divide(call: Call) -> torch.Tensor:
 def power(call: Call) -> torch.Tensor:
     """A ** b, of the type of a."""
     a, b = call.x(0), call.value(1)
-    if b.host is not None and b.host.size == 1:
+    if b.host is not None and b.host.size == 1 and b.host.ndim <= a.ndim:
         number = b.number()
         exponent = int(number) if float(number).is_integer() else float(number)
         return torch.pow(a, exponent).to(a.dtype)
@@ -124,7 +121,15 @@ def cast(call: Call) -> torch.Tensor:
 
 
 def cast_to(x: torch.Tensor, to: int) -> torch.Tensor:
-    """Return a tensor as one of an ONNX type."""
+    """Return a tensor as one of an ONNX type; FP16 and BF16 become float32.
+
+    Args:
+        x: any type.
+        to: ``TensorProto.DataType``.
+
+    Raises:
+        UnreadError: torch lacks the type, or doubles would become 16 bits.
+    """
     if to not in TORCH_TYPES:
         raise UnreadError("a cast to a type that torch does not have")
     if to in HALVES and x.dtype == torch.float64:

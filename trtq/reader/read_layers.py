@@ -25,7 +25,8 @@ class Windows:
 
     Attributes:
         kernel, strides, dilations: sizes and steps.
-        begins, ends: padding in front of and behind each axis.
+        begins, ends: padding in front of and behind each axis, symbolic where ``auto_pad`` makes it
+            follow from an open size.
     """
 
     kernel: list[int]
@@ -39,7 +40,7 @@ class Windows:
         """Return the windows of a node.
 
         Args:
-            call: the node.
+            call: the node, with ``strides``, ``dilations``, ``pads`` and ``auto_pad``.
             kernel: its sizes.
             sizes: the operand's spatial sizes.
         """
@@ -69,7 +70,10 @@ class Windows:
 def _same(
     kernel: list[int], strides: list[int], dilations: list[int], sizes: list[Any], *, upper: bool
 ) -> list[Any]:
-    """Return the padding that gives one window a step; the odd one is behind with ``upper``."""
+    """Return the padding that gives one window a step; the odd one is behind with ``upper``.
+
+    With n = ceil(size / stride) it is max((n - 1) stride + (k - 1) dilation + 1 - size, 0) an axis.
+    """
     begins, ends = [], []
     for k, stride, dilation, size in zip(kernel, strides, dilations, sizes, strict=True):
         count = (size + stride - 1) // stride

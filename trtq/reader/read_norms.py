@@ -22,9 +22,9 @@ def batch_norm(call: Call) -> torch.Tensor:
 def instance_norm(call: Call) -> torch.Tensor:
     """Each channel of each sample by itself."""
     x, weight, bias = call.tensors()
-    return functional.instance_norm(
-        x, None, None, weight, bias, True, 0.0, call.get("epsilon", 1e-5)
-    )
+    # That of torch.nn.functional refuses maps of one value.
+    epsilon = call.get("epsilon", 1e-5)
+    return torch.instance_norm(x, weight, bias, None, None, True, 0.0, epsilon, False)
 
 
 def layer_norm(call: Call) -> list[torch.Tensor]:
@@ -93,7 +93,15 @@ def lrn(call: Call) -> torch.Tensor:
 
 
 def sum_of_windows(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the sum of ``size`` neighbours along axis 2 of [N, 1, C + size - 1, ...]."""
+    """Return the sum of ``size`` neighbours along axis 2.
+
+    Args:
+        x: [N, 1, C + size - 1, ...].
+        size: 1 or more.
+
+    Returns:
+        [N, C, ...].
+    """
     count = x.shape[2] - size + 1
     total = x.narrow(2, 0, count)
     for i in range(1, size):

@@ -71,6 +71,11 @@ def _rounded_up(call: Call, windows: Windows, x: torch.Tensor) -> list[Any]:
     """Return the padding behind each axis, with what rounding up the count of windows needs.
 
     A last window that would start in the padding is left out, as torch and ONNX do.
+
+    Args:
+        call: the node, with ``ceil_mode``.
+        windows: of it.
+        x: [N, C, ...].
     """
     if not call.get("ceil_mode", 0) or call.get("auto_pad", "NOTSET").startswith("SAME"):
         return list(windows.ends)

@@ -15,7 +15,10 @@ Reduction = Callable[[torch.Tensor, "list[int]", bool], torch.Tensor]
 
 
 def reduction(call: Call) -> torch.Tensor:
-    """Reduce by the rule of the op type."""
+    """Reduce by the rule of the op type.
+
+    No axes mean all of them, or none with ``noop_with_empty_axes``.
+    """
     x, axes, keep = call.x(), call.axes(), bool(call.get("keepdims", 1))
     if not axes:
         if call.get("noop_with_empty_axes", 0):
@@ -116,8 +119,9 @@ def _cumulated(call: Call, function: Callable[..., torch.Tensor]) -> torch.Tenso
     y = function(x, axis, dtype=x.dtype)
     if call.get("exclusive", 0):
         start = torch.zeros_like if function is torch.cumsum else torch.ones_like
-        first = start(y.narrow(axis, 0, 1))
-        y = torch.cat([first, y.narrow(axis, 0, y.shape[axis] - 1)], axis)
+        none = y.shape[axis] == 0
+        first = start(y.narrow(axis, 0, 1)) if not none else y
+        y = y if none else torch.cat([first, y.narrow(axis, 0, y.shape[axis] - 1)], axis)
     return y.flip(axis) if call.get("reverse", 0) else y
 
 
@@ -132,7 +136,10 @@ def arg_extreme(call: Call) -> torch.Tensor:
 
 
 def top_k(call: Call) -> list[torch.Tensor]:
-    """The largest or smallest values of an axis and their places."""
+    """The largest or smallest values of an axis and their places.
+
+    Among equal values torch may choose other places than ONNX.
+    """
     k = call.get("k") if call.get("k") is not None else call.value(1).number()
     largest, ordered = bool(call.get("largest", 1)), bool(call.get("sorted", 1))
     values, places = torch.topk(call.x(), k, call.get("axis", -1), largest, ordered)

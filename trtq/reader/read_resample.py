@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +10,18 @@ import torch
 from torch.nn import functional
 
 from trtq.reader.call import Call
-from trtq.reader.values import UnreadError
+from trtq.reader.values import UnreadError, shortest
 
 LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 class Spatial(NamedTuple):
-    """Sizes or factors of the axes behind batch and channels; the other ones are None."""
+    """Sizes or factors of the axes behind batch and channels; the other ones are None.
+
+    Attributes:
+        size: numbers or symbolic sizes.
+        factors: shortest decimals of float32 numbers.
+    """
 
     size: list[Any] | None
     factors: list[float] | None
@@ -42,11 +48,30 @@ def resize(call: Call) -> torch.Tensor:
     if _unchanged(scales[:2] if scales else None, sizes[:2] if sizes else None, x) is False:
         raise UnreadError("resampling of batch or channels")
     spatial = Spatial(sizes and sizes[2:], scales and scales[2:])
+    _require_one_rounding(x, spatial.factors or [])
     return _interpolate(call, x, mode, place, spatial)
 
 
+def _require_one_rounding(x: torch.Tensor, factors: list[float]) -> None:
+    """Refuse factors that give another size in float32, where ONNX computes it, than here.
+
+    Raises:
+        UnreadError: such a factor, of an axis of known size.
+    """
+    for size, factor in zip(x.shape[2:], factors, strict=False):
+        if isinstance(size, int) and int(size * np.float32(factor)) != math.floor(size * factor):
+            raise UnreadError(f"a size of {size} x {factor:g}, which float32 rounds elsewhere")
+
+
 def resized(call: Call) -> list[Any]:
-    """Return the sizes of the result of a resampling, none where only its data give them."""
+    """Return the sizes of the result of a resampling, none where only its data give them.
+
+    Args:
+        call: a Resize or Upsample.
+
+    Returns:
+        One for each axis: numbers or symbolic sizes.
+    """
     if call.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return []
     x = call.x()
@@ -67,7 +92,7 @@ def resized(call: Call) -> list[Any]:
 def _targets(call: Call) -> tuple[list[float] | None, list[Any] | None]:
     """Return the scales and the sizes of a node, one of them None."""
     if call.get("scales") is not None:  # Upsample 7
-        return list(call.get("scales")), None
+        return [shortest(f) for f in call.get("scales")], None
     if call.opset < 11 or call.node.op_type == "Upsample":
         return call.value(1).floats(), None
     if call.has(3):

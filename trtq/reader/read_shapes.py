@@ -25,7 +25,7 @@ def reshape(call: Call) -> torch.Tensor:
 
 
 def s_is(size: Any, number: int) -> bool:
-    """Whether a size is a plain number with this value."""
+    """Return whether a size is a plain number with this value; a symbolic one never is."""
     return isinstance(size, int) and size == number
 
 
@@ -80,7 +80,15 @@ def tile(call: Call) -> torch.Tensor:
 
 
 def slices_of(call: Call, rank: int) -> list[tuple[int, Any, Any, int]]:
-    """Return (axis, start, end, step) of each axis that a Slice cuts."""
+    """Return what a Slice cuts.
+
+    Args:
+        call: the node.
+        rank: of the tensor.
+
+    Returns:
+        (axis, start, end, step) for each axis, the axis from 0 on, the bounds as in the file.
+    """
     if call.get("starts") is not None:  # opset 9 and older
         starts, ends = list(call.get("starts")), list(call.get("ends"))
         axes, steps = call.get("axes"), None
@@ -103,21 +111,29 @@ def cut(call: Call) -> torch.Tensor:
 
 
 def _backwards(x: torch.Tensor, axis: int, start: Any, end: Any, step: int) -> torch.Tensor:
-    """Return a slice with a negative step: a slice of the flipped axis."""
+    """Return a slice with a negative step: a slice of the flipped axis.
+
+    Args:
+        x: any shape.
+        axis: from 0 on.
+        start: the first index that is taken; beyond the ends it is the nearest one.
+        end: the index in front of which it stops.
+        step: below 0.
+    """
     size = x.shape[axis]
     start = size - 1 if s_far(start) and start >= 0 else start
     start = start + size if start < 0 else start
-    first = torch.sym_max(size - 1 - start, 0)
+    first = torch.sym_max(size - 1 - torch.sym_max(start, 0), 0)
     if end < -FAR or (isinstance(end, int) and isinstance(size, int) and end < -size):
         last = size
     else:
-        last = size - 1 - (end + size if end < 0 else end)
+        last = torch.sym_max(size - 1 - (end + size if end < 0 else end), 0)
     result: torch.Tensor = torch.ops.aten.slice.Tensor(x.flip(axis), axis, first, last, -step)
     return result
 
 
 def s_far(size: Any) -> bool:
-    """Whether a bound means "to the end"."""
+    """Return whether a bound means "to the end", as exporters write it."""
     return isinstance(size, int) and abs(size) >= 2**30
 
 

@@ -113,8 +113,3 @@ def _value_refusals(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
                 kind = TensorProto.DataType.Name(code)
                 known = ", ".join(TensorProto.DataType.Name(t).lower() for t in TORCH_TYPES)
                 yield f"its {what} {value.name!r} is of the type {kind}", f"Export it as {known}"
-    made = Counter(o for n in graph.node for o in n.output if o)
-    made.update(v.name for v in graph.input)
-    twice = next((n for n, k in made.items() if k > 1), None)
-    if twice is not None:
-        yield f"two nodes make {twice!r}", "Export it again"

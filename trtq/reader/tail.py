@@ -108,7 +108,7 @@ def _runs(node: onnx.NodeProto, opset: int) -> bool:
 
 
 def _value(graph: onnx.GraphProto, opsets: Mapping[str, int], name: str) -> onnx.ValueInfoProto:
-    """Return a tensor inside a graph as an output of it."""
+    """Return a tensor inside a graph as an output of it; float32 where its type is not inferred."""
     imports = [helper.make_opsetid(d, v) for d, v in opsets.items() if v]
     model = helper.make_model(graph, opset_imports=imports)
     inferred = onnx.shape_inference.infer_shapes(model).graph

@@ -34,6 +34,18 @@ class UnreadError(Exception):
     """A node has a form that no row of the table reads."""
 
 
+def shortest(number: float) -> float:
+    """Return a float32 number as the shortest decimal that rounds to it.
+
+    A size times this decimal has the floor that ONNX gets in float32: 10 x 0.7 is 7 there, and 6.99
+    where 0.7 is the float32 number in float64.
+
+    >>> shortest(0.699999988079071)
+    0.7
+    """
+    return float(str(np.float32(number)))
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor, numbers, or both for a small constant.
@@ -56,7 +68,12 @@ class Value:
 
     @classmethod
     def numbers(cls, host: Any, dtype: torch.dtype = torch.int64) -> Value:
-        """Return sizes or what is computed from sizes as a value."""
+        """Return sizes or what is computed from sizes as a value.
+
+        Args:
+            host: a number, or nested lists or an array of them; symbolic ones may be among them.
+            dtype: of the numbers as a tensor.
+        """
         return cls(None, np.asarray(host, dtype=object), dtype)
 
     @property
@@ -84,25 +101,40 @@ class Value:
         return torch.stack(rows).reshape(self.host.shape)
 
     def known(self) -> Array:
-        """Return the numbers.
+        """Return the numbers; those of a float32 constant as :func:`shortest` decimals.
 
         Raises:
             UnreadError: they are computed from data.
         """
         if self.host is None:
             raise UnreadError("an operand that must be known is computed from data")
-        return self.host
+        if self.host.dtype != np.float32:
+            return self.host
+        flat = [shortest(v) for v in self.host.reshape(-1).tolist()]
+        return np.asarray(flat, np.float64).reshape(self.host.shape)
 
     def ints(self) -> list[Any]:
-        """Return the numbers as a flat list of plain or symbolic integers."""
+        """Return the numbers as a flat list of plain or symbolic integers.
+
+        Raises:
+            UnreadError: they are computed from data.
+        """
         return [int(v) if isinstance(v, (int, np.integer)) else v for v in self._flat()]
 
     def floats(self) -> list[float]:
-        """Return the numbers as a flat list of floats."""
+        """Return the numbers as a flat list of floats.
+
+        Raises:
+            UnreadError: they are computed from data.
+        """
         return [float(v) for v in self._flat()]
 
     def number(self) -> Any:
-        """Return the only number."""
+        """Return the only number.
+
+        Raises:
+            UnreadError: there are several, or it is computed from data.
+        """
         flat = self._flat()
         if len(flat) != 1:
             raise UnreadError(f"{len(flat)} numbers where one is expected")

@@ -25,8 +25,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             where nothing does.
         strict: at most half a point may go.
         int8_change: points that a measured INT8 model lost, as a number below 0; None where none
-            was
-            given.
+            was given.
     """
 
     family: str

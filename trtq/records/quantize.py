@@ -32,8 +32,7 @@ class QuantizerRecord(msgspec.Struct, frozen=True, kw_only=True):
             kept.
         histogram_limit: upper end of the last bin.
         runs: ``engine``: TensorRT has the kernel; ``ops``: extra float ops run; ``simulated``:
-            there is
-            no kernel anywhere.
+            there is no kernel anywhere.
         extra_ops: how many.
         computes_in: what the engine multiplies with.
     """

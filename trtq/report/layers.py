@@ -69,8 +69,7 @@ def layers_of(run: RunSummary) -> Layers:
 
     Args:
         run: its records. Shares are of measured time where the Q/DQ file was profiled, else where
-            the
-            float file was; else of multiply-adds, else of weights.
+            the float file was; else of multiply-adds, else of weights.
     """
     quantizers: dict[str, list[QuantizerRecord]] = {}
     for q in run.quantize.quantizers:

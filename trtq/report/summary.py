@@ -194,7 +194,7 @@ def _reference(e: EvaluateRecord, score: Score) -> str:
 def _value(figure: Figure | None) -> str:
     if figure is None or figure.value is None:
         return "not measured"
-    return f"{figure.value:.2f} {figure.unit}".rstrip()
+    return figure.amount
 
 
 def bits_of(label: str) -> int:

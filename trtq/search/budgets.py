@@ -83,8 +83,7 @@ class Budget(NamedTuple):
         name: ``size``, ``bitops``, ``energy`` or ``latency@DEVICE``, lower case.
         number: as written, above 0.
         factor: of its unit: to bytes, or to milliseconds; None for a share of the float model,
-            where
-            ``number`` is at most 1.
+            where ``number`` is at most 1.
     """
 
     name: str

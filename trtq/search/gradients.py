@@ -63,14 +63,12 @@ def gradient(context: SensitivityContext) -> Measured:
 
     Args:
         context: its arguments give the number of trials N, epsilon and the seed; its loss needs
-            what
-            is wanted.
+            what is wanted.
 
     Returns:
         ``loss`` by width and ``raw``, S_l, with its standard error over the trials; and the figures
         ``trials`` and ``epsilon``. A weight that several layers read is perturbed in all of them,
-        and
-        its loss is divided among them. Several processes return the layers of their own trials.
+        and its loss is divided among them. Several processes return the layers of their own trials.
 
     Raises:
         CalibrationError: a gradient is NaN or infinite.
@@ -181,8 +179,7 @@ def hessian(context: SensitivityContext) -> Measured:
     Returns:
         ``loss`` by width and ``raw``, the trace, with its standard error over the probes; and the
         figures ``probes``, ``asked`` and ``tau_of_halves``. The loss of a weight that several
-        layers
-        read is divided among them. Both are empty in a process that did no probe.
+        layers read is divided among them. Both are empty in a process that did no probe.
 
     Raises:
         CalibrationError: a trace is NaN or infinite.

@@ -51,8 +51,7 @@ class Coding:
 
         Returns:
             ``x`` itself where the input stays in float, and a tensor of its own where the codes
-            have no
-            equal steps.
+            have no equal steps.
         """
         if self.scale is None:
             return x
@@ -97,8 +96,7 @@ class Layer:
 
         Args:
             arguments: those of the layer's call: the float input first, then the weight, which is
-                not
-                read.
+                not read.
             keywords: of the call.
             label: of the width.
             scratch: memory for the quantized input by shape, overwritten; None for new memory.

@@ -19,9 +19,8 @@ def combined(context: SensitivityContext) -> Measured:
     """Return the geometric mean of the Hessian's and the divergence's share of the total.
 
     This is S2's Algorithm 1, which leaves its f open: loss = sqrt(h * d), where h and d are the
-    loss
-    of a layer at a width by :func:`hessian` and by :func:`jsd`, each divided by its sum over all
-    layers and widths.
+    loss of a layer at a width by :func:`hessian` and by :func:`jsd`, each divided by its sum over
+    all layers and widths.
 
     Args:
         context: its loss needs what is wanted.

@@ -54,8 +54,7 @@ def l2(context: SensitivityContext) -> Measured:
 
     Returns:
         ``loss`` by width: the square root of the sum of squares over all values of the output and
-        all
-        images; ``raw`` is the largest of them.
+        all images; ``raw`` is the largest of them.
 
     Raises:
         CalibrationError: a difference is NaN or infinite.
@@ -149,8 +148,7 @@ def jsd(context: SensitivityContext) -> Measured:
     Returns:
         ``loss`` by width, at least 0, with the largest as ``raw``; and the figure
         ``nodes_per_width_in_passes``: the nodes computed again for one width of all layers, in runs
-        of
-        the whole graph.
+        of the whole graph.
 
     Raises:
         CalibrationError: a divergence is NaN or infinite.

@@ -88,8 +88,7 @@ class Sensitivity:
 
     Attributes:
         loss: by option label, 0 or above; comparable between layers, and summed over the layers
-            that
-            share a width.
+            that share a width.
         raw: what the paper's formula gives, before widths come in; None where it has no such
             number.
         stderr: standard error of ``raw``; None where it was computed once.

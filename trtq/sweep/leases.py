@@ -123,8 +123,7 @@ class Leases:
         """Whether a driver renews its lease.
 
         A driver on another machine counts as alive when it is looked at for the first time, and
-        from
-        then on until its file has not changed for the time of its lease.
+        from then on until its file has not changed for the time of its lease.
 
         Args:
             driver: its id.

@@ -17,7 +17,7 @@ from trtq.tasks.facts import Facts
 if TYPE_CHECKING:
     import torch
 
-    from trtq.data.preprocess import ImagePlace
+    from trtq.data.image_place import ImagePlace
 
 TIED = 1e-9  # scores that differ by less are equal
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -43,11 +43,14 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def words(self) -> str:
         """The score as a person reads it."""
+        return f"{self.name} {self.amount}"
+
+    @property
+    def amount(self) -> str:
+        """The value with its unit; ``n/a`` without a value."""
         if self.value is None:
-            return f"{self.name} n/a"
-        if not self.unit:
-            return f"{self.name} {self.value:.4g}"
-        return f"{self.name} {self.value:.2f} {self.unit}"
+            return "n/a"
+        return f"{self.value:.2f} {self.unit}" if self.unit else f"{self.value:.4g}"
 
     @property
     def perfect(self) -> float:
@@ -57,12 +60,20 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return 100.0 if self.unit == "%" else 1.0
 
     def gain(self, value: float) -> float:
-        """Return by how much the score is better than a value; below 0 it is worse."""
+        """Return by how much the score is better than a value; below 0 it is worse.
+
+        Args:
+            value: in the same unit.
+        """
         assert self.value is not None
         return self.value - value if self.better == "higher" else value - self.value
 
     def reaches(self, value: float) -> bool:
-        """Whether the score is as good as a value, or better."""
+        """Whether the score is as good as a value, or better.
+
+        Args:
+            value: in the same unit; differences below 1e-9 are none.
+        """
         return self.gain(value) >= -TIED
 
 
@@ -83,7 +94,12 @@ class Score(Protocol):
     """Counts over batches."""
 
     def add(self, answer: Any, targets: Any) -> None:
-        """Count one batch: what the task decoded, and targets, one a sample."""
+        """Count one batch: what the task decoded, and targets, one a sample.
+
+        Args:
+            answer: of the task's ``decode``.
+            targets: array, samples first; boxes and texts as objects; None without targets.
+        """
 
     @property
     def figures(self) -> list[Figure]:
@@ -124,6 +140,9 @@ class Task(ABC):
     def with_argument(self, argument: str) -> Task:
         """Return the task as the text behind its name and a colon says.
 
+        Args:
+            argument: what is behind the colon.
+
         Raises:
             UsageError: it takes none, or has no such choice.
         """
@@ -135,6 +154,9 @@ class Task(ABC):
 
     def bound(self, facts: Facts) -> Task:
         """Return the task for one model.
+
+        Args:
+            facts: what is known of the model.
 
         Raises:
             UsageError: the model lacks the outputs, or they can be read in two ways.
@@ -193,12 +215,22 @@ class Task(ABC):
         return self.divergence(outputs, reference).mean()
 
     def mismatch(self, answer: Any, targets: npt.NDArray[Any]) -> str:
-        """Return why targets cannot be compared with answers of these shapes, "" when they can."""
+        """Return why targets cannot be compared with answers of these shapes, "" when they can.
+
+        Args:
+            answer: of a batch, as decoded.
+            targets: of the same batch; boxes and texts as objects.
+        """
         del answer, targets
         return ""
 
     def remark(self, answer: Any, targets: npt.NDArray[Any]) -> str:
-        """Return what a user should know of how answers meet these targets, "" for nothing."""
+        """Return what a user should know of how answers meet these targets, "" for nothing.
+
+        Args:
+            answer: of a batch, as decoded.
+            targets: of the same batch, which :meth:`mismatch` accepts.
+        """
         del answer, targets
         return ""
 
@@ -206,11 +238,20 @@ class Task(ABC):
         """Return how much the answers of two models to one sample differ; 0 is not at all.
 
         It orders the samples that are shown.
+
+        Args:
+            answer: of the model to one sample, as decoded.
+            other: of the reference.
         """
         del answer, other
         return 0.0
 
     def draw(self, image: Image.Image, answer: Any) -> Image.Image | None:
-        """Return a picture of one sample's answer on its original image; None for no picture."""
+        """Return a picture of one sample's answer on its original image; None for no picture.
+
+        Args:
+            image: the upright original; as the model sees it unless :attr:`finds_boxes`.
+            answer: to one sample, as decoded.
+        """
         del image, answer
         return None

@@ -37,7 +37,12 @@ class TopScore:
         self.top5 = 0
 
     def add(self, answer: Array, targets: npt.NDArray[np.int64] | None) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: scores of classes, [N, C].
+            targets: class indices, [N]; None counts nothing.
+        """
         if targets is None:
             return
         counted = targets != self.ignore
@@ -100,7 +105,12 @@ class Classification(Task):
 
 
 def class_mismatch(answer: Array, targets: npt.NDArray[np.int64]) -> str:
-    """Return why targets are no classes of answers [N, C], "" when they are."""
+    """Return why targets are no classes of answers [N, C], "" when they are.
+
+    Args:
+        answer: of a batch.
+        targets: of the batch.
+    """
     if targets.dtype.kind not in "iu":
         what = "no numbers" if targets.dtype == np.object_ else str(targets.dtype)
         return f"its targets are {what}, expected class indices"
@@ -114,6 +124,10 @@ def class_difference(answer: Array, other: Array) -> float:
 
     It is the probability that is on other classes, 0 to 1, and 1 more where the best classes
     differ. NaN differs by 2.
+
+    Args:
+        answer: of one model.
+        other: of the other model.
     """
     if not (np.isfinite(answer).all() and np.isfinite(other).all()):
         return 2.0
@@ -122,7 +136,11 @@ def class_difference(answer: Array, other: Array) -> float:
 
 
 def shares(scores: Array) -> Array:
-    """Return scores [C] as probabilities: as they are where they add up to 1, else a softmax."""
+    """Return scores [C] as probabilities: as they are where they add up to 1, else a softmax.
+
+    Args:
+        scores: finite. They add up to 1 where none is negative and the sum is within 0.01 of it.
+    """
     if (scores >= 0.0).all() and abs(float(scores.sum()) - 1.0) < 0.01:
         return scores
     powers = np.exp(scores - scores.max())

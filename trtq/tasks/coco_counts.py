@@ -61,7 +61,12 @@ class Counts:
         return round(100.0 * float(present.mean()), 4) if present.size else None
 
     def curve(self, overlap: float, of_class: int | None) -> list[tuple[float, float]]:
-        """Return recall and precision at an overlap; nothing without objects."""
+        """Return recall and precision at an overlap; nothing without objects.
+
+        Args:
+            overlap: one of the overlaps.
+            of_class: class index; None for the mean over the classes that have objects.
+        """
         chosen = self._of(of_class)[np.isclose(self.overlaps, overlap)][0, :, :, 0]
         present = chosen[:, (chosen > ABSENT).all(axis=0)]
         if not present.size:
@@ -120,6 +125,10 @@ def count(
 def require_alike(found: Detections, wanted: Boxes) -> None:
     """Refuse masks of other pictures, and keypoints of other objects.
 
+    Args:
+        found: in one picture.
+        wanted: in the same picture.
+
     Raises:
         DataError: names both sizes or numbers.
     """
@@ -144,6 +153,13 @@ def require_alike(found: Detections, wanted: Boxes) -> None:
 
 def found_entries(found: Detections, kind: Kind) -> list[Entry]:
     """Return detections as pycocotools takes them, the best of each class.
+
+    Args:
+        found: in one picture; those that are not finite are left out.
+        kind: what is compared.
+
+    Returns:
+        Best first, at most 100 of a class (20 for keypoints).
 
     Raises:
         DataError: they have no masks or keypoints.
@@ -179,6 +195,10 @@ def _add_points(entries: Sequence[Entry], points: npt.NDArray[np.float32] | None
 
 def wanted_entries(wanted: Boxes, kind: Kind) -> list[Entry]:
     """Return objects as pycocotools takes them.
+
+    Args:
+        wanted: in one picture.
+        kind: what is compared.
 
     Raises:
         DataError: they have no masks or keypoints.

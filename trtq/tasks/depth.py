@@ -55,7 +55,12 @@ class DepthScore:
         self.errors: list[tuple[float, float, float]] = []
 
     def add(self, answer: Array, targets: npt.NDArray[Any] | None) -> None:
-        """Count one batch; maps [N, h, w] are resized to the targets' size."""
+        """Count one batch; maps [N, h, w] are resized to the targets' size.
+
+        Args:
+            answer: maps, [N, h, w].
+            targets: true values, [N, H, W] or [N, 1, H, W]; None counts nothing.
+        """
         if targets is None:
             return
         wanted = as_maps(targets).astype(np.float64)
@@ -85,7 +90,12 @@ class DepthAgreement:
         self.counts = DepthScore(ignore=0, near=ALIKE)
 
     def add(self, answer: Array, reference: Array) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: maps of the model, [N, H, W].
+            reference: maps of the other model, of the same shape.
+        """
         self.counts.add(answer, reference)
 
     @property
@@ -138,7 +148,11 @@ class Depth(OneOutput):
         return size_remark(answer, targets, "maps", "targets")
 
     def difference(self, answer: Array, other: Array) -> float:
-        """Return the mean distance of two maps over the mean size of the other one."""
+        """Return the mean distance of two maps over the mean size of the other one.
+
+        Returns:
+            Infinity where a value is NaN or infinite.
+        """
         sound = np.isfinite(answer) & np.isfinite(other)
         if not sound.all():
             return float("inf")
@@ -150,7 +164,11 @@ class Depth(OneOutput):
 
 
 def as_maps(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return maps [N, 1, H, W] as [N, H, W], others as they are."""
+    """Return maps [N, 1, H, W] as [N, H, W], others as they are.
+
+    Args:
+        values: maps of a batch.
+    """
     return values[:, 0] if values.ndim == AXES + 1 and values.shape[1] == 1 else values
 
 

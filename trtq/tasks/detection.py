@@ -49,7 +49,11 @@ class Detection(Task):
         return self.name if self.head is None else f"{self.name}:{self.asked or self.head.name}"
 
     def with_argument(self, argument: str) -> Detection:
-        """Return the task that decodes with the head of a name."""
+        """Return the task that decodes with the head of a name.
+
+        Args:
+            argument: name of a head, and what it takes behind it.
+        """
         return replace(self, asked=argument)
 
     def bound(self, facts: Facts) -> Detection:
@@ -114,6 +118,14 @@ class Detection(Task):
         """Return how many boxes have no partner in the other answer, and how far partners lie.
 
         Boxes of at least 0.25 count; a partner has the same class and overlaps by half.
+
+        Args:
+            answer: in one picture.
+            other: the reference's, in the same pixels.
+
+        Returns:
+            Whole part: boxes without a partner; fraction: 1 minus the overlap, summed over
+            partners.
         """
         own, theirs = answer.above(SHOWN_SCORE), other.above(SHOWN_SCORE)
         overlaps = self.overlaps(own, theirs)
@@ -126,7 +138,15 @@ class Detection(Task):
         return lost + far
 
     def overlaps(self, own: Detections, theirs: Detections) -> npt.NDArray[np.float64]:
-        """Return how much each two objects are one, 0 to 1, and 0 of other classes."""
+        """Return how much each two objects are one, 0 to 1, and 0 of other classes.
+
+        Args:
+            own: in one picture.
+            theirs: in the same picture.
+
+        Returns:
+            float64 [own, theirs].
+        """
         return overlaps_of(own, theirs)
 
     def draw(self, image: Image.Image, answer: Detections) -> Image.Image:  # noqa: D102
@@ -134,7 +154,12 @@ class Detection(Task):
 
 
 def overlaps_of(own: Detections, theirs: Detections) -> npt.NDArray[np.float64]:
-    """Return the intersection over union of each two boxes, 0 of other classes, [own, theirs]."""
+    """Return the intersection over union of each two boxes, 0 of other classes, [own, theirs].
+
+    Args:
+        own: in one picture.
+        theirs: in the same picture.
+    """
     a, b = own.xyxy.astype(np.float64)[:, None], theirs.xyxy.astype(np.float64)[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     shared = np.clip(sides, 0.0, None).prod(axis=-1)

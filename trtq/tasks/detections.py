@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from trtq.data.preprocess import ImagePlace
+    from trtq.data.image_place import ImagePlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,18 @@ class Detections:
         masks: npt.ArrayLike | None = None,
         keypoints: npt.ArrayLike | None = None,
     ) -> Detections:
-        """Return detections of plain lists."""
+        """Return detections of plain lists.
+
+        Args:
+            xyxy: left, top, right and bottom in pixels, [N, 4].
+            scores: 0 to 1, [N], best first.
+            classes: class indices, [N].
+            masks: pixels of each object, [N, H, W].
+            keypoints: x, y and score, [N, K, 3].
+
+        Raises:
+            ValueError: the lengths differ.
+        """
         numbers = np.asarray(classes, dtype=np.int64).reshape(-1)
         return cls(
             xyxy=np.asarray(xyxy, dtype=np.float32).reshape(len(numbers), 4),
@@ -89,6 +100,9 @@ class Detections:
 
         Boxes are cut at the borders of the image. A pixel of a mask is that of the input under its
         centre; pixels that were cut off before the model saw them are empty.
+
+        Args:
+            place: where the image is in the model's input.
         """
         return replace(
             self,

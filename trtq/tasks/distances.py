@@ -31,14 +31,30 @@ def relative_error(outputs: Named, reference: Named) -> torch.Tensor:
     """Return the squared error over the square of the reference, summed over outputs, float [N].
 
     Integers, which have no slope, do not count.
+
+    Args:
+        outputs: of the model by name, samples first.
+        reference: of the reference, by the same names.
+
+    Returns:
+        One value for each sample, 0 where no output is of floats; float32 at least.
+
+    >>> error = relative_error({"y": torch.tensor([[1.1, 2.0]])}, {"y": torch.tensor([[1.0, 2.0]])})
+    >>> [round(v, 4) for v in error.tolist()]
+    [0.002]
     """
-    terms = [
-        _each(outputs[n] - wanted).square().mean(1) / _each(wanted).square().mean(1).clamp_min(TINY)
-        for n, wanted in reference.items()
-        if wanted.is_floating_point() and wanted.numel()
-    ]
     first = next(iter(reference.values()))
-    return sum(terms, torch.zeros(1, device=first.device))
+    total = torch.zeros(len(first) if first.ndim else 1, device=first.device)
+    for name, given in reference.items():
+        if given.is_floating_point() and given.numel():
+            wanted = _each(_wide(given))  # squares of float16 would be beyond its range
+            noise = (_each(_wide(outputs[name])) - wanted).square().mean(1)
+            total = total + noise / wanted.square().mean(1).clamp_min(TINY)
+    return total
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def class_divergence(outputs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -60,6 +76,10 @@ def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
     It is KL(P || M) / 2 + KL(Q || M) / 2 with M = (P + Q) / 2, [N] for distributions over axis 1.
 
+    Args:
+        p: probabilities, classes on axis 1.
+        q: of the same shape.
+
     >>> divergence = jensen_shannon(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
     >>> round(float(divergence[0]), 4)
     0.6931
@@ -68,22 +88,39 @@ def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def _jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    middle = (p + q) / 2
+    least = torch.finfo(p.dtype).tiny  # the logarithm of 0 would make gradients NaN
+    middle = ((p + q) / 2).clamp_min(least)
 
     def divergence(a: torch.Tensor) -> torch.Tensor:
-        return torch.where(a > 0, a * (a / middle).log(), torch.zeros_like(a))
+        return a * (a.clamp_min(least) / middle).log()
 
     return (divergence(p) + divergence(q)) / 2
 
 
 def bernoulli_jensen_shannon(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return the Jensen-Shannon divergence of independent yes-or-no scores, nats, elementwise."""
+    """Return the Jensen-Shannon divergence of independent yes-or-no scores, nats, elementwise.
+
+    Args:
+        scores: 0 to 1, of any shape.
+        reference: of the same shape.
+
+    Returns:
+        Of the same shape, 0 to log 2; scores are cut at 1e-6 from both ends.
+    """
     p, q = (v.clamp(LEAST, 1.0 - LEAST) for v in (reference, scores))
     return _jensen_shannon(p, q) + _jensen_shannon(1.0 - p, 1.0 - q)
 
 
 def bernoulli_kullback_leibler(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return KL(reference || scores) of independent yes-or-no scores, nats, elementwise."""
+    """Return KL(reference || scores) of independent yes-or-no scores, nats, elementwise.
+
+    Args:
+        scores: 0 to 1, of any shape.
+        reference: of the same shape.
+
+    Returns:
+        Of the same shape, 0 or more; scores are cut at 1e-6 from both ends.
+    """
     p, q = (v.clamp(LEAST, 1.0 - LEAST) for v in (reference, scores))
     return binary_cross_entropy(q, p, reduction="none") - binary_cross_entropy(
         p, p, reduction="none"

@@ -21,7 +21,13 @@ def color_of(index: int) -> tuple[int, int, int]:
 
 
 def draw_boxes(image: Image.Image, found: Detections, classes: Sequence[str]) -> Image.Image:
-    """Return an image with boxes, masks and points of at least 0.25, their class and score."""
+    """Return an image with boxes, masks and points of at least 0.25, their class and score.
+
+    Args:
+        image: of any mode.
+        found: in pixels of the image.
+        classes: names in index order; a class without one is a number.
+    """
     shown = found.above(SHOWN_SCORE)
     picture = image.convert("RGB")
     if shown.masks is not None:
@@ -59,7 +65,13 @@ def _label(
 
 
 def tint(image: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
-    """Return an image with half of a colour where a mask [H, W] is true."""
+    """Return an image with half of a colour where a mask [H, W] is true.
+
+    Args:
+        image: RGB.
+        mask: bool, of the size of the image.
+        color: red, green and blue, 0 to 255.
+    """
     pixels = np.asarray(image, dtype=np.uint8).copy()
     pixels[mask] = (pixels[mask].astype(np.uint16) + np.asarray(color)) // 2
     return Image.fromarray(pixels)

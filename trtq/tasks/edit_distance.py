@@ -8,6 +8,10 @@ from collections.abc import Sequence
 def edit_distance(one: Sequence[object], other: Sequence[object]) -> int:
     """Return how few insertions, deletions and replacements make one sequence the other.
 
+    Args:
+        one: text, or symbols that can be compared.
+        other: of the same kind.
+
     >>> edit_distance("kitten", "sitting")
     3
     """

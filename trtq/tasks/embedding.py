@@ -33,7 +33,12 @@ class Recall:
         self.labels: list[npt.NDArray[np.int64]] = []
 
     def add(self, answer: Array, targets: npt.NDArray[np.int64] | None) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: vectors, [N, D].
+            targets: labels, [N]; None counts nothing.
+        """
         if targets is None:
             return
         counted = targets != self.ignore
@@ -62,7 +67,12 @@ class EqualNeighbours:
         self.pairs: list[tuple[Array, Array]] = []
 
     def add(self, answer: Array, reference: Array) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: vectors of the model, [N, D].
+            reference: of the other model, [N, D].
+        """
         self.pairs.append((np.array(answer), np.array(reference)))
 
     @property
@@ -113,7 +123,14 @@ class Embedding(OneOutput):
 
 
 def directions(vectors: Array) -> Array:
-    """Return vectors of length 1 [N, D]; those that are NaN, infinite or zero become NaN."""
+    """Return vectors of length 1 [N, D]; those that are NaN, infinite or zero become NaN.
+
+    Args:
+        vectors: of any float type, [N, D].
+
+    Returns:
+        float32.
+    """
     values = vectors.astype(np.float32)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     sound = np.isfinite(lengths) & (lengths > 0.0)
@@ -121,7 +138,12 @@ def directions(vectors: Array) -> Array:
 
 
 def cosines(one: Array, other: Array) -> npt.NDArray[np.float64]:
-    """Return the cosine of each two vectors [N]; -1 where one has no direction."""
+    """Return the cosine of each two vectors [N]; -1 where one has no direction.
+
+    Args:
+        one: [N, D].
+        other: [N, D].
+    """
     found = np.einsum("nd,nd->n", directions(one), directions(other)).astype(np.float64)
     return np.clip(np.where(np.isfinite(found), found, -1.0), -1.0, 1.0)
 
@@ -130,6 +152,9 @@ def neighbours(vectors: Array) -> npt.NDArray[np.int64]:
     """Return the other vector with the largest cosine for each [N], the first of equal ones.
 
     It is -1 for vectors without a direction.
+
+    Args:
+        vectors: [N, D].
     """
     own = directions(vectors)
     nearest = [_nearest(own, start) for start in _starts(len(own))]

@@ -22,10 +22,20 @@ class EqualShare(ABC):
 
     @abstractmethod
     def same(self, answer: Array, reference: Array) -> npt.NDArray[np.bool_]:
-        """Return which decisions are equal; where a score is NaN or infinite none is."""
+        """Return which decisions are equal; where a score is NaN or infinite none is.
+
+        Args:
+            answer: of the model.
+            reference: of the other model, of the same shape.
+        """
 
     def add(self, answer: Array, reference: Array) -> None:
-        """Count one batch: the scores of the model and of the reference."""
+        """Count one batch: the scores of the model and of the reference.
+
+        Args:
+            answer: samples first.
+            reference: of the same shape.
+        """
         same = self.same(answer, reference)
         self.equal += int(same.sum())
         self.all += same.size

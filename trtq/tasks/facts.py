@@ -79,7 +79,11 @@ class Facts:
         )
 
     def is_map_with_channels_last(self, name: str) -> bool:
-        """Whether an output is [N, H, W, C], as the input is: of the same proportions."""
+        """Whether an output is [N, H, W, C], as the input is: of the same proportions.
+
+        Args:
+            name: of the output.
+        """
         shape = self.outputs[name]
         if not self.channels_last or self.size is None or len(shape) != IMAGE_AXES:
             return False
@@ -199,6 +203,9 @@ def _plain(name: str) -> str:
 def shape_words(shape: Shape) -> str:
     """Return a shape as text.
 
+    Args:
+        shape: an open size is its name or None.
+
     >>> shape_words(("batch", 15, None))
     '[batch, 15, ?]'
     """
@@ -207,6 +214,12 @@ def shape_words(shape: Shape) -> str:
 
 def read_anchors(file: str) -> Array:
     """Return the anchors of a ``.npy`` file, float32 [A, 4].
+
+    Args:
+        file: path of a ``.npy`` file; ``~`` is the home folder.
+
+    Returns:
+        Left, top, right and bottom of each anchor, in pixels of the input.
 
     Raises:
         DataError: the file cannot be read.

@@ -34,7 +34,16 @@ class Precisions:
         self.parts = parts
 
     def add(self, answer: Sequence[Detections], targets: Any) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: of each picture.
+            targets: objects of each picture, or for an agreement the detections of the reference;
+                None counts nothing.
+
+        Raises:
+            DataError: masks or keypoints are missing, or do not belong together.
+        """
         for part in self.parts.values():
             part.add(answer, targets)
 
@@ -109,7 +118,15 @@ class Instances(Detection):
         return boxes.masks is not None
 
     def overlaps(self, own: Detections, theirs: Detections) -> npt.NDArray[np.float64]:
-        """Return the intersection over union of each two masks, 0 of other classes."""
+        """Return the intersection over union of each two masks, 0 of other classes.
+
+        Args:
+            own: in one picture.
+            theirs: in the same picture.
+
+        Returns:
+            float [own, theirs], 0 to 1; overlaps of boxes where one side has no masks.
+        """
         if own.masks is None or theirs.masks is None or not len(own) or not len(theirs):
             return overlaps_of(own, theirs)
         a, b = (m.reshape(len(m), -1).astype(np.float32) for m in (own.masks, theirs.masks))

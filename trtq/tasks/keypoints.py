@@ -33,6 +33,15 @@ class Keypoints(Instances):
         """Return the similarity of the keypoints of each two objects, 0 of other classes.
 
         It is as COCO counts it, with one tolerance for all keypoints, and their boxes' area.
+
+        Args:
+            own: in one picture.
+            theirs: in the same picture; their boxes give the areas.
+
+        Returns:
+            float [own, theirs], 0 to 1: the mean over keypoints of exp(-d^2 / (2 area (2
+            sigma)^2)), d in pixels and sigma 0.07; overlaps of boxes where one side has no
+            keypoints.
         """
         if own.keypoints is None or theirs.keypoints is None:
             return overlaps_of(own, theirs)

@@ -33,7 +33,12 @@ def resized(maps: Array, size: tuple[int, int]) -> Array:
 
 
 def draw_classes(image: Image.Image, classes: npt.NDArray[np.int64]) -> Image.Image:
-    """Return an image half covered by the colour of each pixel's class, [H, W]."""
+    """Return an image half covered by the colour of each pixel's class, [H, W].
+
+    Args:
+        image: of any mode.
+        classes: class indices of pixels, 0 or more; resized to the image, nearest.
+    """
     numbers = Image.fromarray(classes.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST)
     found = np.asarray(numbers, dtype=np.int64)
     palette = np.asarray([color_of(i) for i in range(int(found.max(initial=0)) + 1)])
@@ -60,7 +65,12 @@ def draw_values(size: tuple[int, int], values: Array) -> Image.Image:
 
 
 def caption(image: Image.Image, text: str) -> Image.Image:
-    """Return an image with a line of text on a dark strip at its lower edge."""
+    """Return an image with a line of text on a dark strip at its lower edge.
+
+    Args:
+        image: of any mode.
+        text: one line.
+    """
     picture = image.convert("RGB")
     pen = ImageDraw.Draw(picture)
     top = max(0, picture.height - 14)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trtq.data.metrics import Array
+from trtq.errors import DataError
 from trtq.tasks.base import Figure, Outputs, Places, Score
 from trtq.tasks.equal_predictions import EqualShare
 from trtq.tasks.maps import caption
@@ -35,8 +36,17 @@ class LabelScore:
         self.wanted: list[npt.NDArray[Any]] = []
 
     def add(self, answer: Array, targets: npt.NDArray[Any] | None) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: probabilities [N, C].
+            targets: 0, 1 or the value that is not counted, [N, C]; None counts nothing.
+
+        Raises:
+            DataError: a target is something else.
+        """
         if targets is not None:
+            _require_known(targets, self.ignore)
             self.scores.append(np.where(np.isfinite(answer), answer, -np.inf))
             self.wanted.append(targets)
 
@@ -67,10 +77,24 @@ class LabelScore:
         return round(200.0 * int((chosen & right).sum()) / both, 4) if both else None
 
 
+def _require_known(targets: npt.NDArray[Any], ignore: int) -> None:
+    others = targets[(targets != 0) & (targets != 1) & (targets != ignore)]
+    if others.size:
+        raise DataError(
+            "Cannot count the labels of samples",
+            f"a target is {others[0]}, expected 0 or 1",
+            f"Name the value that is not counted: --ignore-index {others[0]}",
+        )
+
+
 def average_precision(scores: Array, wanted: Bools) -> float | None:
     """Return the mean precision at each sample that has the label, in percent.
 
     Samples with equal scores are found together. None where no sample has the label.
+
+    Args:
+        scores: of one label, [N]; higher is more likely.
+        wanted: whether each sample has the label, [N].
 
     >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]))
     83.3333
@@ -104,6 +128,10 @@ class MultiLabel(OneOutput):
 
     def decode(self, outputs: Outputs, places: Places) -> Array:
         """Return probabilities [N, C].
+
+        Args:
+            outputs: of the model by name.
+            places: not used.
 
         Raises:
             UsageError: the output is missing, or has no probabilities.

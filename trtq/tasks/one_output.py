@@ -40,7 +40,11 @@ class OneOutput(Task):
         return f"{self.name}:{self.asked}" if self.asked else self.name
 
     def with_argument(self: Own, argument: str) -> Own:
-        """Return the task that reads the output of a name, or as one of its words says."""
+        """Return the task that reads the output of a name, or as one of its words says.
+
+        Args:
+            argument: name of an output, one of :attr:`words`, or both with a comma between.
+        """
         return replace(self, asked=argument)
 
     def has_word(self, word: str) -> bool:
@@ -49,6 +53,9 @@ class OneOutput(Task):
 
     def bound(self: Own, facts: Facts) -> Own:
         """Return the task with the output that it reads.
+
+        Args:
+            facts: shapes of the outputs, in order.
 
         Raises:
             UsageError: there is no such output, none has the form, or several have.
@@ -98,6 +105,10 @@ class OneOutput(Task):
 
     def decode(self, outputs: Outputs, places: Places) -> Any:
         """Return the output as it is, samples first.
+
+        Args:
+            outputs: of the model by name.
+            places: not used.
 
         Raises:
             UsageError: it is missing.

@@ -61,6 +61,10 @@ class MeanPrecision:
 
         Images without known objects, None, do not count.
 
+        Args:
+            found: in each picture, in any order.
+            wanted: in the same pictures; None counts nothing.
+
         Raises:
             DataError: masks or keypoints are missing, or do not belong together.
         """
@@ -150,7 +154,14 @@ class AgreementPrecision:
 
 
 def as_truth(reference: Detections) -> Boxes:
-    """Return what a reference is sure of as objects to be found."""
+    """Return what a reference is sure of as objects to be found.
+
+    Args:
+        reference: in one picture.
+
+    Returns:
+        Detections with a score of 0.25 and more, without crowds; every keypoint is visible.
+    """
     sure = reference.finite().above(TRUTH)
     boxes = Boxes.of(sure.xyxy, sure.classes)
     if sure.masks is not None and len(sure):

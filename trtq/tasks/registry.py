@@ -41,6 +41,10 @@ def find_task(name: str | Task | type[Task]) -> Task:
 
     A name may have an argument behind a colon, such as ``detection:yolo``.
 
+    Args:
+        name: ``NAME``, ``NAME:ARGUMENT``, ``file.py:NAME``, ``module:NAME`` or an entry point; a
+            task or its class is taken as it is.
+
     Raises:
         UsageError: unknown (the nearest are suggested), or it cannot be loaded.
     """
@@ -68,12 +72,22 @@ def stored_task(name: object) -> str | None:
     """Return the name of a task that a file asks for, if it is one of trtq's own.
 
     A file of somebody else must not choose which code is loaded.
+
+    Args:
+        name: as the metadata of a file has it.
     """
     known = isinstance(name, str) and name.partition(":")[0] in TASKS
     return str(name) if known else None
 
 
 def task_for(kind: Kind | None) -> Task:
-    """Return the task of an answer: it is never guessed, only scores of classes have one."""
+    """Return the task of an answer: it is never guessed, only scores of classes have one.
+
+    Args:
+        kind: of the first output; None where nothing says it.
+
+    Returns:
+        The task ``tensors`` where no task has that kind.
+    """
     known = (t for t in TASKS.values() if kind is not None and t.kind == kind)
     return next(known, TASKS["tensors"])

@@ -34,7 +34,12 @@ class PixelScore:
         self.counts: npt.NDArray[np.int64] | None = None
 
     def add(self, answer: Array, targets: npt.NDArray[np.int64] | None) -> None:
-        """Count one batch."""
+        """Count one batch.
+
+        Args:
+            answer: scores, [N, C, h, w]; resized to the targets, bilinear.
+            targets: class indices, [N, H, W]; None counts nothing.
+        """
         if targets is None:
             return
         classes = answer.shape[1]
@@ -113,6 +118,10 @@ class Segmentation(OneOutput):
     def decode(self, outputs: Outputs, places: Places) -> Any:
         """Return scores of classes [N, C, H, W]; C is 2 for one map.
 
+        Args:
+            outputs: of the model by name.
+            places: not used.
+
         Raises:
             UsageError: the output is missing, or one map has no probabilities.
         """
@@ -134,6 +143,10 @@ class Segmentation(OneOutput):
         """Return the Jensen-Shannon divergence of the classes, summed over pixels, nats [N].
 
         One map has no classes to compare: it is compared as numbers.
+
+        Args:
+            outputs: of the model by name, tensors with samples first.
+            reference: of the reference.
         """
         from trtq.tasks.distances import class_divergence
 

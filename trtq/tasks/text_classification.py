@@ -44,6 +44,9 @@ class TextClassification(OneOutput):
     def bound(self, facts: Facts) -> TextClassification:
         """Return the task with the output that it reads.
 
+        Args:
+            facts: shapes of the outputs, in order.
+
         Raises:
             UsageError: no output fits, or several, or it has one column.
         """

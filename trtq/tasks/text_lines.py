@@ -35,7 +35,13 @@ class LineScore:
         self.lines = self.equal = self.wrong = self.characters = 0
 
     def add(self, answer: Sequence[Line], targets: Sequence[Any] | None) -> None:
-        """Count one batch: lines, and the right ones: texts, or indices of characters."""
+        """Count one batch: lines, and the right ones: texts, or indices of characters.
+
+        Args:
+            answer: a text or a tuple of class indices for each sample.
+            targets: of the same kind; rows of indices may be filled up with :attr:`ignore`. None
+                counts nothing.
+        """
         for own, target in zip(answer, targets, strict=True) if targets is not None else ():
             wanted = self._line(target)
             self.lines += 1
@@ -85,6 +91,9 @@ class TextLines(OneOutput):
     def bound(self, facts: Facts) -> TextLines:
         """Return the task with the output and the characters of a model.
 
+        Args:
+            facts: shapes of the outputs in order, and the metadata with the characters.
+
         Raises:
             UsageError: no output fits, or several.
         """
@@ -100,6 +109,14 @@ class TextLines(OneOutput):
 
     def decode(self, outputs: Outputs, places: Places) -> list[Line]:
         """Return the line of each sample: the best class of each place, without repeats and blanks.
+
+        Args:
+            outputs: of the model by name; scores are [N, T, C].
+            places: not used.
+
+        Returns:
+            Texts where the characters are known, else tuples of class indices. A place whose scores
+            are NaN or infinite is U+FFFD, or -1.
 
         Raises:
             UsageError: the output is missing.

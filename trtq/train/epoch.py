@@ -9,8 +9,10 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one epoch of training reached.
 
     Attributes:
+        loss: mean over the images.
         lr: learning rate at its end.
-        score: on the validation images, percent; None without any.
+        score: on the validation images, in the unit of the run's measure; None without any.
+        images_per_s: images learned from a second, over all processes.
     """
 
     loss: float

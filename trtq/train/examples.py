@@ -19,7 +19,11 @@ Pair = tuple[Feed, torch.Tensor | None]
 
 
 def in_steps(indices: list[int], batch: int) -> list[list[int]]:
-    """Return the images of each step."""
+    """Return the images of each step, ``batch`` in each but for the last.
+
+    >>> in_steps([4, 1, 3], 2)
+    [[4, 1], [3]]
+    """
     return [indices[i : i + batch] for i in range(0, len(indices), batch)]
 
 
@@ -39,6 +43,9 @@ def walk(
         parts: positions of the samples of each step, as many in each but for the last.
         names: of the model's inputs, in order.
         labelled: targets are read.
+
+    Yields:
+        A tensor an input, samples first, and the targets: int64 [N] or [N, H, W], None without.
 
     Raises:
         DataError: targets are boxes.
@@ -103,6 +110,9 @@ class TrainingSetup:
             answers: every output.
             wanted: classes; None where only the teacher is asked.
             taught: every output of the teacher; None where it is not asked.
+
+        Raises:
+            UsageError: the user's own loss is not one number.
         """
         if self.task is None:
             return self.objective.parts(answers, wanted, taught)

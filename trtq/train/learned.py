@@ -59,6 +59,10 @@ class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
 
     Backward rounds it again from its source. A convolution keeps its input for backward, and so
     does the op before it; without this class the rounded copy would be a third tensor.
+
+    Attributes:
+        active: the one that a forward pass runs inside now, of the whole process; None outside.
+        origins: source of each tensor on its codes, by its storage, while it lives.
     """
 
     active: LeanMemory | None = None
@@ -68,7 +72,12 @@ class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
         self.origins: dict[int, tuple[_Origin, object]] = {}
 
     def note(self, made: torch.Tensor, origin: _Origin) -> None:
-        """Remember where ``made`` comes from, for as long as it lives."""
+        """Remember where ``made`` comes from, for as long as it lives.
+
+        Args:
+            made: a tensor on its codes.
+            origin: rounds it again.
+        """
         key = made.untyped_storage()._cdata
         self.origins[key] = origin, weakref.ref(made, lambda _: self.origins.pop(key, None))
 
@@ -154,7 +163,10 @@ class _LearnedStep(torch.autograd.Function):
 def _composed(
     x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, grad_scale: float
 ) -> torch.Tensor:
-    """Round to codes in differentiable operations, which a compiler fuses."""
+    """Round to codes in differentiable operations, which a compiler fuses.
+
+    The values and gradients are those of :class:`_LearnedStep`.
+    """
     step = step * grad_scale + (step - step * grad_scale).detach()
     s = along_axis(step, x.ndim, axis)
     v = (x / s).clamp(qmin - 0.5, qmax + 0.5)
@@ -194,6 +206,9 @@ class LearnedFakeQuantize(nn.Module):
         """Use codes of ``bits`` bits, or of the format's own width where that is larger.
 
         The range moves with the reach of the width.
+
+        Args:
+            bits: 2 to 8.
         """
         own = self.format.bits
         width = max(bits, own)
@@ -221,6 +236,10 @@ class LearnedCodebook(nn.Module):
         axis: of ``scale``.
         bits: 2 to 8.
         decay: of the moving averages.
+
+    Attributes:
+        counts, sums: float32 [2^bits], moving averages; the values are their quotients.
+        scale: the ranges.
     """
 
     counts: torch.Tensor
@@ -263,6 +282,12 @@ class LearnedCodebook(nn.Module):
         return torch.bucketize(relative, (values[1:] + values[:-1]) / 2)
 
     def _move(self, flat: torch.Tensor, decay: float) -> None:
+        """Move the values towards the means of the weights that are nearest to them.
+
+        Args:
+            flat: weights relative to their range.
+            decay: of the moving averages; 0 takes the means themselves.
+        """
         where = self._nearest(flat)
         counts = torch.bincount(where, minlength=len(self.counts)).to(flat.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, where, flat)
@@ -273,7 +298,11 @@ class LearnedCodebook(nn.Module):
         self.sums.copy_(torch.where(used, decay * self.sums + (1 - decay) * sums, self.sums))
 
     def snapped(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight on its values."""
+        """Return the weight on its values.
+
+        Args:
+            weight: float32, the shape that the codebook was made for.
+        """
         return self.values[self._nearest(self._relative(weight))] * along_axis(
             self.scale, weight.ndim, self.axis
         )
@@ -297,6 +326,12 @@ class KeptNorm(nn.Module):
     Args:
         bias: float32, [C]: of the folded convolution, which loses it.
         momentum: of the running statistics.
+
+    Attributes:
+        mean, var: float32 [C], running statistics.
+        start: float32 [C], the old bias.
+        seen: sums while statistics are gathered, else None; set it to [] to begin.
+        counts: False where what this process sees enters no statistics.
     """
 
     mean: torch.Tensor
@@ -318,9 +353,12 @@ class KeptNorm(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x`` [N, C, ...] normalised.
+        """Return ``x`` normalised.
 
         While statistics are gathered, return it with its old bias instead.
+
+        Args:
+            x: float32 [N, C, ...].
         """
         if self.seen is not None:
             dims = [d for d in range(x.ndim) if d != 1]
@@ -354,7 +392,7 @@ class KeptNorm(nn.Module):
         factor = self.log_weight.exp() / (var + EPSILON).sqrt()
         return x * along_axis(factor, x.ndim, 1) + along_axis(self.bias - mean * factor, x.ndim, 1)
 
-    def round_scales_to_fp16_(self) -> None:
+    def adopt_statistics_(self) -> None:
         """Make the gathered statistics the running ones.
 
         The factor and bias are set so that nothing changes.
@@ -372,9 +410,10 @@ class KeptNorm(nn.Module):
             self.bias.copy_(self.mean + self.start)
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the factor of the output channels and the bias that together replace this norm.
+        """Return what replaces this norm: ``conv * factor + bias``.
 
-        The factor is greater than 0.
+        Returns:
+            The factor of the output channels, greater than 0, and the bias, float32 [C] each.
         """
         factor = (self.log_weight.exp() / (self.var + EPSILON).sqrt()).detach()
         return factor, (self.bias - self.mean * factor).detach()

@@ -48,16 +48,22 @@ class LearningState:
         self.total = 0
 
     def path(self, folder: Path) -> Path:
-        """Return the file of this run."""
+        """Return the file of this run; its name has the digest of the key."""
         return folder / f"learned-{self.key[:32]}.safetensors"
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def load(self, folder: Path | None) -> tuple[int, list[float]]:
-        """Restore what an earlier run left; return how many steps it did and its losses.
+        """Restore what an earlier run left.
 
-        Returns (0, []) when there is no such run. A file that cannot be read whole counts as none.
+        A file that cannot be read whole, or is of another key, counts as none.
+
+        Args:
+            folder: of the file; None for no state at all.
+
+        Returns:
+            How many steps it did, and its losses; (0, []) when there is no such run.
         """
         if folder is None:
             return 0, []
@@ -89,7 +95,14 @@ class LearningState:
         )
 
     def save(self, folder: Path | None, done: int, losses: list[float], *, last: bool) -> None:
-        """Write the state when the last one is old enough, or when it is the last."""
+        """Write the state when the last one is 15 s old, or when it is the last.
+
+        Args:
+            folder: of the file; None keeps nothing.
+            done: finished steps.
+            losses: the first and the last so far.
+            last: the run is over.
+        """
         if folder is None or not (last or time.monotonic() - self.saved >= EVERY_S):
             return
         tensors: dict[str, torch.Tensor] = {

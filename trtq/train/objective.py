@@ -86,6 +86,12 @@ class Objective:
     def _distributions(
         self, answer: torch.Tensor, teacher: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of T^2 KL(teacher || answer) at temperature T, and what it is divided by.
+
+        Args:
+            answer: logits [N, C] or [N, C, H, W].
+            teacher: of the same shape.
+        """
         t = self.temperature
         ours, theirs = (answer / t).log_softmax(dim=1), (teacher / t).log_softmax(dim=1)
         total = kl_div(ours, theirs, reduction="sum", log_target=True) * t**2
@@ -124,11 +130,20 @@ def _relative_power(
 def class_weights(
     how: str, targets: Iterable[torch.Tensor], classes: int, ignore: int
 ) -> torch.Tensor | None:
-    """Return a weight for each class from its frequency, float32 [classes]; None for ``none``.
+    """Return a weight for each class from its frequency.
 
     ``log``: 1 / ln(1.02 + share) (Paszke et al. 2016, section 5.2). ``median``: median of the
     shares over the share (Eigen and Fergus 2015, section 6.3.2; shares over all pixels). A class
     that never occurs gets 0.
+
+    Args:
+        how: ``none``, ``log`` or ``median``.
+        targets: int64, any shapes, below ``classes``.
+        classes: how many there are.
+        ignore: class index that counts for nothing.
+
+    Returns:
+        float32 [classes]; None for ``none``.
 
     >>> class_weights("median", [torch.tensor([0, 0, 0, 1, 1, 2])], 3, -100)
     tensor([0.6667, 1.0000, 2.0000])

@@ -75,7 +75,11 @@ class Position(msgspec.Struct, kw_only=True):
 
 
 def rate(schedule: str, done: float) -> float:
-    """Return the factor of the learning rate when the share ``done`` of the run is over.
+    """Return the factor of the learning rate when a share of the run is over.
+
+    Args:
+        schedule: ``cosine``, ``onecycle``, or one of a constant rate.
+        done: share of the run, 0 to 1.
 
     >>> [round(rate("cosine", d), 3) for d in (0.0, 0.5, 1.0)]
     [1.0, 0.5, 0.0]
@@ -153,7 +157,7 @@ class Draws:
 def stops() -> Iterator[list[int]]:
     """Yield a list that SIGTERM fills; the run then ends after its step.
 
-    Outside the main thread nothing is caught.
+    Outside the main thread nothing is caught. The handler before comes back at the end.
     """
     stopped: list[int] = []
     try:
@@ -192,7 +196,11 @@ class RunState:
         self.parameters, self.optimizers, self.averages = parameters, optimizers, averages
 
     def save(self, position: Position) -> None:
-        """Write the state."""
+        """Write the state; the file of an earlier step is replaced in one piece.
+
+        Args:
+            position: where the run is.
+        """
         tensors = {
             f"parameter.{i}": p.detach().cpu().contiguous() for i, p in enumerate(self.parameters)
         }
@@ -209,7 +217,14 @@ class RunState:
         write_bytes(self.path, save(tensors, metadata=meta))
 
     def take_up(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore the values that :func:`read_state` found."""
+        """Restore the values that :func:`read_state` gave.
+
+        Args:
+            tensors: by ``parameter.I``, ``average.I`` and ``optimizer.O.I.KEY``.
+
+        Raises:
+            KeyError: the run has more parameters or averages than the file.
+        """
         with torch.no_grad():
             for i, p in enumerate(self.parameters):
                 p.copy_(tensors[f"parameter.{i}"])
@@ -234,6 +249,13 @@ def _key(key: object) -> str:
 
 def read_state(folder: Path, key: object) -> tuple[Position, dict[str, torch.Tensor]] | None:
     """Return where an earlier run was and what it left, None when there is nothing.
+
+    Args:
+        folder: of the checkpoint.
+        key: everything the result depends on.
+
+    Returns:
+        The position, and tensors for :meth:`RunState.take_up`.
 
     Raises:
         ArtifactError: the state is of another run, or torn.

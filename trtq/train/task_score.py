@@ -26,7 +26,7 @@ def task_score(setup: TrainingSetup, student: nn.Module, placed: Callable[[Feed]
     that compares numbers only the mean divergence of the outputs.
 
     Args:
-        setup: what is learned.
+        setup: what is learned; it has a task and validation samples.
         student: the graph in training.
         placed: brings inputs to its device.
     """

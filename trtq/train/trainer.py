@@ -57,12 +57,16 @@ class Trainer:
         setup: what it learns.
         workers: the processes.
         key: everything else the result depends on.
-        folder: of the checkpoint.
+        folder: of the checkpoint; a run that was stopped continues from it.
         progress: receives what happens.
 
     Attributes:
         position: where the run is.
         measure: what an epoch's score is.
+
+    Raises:
+        ArtifactError: the checkpoint is of another run or torn, or the processes have different
+        ones.
     """
 
     def __init__(
@@ -251,6 +255,11 @@ class Trainer:
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
+        """Raise an error that names the batch size where memory runs out inside.
+
+        Raises:
+            CalibrationError: with the options that halve it for the same updates.
+        """
         try:
             yield
         except (MemoryError, RuntimeError) as exc:
@@ -354,6 +363,11 @@ class Trainer:
         """Return the loss for backward, its value, and whether a process was told to stop.
 
         The value and the stop are over all processes.
+
+        Args:
+            parts: terms of this process's share of the batch.
+            counts: False where this process has a placeholder for no image.
+            stopped: this process was told to stop.
         """
         weight = 1.0 if counts else 0.0
         numbers = [p.norm.detach() * weight for p in parts]

@@ -135,7 +135,11 @@ class TrainingGraph:
         ]
 
     def widen_(self, bits: int) -> None:
-        """Widen every narrower quantizer to ``bits`` bits for a while; 0 restores its own width."""
+        """Widen every narrower quantizer to ``bits`` bits for a while.
+
+        Args:
+            bits: 2 to 8; 0 restores the own width of each.
+        """
         for quantizer in self.quantizers.values():
             quantizer.widen_(bits or quantizer.format.bits)
 
@@ -143,6 +147,9 @@ class TrainingGraph:
         """Give kept BatchNorms the statistics of what they see on ``batches``.
 
         The graph still computes what it did before.
+
+        Args:
+            batches: on the device of the graph, at least one.
         """
         for norm in self.norms.values():
             norm.seen = []
@@ -150,7 +157,7 @@ class TrainingGraph:
             for feed in batches:
                 self.module(*as_feed(feed))
         for norm in self.norms.values():
-            norm.round_scales_to_fp16_()
+            norm.adopt_statistics_()
 
     def _train_constants_(self, frozen: set[str]) -> None:
         """Turn weights and biases of layers and norms into parameters of their own."""
@@ -306,6 +313,9 @@ class TrainingGraph:
         """Return what is NaN or infinite first.
 
         It is a trained value, or what a node computes on ``feed``.
+
+        Args:
+            feed: one batch, on the device of the graph.
         """
         for name, value in self.weights.items():
             if not bool(torch.isfinite(value).all()):

@@ -44,7 +44,11 @@ class Updates:
             self.averages = [w.detach().clone() for w in self.graph.trained]
 
     def step_(self, factor: float) -> None:
-        """Move everything by its gradient; ``factor`` is that of the learning rates."""
+        """Move everything by its gradient, and clear the gradients.
+
+        Args:
+            factor: of the learning rates.
+        """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * factor

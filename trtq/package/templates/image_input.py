@@ -38,9 +38,8 @@ def steps(how, w, h):
         return size, (-left, -top, width - left, height - top)
     if how["resize"] is None:
         return (width, height), (0, 0, width, height)
-    ratio = how["resize"] / min(w, h)
-    size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
-    size = (how["resize"], size[1]) if w <= h else (size[0], how["resize"])
+    short = min(w, h)
+    size = (how["resize"] * w // short, how["resize"] * h // short)
     kept = (how["crop"], how["crop"]) if how["crop"] else (width, height)
     left, top = round((size[0] - kept[0]) / 2.0), round((size[1] - kept[1]) / 2.0)
     return size, (left, top, left + kept[0], top + kept[1])

@@ -1,0 +1,130 @@
+"""Q/DQ pairs that also are the activation in front of them.
+
+A pair of unsigned codes from 0 makes negative values 0. Quantizers such as ONNX Runtime's therefore
+remove the ReLU or ReLU6 in front of it. Without the pair the activation must be restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from trtq import ops
+from trtq.export.lint_view import View, add_named
+from trtq.onnx_constants import array_of
+from trtq.onnx_node import label_of
+
+CLAMP = "/activation"  # behind the name of a pair, the name of its activation
+SIX = 6.0  # of ReLU6, when a range ends there
+NON_NEGATIVE = (
+    "Relu",
+    "Sigmoid",
+    "HardSigmoid",
+    "Softmax",
+    "Softplus",
+    "Exp",
+    "Abs",
+    "Sqrt",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+)
+OF_ALL = ("Add", "Mul", "Concat", "Max", "Min")  # not negative where no operand is
+OF_FIRST = (
+    *ops.onnx_types(trait="moves"),
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "Identity",
+    "Cast",
+    "Dropout",
+    "Split",
+)
+# Lowest and highest code of what a pair may have.
+CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
+
+
+def clamps_of(view: View) -> Mapping[str, float]:
+    """Return the largest value of each pair that makes negative values 0, by its codes.
+
+    Pairs behind values that are never negative are left out. It is 6 where the range ends there,
+    else infinity: the end of another range is the calibration's.
+    """
+    found = {}
+    for node in view.nodes("QuantizeLinear"):
+        zero, scale = view.zero_point(node), view.value(node.input[1])
+        if scale is None or scale.size != 1 or not _starts_at_zero(zero):
+            continue
+        if _may_be_negative(view, node.input[0]):
+            assert zero is not None
+            steps = CODES[zero.dtype.name][1] - int(zero.reshape(-1)[0])
+            largest = float(scale.reshape(-1)[0]) * steps
+            found[node.output[0]] = SIX if abs(largest - SIX) <= SIX * 1e-3 else np.inf
+    return found
+
+
+def clamp_(view: View, node: onnx.NodeProto, largest: float) -> str:
+    """Put the activation of a pair in front of its QuantizeLinear, once; return what it gives.
+
+    Args:
+        view: its graph gets the node.
+        node: the QuantizeLinear, which still reads what the activation reads.
+        largest: 6 for a ReLU6, infinity for a ReLU.
+    """
+    source, name = node.input[0], f"{label_of(node)}{CLAMP}"
+    if name in view.added:
+        return view.added[name]
+    result = name
+    while result in view.taken:
+        result += "_"
+    view.taken.add(result)
+    view.added[name] = result
+    if not np.isfinite(largest):
+        made = helper.make_node("Relu", [source], [result], name=name)
+    elif view.scope.opsets.get("", 0) < 11:
+        made = helper.make_node("Clip", [source], [result], name=name, min=0.0, max=largest)
+    else:
+        scale = view.value(node.input[1])
+        assert scale is not None
+        bounds = [
+            add_named(view, f"{CLAMP[1:]}/{end:g}", np.asarray(end, scale.dtype))
+            for end in (0.0, largest)
+        ]
+        made = helper.make_node("Clip", [source, *bounds], [result], name=name)
+    view.graph.node.insert(list(view.graph.node).index(node), made)
+    return result
+
+
+def _starts_at_zero(zero: np.ndarray | None) -> bool:
+    """Whether the lowest code stands for 0."""
+    if zero is None or zero.size != 1 or zero.dtype.name not in CODES:
+        return False
+    return int(zero.reshape(-1)[0]) == CODES[zero.dtype.name][0]
+
+
+def _may_be_negative(view: View, name: str) -> bool:
+    """Whether a computed tensor may have negative values; an input is what its samples are."""
+    held = view.scope.constant(name)
+    if held is not None:
+        values = array_of(held)
+        return values is not None and bool((values.astype(np.float32) < 0).any())
+    node = view.scope.maker(name)
+    if node is None or node.op_type in NON_NEGATIVE:
+        return False
+    if node.op_type == "DequantizeLinear":
+        return not _starts_at_zero(view.zero_point(node))
+    if node.op_type == "Clip":
+        low = view.value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        given = next((a.f for a in node.attribute if a.name == "min"), -np.inf)
+        return bool((given if low is None else low.min()) < 0)
+    if node.op_type in OF_ALL:
+        return any(_may_be_negative(view, n) for n in node.input)
+    return node.op_type not in OF_FIRST or _may_be_negative(view, node.input[0])
