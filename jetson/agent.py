@@ -1616,12 +1616,15 @@ def work(home: str, key: str) -> int:
 
     Everything is set back at the end.
 
-    ``job.json`` has ``steps`` and may have ``title``, ``owner``, ``mode``
-    (power
-    mode), ``pin`` (clocks), ``needs_bytes`` (free on the disk), ``sample_s`` (between two samples)
-    and ``rest_s`` (idle time at the end). ``result.json`` has ``ok``, ``why`` and ``mend`` of a
-    failure, ``steps``, the board's state ``before`` and ``after``, what the :class:`Watch` saw and
-    the power mode that was ``restored``. The samples are in ``watch.json.gz``.
+    ``job.json`` has ``steps`` and may have ``title``, ``owner``, ``mode`` (power mode), ``pin``
+    (clocks), ``needs_bytes`` (free on the disk), ``sample_s`` (between two samples) and ``rest_s``
+    (idle time at the end). A step has ``name`` and ``argv`` and may have ``limit_s``, ``idle_s``
+    (seconds before it), ``marks`` (text to look for in the output, by name), ``fresh`` (files that
+    are removed before), ``copies`` and ``makes`` (from, to).
+
+    ``result.json`` has ``ok``, ``why`` and ``mend`` of a failure, ``steps``, the board's state
+    ``before`` and ``after``, what the :class:`Watch` saw and the power mode that was ``restored``.
+    The samples are in ``watch.json.gz``.
 
     Args:
         home: our folder.

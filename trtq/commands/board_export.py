@@ -27,6 +27,7 @@ from trtq.platform.releases import shown
 from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
+from trtq.version import __version__
 
 # Boards are deployed to side by side, but only one model is captured at a time.
 _ONE = threading.Lock()
@@ -109,6 +110,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     source: Origin = {
         "onnx": record.files[onnx.name].sha256,
         "encodings": record.files[ENCODINGS].sha256,
+        "trtq": __version__,
     }
     if _fresh(folder, source):
         return _described(folder / name)
@@ -154,7 +156,7 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
         ExportError: the ranges do not fit a cache.
     """
     plain, cache = folder / FP32, folder / f"trt-{number}.cache"
-    source: Origin = {"onnx": sha256_file(qdq), "number": number}
+    source: Origin = {"onnx": sha256_file(qdq), "number": number, "trtq": __version__}
     if not _fresh(folder, source):
         from trtq.export.cache_ranges import ranges_for
         from trtq.export.calibration_cache import write_cache

@@ -69,7 +69,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
         UsageError: no device, or an unknown one.
     """
     told, lock = or_silent(progress), threading.Lock()
-    devices, names = _devices(spec.devices), _model_names(spec.model)
+    devices, names = _devices(spec.devices), model_names(spec.model)
     work = Workspace(Path(spec.out), FLEET_JSON, told)
     with work.locked():
 
@@ -90,8 +90,14 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     return record
 
 
-def _model_names(models: Sequence[str]) -> list[str]:
+def model_names(models: Sequence[str]) -> list[str]:
     """Return a name for each model that tells it from the others.
+
+    Args:
+        models: paths of ONNX files.
+
+    Returns:
+        Stems of the files; where two are equal, the name of the folder in front of each.
 
     Raises:
         UsageError: a file is missing, or two would have one name.

@@ -10,6 +10,7 @@ import msgspec
 from trtq.artifact import environment, header, write_json
 from trtq.bench.record import BenchRecord
 from trtq.commands.deploy import deploy
+from trtq.commands.fleet import model_names
 from trtq.errors import BoardError, UsageError
 from trtq.files import BENCH_JSON
 from trtq.progress import Clock, Progress, or_silent
@@ -49,7 +50,9 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
     """
     progress, clock = or_silent(progress), Clock()
     _require_measurable(spec)
-    records = [deploy(_deployment(spec, file), progress) for file in spec.file]
+    names = model_names(spec.file)
+    asked = [_deployment(spec, *named) for named in zip(spec.file, names, strict=True)]
+    records = [deploy(one, progress) for one in asked]
     rows = [r for record in records for r in record.rows]
     last = records[-1]
     if not rows:
@@ -100,11 +103,11 @@ def _board_name(spec: BenchSpec) -> str:
     return spec.device.partition(":")[2]
 
 
-def _deployment(spec: BenchSpec, file: str) -> DeploySpec:
+def _deployment(spec: BenchSpec, file: str, name: str) -> DeploySpec:
     return DeploySpec(
         device=_board_name(spec),
         model=file,
         bench_batch=spec.batch,
-        out=str(Path(spec.out) / Path(file).stem) if spec.out else "",
+        out=str(Path(spec.out) / name) if spec.out else "",
         **{name: getattr(spec, name) for name in SHARED},
     )
