@@ -1231,7 +1231,10 @@ def status(home: str, key: str) -> Dict[str, Any]:
 
 
 def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
-    """Start a job, unless it is under way or has ended well.
+    """Start a job, unless it is under way or has ended well, and return its status.
+
+    A job that ended well is done again where ``again`` asks for it, or where a file that it made
+    was changed.
 
     Two callers that ask at once get the same job.
     """
@@ -1342,7 +1345,10 @@ def stop(home: str, key: str) -> Dict[str, Any]:
     state = status(home, key)
     if state["state"] in ("waiting", "running"):
         touch(os.path.join(inside(home, os.path.join("jobs", key)), STOPPED))
-        os.kill(state["pid"], signal.SIGTERM)
+        try:
+            os.kill(state["pid"], signal.SIGTERM)
+        except ProcessLookupError:  # it has just ended by itself
+            return status(home, key)
         until = time.monotonic() + 15.0
         while alive(state["pid"], state["started"]) and time.monotonic() < until:
             time.sleep(0.1)
@@ -1354,7 +1360,9 @@ def stop(home: str, key: str) -> Dict[str, Any]:
 class Watch(threading.Thread):
     """Samples the board while a job runs, and keeps the job's state fresh.
 
-    The samples are power, memory, temperature, GPU clock and load, and throttling.
+    The samples are power (mW), memory in use (bytes), the highest temperature (degrees Celsius),
+    GPU clock (Hz) and load (percent), each None where it cannot be read; ``t`` is seconds of the
+    monotonic clock. Throttling is counted beside them.
     """
 
     COLUMNS = ("t", "mw", "ram_bytes", "temp_c", "gpu_hz", "gpu_load")
@@ -1442,7 +1450,11 @@ class Watch(threading.Thread):
             self.over.wait(self.interval_s)
 
     def end(self) -> Dict[str, Any]:
-        """Stop, and return what was seen."""
+        """Stop, and return what was seen.
+
+        ``rows`` are the samples in the order of ``columns``; the other keys are those of
+        ``Watched`` on the workstation.
+        """
         self.over.set()
         self.join(10.0)
         swapped = (self.swap or 0) - (meminfo().get("SwapFree") or 0)
@@ -1782,7 +1794,12 @@ def _require_room(home: str, size: int) -> None:
 def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
     """Run one program of a job, with its output in the job's log.
 
-    Note when lines with the texts of ``marks`` appear, and keep what the program made.
+    Note when lines with the texts of ``marks`` appear, and keep what the program made: only after
+    status 0, and packed where the name ends with ``.gz``.
+
+    The result has ``name``, ``rc`` (124 after the time limit, 127 where it does not start),
+    ``seconds``, ``marks`` and ``begin`` and ``end`` (seconds of the monotonic clock), ``files``
+    (digest and bytes by path) and ``log`` (where its output begins and ends in the log, bytes).
     """
     limit_s, over = step.get("limit_s"), []  # type: Optional[float], List[bool]
     marks, sought = {}, dict(step.get("marks", {}))  # type: Dict[str, float], Dict[str, str]

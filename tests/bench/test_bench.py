@@ -23,6 +23,7 @@ from trtq import BenchSpec, bench
 from trtq.artifact import sha256_file
 from trtq.bench.machine_card import incomplete
 from trtq.bench.sampling import warm_up
+from trtq.bench.throughput import measure_throughput
 from trtq.bench.workload import open_workload
 from trtq.errors import BenchError, ExportError, UsageError
 
@@ -75,7 +76,6 @@ def test_energy_without_a_meter_is_named_and_not_zero(record):
 )
 def test_mlperf_like_counts(scenario, least):
     """Also when the time is long over."""
-    from trtq.bench.throughput import measure_throughput
 
     class Quick:
         shape = (64, 3, 8, 8)
@@ -331,3 +331,22 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_measured(cnn_ou
     with pytest.raises(UsageError, match="its batch is fixed at 1. Use --batch 1"):
         bench(BenchSpec(file=(str(tmp_path / "fixed.onnx"),), batch=(1, 4), **QUICK))
     assert time.perf_counter() - start < 1.0
+
+
+def test_a_file_without_a_throughput_leaves_the_rows_before_it(cnn_out, monkeypatch):
+    calls = iter([measure_throughput, fails_in_warm_up])
+
+    def measure(*arguments, **options):
+        return next(calls)(*arguments, **options)
+
+    monkeypatch.setattr("trtq.bench.row.measure_throughput", measure)
+    files = (f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx")
+    first, second = bench(BenchSpec(file=files, mode="throughput", **QUICK)).rows
+    assert first.throughput.images_per_s > 0
+    assert second.throughput is None
+    assert second.unavailable["throughput"].startswith("A request failed in the warm-up: gone")
+    assert not second.valid
+
+
+def fails_in_warm_up(*_, **__):
+    raise BenchError("A request failed in the warm-up", "gone")

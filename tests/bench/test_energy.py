@@ -72,6 +72,14 @@ def test_pain_10_a_square_wave_under_a_sensor_that_averages_a_second():
     assert abs(early - true) > 0.05 * true  # what the mark is for
 
 
+def test_a_slow_request_counts_by_its_share_from_its_start(tmp_path):
+    """Requests of 0.8 s, and a window that begins 0.2 s after the load."""
+    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, power_w=200.0)), uuid="GPU-0")
+    settings = EnergySettings(window_s=0.7, repeats=1, cooldown_s=0.0, settle_s=0.2)
+    found = measure_energy(lambda: time.sleep(0.8), 1, NvmlPower(gpu), settings)
+    assert found.images_per_s == pytest.approx(1 / 0.8, rel=0.05)
+
+
 @pytest.mark.parametrize("kind", ["counter", "power"])
 def test_energy_of_a_known_load(tmp_path, kind):
     missing = [] if kind == "counter" else ["nvmlDeviceGetTotalEnergyConsumption"]

@@ -172,6 +172,31 @@ def test_one_interrupted_call_does_not_make_a_layer_slow():
     assert read_onnx_profile(events, 5, skip=0) == {"a": (1.0, "Conv")}
     # In a loop of two: four calls in two requests.
     assert read_onnx_profile(events[:4], 2, skip=0) == {"a": (2.0, "Conv")}
+    # The first request of two is left out with both of its calls.
+    assert read_onnx_profile(events[:4], 1, skip=1) == {"a": (91.0, "Conv")}
+
+
+def test_a_loop_does_not_contain_the_time_of_its_body():
+    def event(name: str, op: str, ts: int, dur: int) -> dict:
+        return {
+            "cat": "Node",
+            "name": f"{name}_kernel_time",
+            "ts": ts,
+            "dur": dur,
+            "args": {"op_name": op},
+        }
+
+    events = [  # as ONNX Runtime writes them: the loop ends last
+        event("before", "Conv", 0, 1000),
+        event("inner", "MatMul", 1100, 400),
+        event("inner", "MatMul", 1600, 400),
+        event("loop", "Loop", 1000, 1100),
+    ]
+    assert read_onnx_profile(events, 1, skip=0) == {
+        "before": (1.0, "Conv"),
+        "inner": (0.8, "MatMul"),
+        "loop": (0.3, "Loop"),
+    }
 
 
 def layer(module: str, ms: float) -> LayerTime:

@@ -221,3 +221,76 @@ def test_gate_refuses_what_is_no_record(record, tmp_path):
         gate(GateSpec(record=str(tmp_path / "x.json"), baseline=str(base)))
     with pytest.raises(UsageError, match="Cannot read --max-slowdown 'much'"):
         gate(GateSpec(record=str(base), baseline=str(base), max_slowdown="much"))
+
+
+def rows(path: Path, *changes: dict) -> Path:
+    """Give a record a row for each of the changes to its first row."""
+    content = read(path)
+    first = content["rows"][0]
+    content["rows"] = [
+        {**first, **{k: v for k, v in c.items() if k != "ms"}, "e2e": slower(first["e2e"], c)}
+        for c in changes
+    ]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def slower(timing: dict, change: dict) -> dict:
+    ms = change.get("ms", 10.0)
+    return {**timing, "median": {**timing["median"], "value": ms, "low": ms, "high": ms}}
+
+
+def test_gate_tells_files_of_one_name_apart_by_their_folders(record, tmp_path):
+    """The file in ``a`` got twice as slow, and the one in ``b`` did not change."""
+    base = rows(
+        put(tmp_path / "old", record[0]),
+        {"file": "a/model.onnx", "ms": 5.0},
+        {"file": "b/model.onnx"},
+    )
+    new = rows(put(tmp_path / "new", record[0]), {"file": "a/model.onnx"}, {"file": "b/model.onnx"})
+    made = gate(GateSpec(record=str(new), baseline=str(base)))
+    assert [(c.what.partition(",")[0], c.outcome) for c in made.checks] == [
+        ("a/model.onnx", "failed"),
+        ("b/model.onnx", "passed"),
+    ]
+
+
+def test_gate_names_the_rows_that_the_baseline_lacks(record, tmp_path):
+    base = put(tmp_path / "old", record[0])
+    new = rows(put(tmp_path / "new", record[0]), {}, {"batch": 8})
+    made = gate(GateSpec(record=str(new), baseline=str(base)))
+    assert made.outcome == "passed"
+    assert any(n.endswith("latency, batch 8") and "not compared" in n for n in made.notes)
+
+
+def test_gate_does_not_divide_by_a_figure_of_zero(record, tmp_path):
+    memory = read(put(tmp_path / "x", record[0]))["rows"][0]["memory"]
+    base = put(tmp_path / "a", record[0], row={"memory": {**memory, "process": 0}})
+    made = gate(GateSpec(record=str(base), baseline=str(base), max_memory="10%"))
+    assert made.checks[-1].why == "the baseline's memory is not above 0"
+    assert made.exit_code == 3
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf%", "-1"])
+def test_gate_refuses_a_limit_that_limits_nothing(record, tmp_path, limit):
+    base = put(tmp_path / "a", record[0])
+    with pytest.raises(UsageError, match="Cannot read --max-slowdown"):
+        gate(GateSpec(record=str(base), baseline=str(base), max_slowdown=limit))
+
+
+def test_records_of_other_input_sizes_are_not_compared(record, tmp_path):
+    a = put(tmp_path / "a", record[0], valid=True)
+    b = put(tmp_path / "b", record[0], valid=True, row={"input_shape": [1, 3, 64, 64]})
+    made = compare(CompareSpec(file=(str(a), str(b))))
+    assert not made.valid
+    assert any("input_shape: " in d and "[1, 3, 64, 64]" in d for d in made.differences)
+
+
+def test_records_of_several_files_are_compared_by_name(record, tmp_path):
+    two = ({"file": "fp32.onnx"}, {"file": "int8.onnx", "ms": 5.0})
+    a = rows(put(tmp_path / "a", record[0], valid=True), *two)
+    made = compare(CompareSpec(file=(str(a), str(a))))
+    assert [n.partition(",")[0] for n in made.notes] == [
+        "fp32.onnx to fp32.onnx",
+        "int8.onnx to int8.onnx",
+    ]

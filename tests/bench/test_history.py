@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.bench import QUICK
 from trtq import BenchSpec, CompareSpec, bench, compare
-from trtq.bench.history import plot, recall
-from trtq.errors import ArtifactError
+from trtq.bench.history import plot, recall, remember
+from trtq.errors import ArtifactError, UsageError
 from trtq.progress import Silent
 
 
@@ -49,3 +50,19 @@ def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypa
         BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **QUICK), Told()
     ).rows  # what was measured is not lost with it
     assert "not in the history" in told[0]
+
+
+def test_history_is_in_the_order_of_time_whatever_the_zone(record, tmp_path):
+    """A record from New York at 23:30 is younger than one from London at 3 on the next day."""
+    row = msgspec.structs.replace(record[0].rows[0], file="model.onnx")
+    for time, file in (("2026-11-30T23:30:00-0500", "ny"), ("2026-12-01T03:00:00+0000", "london")):
+        environment = msgspec.structs.replace(record[0].environment, time=time)
+        one = msgspec.structs.replace(row, file=file)
+        remember(msgspec.structs.replace(record[0], rows=[one], environment=environment))
+    assert [e.file for e in recall()] == ["london", "ny"]
+    assert plot(recall(), tmp_path / "h.svg").is_file()
+
+
+def test_a_since_that_is_no_date_is_refused():
+    with pytest.raises(UsageError, match="Cannot read --since 'yesterday': expected a date"):
+        recall(since="yesterday")

@@ -135,6 +135,24 @@ def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(
     assert bool(found.advice) is found.valid  # nothing follows from a busy machine
 
 
+def test_files_on_the_cpu_are_judged_without_the_gpu(cnn_out, monkeypatch):
+    """The GPU is that of an engine among the files of the same call."""
+    from trtq.bench import int8_verdict as verdict
+
+    watched = []
+
+    class Watch(verdict.Watch):
+        def __init__(self, device: str, gpu: object = None) -> None:
+            watched.append((device, gpu))
+            super().__init__(device, None)
+
+    monkeypatch.setattr(verdict, "Watch", Watch)
+    file = cnn_out / "model.fp32.onnx"
+    settings = TurnSettings(max_groups=8, block_s=0.005)
+    verdict.judge_files(file, file, LoadOptions(), gpu=object(), settings=settings, profile=False)
+    assert watched == [("cpu", None)]
+
+
 def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, monkeypatch):
     from trtq.bench import int8_verdict as verdict
 
@@ -205,6 +223,9 @@ def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path,
         json.dumps({**held, "spec": {**held["spec"], "calibration": "c.cache"}})
     )
     assert is_quantized(cached)
+    assert find_baseline(int8)[0] is None
+    stranger = Path(f"{put('another', 0, 'fp16', 'rtx3080')}.json")  # of another model
+    stranger.write_text(json.dumps({**read(stranger), "model": "another"}))
     assert find_baseline(int8)[0] is None
     half = put("half", 0, "fp16", "rtx3080")
     assert find_baseline(int8) == (half, "")

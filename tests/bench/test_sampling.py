@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.support.bench import Ticks
+from trtq.bench import latency, throughput
 from trtq.bench.latency import last_level_cache
-from trtq.bench.sampling import StopRule, loop_overhead, sample, warm_up
+from trtq.bench.sampling import StopRule, Warmup, loop_overhead, sample, warm_up
+from trtq.bench.system_info import Watch
 from trtq.bench.throughput import offered
 
 pytestmark = pytest.mark.alone
@@ -106,3 +109,32 @@ def test_last_level_cache_of_a_fake_tree(tmp_path):
         (folder / "size").write_text(f"{size}\n")
     assert last_level_cache(tmp_path) == 36 << 20
     assert last_level_cache(tmp_path / "none") == 64_000_000
+
+
+def test_ctrl_c_between_paced_requests_keeps_what_was_measured(monkeypatch):
+    pauses = iter(range(100))
+
+    def sleep(seconds: float) -> None:
+        if next(pauses) == 20:
+            raise KeyboardInterrupt
+
+    warm = Warmup(50, stable=True, call_s=1e-4)
+    monkeypatch.setattr(latency, "warm_up", lambda _: warm)
+    monkeypatch.setattr(latency.time, "sleep", sleep)
+    work = SimpleNamespace(call=lambda: None)
+    rule = StopRule(seconds=60.0, samples=1000)
+    found, _, _ = latency.paced(work, 10.0, rule, Watch("cpu"))
+    assert len(found.ns) == 21
+    assert found.failed == "KeyboardInterrupt: interrupted"
+
+
+def test_ctrl_c_before_the_first_rate_of_a_server_ends_it(monkeypatch):
+    monkeypatch.setattr(throughput, "warm_up", lambda _: Warmup(50, stable=True, call_s=1e-3))
+    flooded = ([0.0, 1.0], [1.0, 2.0], "KeyboardInterrupt: interrupted")
+    monkeypatch.setattr(throughput, "_flood", lambda *_: flooded)
+    found = throughput.measure_throughput(
+        SimpleNamespace(call=None, shapes={"x": [4, 3]}), scenario="server", bound_ms=5.0, streams=1
+    )
+    assert found.failed == "KeyboardInterrupt: interrupted"
+    assert (found.queries, found.images_per_s, found.met) == (2, 4.0, False)
+    assert "a request failed after 2 good ones" in throughput.throughput_doubts(found)[0]

@@ -6,8 +6,14 @@ import os
 import time
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from tests.support.bench import QUICK
+from tests.support.onnx_files import model_of, random_weight
+from trtq import BenchSpec, bench
+from trtq.bench import startup
 from trtq.bench.startup import cached_share, drop_from_cache, measure_load
 from trtq.bench.startup_worker import account_of, shared_memory_used, status
 from trtq.errors import BenchError
@@ -62,7 +68,9 @@ def test_a_file_leaves_the_page_cache(tmp_path):
 
 
 def test_a_process_that_cannot_load_says_why(tmp_path):
-    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    sides = [(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    node = helper.make_node("NoSuchOp", ["x"], ["y"], "n")
+    onnx.save(model_of([node], sides[:1], sides[1:], check=False), tmp_path / "bad.onnx")
     with pytest.raises(BenchError, match="A new process cannot load bad.onnx"):
         measure_load(tmp_path / "bad.onnx", processes=1)
 
@@ -98,3 +106,18 @@ def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch)
     assert (
         shared_memory_used("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:   40 kB\n") == 60 * 1024
     )
+
+
+def test_a_start_covers_the_files_with_the_tensors(tmp_path, monkeypatch):
+    """The weights are in a file of their own: a cold start drops it, too."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "mm")
+    sides = [(name, TensorProto.FLOAT, [1, 256]) for name in ("x", "y")]
+    model = model_of([node], sides[:1], sides[1:], {"w": random_weight(256, 256)})
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    dropped = []
+    monkeypatch.setattr(startup, "drop_from_cache", lambda file: dropped.append(file.name))
+    measure_load(path, cache="cold", processes=1)
+    assert dropped == ["m.onnx", "m.data"]
+    made = bench(BenchSpec(file=(str(path),), **QUICK)).rows[0]
+    assert made.file_bytes == path.stat().st_size + (tmp_path / "m.data").stat().st_size

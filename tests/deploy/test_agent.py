@@ -248,3 +248,12 @@ def test_it_says_that_it_is_still_at_work(
     asked = agent_code.encode({"agent": DIGEST, "home": str(tmp_path / "home")})
     assert agent_code.main(["list", asked]) == 0
     assert capsys.readouterr().out.count('{"event": "beat"}') >= 3
+
+
+def test_a_job_that_ends_while_it_is_stopped_is_done(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    states = iter([{"state": "running", "pid": child.pid, "started": "1"}, {"state": "done"}])
+    monkeypatch.setattr(agent_code, "status", lambda *_: next(states))
+    (tmp_path / "jobs/k1").mkdir(parents=True)
+    assert agent_code.stop(str(tmp_path), "k1") == {"state": "done"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -48,6 +49,22 @@ def test_engines_run_through_the_api_of_their_release(version, files, tmp_path, 
         runner.run(np.zeros((8, 3, 32, 32), np.float32))
     with pytest.raises(EngineError, match=rf"TensorRT {version} cannot load the engine"):
         EngineRunner(b"something else", "tensorrt", device="cpu")
+
+
+def test_a_tensor_of_a_type_is_named(files, tmp_path, tensorrt, monkeypatch):
+    tensorrt("10.3.0")
+    names = names_of("10.3.0")
+    builder, logger = names["Builder"](names["Logger"]()), names["Logger"]()
+    network = builder.create_network(1)
+    names["OnnxParser"](network, logger).parse((files / "model.qdq.onnx").read_bytes())
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+
+    def refuse(kind):
+        raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+
+    monkeypatch.setattr(importlib.import_module("tensorrt"), "nptype", refuse)
+    with pytest.raises(EngineError, match="its tensor input is float32, a type that numpy does"):
+        EngineRunner(plan, "tensorrt", device="cpu")
 
 
 def test_onnx_runtime_providers_that_are_not_here(files):

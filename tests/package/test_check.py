@@ -235,3 +235,9 @@ def test_what_a_killed_run_left_goes(whole, engines):
     assert check_package(whole).whole
     trtq.package(engines.classifier, for_="triton", out=whole)
     assert not left.parent.parent.exists()
+
+
+def test_a_link_to_a_folder_is_a_file_that_is_not_of_the_package(whole, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (whole / "triton/extra").symlink_to(tmp_path / "elsewhere")
+    assert check_package(whole).extra == ["triton/extra"]

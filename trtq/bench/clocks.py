@@ -60,7 +60,17 @@ def locked_clocks(gpu: Gpu, mhz: int | None = None) -> Iterator[str]:
 
 
 def guard(uuid: str) -> int:
-    """Wait until whoever started this process ends, then free the clocks."""
+    """Wait until whoever started this process ends, then free the clocks.
+
+    Standard input is the pipe from that process: it ends when the process does, for whatever
+    reason.
+
+    Args:
+        uuid: of the GPU, as NVML gives it.
+
+    Returns:
+        the exit status, always 0: without permission there was no lock to free.
+    """
     import signal
 
     for number in (

@@ -6,8 +6,6 @@ import itertools
 import time
 from pathlib import Path
 
-import msgspec
-
 from trtq.artifact import (
     Environment,
     Record,
@@ -16,7 +14,7 @@ from trtq.artifact import (
     header,
     write_json,
 )
-from trtq.bench.gate import read_record
+from trtq.bench.gate import read_record, row_setup
 from trtq.bench.history import remember_verdicts
 from trtq.bench.int8_verdict import judge_files
 from trtq.bench.interleaved import TurnSettings
@@ -33,9 +31,16 @@ from trtq.terminal import stack
 
 
 class CompareRecord(Record, frozen=True, kw_only=True):
-    """The verdict on each file against the first.
+    """The verdict on each file against the first, or the differences of two records.
 
-    For two records: ``differences``, and the ratio of their medians in ``notes``.
+    Attributes:
+        verdicts: one for each file but the first; empty for two records.
+        differences: what two records differ in and should not: machine, packages, shapes, settings;
+            empty for files.
+        notes: for each pair of rows of two records, both medians and the ratio second / first.
+        card: the machine of this comparison, not that of the records.
+        valid: whether every verdict is valid; for records, whether both are and nothing differs.
+        seconds: duration of the comparison.
     """
 
     verdicts: list[Verdict]
@@ -59,10 +64,20 @@ class CompareRecord(Record, frozen=True, kw_only=True):
 
 
 def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:
-    """Compare files, or two records.
+    """Compare files that take turns on one device, or two records of ``trtq bench``.
+
+    Verdicts are added to the history; where that fails, a note of ``progress`` says so.
+
+    Args:
+        spec: ``file`` has two or more ``.onnx`` or engine files, or exactly two ``.json`` records.
+        progress: receives progress.
+
+    Returns:
+        the record; with ``spec.out`` it is also written there as compare.json.
 
     Raises:
-        UsageError: fewer than two files, or files and records mixed.
+        UsageError: fewer than two files, files and records mixed, or records without a common kind
+            of latency, mode and batch.
         ArtifactError: a record lacks what a comparison needs.
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
@@ -93,7 +108,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     if out is not None:
         write_json(out / COMPARE_JSON, record)
     try:
-        remember_verdicts(verdicts, spec.batch, record.card, record.environment.time)
+        remember_verdicts(verdicts, record.card, record.environment.time)
     except ArtifactError as exc:
         progress.note(exc.coded)
     return record
@@ -152,6 +167,8 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
         for x, y in itertools.product(a.rows, b.rows)
         if (x.mode, x.batch) == (y.mode, y.batch) and _common_kind(x, y)
     ]
+    # Files of one name belong together; where no name is in both records, any two may be compared.
+    pairs = [(x, y) for x, y in pairs if Path(x.file).name == Path(y.file).name] or pairs
     if not pairs:
         why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
         raise UsageError(
@@ -160,8 +177,8 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
             "Measure both alike: trtq bench",
         )
     for x, y in pairs:
-        settings = differences(msgspec.to_builtins(x.settings), msgspec.to_builtins(y.settings))
-        unlike += [f"settings of {Path(y.file).name}, {d}" for d in settings]
+        setup = differences(row_setup(x), row_setup(y))
+        unlike += [f"settings of {Path(y.file).name}, {d}" for d in setup]
     notes = [_medians(x, y) for x, y in pairs]
     return unlike, notes, a.valid and b.valid and not unlike
 

@@ -36,7 +36,13 @@ MAX_GAP = 20
 
 @dataclass(slots=True)
 class Track:
-    """Readings of a meter and when they came, seconds of the monotonic clock."""
+    """Readings of a meter and when they came.
+
+    Attributes:
+        times: seconds of ``time.perf_counter``, ascending.
+        values: joules of a counter, or watts; as many as ``times``.
+        failed: why the meter stopped answering, "" while it answers.
+    """
 
     times: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -44,9 +50,16 @@ class Track:
 
 
 class Recorder:
-    """Reads a meter in a thread during a load.
+    """Reads a meter in a thread while the ``with`` block runs.
 
-    The intervals are jittered, so that the readings cannot synchronize with the load.
+    The intervals are jittered by 20 %, so that the readings cannot synchronize with the load.
+
+    Args:
+        meter: what is read.
+        interval_s: mean time between two readings, seconds.
+
+    Attributes:
+        track: the readings so far.
     """
 
     def __init__(self, meter: Meter, interval_s: float = INTERVAL_S) -> None:
@@ -75,7 +88,11 @@ class Recorder:
         self._thread.join()
 
     def power(self, start: float, end: float) -> Power:
-        """Return the mean power between two times; see :func:`mean_power`."""
+        """Return the mean power between two times of ``time.perf_counter``; see :func:`mean_power`.
+
+        Raises:
+            MeterError: as for :func:`mean_power`.
+        """
         return mean_power(
             self.track,
             counter=self.meter.counter,
@@ -87,7 +104,14 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Mean power over an interval: watts, its ends in seconds, and the number of readings."""
+    """Mean power over an interval.
+
+    Attributes:
+        watts: the mean.
+        start, end: of the interval that the readings cover, seconds of ``time.perf_counter``; it
+            lies inside the requested one.
+        readings: ticks of a counter, or readings of power.
+    """
 
     watts: float
     start: float
@@ -100,8 +124,15 @@ def mean_power(
 ) -> Power:
     """Return the mean power between two times.
 
-    A counter gives (last tick - first tick) over the time between those ticks; power is integrated
-    by the trapezoid rule.
+    A counter gives (last tick - first tick) over the time between those ticks: 10 J at 1 s and 70 J
+    at 4 s are 20 W. Power is integrated by the trapezoid rule.
+
+    Args:
+        track: readings, also from before and after the window.
+        counter: whether they are joules of a counter, else watts.
+        start: of the window, seconds of ``time.perf_counter``.
+        end: of the window.
+        interval_s: planned time between two readings; a gap of more than 20 of them is an error.
 
     Raises:
         MeterError: the meter died, went backwards, paused, or ticked less than twice.
@@ -119,6 +150,17 @@ def mean_power(
 def _counted_power(
     times: Values, values: Values, inside: npt.NDArray[np.bool_], seconds: float
 ) -> Power:
+    """Return the power between the first and the last tick inside.
+
+    A tick is a reading that is larger than the one before it: readings between two ticks repeat a
+    value and tell nothing about when it was reached.
+
+    Args:
+        times: seconds [N].
+        values: joules [N], of the whole track.
+        inside: which readings lie in the window [N].
+        seconds: length of the window, for the error.
+    """
     if bool((np.diff(values) < 0).any()):
         raise MeterError(
             "The energy counter went backwards",
@@ -139,6 +181,14 @@ def _counted_power(
 
 
 def _integrated_power(times: Values, values: Values, seconds: float, interval_s: float) -> Power:
+    """Return the power by the trapezoid rule over readings of the window alone.
+
+    Args:
+        times: seconds [N].
+        values: watts [N].
+        seconds: length of the window, for the error.
+        interval_s: planned time between two readings.
+    """
     if len(times) < 2:
         raise MeterError(
             "There are no readings in the window",
@@ -206,13 +256,20 @@ def measure_energy(
 ) -> Energy:
     """Return the energy of one image.
 
+    Each window gives the mean power P and the images a second R. The energy is the median of P / R,
+    and net of (P - idle) / R, where idle is the mean of idle power before and after all windows.
+
     Args:
-        call: serves one request.
+        call: serves one request and waits for its answer.
         images: in a request.
         meter: what is read.
         settings: windows and load.
         check: a second meter of the same quantity; more than 5 % apart is not valid.
         report: receives progress.
+
+    Returns:
+        the record; ``valid`` is False with ``reasons`` where windows are shorter than the meter
+        needs, have too few readings, or the two meters disagree.
 
     Raises:
         MeterError: the meter died, went backwards or did not move.
@@ -273,14 +330,20 @@ def _measure_window(
     settings: EnergySettings,
     check: Meter | None,
 ) -> _Window:
+    """Return one window under load.
+
+    The load begins ``settle_s`` before the window, and images are counted between the ends of the
+    interval that the readings cover.
+    """
     recorder = Recorder(meter, settings.interval_s)
     second = Recorder(check, settings.interval_s) if check is not None else None
     with recorder, second or contextlib.nullcontext():
         start = time.perf_counter() + settings.settle_s
+        began = time.perf_counter()
         ends, now = _load(call, start + window_s, settings.rate)
     power = recorder.power(start, now)
     apart = abs(second.power(start, now).watts / power.watts - 1.0) if second is not None else 0.0
-    requests = _requests(ends, power.start, power.end)
+    requests = _requests(began, ends, power.start, power.end)
     return _Window(power, images * requests / (power.end - power.start), apart)
 
 
@@ -303,7 +366,7 @@ def _short(meter: Meter, window_s: float, readings: int) -> list[str]:
 def _load(
     call: Callable[[], object], until: float, rate: float | None
 ) -> tuple[list[float], float]:
-    """Serve requests until a time; return the end time of each and of the last."""
+    """Serve requests until a time; return the end of each and the time when the load was over."""
     ends: list[float] = []
     due = time.perf_counter()
     while (now := time.perf_counter()) < until:
@@ -316,11 +379,12 @@ def _load(
     return ends, now
 
 
-def _requests(request_ends: list[float], start: float, end: float) -> float:
-    """Return how many requests ended between two times.
+def _requests(began: float, request_ends: list[float], start: float, end: float) -> float:
+    """Return how many requests were served between two times.
 
-    Requests in progress at either end count by the share that lies inside.
+    Requests in progress at either end count by the share that lies inside. A request lasts from the
+    end of the one before it, the first one from the start of the load.
     """
-    ends = np.asarray(request_ends)
-    counted = np.arange(1, len(ends) + 1, dtype=np.float64)
+    ends = np.asarray([began, *request_ends])
+    counted = np.arange(len(ends), dtype=np.float64)
     return float(np.interp(end, ends, counted) - np.interp(start, ends, counted))

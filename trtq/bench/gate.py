@@ -5,6 +5,7 @@ Exit codes: 0 yes, 1 no, 3 these records cannot tell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,15 @@ EXIT = {"passed": 0, "failed": 1, "not valid": 3}
 
 
 class GateRecord(Record, frozen=True, kw_only=True):
-    """Result of the gate: ``outcome`` is the worst of its checks.
+    """Result of the gate.
 
     With any ``reasons`` the outcome is not valid, regardless of the checks.
+
+    Attributes:
+        checks: one for each figure that a limit applies to.
+        reasons: why the two records cannot be compared at all.
+        notes: what does not change the outcome, such as rows without a baseline.
+        outcome: the worst of the checks: ``failed``, else ``not valid``, else ``passed``.
     """
 
     checks: list[Check]
@@ -70,8 +77,11 @@ class GateRecord(Record, frozen=True, kw_only=True):
 def read_record(path: Path) -> BenchRecord:
     """Return a record of ``trtq bench``.
 
+    Args:
+        path: its bench.json.
+
     Raises:
-        ArtifactError: it is not such a record, or its machine card is incomplete.
+        ArtifactError: it cannot be read, is not such a record, or its machine card is incomplete.
     """
     content = read_json(path, kind="bench record")
     if content.get("verb") != "bench":
@@ -94,14 +104,18 @@ def read_record(path: Path) -> BenchRecord:
 def share(text: str, option: str) -> float:
     """Return 0.03 for ``3%`` or ``0.03``.
 
+    Args:
+        text: a share of 0 or more, as typed.
+        option: its option, for the error.
+
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, negative, or no finite number.
     """
     try:
         value = float(text.rstrip("%")) / (100.0 if text.endswith("%") else 1.0)
     except ValueError:
         value = -1.0
-    if value < 0.0:
+    if not 0.0 <= value < math.inf:
         raise UsageError(
             f"Cannot read {option} {text!r}", "expected a share", "Write it like 3% or 0.03"
         )
@@ -110,6 +124,11 @@ def share(text: str, option: str) -> float:
 
 def gate(spec: GateSpec) -> GateRecord:
     """Compare a record with its baseline.
+
+    Args:
+        spec: the two records and the limits; ``max_slowdown``, ``max_energy`` and ``max_memory``
+            are shares such as ``3%``, the limits of accuracy are in the units of the scores. With
+            ``summary`` the table is appended to that file.
 
     Raises:
         ArtifactError: a record is missing, or lacks what a comparison needs.
@@ -121,15 +140,15 @@ def gate(spec: GateSpec) -> GateRecord:
             limits[name] = share(option, f"--max-{name}")
     candidate = read_record(Path(spec.record))
     baseline = read_record(Path(spec.baseline))
-    pairs, unpaired = _pair(baseline, candidate)
+    pairs, unpaired, extra = _pair(baseline, candidate)
     reasons = [*_doubts(baseline, candidate), *unpaired]
-    checks = [c for before, after in pairs for c in _row_checks(before, after, limits)]
+    checks = [c for pair in pairs for c in _row_checks(pair, limits)]
     checks += accuracy_checks(spec)
     record = GateRecord(
         **header("gate", spec),
         checks=checks,
         reasons=reasons,
-        notes=_notes(baseline, candidate),
+        notes=[*_notes(baseline, candidate), *extra],
         outcome=_worst(checks, reasons),
         environment=environment(),
     )
@@ -176,49 +195,65 @@ def _worst(checks: Sequence[Check], reasons: Sequence[str]) -> Outcome:
     return next((o for o in ("failed", "not valid") if o in outcomes), "passed")
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two rows that belong together, and what a person calls them."""
+
+    label: str
+    before: BenchRow
+    after: BenchRow
+
+
 def _pair(
     baseline: BenchRecord, candidate: BenchRecord
-) -> tuple[list[tuple[BenchRow, BenchRow]], list[str]]:
-    """Return rows that can be compared, and why others cannot.
+) -> tuple[list[_Pair], list[str], list[str]]:
+    """Return rows that can be compared, why others cannot, and notes on rows without a baseline.
 
-    Rows belong together by the file's name, mode and batch; where either record has one file alone,
-    its name may differ.
+    Rows belong together by the file's name, mode and batch; where both records have one file alone,
+    its name may differ. Files of one name are told apart by the folders above them.
     """
-    one = len({r.file for r in baseline.rows}) == 1 and len({r.file for r in candidate.rows}) == 1
+    files = [{Path(r.file).parts for r in record.rows} for record in (baseline, candidate)]
+    one = all(len(paths) == 1 for paths in files)
+    longest = max((len(parts) for paths in files for parts in paths), default=1)
+    depths = (
+        k for k in range(1, longest) if all(len({p[-k:] for p in f}) == len(f) for f in files)
+    )
+    depth = next(depths, longest)
+
+    def name(row: BenchRow) -> str:
+        return "/".join(Path(row.file).parts[-depth:])
 
     def key(row: BenchRow) -> tuple[str, str, int]:
-        return "" if one else Path(row.file).name, row.mode, row.batch
+        return "" if one else name(row), row.mode, row.batch
+
+    def label(row: BenchRow) -> str:
+        return f"{name(row)}, {row.mode}, batch {row.batch}"
 
     new = {key(r): r for r in candidate.rows}
     pairs, why = [], []
     for row in baseline.rows:
-        other = new.get(key(row))
-        label = _label(row)
+        other = new.pop(key(row), None)
         if other is None:
-            why.append(f"the candidate has no row for {label}")
+            why.append(f"the candidate has no row for {label(row)}")
             continue
-        unlike = differences(_setup(row), _setup(other))
-        why += [
-            f"the rows of {label} differ: {d}"
-            for d in unlike
-            if not d.startswith("device: ") or row.kind != "engine"
-        ]
-        pairs.append((row, other))
-    return pairs, why
+        unlike = differences(row_setup(row), row_setup(other))
+        why += [f"the rows of {label(row)} differ: {d}" for d in unlike]
+        pairs.append(_Pair(label(other), row, other))
+    return pairs, why, [f"not compared: the baseline has no {label(r)}" for r in new.values()]
 
 
-def _setup(row: BenchRow) -> dict[str, Any]:
-    """Return what two rows must share to be compared."""
+def row_setup(row: BenchRow) -> dict[str, Any]:
+    """Return what two rows must share to be compared: shapes, settings, and a file's runtime.
+
+    The label of an engine's device has the version of TensorRT, which may differ.
+    """
     settings: dict[str, Any] = msgspec.to_builtins(row.settings)
-    return {"input_shape": row.request_shape, "device": row.device, **settings}
+    device = {} if row.kind == "engine" else {"device": row.device}
+    return {"input_shape": row.request_shape, **device, **settings}
 
 
-def _label(row: BenchRow) -> str:
-    return f"{Path(row.file).name}, {row.mode}, batch {row.batch}"
-
-
-def _row_checks(before: BenchRow, after: BenchRow, limits: Mapping[str, float]) -> list[Check]:
-    label = _label(after)
+def _row_checks(pair: _Pair, limits: Mapping[str, float]) -> list[Check]:
+    label, before, after = pair.label, pair.before, pair.after
     speed = _speed_check(label, before, after, limits["slowdown"])
     growth = [
         _growth_check(f"{label}: {figure.name}", before, after, figure, limits[figure.name])
@@ -239,6 +274,8 @@ def _speed_check(label: str, before: BenchRow, after: BenchRow, limit: float) ->
         return None
     old_rate = before.throughput.images_per_s
     new_rate = after.throughput.images_per_s
+    if old_rate <= 0.0 or new_rate <= 0.0:
+        return _no_check(f"{label}: throughput", limit, "a throughput is not above 0")
     return _check(
         f"{label}: throughput",
         f"{old_rate:.1f} /s",
@@ -250,7 +287,12 @@ def _speed_check(label: str, before: BenchRow, after: BenchRow, limit: float) ->
 
 
 def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Check:
-    """Compare medians: passed or failed only where the interval of the change says so."""
+    """Compare medians: passed or failed only where the interval of the change says so.
+
+    The change lies between new.low / old.high - 1 and new.high / old.low - 1. A limit inside that
+    interval decides nothing: medians of 10.0 [9.9, 10.1] and 10.3 [10.2, 10.4] ms are between +1.0
+    % and +5.1 % apart, so a limit of 3 % is not valid and one of 6 % passes.
+    """
     if old.value is None or old.low is None or old.high is None:
         return _no_check(what, limit, "too few samples")
     if new.value is None or new.low is None or new.high is None:
@@ -305,6 +347,8 @@ def _growth_check(
     if old is None or new is None:
         owner = "baseline" if old is None else "candidate"
         return _no_check(what, limit, f"the {owner} has no {figure.name}")
+    if old <= 0.0:
+        return _no_check(what, limit, f"the baseline's {figure.name} is not above 0")
     change = new / old - 1.0
     return _check(
         what,

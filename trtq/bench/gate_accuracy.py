@@ -17,9 +17,16 @@ Outcome = Literal["passed", "failed", "not valid"]
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One comparison: what, baseline, candidate, change and limit.
+    """One comparison, as text for a person.
 
-    The change includes its interval where there is one.
+    Attributes:
+        what: file, mode, batch and figure, or the score and the number of images.
+        baseline, candidate: both values with their unit; ``n/a`` where one is missing.
+        change: relative for times, rates, energy and memory, with its interval where there is one;
+            absolute for scores.
+        limit: the largest change that passes, in the form of ``change``.
+        outcome: ``not valid`` where the comparison decides nothing.
+        why: the reason for ``not valid``, else "".
     """
 
     what: str
@@ -60,7 +67,16 @@ def _known(figures: list[Figure], fields: dict[str, float | None]) -> dict[str, 
 
 
 def accuracy_checks(spec: GateSpec) -> list[Check]:
-    """Compare the records of ``trtq evaluate``, as far as limits were given.
+    """Compare the scores of ``trtq evaluate``, as far as limits were given.
+
+    Args:
+        spec: ``accuracy`` and ``baseline_accuracy`` are files of ``trtq evaluate --json``; without
+            the second the reference's scores in the first count as the baseline.
+            ``max_accuracy_drop`` and ``max_drop`` are in the units of the scores, such as
+            percentage points.
+
+    Returns:
+        one check for each limit; empty without limits.
 
     Raises:
         UsageError: there is no record, or it has no score of a name.

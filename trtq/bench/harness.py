@@ -23,6 +23,7 @@ from trtq.bench.record import BenchRecord, BenchRow, Verdict
 from trtq.bench.row import BenchContext, RowMeasurement, load_options
 from trtq.bench.sampling import said
 from trtq.bench.system_info import open_gpu, take_card
+from trtq.bench.throughput import require_bound
 from trtq.bench.workload import device_for, parse_device
 from trtq.errors import BenchError, TrtqError, UsageError
 from trtq.files import BENCH_JSON
@@ -37,6 +38,14 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
 
     A request that fails ends its row, Ctrl-C ends everything: what was measured until then is kept,
     written and marked as not valid.
+
+    Args:
+        spec: what to measure; every file is measured at every batch.
+        progress: receives progress, and the record's notes at the end.
+
+    Returns:
+        the record; with ``spec.out`` it is also written there as bench.json, with the samples as
+        .npy files. It is added to the history, too.
 
     Raises:
         UsageError: unknown device, nothing to measure, or a batch that a file does not take.
@@ -92,6 +101,8 @@ def _require_measurable(spec: BenchSpec, paths: Sequence[Path]) -> None:
     if not paths:
         raise UsageError("trtq bench needs a file", hint="See trtq bench --help")
     parse_device(spec.device)
+    if spec.mode == "throughput":
+        require_bound(spec.scenario, spec.latency_bound)
     if spec.baseline is not None and not Path(spec.baseline).is_file():
         raise BenchError(f"Cannot read the baseline {spec.baseline}", "there is no such file")
     for path, batch in itertools.product(paths, spec.batch):

@@ -35,7 +35,20 @@ INSERT = (
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the history; ``joule`` is gross, for an image."""
+    """One line of the history.
+
+    Attributes:
+        time: when the record was written, ISO 8601 with the offset from UTC.
+        file: as it was given; for ``compare`` the name of the second file.
+        device: as the workload labels itself.
+        mode: of ``trtq bench``, or ``compare``.
+        batch: samples in a request.
+        median_ms: end to end; GPU time for rows of boards.
+        images_per_s: of mode ``throughput``.
+        joule: of an image, gross.
+        process_bytes: growth of the process.
+        machine: name of the GPU, the board or the CPU.
+    """
 
     time: str
     file: str
@@ -91,10 +104,15 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def remember(record: BenchRecord, path: Path | None = None) -> None:
-    """Add a record; an existing one is not added again.
+    """Add the rows of a record; a row that is there already is not added again.
+
+    Args:
+        record: of ``trtq bench``.
+        path: of the history; None for :func:`history_path`.
 
     Raises:
         ArtifactError: the file cannot be written.
+        SystemRefusalError: the user has no home.
     """
     time = record.environment.time
     card = msgspec.json.encode(record.card)
@@ -131,15 +149,22 @@ def _whole(row: BenchRow | Verdict, card: Card) -> dict[str, object]:
 
 
 def remember_verdicts(
-    verdicts: Sequence[Verdict], batch: int, card: Card, time: str, path: Path | None = None
+    verdicts: Sequence[Verdict], card: Card, time: str, path: Path | None = None
 ) -> None:
     """Add the verdicts of ``trtq compare``.
 
     Each verdict is a row of mode ``compare`` for the second file of the pair; the row contains the
     whole verdict.
 
+    Args:
+        verdicts: of one comparison.
+        card: the machine.
+        time: of the comparison, ISO 8601 with the offset from UTC.
+        path: of the history; None for :func:`history_path`.
+
     Raises:
         ArtifactError: the file cannot be written.
+        SystemRefusalError: the user has no home.
     """
     rows = [
         {
@@ -151,7 +176,7 @@ def remember_verdicts(
             "file_sha256": "",
             "device": v.device,
             "mode": "compare",
-            "batch": batch,
+            "batch": v.batch,
             "median_ms": v.second_ms,
             "valid": int(v.valid),
         }
@@ -176,13 +201,15 @@ def recall(
         file: a pattern with * and ?, of the file's name.
         device: the same, as records label it.
         mode: of ``trtq bench``.
-        since: a date such as 2026-11-01.
+        since: a date such as 2026-11-01, of this machine's time zone.
         valid: leave out what is not valid.
         path: of the history.
 
     Raises:
-        ArtifactError: it cannot be read.
+        UsageError: ``since`` is no date.
+        ArtifactError: the history cannot be read.
     """
+    after = _since(since)
     columns = Entry.__struct_fields__
     query = f"SELECT {', '.join(columns)} FROM rows ORDER BY time, file, batch"  # noqa: S608
     with _open(path or history_path()) as link:
@@ -191,13 +218,34 @@ def recall(
     entries = [Entry(**{**row, "valid": bool(row["valid"])}) for row in rows]
     return [
         e
-        for e in entries
+        for e in sorted(entries, key=lambda e: _moment(e.time))  # zones may differ
         if _matches(file, Path(e.file).name, e.file)
         and _matches(device, e.device)
         and mode in (None, e.mode)
-        and e.time >= (since or "")
+        and (after is None or _moment(e.time) >= after)
         and (e.valid or not valid)
     ]
+
+
+def _moment(text: str) -> datetime.datetime:
+    """Return the time of a record: Python 3.10 reads no offset without a colon by itself."""
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+
+
+def _since(text: str | None) -> datetime.datetime | None:
+    """Return the start of a day here, None without one.
+
+    Raises:
+        UsageError: it is no date.
+    """
+    if text is None:
+        return None
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").astimezone()
+    except ValueError as exc:
+        raise UsageError(
+            f"Cannot read --since {text!r}", "expected a date", "Write it like 2026-11-01"
+        ) from exc
 
 
 def _matches(pattern: str | None, *texts: str) -> bool:
@@ -210,8 +258,16 @@ def plot(entries: list[Entry], out: Path) -> Path:
 
     Hollow points are not valid.
 
+    Args:
+        entries: as :func:`recall` returns them; those without a median are left out.
+        out: a .png, .svg or .pdf file.
+
+    Returns:
+        ``out``.
+
     Raises:
         UsageError: the file extension is not that of an image format.
+        ArtifactError: the file cannot be written.
     """
     import matplotlib as mpl
 
@@ -246,7 +302,7 @@ def _draw(axes: Any, entries: list[Entry]) -> list[tuple[Any, str]]:
             series.setdefault((Path(e.file).name, e.device, e.mode, e.batch), []).append(e)
     lines = []
     for (name, device, mode, batch), rows in series.items():
-        times = [datetime.datetime.fromisoformat(e.time) for e in rows]
+        times = [_moment(e.time) for e in rows]
         values = [e.median_ms for e in rows]
         (line,) = axes.plot(times, values)
         color = line.get_color()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from trtq.bench.engine_workload import count_of
 from trtq.bench.interleaved import DEFAULT_TURNS, Call, Turns, TurnSettings, take_turns
 from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
@@ -30,7 +31,12 @@ UNKNOWN = 0.02
 def is_quantized(path: Path) -> bool:
     """Whether a file computes in quantized codes.
 
-    That is an ONNX file with Q/DQ pairs, or an engine whose manifest counts some.
+    That is an ONNX file with Q/DQ pairs, or an engine whose manifest counts some. An engine without
+    a manifest counts as float.
+
+    Raises:
+        ExportError: the ONNX file cannot be read.
+        ArtifactError: the manifest cannot be read.
     """
     if not is_engine(path):
         return count_qdq(load_onnx(path)) > 0
@@ -42,7 +48,17 @@ def find_baseline(path: Path, baseline: str | None = None) -> tuple[Path | None,
     """Return the float baseline of a quantized file, or None and how to get one.
 
     For an ONNX file the float one that ``trtq quantize`` wrote beside it; for an engine the FP16
-    engine for the same target in its folder. ``baseline`` names another one.
+    engine of the same model, shapes and target in its folder.
+
+    Args:
+        path: of the quantized file.
+        baseline: the one to use; None looks for it. It is not checked.
+
+    Returns:
+        its path and "", or None and what to do, for a note.
+
+    Raises:
+        ArtifactError: a manifest in the folder cannot be read.
     """
     if baseline is not None:
         return Path(baseline), ""
@@ -61,7 +77,7 @@ def _fp16_engine(path: Path) -> tuple[Path | None, str]:
         if other != path and manifest_path(other).is_file():
             beside = _manifest(other)
             is_fp16 = beside.precision == "fp16" and not beside.has_codes
-            if is_fp16 and beside.target == manifest.target:
+            if is_fp16 and beside.target == manifest.target and _same_model(beside, manifest):
                 return other, ""
     source = manifest.source.with_name(FP32)
     target = manifest.target.name
@@ -71,6 +87,19 @@ def _fp16_engine(path: Path) -> tuple[Path | None, str]:
         f"no FP16 engine for it beside it; build one: trtq build {source} --target {target} "
         f"--precision fp16 --out {out}",
     )
+
+
+def _same_model(a: EngineManifest, b: EngineManifest) -> bool:
+    """Whether two engines take the same inputs and are of one model.
+
+    Where no file names its model, the folder of the ONNX files decides.
+    """
+    shapes = ([(r.name, r.least, r.usual, r.most) for r in m.input_rows] for m in (a, b))
+    if next(shapes) != next(shapes):
+        return False
+    if a.model is None and b.model is None:
+        return a.source.parent == b.source.parent
+    return a.model == b.model
 
 
 def _manifest(engine: Path) -> EngineManifest:
@@ -93,9 +122,13 @@ def judge_files(
         first: the baseline.
         second: the file that is judged.
         options: how both are loaded.
-        gpu: through NVML, where there is one.
+        gpu: through NVML, where there is one; it is not watched while files run on the CPU.
         settings: of the turns.
         profile: look for the layers that consume the gain, where the second is not faster.
+
+    Returns:
+        the verdict; not valid where the machine was busy, or the ratio is known too roughly for a
+        result other than faster or slower. Then there is no advice.
 
     Raises:
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
@@ -105,7 +138,7 @@ def judge_files(
         return lambda: options.open(path, taking_turns=True).call
 
     probe = options.open(second)
-    watch = Watch(probe.device, gpu)
+    watch = Watch(probe.device, gpu if probe.device != "cpu" else None)
     turns = take_turns(opener(first), opener(second), settings, between=watch.between)
     watch.look()
     slower_layers: list[LayerTime] = []
@@ -130,7 +163,7 @@ def judge_files(
         valid=not reasons,
         reasons=reasons,
         ate=slower_layers,
-        batch=options.batch,
+        batch=count_of(probe.shapes),
     )
 
 

@@ -137,7 +137,17 @@ def take_turns(
 def _group(
     calls: list[Call], rng: np.random.Generator, settings: TurnSettings, clock: Clock
 ) -> Values:
-    """Return the medians of blocks, ms [rounds, 3], of three loads taking turns."""
+    """Return the medians of blocks, ms [rounds, 3], of three loads taking turns.
+
+    Args:
+        calls: first model, second load of the first model, second model: the columns of the result.
+        rng: draws the order in each round.
+        settings: length and number of turns.
+        clock: nanoseconds.
+
+    Raises:
+        BenchError: a request fails.
+    """
     block_s = settings.block_s
     warmed = [
         warm_up(c, calls=10, seconds=block_s, limit_s=5 * block_s, clock=clock) for c in calls
@@ -165,6 +175,11 @@ def judge(groups: Values, *, margin: float = MARGIN) -> tuple[float, float, floa
     Args:
         groups: [N, 2], logarithms: second over first, and the first's second load over its first.
         margin: a smaller difference is none.
+
+    Returns:
+        ratio; low and high end of its 95 % interval; noise, the largest distance of the interval of
+        the first against itself from 1; the outcome. ``slower`` needs low > 1 + margin and ratio >
+        1 + noise, ``faster`` the same of the reciprocals.
     """
     ratio = math.exp(_middle(groups[:, 0]))
     low, high = (math.exp(v) for v in _interval(groups[:, 0]))

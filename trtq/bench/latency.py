@@ -34,7 +34,13 @@ COLD_BLOCK = 25
 
 
 def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCENTILES) -> Timing:
-    """Summarize single times, without excluding any."""
+    """Summarize single times, without excluding any.
+
+    Args:
+        kind: ``e2e``, ``gpu`` or ``enqueue``.
+        samples: at least one.
+        percentiles: 0 to 1.
+    """
     ms: Values = samples.ms
     return Timing(
         kind=kind,
@@ -53,7 +59,13 @@ def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCEN
 
 
 def doubts(timing: Timing, warmup: Warmup, samples: Samples) -> list[str]:
-    """Return why a timing should not be used."""
+    """Return why a timing should not be used; empty for a good one.
+
+    Args:
+        timing: summary of the samples.
+        warmup: before them.
+        samples: themselves; they say whether a request failed.
+    """
     reasons = []
     if samples.failed:
         reasons.append(
@@ -88,9 +100,16 @@ def doubts(timing: Timing, warmup: Warmup, samples: Samples) -> list[str]:
 def measure_latency(
     workload: Workload, rule: StopRule, watch: Watch
 ) -> tuple[dict[str, Samples], Warmup]:
-    """Return the times of single requests by kind.
+    """Return the times of single requests by kind, and the warm-up.
 
-    The kinds are ``e2e``, and ``gpu`` and ``enqueue`` when the device can separate them.
+    The kinds are ``e2e``, and ``gpu`` and ``enqueue`` when the device can separate them. A request
+    that fails ends the run: its kind has what was measured until then, and later kinds are left
+    out.
+
+    Args:
+        workload: the model.
+        rule: when to stop; it applies to each kind.
+        watch: looks at the machine between blocks.
     """
     warmup = warm_up(workload.call)
     watch.look()
@@ -148,9 +167,17 @@ def paced(
 ) -> tuple[Samples, Warmup, float]:
     """Serve ``rate`` requests a second with idle time between them, as a camera does.
 
+    A request that is late starts at once, and the ones behind it keep their times.
+
+    Args:
+        workload: the model.
+        rate: requests a second.
+        rule: when to stop.
+        watch: looks at the machine about twice a second.
+
     Returns:
         the times of requests, the warm-up, and the share of requests that were due before the one
-            before them had ended.
+        before them had ended.
     """
     warmup = warm_up(workload.call)
     if warmup.failed:
@@ -177,6 +204,12 @@ def cold(
 
     The cache is the last-level cache of a CPU or the L2 of a GPU.
 
+    Args:
+        workload: the model.
+        rule: when to stop.
+        watch: looks at the machine every 25 requests.
+        cache_bytes: size of the cache, of which twice as much is written; None asks the device.
+
     Returns:
         the times, the warm-up, and what was emptied.
     """
@@ -199,9 +232,9 @@ def _one_by_one(
     while (
         time.perf_counter() - began < rule.seconds or len(times) < rule.samples
     ) and time.perf_counter() - began < rule.limit_s:
-        before()
-        start = time.perf_counter_ns()
         try:
+            before()
+            start = time.perf_counter_ns()
             workload.call()
         except (Exception, KeyboardInterrupt) as exc:
             failed = said(exc)
@@ -223,6 +256,7 @@ def _one_by_one(
 
 
 def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], Any], str]:
+    """Return a function that empties the cache of the workload's device, and what it does."""
     if workload.device.startswith("cuda"):
         import torch
 
@@ -241,7 +275,11 @@ def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], 
 
 
 def last_level_cache(root: Path = Path("/")) -> int:
-    """Return the size of the CPU's largest cache, bytes; 64 MB when unknown."""
+    """Return the size of the CPU's largest cache, bytes; 64 MB when unknown.
+
+    Args:
+        root: of the file system; another one in tests.
+    """
     sizes = [64_000_000]
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     known = []

@@ -30,12 +30,21 @@ from trtq.onnx_walk import QDQ
 from trtq.scratch import scratch
 
 RUNS = 20
+WITH_BODY = ("If", "Loop", "Scan")
 
 
 def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[list[LayerTime], str]:
     """Return the layers, slowest first, and why they have no prediction.
 
-    The reason is "" when there is a prediction.
+    Args:
+        workload: the model, loaded.
+        path: of its file; an engine's manifest leads to the ONNX file that the prediction is made
+            from.
+        runs: requests that are profiled.
+
+    Returns:
+        the layers, ms per request, and why ``predicted_ms`` is None in all of them, "" where it is
+        not.
 
     Raises:
         BenchError: the runtime gives no profile.
@@ -77,7 +86,15 @@ def _engine_module(name: str, kind: str) -> str:  # noqa: ARG001 - of the form o
 def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, str]]:
     """Return the time, ms per request, and the op of each node that ONNX Runtime ran.
 
-    The times come from ONNX Runtime's profiler, in a separate session.
+    The times come from ONNX Runtime's profiler, in a separate session; the first five requests do
+    not count.
+
+    Args:
+        workload: the model with its inputs.
+        runs: requests that count.
+
+    Returns:
+        by the node's name after ONNX Runtime's own graph optimisation.
 
     Raises:
         ExportError: ONNX Runtime does not offer the provider of the workload.
@@ -115,7 +132,11 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
     """Return a function from the name and op of a node that ONNX Runtime ran to its module.
 
     A convolution fused with its activation carries the activation's name: the convolution before it
-    counts. A Q/DQ pair belongs to the layer whose operand it quantizes.
+    counts. A Q/DQ pair belongs to the layer whose operand it quantizes. A node that the file does
+    not have counts as a module of its own, without the part behind the last ``/``.
+
+    Args:
+        model: whose nodes are named ``module/op``, as trtq writes them.
     """
     nodes = {n.name: n for n in model.graph.node}
     producer = {o: n for n in model.graph.node for o in n.output}
@@ -147,26 +168,64 @@ def read_onnx_profile(
 ) -> dict[str, tuple[float, str]]:
     """Return ms per request and op by node name, without the first ``skip`` requests.
 
-    The median call counts: one that was interrupted takes a hundred times as long.
+    The median call counts: one that was interrupted takes a hundred times as long. A node in the
+    body of a loop has several calls in a request, and all of them count.
+
+    Args:
+        events: of the JSON file that ONNX Runtime's profiler writes.
+        runs: requests that count.
+        skip: requests before them.
     """
     calls: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
-            continue
-        node = name.removesuffix("_kernel_time")
-        calls.setdefault(node, []).append(float(event["dur"]) / 1e3)
-        kinds[node] = str(event.get("args", {}).get("op_name", ""))
-    counted = {node: durations[skip:] for node, durations in calls.items() if durations[skip:]}
-    return {
-        node: (statistics.median(durations) * len(durations) / runs, kinds[node])
-        for node, durations in counted.items()
-    }
+    for node, kind, ms in _kernel_times(events):
+        calls.setdefault(node, []).append(ms)
+        kinds[node] = kind
+    times = {}
+    for node, durations in calls.items():
+        counted = durations[len(durations) * skip // (runs + skip) :]
+        times[node] = (statistics.median(counted) * len(counted) / runs, kinds[node])
+    return times
+
+
+def _kernel_times(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Return name, op and ms of each call of a node, in the order of the events.
+
+    The time of a Loop, If or Scan does not include the calls in its body.
+    """
+    kernels = [
+        (str(e.get("name", "")).removesuffix("_kernel_time"), e)
+        for e in events
+        if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")
+    ]
+    kinds = [str(e.get("args", {}).get("op_name", "")) for _, e in kernels]
+    begins = [float(e.get("ts", 0.0)) for _, e in kernels]
+    own = [float(e["dur"]) for _, e in kernels]
+    ends = [b + d for b, d in zip(begins, own, strict=True)]
+    spans: list[int] = []  # the bodies around the present call, the innermost last
+    for i in sorted(range(len(kernels)), key=lambda k: (begins[k], -ends[k])):
+        while spans and begins[i] >= ends[spans[-1]]:
+            spans.pop()
+        if spans:
+            own[spans[-1]] -= ends[i] - begins[i]
+        if kinds[i] in WITH_BODY:
+            spans.append(i)
+    return [
+        (node, kind, max(us, 0.0) / 1e3)
+        for (node, _), kind, us in zip(kernels, kinds, own, strict=True)
+    ]
 
 
 def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
-    """Return the roofline's times by layer name for the device an engine was built for."""
+    """Return the roofline's times, ms, by layer name for the device an engine was built for.
+
+    Args:
+        path: of the engine or ONNX file.
+        batch: samples in a request.
+
+    Returns:
+        the times and "", or no times and why.
+    """
     if not is_engine(path):
         return {}, "no prediction: the cost model has no CPU"
     if not manifest_path(path).is_file():
@@ -202,7 +261,14 @@ def what_ate(
 ) -> list[LayerTime]:
     """Return the layers of ``second`` whose module takes more time than in ``first``.
 
-    The largest loss comes first; ``ms`` is the loss.
+    Args:
+        first: layers of the baseline.
+        second: layers of the other file; layers of one module are summed.
+        most: how many are returned.
+
+    Returns:
+        the largest loss first: ``ms`` is the loss, ``share`` the loss over the time of all layers
+        of ``second``.
     """
     before: dict[str, float] = {}
     after: dict[str, LayerTime] = {}

@@ -12,6 +12,11 @@ class GpuCard(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Properties and settings of a GPU; None where it reports none.
 
     Attributes:
+        cuda: the newest version of CUDA that the driver supports, such as ``12.4``.
+        power_limit_w: the enforced one; ``power_limits_w``: the smallest and the largest that can
+            be set.
+        ecc, mig, persistence: whether they are on.
+        compute_mode: number of NVML; 0 is the default.
         locked_clocks: what came of locking them, None where that was not asked for.
     """
 
@@ -105,7 +110,11 @@ NEEDED = {
 
 
 def incomplete(card: Card) -> list[str]:
-    """Return what a card lacks without saying why; a record with such a card is not comparable."""
+    """Return what a card lacks without saying why; a record with such a card is not comparable.
+
+    The names are fields of :class:`Card`, :class:`GpuCard` or :class:`JetsonCard`; empty for a
+    whole card.
+    """
     if card.kind not in NEEDED:
         return ["kind"]
     parts: dict[str, object] = {"cpu": card, "gpu": card.gpu, "jetson": card.jetson}
@@ -125,7 +134,11 @@ def different_machines(a: Card, b: Card) -> list[str]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return, in words, the fields in which two mappings differ and should not.
 
-    The load, the reasons for what is missing, and a Jetson's clocks at that moment may differ.
+    The load, the container, the reasons for what is missing, and clocks at one moment may differ.
+    Fields of inner mappings are named ``outer.inner``; a field that one side lacks counts as None.
+
+    >>> differences({"cpu": "a", "load": [1.0]}, {"cpu": "b", "load": [2.0]})
+    ['cpu: a and b']
     """
     free = {"load", "missing", "container", "clocks"}
     fields = []

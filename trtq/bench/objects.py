@@ -85,7 +85,12 @@ def _is_one(value: object) -> bool:
 
 
 def _file(model: Any, folder: Path) -> Path:
-    """Return the file of a model; a quantized one has its float model beside it, to compare."""
+    """Return the file of a model; a quantized one has its float model beside it, to compare.
+
+    Args:
+        model: a path, which is returned as it is, or an object, which is written.
+        folder: to write into; it is made.
+    """
     if isinstance(model, (str, Path)):
         return Path(model)
     folder.mkdir()

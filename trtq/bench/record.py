@@ -109,7 +109,12 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of a start, ms: the median over new processes, and the range."""
+    """One part of a start, over new processes.
+
+    Attributes:
+        name: what happens in it.
+        median, low, high: ms; smallest and largest of the processes.
+    """
 
     name: str
     median: float
@@ -198,9 +203,17 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer of the profile, ms per request.
+    """One layer of the profile.
 
     Use the shares, not the sums: a profiler slows things down.
+
+    Attributes:
+        name: as the runtime calls it.
+        module: the module of the model that it belongs to.
+        kind: its ONNX op; ``layer`` for engines.
+        ms: per request.
+        share: of the time of all layers, 0 to 1.
+        predicted_ms: by the roofline of the device; None where there is no prediction.
     """
 
     name: str
@@ -214,7 +227,13 @@ class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
 class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True):
     """Result of trtexec on the same engine with the same settings.
 
-    It holds the medians of trtexec, ms, and the difference from ours.
+    Attributes:
+        version: of trtexec, such as ``10.3``.
+        command: as it ran; the files of integer inputs in it are gone.
+        gpu_ms: its median GPU time.
+        latency_ms: its median latency: copies and GPU time.
+        difference: its GPU time over ours, less 1; None where ours was not measured.
+        note: what to know about it.
     """
 
     version: str
@@ -229,12 +248,19 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     """One file with one batch on one device in one mode.
 
     Attributes:
+        file_sha256, file_bytes: of the file, and of the files with its tensors.
+        kind: ``onnx`` or ``engine``.
         device: as the workload labels itself.
+        mode: ``latency``, ``throughput``, ``paced`` or ``cold``.
+        batch: samples in a request.
         input_shape: of the first input.
         input_shapes: of every input by name; empty in records of earlier versions.
+        repeats: medians, ms, or images a second, of each repeat; empty for one.
         unavailable: by figure, why there is none; never a zero.
+        warmup_calls: requests before the first sample.
         valid, reasons: False with the reasons when the figures should not be used.
         state: clocks, temperatures and load before and after.
+        notes: what does not make a figure invalid.
     """
 
     file: str
@@ -319,7 +345,9 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
 def shown(value: Quantile, *, samples: int | None = None) -> str:
     """Format a quantile with its interval in ms, or why there is none.
 
-    ``samples`` is the number of independent samples.
+    Args:
+        value: of times in ms.
+        samples: number of independent samples that it comes from, for the text without an interval.
     """
     if value.low is None or value.high is None:
         worth = "" if samples is None else f"worth {samples} independent samples, "

@@ -29,7 +29,7 @@ from trtq.bench.trtexec_bench import Fed, second_opinion
 from trtq.bench.workload import LoadOptions, Workload, device_for, device_of_load
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError
-from trtq.export.onnx_file import require_onnx
+from trtq.export.onnx_file import files_of, require_onnx
 from trtq.progress import Progress
 from trtq.specs import BenchSpec
 
@@ -67,8 +67,17 @@ class _Latency:
 class RowMeasurement:
     """Measures one file with one batch.
 
+    Args:
+        context: of the call.
+        path: of the file.
+        batch: samples in a request.
+
     Attributes:
         interrupted: whether Ctrl-C ended it.
+        reasons, notes, unavailable, figures: fields of the row, as far as it was measured.
+
+    Raises:
+        ExportError: the ONNX file cannot be read.
     """
 
     def __init__(self, context: BenchContext, path: Path, batch: int) -> None:
@@ -92,7 +101,14 @@ class RowMeasurement:
         self.rule = _rule(self.spec)
 
     def measure(self) -> BenchRow:
-        """Load the file and measure every requested figure."""
+        """Load the file and measure every requested figure.
+
+        A request that fails ends the row, and what was measured until then is kept.
+
+        Raises:
+            BenchError: there is no such file.
+            EngineError, ExportError: it cannot be loaded.
+        """
         workload = self.options.open(self.path)
         watch = Watch(self.device, self.gpu)
         failed = self._repeats(workload, watch)
@@ -104,7 +120,7 @@ class RowMeasurement:
         return BenchRow(
             file=str(self.path),
             file_sha256=self.sha256,
-            file_bytes=self.path.stat().st_size,
+            file_bytes=sum(f.stat().st_size for f in files_of(self.path)),
             kind="engine" if is_engine(self.path) else "onnx",
             device=workload.label,
             mode=self.spec.mode,
@@ -176,9 +192,9 @@ class RowMeasurement:
                 between=watch.between,
                 counts=spec.mlperf_like,
             )
-        except BenchError as exc:
+        except BenchError as exc:  # not one request was served
             if first:
-                raise
+                self.unavailable["throughput"] = str(exc)
             self.reasons.append(str(exc))
             return str(exc), None
         if first:
@@ -289,7 +305,7 @@ class RowMeasurement:
         )
         energy = measure_energy(
             workload.call,
-            self.batch,
+            count_of(workload.shapes),
             meter,
             settings,
             check=NvmlPower(self.gpu) if self.gpu is not None and meter.counter else None,
@@ -367,6 +383,11 @@ def _brief(exc: TrtqError) -> str:
 
 def open_meter(device: str, gpu: Gpu | None, why_no_gpu: str) -> Meter:
     """Return the meter of a device: NVML for a GPU, the rails of a Jetson, RAPL for a CPU.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        gpu: through NVML; None where there is none.
+        why_no_gpu: for the error.
 
     Raises:
         MeterError: there is none; the error says why.

@@ -109,9 +109,15 @@ def quiet_interpreter() -> Iterator[None]:
 def time_block(
     call: Callable[[], object], times: np.ndarray, clock: Clock = time.perf_counter_ns
 ) -> None:
-    """Fill ``times`` (int64) with the nanoseconds of one call each; exceptions propagate.
+    """Fill an array with the times of single calls; exceptions propagate.
 
     The loop costs about 0.1 us a call; ``loop_overhead`` measures it.
+
+    Args:
+        call: what is timed.
+        times: int64 [N], filled with nanoseconds; N calls are made. After an exception the rest
+            keeps its values.
+        clock: nanoseconds.
     """
     slots = times.data  # a third of the time of writing into the array
     for i in range(len(slots)):
@@ -151,10 +157,20 @@ def warm_up(
     limit_s: float = WARMUP_LIMIT_S,
     clock: Clock = time.perf_counter_ns,
 ) -> Warmup:
-    """Call until the times are stable, for at most ``limit_s``.
+    """Call until the times are stable.
 
     The warm-up ends when enough calls and time have passed and the medians of two windows of 20
-    calls agree within 1 %.
+    calls agree within 1 %, or after ``limit_s``.
+
+    Args:
+        call: one request.
+        calls: fewest.
+        seconds: shortest duration.
+        limit_s: longest duration.
+        clock: nanoseconds.
+
+    Returns:
+        how it went; an exception or Ctrl-C is in ``failed`` and not raised.
     """
     times: list[int] = []
     began = clock()
@@ -203,6 +219,9 @@ def sample(
         block_s: length of a block, seconds; nothing but calls happens inside.
         clock: nanoseconds.
         between: called after each block, outside of all times.
+
+    Returns:
+        all times, empty where the first call failed.
     """
     per_block = min(MOST_IN_BLOCK, max(1, round(block_s / max(expected_s, 1e-7))))
     capacity = max(rule.samples, per_block)
@@ -252,9 +271,9 @@ def _ended(ns: np.ndarray, blocks: int, seconds: float, rule: StopRule) -> str:
 
 
 def half_width(samples: Values) -> float | None:
-    """Return the relative half width of the median's interval, None with too few samples.
+    """Return the relative half width of the median's 95 % interval, None with too few samples.
 
-    It is half the width of the interval as a share of the median.
+    A median of 10 ms with an interval of 9.9 to 10.3 ms gives 0.02.
     """
     median = quantile(samples, 0.5)
     if median.value is None or median.low is None or median.high is None or median.value <= 0.0:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from trtq.bench.record import Load, Memory, Phase
 from trtq.bench.startup_worker import Request
 from trtq.bench.workload import DEFAULTS, LoadOptions
 from trtq.errors import BenchError, last_line
+from trtq.export.onnx_file import files_of
 
 PROCESSES = 5
 LIMIT_S = 600
@@ -41,16 +43,23 @@ def measure_load(
 ) -> Load:
     """Return the phases of a start, each the median over new processes.
 
+    Args:
+        path: of the file.
+        options: device and sizes.
+        cache: ``warm`` reads the file, and the files with its tensors, before each start; ``cold``
+            drops them from the page cache.
+        processes: how many starts.
+
     Raises:
+        ExportError: the ONNX file cannot be read, or a file with its tensors is missing.
         BenchError: a process fails, or the file stays in the page cache though it should be cold.
     """
     runs = []
+    files = files_of(path)
     for _ in range(processes):
-        if cache == "cold":
-            drop_from_cache(path)
-        else:
-            path.read_bytes()
-        runs.append(_start(path, options, memory=False))
+        for file in files:
+            drop_from_cache(file) if cache == "cold" else _read(file)
+        runs.append(_start(path, options, files, memory=False))
     names = [name for name, _ in runs[0].laps]
     times = np.asarray([[ns / 1e6 for _, ns in run.laps] for run in runs])
     lazy = (
@@ -69,12 +78,13 @@ def measure_load(
 
 
 def measure_memory(path: Path, options: LoadOptions = DEFAULTS) -> Memory:
-    """Return the memory of a new process.
+    """Return the memory of a new process that loads a file and serves ten requests.
 
     Raises:
+        ExportError: the ONNX file cannot be read, or a file with its tensors is missing.
         BenchError: the process fails.
     """
-    memory = _start(path, options, memory=True).memory
+    memory = _start(path, options, files_of(path), memory=True).memory
     assert memory is not None
     return memory
 
@@ -83,9 +93,17 @@ def _phase(name: str, ms: Any) -> Phase:
     return Phase(name=name, median=float(np.median(ms)), low=float(ms.min()), high=float(ms.max()))
 
 
-def _start(path: Path, options: LoadOptions, *, memory: bool) -> _Start:
+def _read(path: Path) -> None:
+    """Put a file into the page cache."""
+    with path.open("rb") as handle:
+        while handle.read(1 << 20):
+            pass
+
+
+def _start(path: Path, options: LoadOptions, files: Sequence[Path], *, memory: bool) -> _Start:
     request = Request(
         file=str(path),
+        files=[str(f) for f in files],
         device=options.device,
         batch=options.batch,
         shapes=list(options.shapes),
@@ -126,7 +144,11 @@ def drop_from_cache(path: Path) -> None:
 
 
 def cached_share(path: Path) -> float:
-    """Return the share of a file's pages that are in memory (mincore)."""
+    """Return the share of a file's pages that are in memory (mincore), 0 to 1; 0 for an empty file.
+
+    Raises:
+        BenchError: the system does not tell.
+    """
     size = path.stat().st_size
     if not size:
         return 0.0

@@ -23,12 +23,16 @@ class Request(NamedTuple):
     """What to load, and what to measure.
 
     Attributes:
+        file: what is loaded.
+        files: it, and the files with its tensors, which are read before it is loaded.
+        device, batch: as in :class:`trtq.bench.workload.LoadOptions`.
         shapes: as ``--shapes`` has them.
         memory: whether its memory is measured instead of its time.
         started: when, by the clock that all processes share (CLOCK_MONOTONIC), ns.
     """
 
     file: str
+    files: list[str]
     device: str
     batch: int
     shapes: list[str]
@@ -37,7 +41,12 @@ class Request(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Memory in use: of this process, its peak, and of the device; bytes."""
+    """Memory in use, bytes.
+
+    Attributes:
+        rss: VmRSS of this process; ``peak``: its VmHWM.
+        device: of the GPU by all processes, or of the shared memory of a Jetson; None on a CPU.
+    """
 
     rss: int
     peak: int
@@ -65,9 +74,10 @@ def main() -> int:
     laps.append(("imports", last - ENTERED))
     if memory is not None:
         memory.look()
-    with path.open("rb") as handle:
-        while handle.read(1 << 20):
-            pass
+    for file in request.files:
+        with Path(file).open("rb") as handle:
+            while handle.read(1 << 20):
+                pass
     last = _lap(laps, "read", last)
     workload = open_workload(path, options)
     deserialized = getattr(getattr(workload, "runner", None), "deserialized_ns", None)
@@ -110,7 +120,11 @@ def _import_runtime(path: Path) -> None:
 
 
 class Memory:
-    """Measures the memory of this process and its GPU, before and after."""
+    """Measures the memory of this process and its GPU, before and after.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+    """
 
     def __init__(self, device: str) -> None:
         from trtq.bench.meters.jetson import is_jetson
@@ -136,7 +150,16 @@ class Memory:
         self.seen.append(Use(*status(), used))
 
     def account(self, workload: Any) -> dict[str, object]:
-        """Return the growth, the engine's own account, and where each figure comes from."""
+        """Return the growth, the engine's own account, and where each figure comes from.
+
+        It needs two looks: before the file was read and after the requests.
+
+        Args:
+            workload: the model, after its requests.
+
+        Returns:
+            the fields of :class:`trtq.bench.record.Memory`, bytes.
+        """
         before, after = self.seen
         engine = getattr(getattr(workload, "runner", None), "loaded", None)
         weights, activations = account_of(engine.engine) if engine is not None else (None, None)

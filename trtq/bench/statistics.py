@@ -46,9 +46,11 @@ class Quantile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outliers(msgspec.Struct, frozen=True, kw_only=True):
-    """Number of samples above median + 5 x 1.4826 x MAD, and their share of the time.
+    """Samples far above the median; they stay in every figure.
 
-    Outliers stay in every figure.
+    Attributes:
+        count: samples above median + 5 x 1.4826 x MAD (the median distance from the median).
+        share: their part of the sum of all samples, 0 to 1.
     """
 
     count: int
@@ -58,8 +60,10 @@ class Outliers(msgspec.Struct, frozen=True, kw_only=True):
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """Trend of the block medians.
 
-    ``change`` is the Theil-Sen change over the whole run as a share of the median, ``p`` is
-    Mann-Kendall's p.
+    Attributes:
+        change: the Theil-Sen slope over the whole run as a share of the median: 0.02 is 2 % slower
+            at the end.
+        p: of the Mann-Kendall test against no trend.
     """
 
     change: float
@@ -74,7 +78,11 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 def samples_needed(q: float, *, alpha: float = ALPHA) -> int:
     """Return the smallest n for which a two-sided interval of quantile q exists.
 
-    Both tails hold at most alpha / 2.
+    Both tails hold at most alpha / 2: n is the smallest with max(q, 1 - q)^n <= alpha / 2.
+
+    Args:
+        q: between 0 and 1, both excluded.
+        alpha: 1 less the confidence.
 
     >>> [samples_needed(q) for q in (0.5, 0.9, 0.95, 0.99, 0.999)]
     [6, 36, 72, 368, 3688]
@@ -87,6 +95,11 @@ def ranks(n: int, q: float, *, alpha: float = ALPHA) -> tuple[int, int] | None:
 
     L is the largest with P(X <= L - 1) <= alpha / 2, U the smallest with P(X <= U - 1) >= 1 - alpha
     / 2, for X ~ Binomial(n, q).
+
+    Args:
+        n: number of independent samples.
+        q: between 0 and 1, both excluded.
+        alpha: 1 less the confidence.
 
     >>> ranks(100, 0.5), ranks(1000, 0.99), ranks(360, 0.99)
     ((40, 61), (983, 997), None)
@@ -108,6 +121,10 @@ def inefficiency(indicator: Values) -> float:
 
     The sum ends at the first pair of lags whose correlations do not add up to a positive value
     (initial positive sequence).
+
+    Args:
+        indicator: [N], in the order of time: 1 for samples below a quantile, else 0. Long series
+            are judged by up to 8 stretches of 131,072 samples.
     """
     n = len(indicator)
     if n < 4 or float(np.ptp(indicator)) == 0.0:
@@ -137,6 +154,15 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
     The samples may depend on their neighbours: the inefficiency multiplies the variance of the
     share of samples below the quantile and divides the number of samples. Ranks are those of the
     effective number, scaled to all samples.
+
+    Args:
+        samples: [N], in the order of time.
+        q: between 0 and 1, both excluded.
+        alpha: 1 less the confidence.
+
+    Returns:
+        without an interval where the samples are worth fewer than ``needs``; the value is then
+        None, too, except for the median of at least one sample.
     """
     n, needs = len(samples), samples_needed(q, alpha=alpha)
     ordered, effective = np.sort(samples), n
@@ -166,6 +192,7 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
 
 
 def _below(samples: Values, ordered: Values, q: float) -> Values:
+    """Return 1 for samples up to the sample quantile q and 0 for others, float64 [N]."""
     below: Values = (
         samples <= ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)]
     ).astype(np.float64)
@@ -185,7 +212,11 @@ def _uncertainty(effective: int, n: int) -> float:
 
 
 def effective_samples(samples: Values) -> int:
-    """Return how many independent samples tell as much about the median."""
+    """Return how many independent samples tell as much about the median, at least 1.
+
+    Args:
+        samples: [N], N > 0, in the order of time.
+    """
     return max(1, round(len(samples) / inefficiency(_below(samples, np.sort(samples), 0.5))))
 
 
@@ -200,7 +231,10 @@ def outliers(samples: Values) -> Outliers:
 
 
 def drift(medians: Sequence[float]) -> Drift:
-    """Return the trend of block medians, in the order they were taken."""
+    """Return the trend of block medians, in the order they were taken.
+
+    Fewer than four medians, or equal ones, have no trend: change 0, p 1.
+    """
     from scipy.stats import kendalltau, theilslopes
 
     values = np.asarray(medians, dtype=np.float64)
@@ -221,6 +255,11 @@ def early_stopping(
     With the largest number t of slow queries for which the run would still prove the quantile
     (tolerance 0), the t - 1 slowest are set aside and the slowest of the rest is the estimate
     (MLPerf Inference rules, early stopping).
+
+    Args:
+        samples: latencies [N].
+        q: between 0 and 1, both excluded.
+        confidence: of the proof.
 
     >>> early_stopping(np.arange(1.0, 64.0), 0.9), early_stopping(np.arange(1.0, 65.0), 0.9)
     (None, 64.0)

@@ -81,9 +81,14 @@ NAMES = {
 
 
 class Reading(NamedTuple):
-    """The machine at one moment: seconds, CPU seconds of others and of all, the GPU's state.
+    """The machine at one moment.
 
-    ``loaded`` tells whether the device was at work: only then do its clocks say something.
+    Attributes:
+        at: seconds of ``time.perf_counter``.
+        slept: seconds that the machine was suspended since it started.
+        cpu: CPU seconds of others and of all, over all cores; None where the system does not tell.
+        loaded: whether the device was at work: only then do its clocks say something.
+        gpu: its state, None without NVML.
     """
 
     at: float
@@ -130,7 +135,11 @@ class Watch:
         self.look(loaded=True)
 
     def reasons(self) -> list[str]:
-        """Return why figures taken between the first and the last reading are not valid."""
+        """Return why figures taken between the first and the last reading are not valid.
+
+        The causes are sleep of the machine, over 10 % of the CPU used by others, throttling of the
+        GPU, an SM clock that moved by over 2 % under load, and other processes on the GPU.
+        """
         reasons = self._machine_reasons()
         states = self._gpu_states()
         if not states:
@@ -179,7 +188,12 @@ class Watch:
         return max(0.0, (last[0] - first[0]) / (last[1] - first[1]))
 
     def summary(self) -> dict[str, Any]:
-        """Return the state before and after, for the record."""
+        """Return the state before and after, for the record.
+
+        Returns:
+            ``other_processes_cpu`` (share of all cores, or None), and for a GPU ``before`` and
+            ``after`` (fields of :class:`GpuState`) and ``sm_clocks_under_load_mhz`` (ascending).
+        """
         others = self.others()
         share = None if others is None else round(others, 4)
         if self.gpu is None:
@@ -222,7 +236,11 @@ def _strangers(readings: list[list[int]]) -> int:
 
 
 def open_gpu(device: str) -> tuple[Gpu | None, str]:
-    """Return the GPU of a device through NVML, or None and why."""
+    """Return the GPU of a device through NVML, or None and why.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+    """
     if device == "cpu":
         return None, "the device is a CPU"
     if is_jetson():

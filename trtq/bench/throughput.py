@@ -67,12 +67,7 @@ def measure_throughput(
     Raises:
         BenchError: ``server`` without a bound, or not one request succeeds.
     """
-    if scenario == "server" and bound_ms is None:
-        raise BenchError(
-            "The scenario server needs a bound",
-            "it asks for the highest rate that meets one",
-            "Give --latency-bound MS",
-        )
+    require_bound(scenario, bound_ms)
     warmup = warm_up(workload.call)
     if warmup.failed:
         raise BenchError("A request failed in the warm-up", warmup.failed)
@@ -90,6 +85,20 @@ def measure_throughput(
     return msgspec.structs.replace(throughput, warmup_calls=warmup.calls, stable=warmup.stable)
 
 
+def require_bound(scenario: str, bound_ms: float | None) -> None:
+    """Refuse the scenario ``server`` without a bound.
+
+    Raises:
+        BenchError: says what to give.
+    """
+    if scenario == "server" and bound_ms is None:
+        raise BenchError(
+            "The scenario server needs a bound",
+            "it asks for the highest rate that meets one",
+            "Give --latency-bound MS",
+        )
+
+
 def _slots(workload: Workload, streams: int) -> list[Workload]:
     """Return one request for each stream; each has been served once."""
     others = [workload.again() for _ in range(streams - 1)]
@@ -99,7 +108,7 @@ def _slots(workload: Workload, streams: int) -> list[Workload]:
 
 
 def throughput_doubts(throughput: Throughput) -> list[str]:
-    """Return why a throughput should not be used."""
+    """Return why a throughput should not be used; empty for a good one."""
     reasons = []
     if throughput.failed:
         reasons.append(
@@ -197,7 +206,20 @@ class _Crew:
 def _flood(
     slots: Sequence[Workload], seconds: float, between: Callable[[], object], *, least: int = 0
 ) -> tuple[list[float], list[float], str]:
-    """Keep every slot busy; return when requests started and ended, and what failed."""
+    """Keep every slot busy; return when requests started and ended, and what failed.
+
+    Args:
+        slots: requests that can run at the same time.
+        seconds: no request starts later, once ``least`` have ended.
+        between: called about twice a second.
+        least: fewest requests.
+
+    Returns:
+        seconds of ``time.perf_counter``, in the order of the ends; the failure or "".
+
+    Raises:
+        BenchError: not one request succeeds.
+    """
     starts: list[float] = []
     ends: list[float] = []
     until, crew = time.perf_counter() + seconds, _Crew(between)
@@ -243,13 +265,18 @@ def _flooded(
 def offered(
     slots: Sequence[Workload], arrivals: Values, between: Callable[[], object] = lambda: None
 ) -> tuple[Values, float, str]:
-    """Offer requests at given times, seconds from now.
+    """Offer requests at given times.
 
     Arrivals do not wait for answers, so a server that falls behind shows.
 
+    Args:
+        slots: requests that can run at the same time.
+        arrivals: seconds from now [N], ascending.
+        between: called about twice a second.
+
     Returns:
         the latency of each served one from when it was due, ms; the seconds until the last answer;
-            and what failed.
+        and what failed, "" for nothing.
     """
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     latency = np.full(len(arrivals), np.nan)
@@ -282,9 +309,29 @@ def _server(
     *,
     least: int,
 ) -> Throughput:
-    """Return the highest of eight tried rates whose 99th percentile surely meets the bound."""
+    """Return the highest of eight tried rates whose 99th percentile surely meets the bound.
+
+    The first rate is 90 % of what a flood of requests reaches; the others halve the interval
+    between the highest rate that met the bound and the lowest that did not. Where none met it, the
+    result is the last rate. A failure ends the search.
+    """
     starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
-    low, high = 0.0, len(ends) / (max(ends) - min(starts))
+    flooded_s = max(ends) - min(starts)
+    if failed:
+        return Throughput(
+            scenario="server",
+            streams=len(slots),
+            images_per_s=len(ends) * count_of(slots[0].shapes) / flooded_s,
+            queries=len(ends),
+            samples_per_query=1,
+            seconds=flooded_s,
+            latency=quantile(1e3 * (np.asarray(ends) - np.asarray(starts)), QUANTILES["server"]),
+            bound_ms=bound_ms,
+            met=False,
+            failed=failed,
+            note=f"no rate was tried; {NO_RESULT}",
+        )
+    low, high = 0.0, len(ends) / flooded_s
     best: Throughput | None = None
     last: Throughput | None = None
     for trial in range(TRIALS):

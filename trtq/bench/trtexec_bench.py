@@ -73,7 +73,11 @@ class Fed:
         )
 
     def written(self, folder: Path) -> Fed:
-        """Write the integer inputs, as the engine holds them, into a folder."""
+        """Write the integer inputs, as the engine holds them, into a folder.
+
+        Returns:
+            the same with ``files``; each holds the raw values in row-major order.
+        """
         files = {n: folder / f"input{i}.bin" for i, n in enumerate(self.arrays)}
         for name, path in files.items():
             np.ascontiguousarray(self.arrays[name]).tofile(path)
@@ -131,9 +135,15 @@ def second_opinion(
 ) -> SecondOpinion:
     """Run trtexec on an engine and compare its GPU time with ours.
 
+    Args:
+        engine: its file.
+        ours: GPU times of our own measurement, None without one.
+        fed: shapes and integer inputs.
+        graph: launch a CUDA graph.
+
     Raises:
         MissingExtraError: there is no trtexec.
-        BenchError: it fails, or prints no times.
+        BenchError: it fails, does not end in 600 s, or prints no times.
     """
     executable = find_trtexec()
     version = version_of(probe_number(executable))

@@ -68,14 +68,26 @@ class Workload(Protocol):
 
 
 def device_for(device: str, *paths: Path) -> str:
-    """Return the hardware that files run on, ``cpu`` or ``cuda:N``; an engine's is a GPU."""
+    """Return the hardware that files run on, ``cpu`` or ``cuda:N``; an engine's is a GPU.
+
+    Args:
+        device: ``cpu``, ``cuda:N`` or ``rtx:N``.
+        paths: one engine among them makes it a GPU.
+
+    Raises:
+        UsageError: no such device.
+    """
     provider, index = parse_device(device)
     on_cpu = provider == "CPU" and not any(is_engine(p) for p in paths)
     return "cpu" if on_cpu else f"cuda:{index}"
 
 
 def device_of_load(device: str, *paths: Path) -> str:
-    """Return what files are loaded with: the device that was named, or the GPU that one needs."""
+    """Return what files are loaded with: the device that was named, or the GPU that one needs.
+
+    Raises:
+        UsageError: no such device.
+    """
     return device_for(device, *paths) if device == "cpu" else device
 
 
@@ -99,7 +111,7 @@ class LoadOptions:
     shapes: Sequence[str] = ()
 
     def open(self, path: Path, *, taking_turns: bool = False) -> Workload:
-        """Load a file."""
+        """Load a file; see :func:`open_workload`."""
         return open_workload(path, self, taking_turns=taking_turns)
 
     def request(self, path: Path) -> Request:
@@ -155,6 +167,9 @@ def parse_device(text: str) -> tuple[str, int]:
 
     Raises:
         UsageError: it is none of ``cpu``, ``cuda:N`` and ``rtx:N``.
+
+    >>> parse_device("cpu"), parse_device("cuda"), parse_device("rtx:1")
+    (('CPU', 0), ('CUDA', 0), ('NvTensorRTRTX', 1))
     """
     name, _, index = text.partition(":")
     if text == "cpu":

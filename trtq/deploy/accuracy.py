@@ -43,7 +43,7 @@ class BoardRunner:
     Args:
         agent: on the board.
         board: as it was probed.
-        engine: path of the engine there, and its digest.
+        engine: path of the engine there, and its SHA-256.
         batch: most samples at once, the largest batch the engine takes.
         dla: core that the engine was built for, None for the GPU.
 
@@ -73,11 +73,14 @@ class BoardRunner:
         """Return every output by name, over all samples in order.
 
         Args:
-            batches: arrays by input name, samples first.
+            batches: arrays by input name, samples first. Neighbours of one shape become one job.
             slots: the engine's inputs, for their types.
 
+        Returns:
+            arrays of the engine's own types, samples first.
+
         Raises:
-            BoardError: the engine does not run there.
+            BoardError: the engine does not run there, its answers are cut, or have over 4 GiB.
             UsageError: an array has values that an input cannot hold.
         """
         fed = [feed_for(slots, batch, "engine") for batch in batches]
@@ -157,6 +160,12 @@ def _split(data: bytes, outputs: list[Output], count: int, size: int) -> dict[st
     """Return outputs by name from what the agent wrote.
 
     The data is batch by batch, and in each batch one output after another.
+
+    Args:
+        data: raw values of all outputs.
+        outputs: in the order of the data; shapes are without the samples.
+        count: number of samples.
+        size: samples in a batch; the last one has the rest.
     """
     parts: dict[str, list[AnyArray]] = {o.name: [] for o in outputs}
     place = 0

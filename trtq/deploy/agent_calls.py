@@ -63,6 +63,10 @@ class AgentCalls:
         device: which one.
         told: hears what happens to the link, and how far transfers are.
         patience_s: how long to wait for a device that went away.
+
+    Attributes:
+        sent, received: bytes over the link.
+        place: folder of the agent on the device; its name has the agent's digest.
     """
 
     def __init__(self, device: Device, told: Progress, *, patience_s: float = PATIENCE_S) -> None:
@@ -80,9 +84,17 @@ class AgentCalls:
     def ask(self, verb: str, kind: type[A], **question: object) -> A:
         """Return the agent's last answer, which is of one kind.
 
+        The agent is installed first where it is missing.
+
+        Args:
+            verb: one of the agent's ``VERBS``.
+            kind: of the answer.
+            question: arguments of the verb, values of JSON.
+
         Raises:
             BoardError: the board refuses, with its reason, or gives another answer.
             LinkError: the device stayed away.
+            SshError: the agent cannot be installed.
         """
         return self._patiently(lambda: self._once(verb, kind, question))
 
@@ -115,6 +127,15 @@ class AgentCalls:
         stdin: IO[bytes] | None = None,
         limits: Limits | None = None,
     ) -> A:
+        """Return the last answer to a question that is asked once.
+
+        Args:
+            verb: one of the agent's ``VERBS``.
+            kind: of the answer.
+            question: arguments of the verb.
+            stdin: a file that the agent reads, from its present position.
+            limits: of the answers; None for the usual ones.
+        """
         answers = list(self._answers(verb, question, stdin, limits))
         if not answers:
             raise SshError(

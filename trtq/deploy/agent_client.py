@@ -44,10 +44,15 @@ class Agent(AgentCalls):
 
         A cut upload continues where it stopped.
 
+        Args:
+            path: of the file here.
+            name: of it in the work folder, such as ``files/DIGEST.onnx``.
+            digest: SHA-256 of the file.
+
         Raises:
-            BoardError: no room there, another upload of it does not end, or what arrives is
-                damaged.
-            LinkError: nothing arrives, however often it is tried.
+            BoardError: no room there, another upload of it does not end, or what arrives is damaged
+                three times.
+            LinkError: nothing further arrives, 20 times in a row.
         """
         size = path.stat().st_size
         furthest = 0
@@ -136,19 +141,20 @@ class Agent(AgentCalls):
     def download(
         self, name: str, to: Path, *, digest: str | None = None, most: int = MOST_FILE
     ) -> Path:
-        """Fetch a file of the work folder.
+        """Fetch a file of the work folder, and return ``to``.
 
         A file that is here already is not fetched again; a cut download continues where it stopped.
 
         Args:
             name: of the file in the work folder.
             to: the file to write; nothing else is written.
-            digest: the required one.
+            digest: the required SHA-256; None takes what the board announces.
             most: the largest size allowed, bytes.
 
         Raises:
             BoardError: there is none, or it is larger than ``most``.
             SshError: what arrived is not what was sent.
+            ArtifactError: ``to`` cannot be written.
         """
         if digest is not None and to.is_file() and sha256_file(to) == digest:
             return to
@@ -224,15 +230,21 @@ class Agent(AgentCalls):
     def follow(
         self, key: str, line: Callable[[str], None] = lambda _: None
     ) -> tuple[JobAnswer, list[str]]:
-        """Wait for a job to end and pass on its output; return its status and its lines.
+        """Wait for a job to end and pass on its output.
 
-        The status is ``done``, ``lost`` or ``none``.
+        The link may break while the job continues; this resumes behind the last line received. If
+        somebody starts the job again in that time, only the lines of its last run are kept.
 
-        The link may break while the job continues; this resumes behind the last line received.
-        If somebody starts the job again in that time, only the lines of its last run are kept.
+        Args:
+            key: of the job.
+            line: receives every whole line, without its end, also those of runs that are not kept.
+
+        Returns:
+            the status, ``done``, ``lost`` or ``none``, and the lines of the job's programs.
 
         Raises:
-            BoardError: it writes without end, or never ends.
+            BoardError: it writes more than 64 MiB or a million lines, or has no end in 48 h.
+            LinkError: the device stayed away.
         """
         log = _JobLog(self.device.name, self.told, line)
         began = time.monotonic()

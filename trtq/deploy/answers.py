@@ -81,7 +81,14 @@ class Installed(Answer, frozen=True):
 
 
 class Upload(Answer, frozen=True):
-    """Of ``have`` and ``put``: how much of a file is there, and its path once it is whole."""
+    """Of ``have`` and ``put``: how much of a file is there.
+
+    Attributes:
+        state: ``stored`` (whole, with the right digest), ``part``, ``cut`` (the link broke),
+            ``busy`` (another upload of it), ``damaged`` (another digest: nothing is kept).
+        have: bytes that are there.
+        path: of the file on the board.
+    """
 
     state: Literal["stored", "part", "cut", "busy", "damaged"]
     have: Count
@@ -96,7 +103,13 @@ class File(Answer, frozen=True):
 
 
 class EngineAnswer(Answer, frozen=True):
-    """Of ``engine``: the manifest, where it is that of this very file."""
+    """Of ``engine``.
+
+    Attributes:
+        manifest: where it is that of this very file; None where there is no engine or no manifest,
+            or they do not belong together.
+        changed: whether both are there and do not belong together.
+    """
 
     manifest: dict[str, object] | None
     changed: bool
@@ -110,7 +123,17 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One program of a job."""
+    """One program of a job.
+
+    Attributes:
+        name: as it was asked for.
+        rc: exit status; 124 after its time limit, 127 where it does not start.
+        seconds: duration.
+        marks: when the texts that were looked for appeared, by name; those that did not are left
+            out.
+        files: what it made, by path on the board.
+        begin, end: seconds of the board's monotonic clock, as the marks and the readings.
+    """
 
     name: Short
     rc: Whole
@@ -148,7 +171,16 @@ class Clocks(msgspec.Struct, frozen=True):
 
 
 class Card(msgspec.Struct, frozen=True):
-    """The state of a board at one moment."""
+    """The state of a board at one moment.
+
+    Attributes:
+        power_mode: name of the nvpmodel mode.
+        temperatures: degrees Celsius by thermal zone.
+        memory_available, swap_free: bytes.
+        load: average over one minute.
+        boot: id of this boot.
+        uptime: seconds of the monotonic clock.
+    """
 
     power_mode: Short | None
     clocks: Clocks
@@ -161,7 +193,20 @@ class Card(msgspec.Struct, frozen=True):
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """What was seen beside a job."""
+    """What was seen beside a job.
+
+    Attributes:
+        columns: of the table of readings, which is a file of its own.
+        scope: what the power covers, or why there is none; "" before the first reading.
+        source: where the power is read.
+        failed: why the readings of power ended, "" for nothing.
+        least_free: smallest available memory, bytes.
+        swapped: bytes that went to swap.
+        throttled: growth of over-current counters, and levels of alerts, by name; only those that
+            rose.
+        hottest_c: highest temperature of any zone, degrees Celsius.
+        samples: rows of the table.
+    """
 
     columns: Annotated[list[Short], Meta(max_length=64)]
     scope: Text
@@ -175,7 +220,14 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a job gave, and the state of the board around it; a job that never began has none."""
+    """What a job gave, and the state of the board around it; a job that never began has none.
+
+    Attributes:
+        ok: whether every step ended with status 0.
+        steps: those that ran; after a failure the rest is left out.
+        why, mend: of a failure: the reason, and advice.
+        restored: power mode after everything was set back; None where nothing had been set.
+    """
 
     ok: bool
     steps: Annotated[list[Step], Meta(max_length=256)]
@@ -188,7 +240,17 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class JobAnswer(Answer, frozen=True):
-    """A job's status, and what is known of it in that state."""
+    """A job's status, and what is known of it in that state.
+
+    Attributes:
+        state: ``none`` (never asked for), ``waiting`` (for the board), ``running``, ``done``,
+            ``lost`` (it ended without a result).
+        run: when its process started; another value is another run of the same work.
+        step: what it does now.
+        why: of ``lost``.
+        offset: bytes of its log that were passed on.
+        result: of ``done``.
+    """
 
     state: Literal["none", "waiting", "running", "done", "lost"]
     key: Key
@@ -200,7 +262,14 @@ class JobAnswer(Answer, frozen=True):
 
 
 class Log(Answer, frozen=True):
-    """A piece of a job's log."""
+    """A piece of a job's log.
+
+    Attributes:
+        text: the piece.
+        offset: where it ends in the log, bytes.
+        step: what the job does now.
+        run: which run of the job wrote it.
+    """
 
     text: Annotated[str, Meta(max_length=1 << 18)]
     offset: Count
@@ -217,7 +286,7 @@ class EngineEntry(msgspec.Struct, frozen=True):
 
 
 class JobEntry(msgspec.Struct, frozen=True):
-    """A job in a listing."""
+    """A job in a listing: seconds since it was asked for, and who asked, as ``user@host``."""
 
     key: Key
     age_s: Number
@@ -235,14 +304,14 @@ class Listing(Answer, frozen=True):
 
 
 class Logs(Answer, frozen=True):
-    """Of ``logs``: the end of a log."""
+    """Of ``logs``: the last MiB of a log; ``left_out`` bytes lie before it."""
 
     text: Annotated[str, Meta(max_length=1 << 21)]
     left_out: Count
 
 
 class Cleaned(Answer, frozen=True):
-    """Of ``clean``."""
+    """Of ``clean``: how many bytes were removed, and the keys of jobs that wait or run."""
 
     bytes: Count
     kept: list[Key]
@@ -256,7 +325,13 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 class Trtexec(msgspec.Struct, frozen=True):
-    """The board's trtexec; its number is None where it does not start."""
+    """The board's trtexec.
+
+    Attributes:
+        path: of it.
+        number: of its TensorRT, such as 8201 or 100300; None where it does not start.
+        said: the end of its output where it does not start.
+    """
 
     path: Folder
     number: Annotated[int, Meta(ge=1000, le=999_999)] | None
@@ -279,7 +354,13 @@ class PowerMode(msgspec.Struct, frozen=True):
 
 
 class Power(msgspec.Struct, frozen=True):
-    """The total at that moment, mW."""
+    """The total at that moment.
+
+    Attributes:
+        mw: milliwatts, None where there is no total.
+        what: the rails that it covers, or why there is none.
+        source: where it was read.
+    """
 
     mw: Whole | None
     what: Text
@@ -399,7 +480,11 @@ def decode(raw: bytes, name: str) -> Answer:
 
 
 def outputs_of(lines: list[str], name: str) -> list[Output]:
-    """Return the outputs that a run of images says it wrote: name and shape of each.
+    """Return the outputs that a run of samples says it wrote, in the order of its file.
+
+    Args:
+        lines: what the program printed; the last line with the agent's mark counts.
+        name: of the device, for messages.
 
     Raises:
         BoardError: it does not say that, or says it in another form.
@@ -430,6 +515,13 @@ class _Outputs(msgspec.Struct):
 
 def hint_words(hint: Hint, device: str) -> str:
     """Return advice as words: the board chooses which, and what it puts in is quoted for a shell.
+
+    Args:
+        hint: of the board.
+        device: name of the board here.
+
+    Returns:
+        "" for a name that is not in ``HINTS``, or arguments that do not fit it.
 
     >>> hint_words(Hint("install", {"package": "x; reboot"}), "nano")
     "on the board: sudo apt-get install 'x; reboot'"

@@ -16,7 +16,12 @@ from trtq.platform.target import Target
 
 
 class Lack(msgspec.Struct, frozen=True):
-    """What is not as it should be on a board, and the command that fixes it."""
+    """What is not as it should be on a board.
+
+    Attributes:
+        what: in words.
+        mend: the command that fixes it, "" for none.
+    """
 
     what: str
     mend: str
@@ -43,9 +48,9 @@ class Board(BoardFacts, frozen=True, kw_only=True):
 
     @property
     def number(self) -> int | None:
-        """The TensorRT that builds here, in trtexec's numbering.
+        """The TensorRT that builds here, in trtexec's numbering: 8201 is 8.2.1, 100300 is 10.3.0.
 
-        Where there is no trtexec it is that of the library.
+        Where there is no trtexec that starts it is that of the library; None without one.
         """
         if self.trtexec is not None and self.trtexec.number is not None:
             return self.trtexec.number
@@ -103,7 +108,11 @@ class Board(BoardFacts, frozen=True, kw_only=True):
         return None if total is None or row is None else row.workspace_for(total)
 
     def card(self, settings: RowSettings) -> Card:
-        """Return the machine card of records for what held during the measurement."""
+        """Return the machine card of records for what held during the measurement.
+
+        Args:
+            settings: of the measured row: its power mode and clocks.
+        """
         jetson = JetsonCard(
             model=self.model,
             soc=self.soc,
@@ -191,6 +200,8 @@ def _gb(value: int | None) -> str:
 
 def probe(agent: Agent) -> Board:
     """Return what a board is.
+
+    What an interrupted job left set on an idle board is set back first.
 
     Raises:
         DeviceError: it cannot be reached, or its answer cannot be read.

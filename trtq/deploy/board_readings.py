@@ -35,11 +35,15 @@ SUM_LIMIT = "a sum of monitored rails is less than what the board draws"
 
 @dataclass(frozen=True)
 class Readings:
-    """The agent's readings, one array a column of its table; NaN where there was none.
+    """The agent's readings, one array [N] a column of its table; NaN where there was none.
 
     Attributes:
-        t: seconds; ``mw``: power; ``ram_bytes``: memory in use; ``temp_c``: the hottest sensor;
-            ``gpu_hz``: the GPU's clock; ``gpu_load``: 0 to 1.
+        t: seconds of the board's monotonic clock.
+        mw: power, mW.
+        ram_bytes: memory in use.
+        temp_c: the hottest sensor.
+        gpu_hz: the GPU's clock.
+        gpu_load: percent.
     """
 
     t: Values
@@ -55,10 +59,11 @@ class Run:
     """What one job on the board gave.
 
     Attributes:
-        steps: what the agent says of each program.
-        watch: what it saw beside them; ``before``, ``after``: the state of the board.
-        log: what trtexec printed in the timed run, ``loads`` in the loads before it.
-        ms: GPU time of each request.
+        steps: what the agent says of each program; the last one is the timed run.
+        watch: what it saw beside them.
+        before, after: the state of the board.
+        log: what trtexec printed in the timed run; ``loads``: in the loads before it.
+        ms: GPU time of each request, float64 [N].
         seen: the readings beside it.
     """
 
@@ -83,7 +88,11 @@ class Run:
 
 
 def read_milliseconds(path: Path, board: Board) -> Values:
-    """Return the GPU time of each request.
+    """Return the GPU time of each request, ms [N], N > 0, without the warm-up.
+
+    Args:
+        path: trtexec's file of times, packed with gzip.
+        board: its release decides the form of the file.
 
     Raises:
         BoardError: the file holds no usable times.
@@ -109,7 +118,15 @@ class _Table(msgspec.Struct):
 
 
 def read_readings(path: Path, name: str) -> Readings:
-    """Return the agent's readings."""
+    """Return the agent's readings.
+
+    Args:
+        path: of its table: JSON packed with gzip, at most 64 MiB unpacked.
+        name: of the board, for messages.
+
+    Raises:
+        BoardError: it is damaged, or has other columns.
+    """
     try:
         data = decode_json(gunzip(path, name, 64 * MIB), _Table)
     except msgspec.MsgspecError as exc:
@@ -130,6 +147,14 @@ def load_of(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Loa
 
     A load lasts from the start of the process until it begins to infer. Deserializing is separate
     where trtexec reports it.
+
+    Args:
+        starts: the steps that only loaded the engine.
+        logs: what trtexec printed in each.
+        gpu: times of requests, for the second one.
+
+    Returns:
+        one entry, ms; none where trtexec did not say when it began to infer.
     """
     whole = [1e3 * (s.marks["inference"] - s.begin) for s in starts if "inference" in s.marks]
     if not whole:
@@ -162,9 +187,14 @@ def _phase(name: str, values: list[float]) -> Phase:
 
 
 def slowest_pinned(seen: Readings, timed: Step, clocks: Clocks) -> float | None:
-    """Return the share by which the pinned GPU clock fell under load.
+    """Return what the pinned GPU clock fell to under load, as a share of its maximum.
 
-    The result is None where it did not fall or is not pinned.
+    The result is None where it remained above 90 %, is not pinned or was not read.
+
+    Args:
+        seen: readings.
+        timed: the timed run.
+        clocks: of the board before it.
     """
     top = clocks.gpu.max_freq
     begin = timed.marks.get("inference", timed.begin)
@@ -182,6 +212,16 @@ def memory_of(
     """Return how much the shared memory of CPU and GPU grew while the engine ran.
 
     The reference is the memory in use just before the first load.
+
+    Args:
+        timed: the timed run.
+        starts: the loads before it, at least one.
+        seen: readings.
+        log: of the timed run; it has the sizes of weights and activations.
+        io: bytes of the inputs.
+
+    Returns:
+        the memory and "", or None and why.
     """
     t, ram = seen.t, seen.ram_bytes
     before = ram[(t < starts[0].begin) & ~np.isnan(ram)]
@@ -224,7 +264,14 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
     """Return the energy per image, or why there is none.
 
     It is the mean power over the timed run without its edges, divided by the images served per
-    second.
+    second; net is without the power of the idle board before and after it.
+
+    Args:
+        run: of the job.
+        batch: images in a request.
+
+    Returns:
+        the energy and "", or None and why.
     """
     timed, watch, t, mw = run.timed, run.watch, run.seen.t, run.seen.mw
     rate = run.log.numbers.get("throughput_qps")
@@ -269,7 +316,18 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
 
 
 def _windows(timed: Step, t: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Return which readings are of the timed run without its edges, and which of the idle board."""
+    """Return which readings are of the timed run without its edges, and which of the idle board.
+
+    Under load: from 2 s after the first request to 0.2 s before the end. Idle: the 18 s before the
+    run without the last 0.2 s, and what lies 2 s behind it.
+
+    Args:
+        timed: the timed run.
+        t: times of the readings [N].
+
+    Returns:
+        two arrays of bool [N].
+    """
     begin = timed.marks["inference"] + SETTLE_S
     end = timed.marks.get("end", timed.end) - EDGE_S
     before = (t > timed.begin - ENERGY_WINDOW_S + SETTLE_S) & (t < timed.begin - EDGE_S)

@@ -101,6 +101,14 @@ class BoardBuilder:
     def build(self, source: Path, settings: Settings) -> Built:
         """Send the model, build there, and fetch what the builder said.
 
+        Args:
+            source: ONNX file here, with all its tensors inside.
+            settings: of the build; a calibration cache is sent, too.
+
+        Returns:
+            the engine without its bytes: ``away`` has its SHA-256 and size, since it lies on the
+            board.
+
         Raises:
             EngineError: the builder refuses (its error lines).
             DeviceError: the board went away for good, or refuses.
@@ -177,6 +185,11 @@ class BoardBuilder:
     def _built(self, result: Result, lines: list[str], settings: Settings) -> Built:
         """Return the engine of a job that has ended.
 
+        Args:
+            result: of the job.
+            lines: what the builder printed.
+            settings: of the build, for messages.
+
         Raises:
             EngineError: there is none; the builder's words.
         """
@@ -233,6 +246,7 @@ class BoardBuilder:
         return PythonBuilder("tensorrt", self.version, self.told)
 
     def _layers(self, made: Written | None, name: str) -> bytes | None:
+        """Return the layer report of a build, None where it wrote none that can be read."""
         if made is None:
             return None
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:

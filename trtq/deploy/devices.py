@@ -76,6 +76,13 @@ def parse_device(
 ) -> Device:
     """Return the device that an address names.
 
+    Args:
+        name: letters, digits, ``.``, ``_`` and ``-``.
+        address: ``host``, ``user@host`` or ``user@host:port``; an IPv6 host is in brackets.
+        identity: private key file; ``~`` is expanded. "" for what ssh finds.
+        jump: hosts to go through, separated by commas; "" for none.
+        workdir: folder on the board; relative to the user's home there.
+
     Raises:
         UsageError: a name, an address or a jump host that is none, or an identity file that is not
             there.
@@ -188,7 +195,11 @@ def writable_config() -> Path:
 
 
 def slug(text: str) -> str:
-    """Return a device's name as a file name."""
+    """Return a device's name as a file name.
+
+    >>> slug("me@[fe80::1]:22")
+    'me--fe80--1--22'
+    """
     return re.sub(r"[^\w.-]", "-", text)
 
 
@@ -233,7 +244,12 @@ def _changing() -> Iterator[dict[str, Device]]:
 
 
 def remember_device(device: Device) -> None:
-    """Add a device, or replace the one of its name."""
+    """Add a device, or replace the one of its name.
+
+    Raises:
+        DeviceError: the file of devices is damaged.
+        ArtifactError: it cannot be written.
+    """
     with _changing() as devices:
         devices[device.name] = device
 
@@ -243,6 +259,8 @@ def forget_device(name: str) -> None:
 
     Raises:
         UsageError: there is none of that name.
+        DeviceError: the file of devices is damaged.
+        ArtifactError: it cannot be written.
     """
     find_device(name, addresses=False)
     with _changing() as devices:
@@ -260,10 +278,14 @@ def called(device: Device) -> str:
 def find_device(name: str, *, addresses: bool = True) -> Device:
     """Return the device called ``name``.
 
-    With ``addresses``, ``user@host`` and host names work without being added.
+    Args:
+        name: of a device that was added, or an address.
+        addresses: whether ``user@host`` and host names with a dot work without being added; such a
+            device has its address, with ``-`` for other characters, as its name.
 
     Raises:
         UsageError: there is none (the nearest are suggested).
+        DeviceError: the file of devices is damaged.
     """
     devices = known_devices()
     if name in devices:

@@ -18,9 +18,13 @@ MOST_RESTARTS = 2
 
 
 class JobPower(msgspec.Struct, frozen=True):
-    """What a job wants of the board: a power mode (None for the present one), pinned clocks.
+    """What a job wants of the board.
 
     The agent decides what must be set for it once the board is the job's own.
+
+    Attributes:
+        mode: power mode, None for the present one.
+        pin: whether clocks are pinned.
     """
 
     mode: str | None
@@ -93,12 +97,16 @@ def do(
 
     Args:
         agent: on the board.
-        key: of the job: the same work has the same key.
+        key: of the job, 2 to 64 lower-case letters and digits.
         job: what to do.
         line: receives every line that its programs write.
 
+    Returns:
+        the result, which may be one of a failed step, and the lines.
+
     Raises:
-        BoardError: it was lost again and again, or the board refused.
+        BoardError: it was lost again and again, it could not begin, or the board refused.
+        LinkError: the device stayed away; the job goes on there.
     """
     for attempt in range(MOST_RESTARTS + 1):
         try:

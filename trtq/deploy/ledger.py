@@ -43,7 +43,7 @@ def board_manifest(answer: Any, name: str) -> EngineManifest:
         name: of the device, for messages.
 
     Raises:
-        BoardError: it is none, or lacks what is used of it.
+        BoardError: it is none, or lacks what is used of it: digest, size, batch and shapes.
     """
     try:
         convert(answer, _Used)
@@ -55,12 +55,16 @@ def board_manifest(answer: Any, name: str) -> EngineManifest:
 
 
 def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:
-    """Keep the digest of an engine's manifest.
+    """Keep the digest of an engine's manifest, in place of an earlier one.
 
     Args:
-        device: where it lies.
+        device: where it lies; its address, jump hosts and work folder tell engines apart.
         name: of the engine in the work folder.
         manifest: of the engine.
+
+    Raises:
+        DeviceError: the file of digests is damaged.
+        ArtifactError: it cannot be written.
     """
     folder = writable_config()
     with locked(folder / ".engines.lock"):
@@ -71,7 +75,16 @@ def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None
 
 
 def is_known_engine(device: Device, name: str, manifest: EngineManifest) -> bool | None:
-    """Return whether an engine's manifest is the one that was kept here; None where none was."""
+    """Return whether an engine's manifest is the one that was kept here; None where none was.
+
+    Args:
+        device: where it lies.
+        name: of the engine in the work folder.
+        manifest: that the board sent.
+
+    Raises:
+        DeviceError: the file of digests is damaged.
+    """
     kept = _known().get(_place(device, name))
     return None if kept is None else kept == digest_of(msgspec.to_builtins(manifest))
 

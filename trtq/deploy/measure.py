@@ -98,6 +98,9 @@ class BoardBench:
         options: for how long, energy.
         power: power mode and pinning.
 
+    Attributes:
+        sent: files of integer inputs in the work folder.
+
     Raises:
         BoardError: there is no trtexec, or the manifest names no input.
         UsageError: a batch that the engine does not take.
@@ -187,7 +190,7 @@ class BoardBench:
 
     @property
     def seconds(self) -> float:
-        """Least duration of the timed run."""
+        """Least duration of the timed run, seconds; a window for the energy must fit into it."""
         return max(self.options.duration, self._rest_s)
 
     @property

@@ -17,7 +17,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     """The engine on images, on the board.
 
     Attributes:
-        images: how many, and where they are from.
+        images: how many; ``data``: where they are from.
         top1: percent, None without labels; ``reference_top1``: of the ONNX file in ONNX Runtime on
             the same images.
         agreement: the engine compared with the ONNX file.
@@ -249,7 +249,13 @@ def fleet_rows(
 ) -> list[FleetRow]:
     """Return the table rows for what was measured of one engine.
 
-    With a ``doubt`` about the engine none of them is valid.
+    Args:
+        device: as the user calls it.
+        board: model of the board.
+        model: name of the model.
+        manifest: of the engine.
+        rows: what was measured, one for each batch.
+        doubt: why the engine is not to be used; then no row is valid. "" for none.
     """
     codes = f"{manifest.codes} + " if manifest.has_codes else ""
     engine = FleetRow(

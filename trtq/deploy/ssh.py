@@ -62,7 +62,11 @@ class Link:
     def line(self, command: str | None, *options: str) -> list[str]:
         """Return the command line of ssh.
 
-        ``command`` is one of trtq's own fixed texts, never what a user typed.
+        Args:
+            command: to run on the device: one of trtq's own fixed texts, never what a user typed;
+                None for none.
+            options: of ssh; the first value of a setting counts, so they come before the device's
+                own.
         """
         device = self.device
         line = [self.ssh, "-F", str(self.config), *options]
@@ -87,7 +91,12 @@ class Link:
     ) -> Iterator[Stream]:
         """Run a command on the device and yield its output.
 
-        The output is read within ``limits``, and the command ends with the block.
+        The command ends with the block.
+
+        Args:
+            command: one of trtq's own fixed texts.
+            stdin: what the command reads; nothing by default.
+            limits: of the output; None for the usual ones.
         """
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
             process = self.popen(self.line(command, "-E", log.name), stdin)
@@ -134,7 +143,8 @@ class Link:
     def offered_key(self) -> tuple[str, list[str]]:
         """Return the host keys that the device shows, and their fingerprints.
 
-        The keys are lines of known_hosts.
+        Returns:
+            lines of known_hosts as one text; a line of ``ssh-keygen -l`` for each key.
 
         Raises:
             LinkError, SshError: it cannot be reached.
@@ -169,7 +179,15 @@ class Link:
             return path.read_text(), prints
 
     def run_here(self, line: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a program of this machine that may reach the device; what it prints is limited."""
+        """Run a program of this machine that may reach the device; what it prints is limited.
+
+        Args:
+            line: the program and its arguments; no shell reads them.
+
+        Raises:
+            BoardError: it prints more than 1 MiB.
+            LinkError: it prints nothing for 60 s, or does not end in that time.
+        """
         stream = Stream(
             self.popen(line, subprocess.DEVNULL), self.device.name, ASIDE, Path(os.devnull)
         )
@@ -180,7 +198,14 @@ class Link:
             stream.close()
 
     def accept(self, lines: str) -> None:
-        """Keep host keys that the user has accepted."""
+        """Keep host keys that the user has accepted, each once.
+
+        Args:
+            lines: of known_hosts.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
         path = writable_config() / known_hosts().name
         with locked(path.with_name(f"{path.name}.lock")):  # two boards may be added at once
             before = (

@@ -40,9 +40,13 @@ def require_ssh() -> str:
 
 
 def socket_folder() -> tuple[Path, str]:
-    """Return a short private folder, and why it is not below XDG_RUNTIME_DIR.
+    """Return a short private folder for sockets and for ssh's configuration.
 
-    The folder is for sockets and for ssh's configuration. It belongs to this user alone.
+    It belongs to this user alone.
+
+    Returns:
+        the folder, and why it is not below XDG_RUNTIME_DIR; "" where it is, or the variable is not
+        set.
 
     Raises:
         SshError: there is none.
@@ -114,7 +118,7 @@ def quoted(path: Path | str) -> str:
 
 
 def write_config(folder: Path) -> Path:
-    """Write the ssh settings that come before the user's own.
+    """Write the ssh settings that come before the user's own, and return their file.
 
     The user's own settings then fill in the rest. Jump hosts get the same file.
 
@@ -123,6 +127,13 @@ def write_config(folder: Path) -> Path:
     ``UserKnownHostsFile``; host keys that were accepted through trtq are read in addition. The
     file's path needs no quotes, because ssh itself puts it into a shell's command line for jump
     hosts.
+
+    Args:
+        folder: as :func:`socket_folder` returns it; the name of the file has a digest of its
+            content.
+
+    Raises:
+        ArtifactError: it cannot be written.
     """
     home = home_folder()
     hosts = [known_hosts()]

@@ -18,7 +18,11 @@ FAILED = 255  # ssh's own exit status: the link, never the command
 
 
 def settings(*pairs: str) -> list[str]:
-    """Return settings such as ``BatchMode=yes`` as options of ssh."""
+    """Return settings as options of ssh.
+
+    >>> settings("BatchMode=yes")
+    ['-o', 'BatchMode=yes']
+    """
     return [word for pair in pairs for word in ("-o", pair)]
 
 
@@ -36,9 +40,16 @@ class Diagnosis:
     def explain(self, own: str, errors: str = "") -> TrtqError:
         """Return the error that OpenSSH's own words mean.
 
+        Where the words leave something open, ssh is asked again: about a jump host, or a locked
+        key.
+
         Args:
             own: what this machine's ssh said.
             errors: standard error of the device, shown but never taken for ssh's words.
+
+        Returns:
+            a :class:`LinkError` for what may pass, a :class:`HostKeyError` or another
+            :class:`SshError` for what will not.
         """
         words = _own_words(own)
         if any(JUMP_FAILED.fullmatch(ln) for ln in words) and self._has_proxy():

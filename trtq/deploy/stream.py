@@ -31,8 +31,9 @@ class Limits:
 
     Attributes:
         line_bytes: of one line.
-        total_bytes: of standard output, ``error_bytes`` of standard error.
-        silence_s: without a byte of standard output; ``call_s``: all together.
+        total_bytes: of standard output; ``error_bytes``: of standard error.
+        silence_s: longest time without a byte of standard output.
+        call_s: longest duration of the command.
     """
 
     line_bytes: int = 8 * MIB
@@ -43,7 +44,7 @@ class Limits:
 
 
 def transfer_limits(size: int) -> Limits:
-    """Return the limits of a call that moves ``size`` bytes."""
+    """Return the limits of a call that moves ``size`` bytes: 900 s, and as long as 16 kB/s take."""
     return Limits(total_bytes=Limits().total_bytes + size, call_s=CALL_S + size / SLOWEST_BYTES_S)
 
 
@@ -169,6 +170,13 @@ class Stream:
         """Wait for the process to end and return its exit status.
 
         What is left of standard error is read.
+
+        Returns:
+            the status of the command; 255 is ssh's own, negative ones are signals that ended ssh.
+
+        Raises:
+            LinkError: it does not end within the limit of silence.
+            BoardError: standard error is longer than its limit.
         """
         try:
             code = self.process.wait(timeout=max(self.limits.silence_s, 1.0))
@@ -261,7 +269,13 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
 def _unpack(
     read: Callable[[], bytes], unpack: zlib._Decompress, keep: Callable[[bytes], None]
 ) -> None:
-    """Pass on what a stream unpacks to, a MiB at a time: a few bytes can become gigabytes."""
+    """Pass on what a stream unpacks to, a MiB at a time: a few bytes can become gigabytes.
+
+    Args:
+        read: returns the next packed bytes, b"" at the end.
+        unpack: zlib's object.
+        keep: takes unpacked bytes; it raises where they are too many.
+    """
     while not unpack.eof and (block := read()):
         keep(unpack.decompress(block, MIB))
         while unpack.unconsumed_tail:

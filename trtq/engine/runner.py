@@ -206,10 +206,27 @@ class EngineRunner:
         self.deserialized_ns = time.perf_counter_ns()  # what comes after is the context
         self.loaded = _Loaded(logger, runtime, engine, engine.create_execution_context())
         self.names = self.calls.names(engine)
-        self.types = {n: np.dtype(trt.nptype(self.calls.dtype(engine, n))) for n in self.names}
+        self.types = {n: self._type(n) for n in self.names}
         self.inputs: Sequence[InputSlot] = [
             self._slot(n) for n in self.names if self.calls.is_input(engine, n)
         ]
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        """Return the type of an input or output in numpy.
+
+        Raises:
+            EngineError: numpy has none, as for BF16, FP8 and INT4.
+        """
+        kind = self.calls.dtype(self.loaded.engine, name)
+        try:
+            found: np.dtype[Any] = np.dtype(self.trt.nptype(kind))
+        except TypeError as exc:
+            raise EngineError(
+                f"Cannot run the {self.label} on arrays",
+                f"its tensor {name} is {kind}, a type that numpy does not have",
+                "Cast inputs and outputs to float32 in the ONNX file, and build it again",
+            ) from exc
+        return found
 
     def _slot(self, name: str) -> InputSlot:
         """Return an input as the engine has it, before any shape was given."""

@@ -299,6 +299,17 @@ def require_onnx(path: Path) -> str:
     return _digest(path, data, _require_outside(path, model))
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return an ONNX file and its files of external tensors, or an engine's one file.
+
+    Raises:
+        ExportError: as :func:`read_onnx`.
+    """
+    if path.suffix != ".onnx":
+        return [path]
+    return [path, *(path.parent / name for name in _require_outside(path, _parse(path)[0]))]
+
+
 def digest_onnx(path: Path) -> str:
     """Return the SHA-256 of a file, hex.
 

@@ -63,13 +63,17 @@ def _is_inside(name: str) -> bool:
 def check_package(folder: Path) -> Checked:
     """Compare every file of a package with its record.
 
+    Args:
+        folder: of the package; files that are being written into its staging folder do not count.
+
     Raises:
         ArtifactError: there is no record, or it is damaged.
     """
     record = read_package(folder)
     present = {n: folder / n for n in record.files if (folder / n).is_file()}
     own = {PACKAGE_JSON, LOCK, *record.files}
-    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
+    inside = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    names = [p.relative_to(folder).as_posix() for p in inside]
     # What a run that was killed wrote is of no package.
     names = [n for n in names if not n.startswith(f"{STAGING}/")]
     return Checked(

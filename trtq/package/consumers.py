@@ -23,7 +23,7 @@ CONSUMERS: Mapping[str, Consumer] = {row.name: row for row in ROWS}
 
 
 def find_consumers(names: Sequence[str]) -> list[Consumer]:
-    """Return consumers by name, each once.
+    """Return consumers by name, in the order given, each once.
 
     Raises:
         UsageError: none is named, or one is unknown.

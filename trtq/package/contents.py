@@ -96,7 +96,7 @@ class Contents:
 
     @property
     def image(self) -> Tensor | None:
-        """The one input, where it is an image that the preprocessing fills; else None."""
+        """The one input, where it is an image [N, C, H, W] with preprocessing; else None."""
         only = self.inputs[0] if len(self.inputs) == 1 else None
         if only is None or self.preprocess is None or len(only.axes) != IMAGE_RANK:
             return None

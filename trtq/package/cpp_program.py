@@ -96,6 +96,11 @@ def _header(contents: Contents, manifest: EngineManifest) -> bytes:
 
 
 def _row(tensor: Tensor) -> str:
+    """Return a tensor as a row of ``kTensors``.
+
+    Raises:
+        UsageError: its values have no whole bytes, such as INT4.
+    """
     if tensor.dtype not in BYTES:
         raise UsageError(
             f"Cannot package the tensor {tensor.words} for a program",

@@ -105,6 +105,12 @@ def _image_of(contents: Contents) -> tuple[Tensor, Preprocessing]:
             f"nvinfer feeds floats of gray or three colours; the input takes {given}",
             contents.others,
         )
+    if image.dtype != "float32":
+        raise UsageError(
+            what,
+            f"nvinfer feeds float32; the input is {image.words}",
+            f"Cast it in the model. {contents.others}",
+        )
     if contents.manifest is not None and -1 in image.dims[1:]:
         size = "x".join(map(str, (1, *how.input_size)))
         raise UsageError(

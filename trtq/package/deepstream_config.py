@@ -33,7 +33,8 @@ def config_text(properties: Mapping[str, Value], classes: Mapping[str, Value]) -
     """Return a configuration file.
 
     Args:
-        properties: of the group ``property``.
+        properties: of the group ``property``; sequences are written with semicolons, floats with
+            nine digits.
         classes: of the group ``class-attrs-all``; empty leaves it out.
 
     Raises:

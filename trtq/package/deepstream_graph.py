@@ -9,6 +9,7 @@ graph normalises the pixels itself, by the operations of the calibration in thei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,16 +19,24 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq import ops
 from trtq.export.onnx_file import check_onnx, copy_model, opset_of, set_metadata_
 from trtq.onnx_node import integer, names_of
-from trtq.onnx_walk import Scope, rename_
+from trtq.onnx_walk import QDQ, REORDER, Scope, rename_
 from trtq.package.preprocessing import FULL, Preprocessing
 
 SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
+MATRIX = 2  # axes of one score a class
 PROBABILITIES = ops.onnx_types("softmax", "sigmoid", "hardsigmoid")
+# Of a probability these make another one.
+PASSES_ON = (*REORDER, *QDQ, "Cast", "Identity", "Resize", "Upsample")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What nvinfer does to pixels, ``scale * (pixel - offset)``."""
+    """What nvinfer does to pixels, ``scale * (pixel - offset)``.
+
+    Attributes:
+        scale: of all channels.
+        offsets: of each channel, 0 to 255, in the order of the model's channels; () for none.
+    """
 
     scale: float
     offsets: tuple[float, ...]
@@ -49,7 +58,10 @@ class Fed:
 
 
 def plain_scaling(how: Preprocessing) -> Scaling | None:
-    """Return nvinfer's numbers for a preprocessing; None where channels have other scales."""
+    """Return nvinfer's numbers for a preprocessing; None where channels have other scales.
+
+    (pixel / 255 - mean) / std is 1 / (255 std) * (pixel - 255 mean).
+    """
     if len(set(how.stds)) > 1:
         return None
     return _scaling(how.means, how.stds[0])
@@ -61,6 +73,10 @@ def _scaling(means: tuple[float, ...], std: float) -> Scaling:
 
 def with_one_scale(model: onnx.ModelProto, name: str, how: Preprocessing) -> Fed:
     """Return a model whose channels have one scale.
+
+    Where channels are divided by several numbers, the mean of those becomes the scale, and the
+    weights of the first convolutions are multiplied by mean / std of their input channel. Where
+    that is not exact, the graph normalises the pixels itself and nvinfer feeds 0 to 255.
 
     Args:
         model: is not changed.
@@ -96,10 +112,20 @@ def _say_(
 
 
 def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
-    """Multiply the weights behind an input by a factor for each channel; whether that is exact."""
+    """Multiply the weights behind an input by a factor for each channel; tell if that is exact.
+
+    It is where float32 convolutions alone read the input, each with stored weights [outputs,
+    channels / groups, ...] of its own. Zeros that pad the image stay zeros.
+
+    Args:
+        model: changed in place, and only where the result is True.
+        name: of the input.
+        factors: float64 [channels].
+    """
     scope = Scope(model.graph, {o.domain: o.version for o in model.opset_import})
     readers = scope.readers.get(name, [])
     stored = {t.name: t for t in model.graph.initializer}
+    given_out = names_of(model.graph.output)
     # A weight that something else reads, or that is computed, is not changed.
     fit = readers and all(
         n.op_type == "Conv"
@@ -107,6 +133,7 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
         and n.input[1] in stored
         and stored[n.input[1]].data_type == TensorProto.FLOAT
         and len(scope.readers[n.input[1]]) == 1
+        and given_out.isdisjoint((name, n.input[1]))
         for n in readers
     )
     if not fit:
@@ -124,7 +151,13 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
 
 
 def _normalise_(model: onnx.ModelProto, name: str, how: Preprocessing) -> None:
-    """Put ``(x / 255 - mean) / std`` behind an input, as the calibration computed it."""
+    """Put ``(x / 255 - mean) / std`` behind an input, as the calibration computed it.
+
+    Args:
+        model: changed in place.
+        name: of the input, float32 [N, C, H, W].
+        how: its preprocessing.
+    """
     taken = names_of(model.graph.initializer) | {o for n in model.graph.node for o in n.output}
     shape = (1, how.channels, 1, 1)
     numbers = {
@@ -157,12 +190,19 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def with_probabilities(model: onnx.ModelProto, output: str) -> onnx.ModelProto | None:
-    """Return a model whose scores of classes are probabilities.
+    """Return a model whose scores of classes are probabilities, by a Softmax over axis 1.
 
-    None where they already are, or where Softmax cannot be put behind them.
+    Up to opset 12 Softmax flattens the axes behind its own: there the classes are moved to the last
+    axis and back.
+
+    Args:
+        model: is not changed.
+        output: name of the scores, float32 [N, classes, ...].
+
+    Returns:
+        a copy with the same output, or None where the scores already are probabilities.
     """
-    maker = next((n for n in model.graph.node if output in n.output), None)
-    if maker is None or maker.op_type in PROBABILITIES or opset_of(model) < SOFTMAX_BY_AXIS:
+    if _is_probability(model.graph, output):
         return None
     changed = copy_model(model)
     taken = {o for n in model.graph.node for o in n.output} | names_of(model.graph.initializer)
@@ -172,13 +212,41 @@ def with_probabilities(model: onnx.ModelProto, output: str) -> onnx.ModelProto |
             for i, name in enumerate(names):
                 if name == output:
                     names[i] = logits
-    node = helper.make_node("Softmax", [logits], [output], name=f"{logits}_softmax", axis=1)
-    changed.graph.node.append(node)
+    value = next(v for v in model.graph.output if v.name == output)
+    rank = len(value.type.tensor_type.shape.dim)
+    if rank == MATRIX or opset_of(model) >= SOFTMAX_BY_AXIS:
+        nodes = [_step("Softmax", logits, output, axis=1)]
+    else:
+        behind, before = [0, *range(2, rank), 1], [0, rank - 1, *range(1, rank - 1)]
+        moved, scores = (_free(f"{output}_{k}", taken) for k in ("moved", "scores"))
+        nodes = [
+            _step("Transpose", logits, moved, perm=behind),
+            _step("Softmax", moved, scores, axis=rank - 1),
+            _step("Transpose", scores, output, perm=before),
+        ]
+    changed.graph.node.extend(nodes)
     return changed
+
+
+def _step(op: str, source: str, result: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, [source], [result], name=f"{result}_{op.lower()}", **attributes)
+
+
+def _is_probability(graph: onnx.GraphProto, output: str) -> bool:
+    """Whether an output comes from a Softmax or a sigmoid, through nodes that only pass it on."""
+    producer = {o: n for n in graph.node for o in n.output}
+    node = producer.get(output)
+    while node is not None and node.op_type in PASSES_ON:
+        node = producer.get(node.input[0])
+    return node is None or node.op_type in PROBABILITIES
 
 
 def to_bytes(model: onnx.ModelProto, name: str) -> bytes:
     """Return a changed model as a file, checked.
+
+    Args:
+        model: with all its tensors inside.
+        name: of the file, for errors.
 
     Raises:
         ExportError: the ONNX checker refuses it.

@@ -156,7 +156,11 @@ def _names(contents: Contents, count: int) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def _float_output(contents: Contents, rank: int) -> Tensor:
-    """Return the output that the task reads.
+    """Return the output that the task reads: the one that it names, else the first.
+
+    Args:
+        contents: of the package.
+        rank: how many axes nvinfer reads, the batch included.
 
     Raises:
         UsageError: nvinfer cannot read its type, or it has other axes.

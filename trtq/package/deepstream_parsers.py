@@ -61,6 +61,11 @@ STOCK: Mapping[str, Parser] = {
 def find_parser(contents: Contents, head: Head, choices: Choices) -> Parser:
     """Return the parser of a detector: the one that was named, a written one, or NVIDIA's.
 
+    Args:
+        contents: of the package, for errors.
+        head: how the outputs encode boxes.
+        choices: of the user; a parser needs its library and the reverse.
+
     Raises:
         UsageError: none is known for the head; the error says what to write.
     """

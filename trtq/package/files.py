@@ -17,6 +17,10 @@ def as_json(value: msgspec.Struct) -> bytes:
 def labels_text(names: Sequence[str], end: str = "\n") -> bytes:
     r"""Return names as text, with a separator behind each; breaks in a name become spaces.
 
+    Args:
+        names: in index order.
+        end: the separator.
+
     >>> labels_text(["red", "two\nlines"])
     b'red\ntwo lines\n'
     """

@@ -94,6 +94,11 @@ def explain(
         outputs: of the file.
         request: what a user says beside the file.
 
+    Returns:
+        the preprocessing, None where none fits the one input; the task, bound to the outputs, None
+        where none is known or the file's own does not fit; the names of classes in index order;
+        notes for the user.
+
     Raises:
         UsageError: the outputs are not those of the task that was named, the labels cannot be read,
             or the input takes no images of the preprocessing that was given.

@@ -83,7 +83,11 @@ def context_model(
         contents: of the engine.
         manifest: of the engine.
         name: of the model.
-        embed: whether the node holds the engine.
+        embed: whether the node holds the engine's bytes, else the name of the file beside it.
+
+    Returns:
+        a checked model with the inputs and outputs of the engine; open axes without a name are
+        called ``TENSOR_AXIS``.
 
     Raises:
         UsageError: an input or output has a type that the node cannot have.
@@ -132,7 +136,7 @@ def _value(tensor: Tensor) -> onnx.ValueInfoProto:
             f"EPContext takes no {tensor.dtype}",
             "Cast it in the model, to float32 or float16",
         )
-    shape = [a or f"{tensor.name}_{i}" for i, a in enumerate(tensor.axes)]
+    shape = [f"{tensor.name}_{i}" if a == "" else a for i, a in enumerate(tensor.axes)]
     return helper.make_tensor_value_info(tensor.name, TYPES[tensor.dtype], shape)
 
 

@@ -15,7 +15,11 @@ class Word(str):
 
 @dataclass(frozen=True)
 class Message:
-    """A message: its fields in order. A field of several messages is repeated."""
+    """A message: its fields in order. A field of several messages is repeated.
+
+    Attributes:
+        fields: name and value of each; a name can come several times.
+    """
 
     fields: tuple[tuple[str, Value], ...]
 

@@ -10,7 +10,16 @@ FULL = 255.0  # the largest pixel
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The stored form of :class:`trtq.data.preprocess.Preprocess`, which explains the fields."""
+    """The stored form of :class:`trtq.data.preprocess.Preprocess`, which explains the fields.
+
+    Attributes:
+        input_size: channels, height, width.
+        mean, std: for pixels in 0 to 1; one number counts for all channels.
+        resize: length of the short side, pixels; None squeezes the image to the input's size.
+        crop: side of the square that is cut from the centre, pixels; None is the input's size.
+        fill: of the borders of a letterbox, 0 to 255.
+        dtype: ``uint8`` for pixels as they are, without mean and std.
+    """
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]

@@ -51,6 +51,10 @@ def engine_files(contents: Contents, manifest: EngineManifest) -> Files:
 def require_names(contents: Contents, manifest: EngineManifest) -> None:
     """Refuse an engine of a TensorRT that has no tensors with names.
 
+    Args:
+        contents: of the engine, for errors.
+        manifest: of the engine.
+
     Raises:
         UsageError: it is older than 8.5.
     """

@@ -37,10 +37,16 @@ DTYPES = {
 def read_contents(path: Path, request: Request | None = None) -> Contents:
     """Return the contents of an engine or of an ONNX file.
 
+    Args:
+        path: an .onnx file, or an engine with its manifest beside it.
+        request: what a user says beside the file; None is nothing.
+
     Raises:
-        EngineError: no engine, no manifest, one of another engine, or no weights in it.
+        EngineError: no engine, no manifest, one of another engine, no weights in it, or an input
+            that is no tensor of known rank.
         ExportError: the ONNX file cannot be read.
-        UsageError: it is neither, the task does not fit, or the labels cannot be read.
+        UsageError: it is neither, the task does not fit, the labels cannot be read, or an output
+            has no known rank.
     """
     request = request or Request()
     if path.suffix == ".onnx":
@@ -65,7 +71,7 @@ def _read_engine(path: Path, request: Request) -> Contents:
     stored = Stored.of_manifest(manifest)
     inputs, outputs = _engine_tensors(manifest, signature_of(stored.signature))
     preprocess, task, classes, notes = explain(stored, inputs, outputs, request)
-    batch = _batch(inputs, outputs)
+    batch = _batch(inputs, outputs, notes)
     if batch is not None and batch[0] > 1:
         notes.append(f"the engine takes no request of fewer than {batch[0]} samples")
     return Contents(
@@ -124,10 +130,10 @@ def _read_onnx(path: Path, request: Request) -> Contents:
     model, stamp, digest = read_onnx(path)
     stored = _stored_in(model)
     values = {v.name: v for v in model.graph.input}
-    inputs = tuple(_onnx_tensor(values[i.name]) for i in inputs_of(model))
-    outputs = tuple(_onnx_tensor(v) for v in model.graph.output)
+    inputs = tuple(_onnx_tensor(values[i.name], path) for i in inputs_of(model))
+    outputs = tuple(_onnx_tensor(v, path) for v in model.graph.output)
     preprocess, task, classes, notes = explain(stored, inputs, outputs, request)
-    batch = _batch(inputs, outputs)
+    batch = _batch(inputs, outputs, notes)
     if batch is not None:
         batch = _file_batch(inputs[0].axes[0], signature_of(stored.signature), notes)
     data = path.read_bytes() if stamp is not None else b""
@@ -177,8 +183,22 @@ def _stored_in(model: onnx.ModelProto) -> Stored:
     )
 
 
-def _onnx_tensor(value: onnx.ValueInfoProto) -> Tensor:
+def _onnx_tensor(value: onnx.ValueInfoProto, path: Path) -> Tensor:
+    """Return an input or an output of an ONNX file.
+
+    Raises:
+        UsageError: it is no tensor, or the file does not say its axes.
+    """
     kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        form = str(value.type.WhichOneof("value")).removesuffix("_type")
+        raise UsageError(
+            f"Cannot package {path.name}",
+            f"{value.name} has no shape"
+            if form == "tensor"
+            else f"{value.name} is a {form}, not a tensor",
+            "Export the model with tensors of known rank as outputs; an axis may be open",
+        )
     return Tensor(
         name=value.name,
         dtype=_onnx_dtype(kind.elem_type),
@@ -193,16 +213,23 @@ def _onnx_dtype(kind: int) -> str:
     return str(helper.tensor_dtype_to_np_dtype(kind).name)
 
 
-def _batch(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Span | None:
-    """Return the batch of a profile where the first axis of every tensor is open."""
+def _batch(inputs: Sequence[Tensor], outputs: Sequence[Tensor], notes: list[str]) -> Span | None:
+    """Return the batch of a profile where the first axis of every tensor is open.
+
+    None where the inputs' first axes have several names or spans: they are not one batch.
+    """
     firsts = [t.axes[:1] for t in (*inputs, *outputs)]
     if not inputs or not all(axes and isinstance(axes[0], str) for axes in firsts):
+        return None
+    names = dict.fromkeys(str(t.axes[0]) for t in inputs)
+    if len(names) > 1:
+        shown = " and ".join(n or "?" for n in names)
+        notes.append(f"requests are not batched: the first axes of the inputs are {shown}")
         return None
     spans = [t.spans[0] for t in inputs if t.spans]
     if not spans:
         return DEFAULT_BATCH
-    same = len(set(spans)) == 1 and len({t.axes[0] for t in inputs}) == 1
-    return spans[0] if same else None
+    return spans[0] if len(set(spans)) == 1 else None
 
 
 def _file_batch(axis: int | str, signature: Signature | None, notes: list[str]) -> Span:

@@ -14,6 +14,10 @@ def template(name: str) -> bytes:
 
     A line ``# ---- NAME ----`` stands for the body of ``NAME.py``, whose imports the file has
     itself.
+
+    Args:
+        name: of a file of ``templates``, such as ``run.py``; marks such as ``@LIBRARY@`` stay in
+            it.
     """
     text = (FOLDER / name).read_text(encoding="utf-8")
     for part in FOLDER.glob("*.py"):

@@ -40,7 +40,18 @@ def require_free(folder: Path) -> list[str]:
 
 
 def stage(work: Workspace, files: Files) -> dict[str, FileRecord]:
-    """Write the files beside their places, and return their digests."""
+    """Write the files beside their places, and return their digests.
+
+    Args:
+        work: the workspace of the package.
+        files: by path below the package; what an earlier run left beside them is removed.
+
+    Returns:
+        size and SHA-256 by the same paths.
+
+    Raises:
+        ArtifactError: a file cannot be written.
+    """
     shutil.rmtree(work.folder / STAGING, ignore_errors=True)  # of a run that was killed
     staging = work.staging()
     for name, data in files.items():
@@ -50,7 +61,19 @@ def stage(work: Workspace, files: Files) -> dict[str, FileRecord]:
 
 
 def publish(work: Workspace, record: PackageRecord, old: Collection[str]) -> None:
-    """Put the staged files in the place of those of an older package; the record comes last."""
+    """Put the staged files in the place of those of an older package; the record comes last.
+
+    A process that is killed in between leaves a folder without a record, which no check takes for a
+    package.
+
+    Args:
+        work: the workspace, with staged files.
+        record: of the new package.
+        old: files of the older package, as :func:`require_free` returned them.
+
+    Raises:
+        ArtifactError: an old file cannot be removed.
+    """
     (work.folder / PACKAGE_JSON).unlink(missing_ok=True)
     try:
         _remove(work.folder, old)

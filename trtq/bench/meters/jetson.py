@@ -59,5 +59,9 @@ class JetsonRails:
         return total, what
 
     def read(self) -> float:
-        """Return watts."""
+        """Return watts.
+
+        Raises:
+            MeterError: the monitors are gone.
+        """
         return self._total()[0] / 1e3

@@ -49,8 +49,11 @@ MEANING = {
 class GpuState(msgspec.Struct, frozen=True, kw_only=True):
     """What varies on a GPU; None where it reports none.
 
-    ``throttle_reasons`` are those of the moment, ``throttled_ns`` the times since the driver was
-    loaded.
+    Attributes:
+        throttle_reasons: why clocks are low at this moment; only reasons that make a latency
+            worthless.
+        throttled_ns: time in each of them since the driver was loaded, where the board counts it.
+        processes: ids of the processes that compute on it.
     """
 
     sm_clock_mhz: int | None
@@ -118,7 +121,12 @@ class Gpu:
         self.missing: dict[str, str] = {}
 
     def ask(self, name: str, call: Callable[[], Any]) -> Any:
-        """Return one figure, or None with the reason in ``missing``."""
+        """Return one figure, or None with the reason in ``missing``.
+
+        Args:
+            name: of the figure, the key in ``missing``.
+            call: asks NVML for it; bytes are returned as text.
+        """
         try:
             value = call()
         except self.nvml.NVMLError as exc:
@@ -185,7 +193,13 @@ class Gpu:
         )
 
     def field(self, number: int, name: str, *, scope: int = BOARD) -> int | None:
-        """Return a field value after checking its own return code."""
+        """Return a field value after checking its own return code.
+
+        Args:
+            number: NVML's id of the field.
+            name: of the figure, the key in ``missing`` where there is no value.
+            scope: 0 for the board.
+        """
         values = self.ask(
             name, lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [(number, scope)])
         )
@@ -241,7 +255,11 @@ class NvmlCounter:
         ]
 
     def read(self) -> float:
-        """Return joules."""
+        """Return joules since the driver was loaded.
+
+        Raises:
+            MeterError: the board has no counter, or does not answer.
+        """
         value = self.gpu.ask(
             "energy", lambda: self.gpu.nvml.nvmlDeviceGetTotalEnergyConsumption(self.gpu.handle)
         )
@@ -274,7 +292,11 @@ class NvmlPower:
         ]
 
     def read(self) -> float:
-        """Return watts."""
+        """Return watts.
+
+        Raises:
+            MeterError: the board does not answer.
+        """
         if self.instant:
             value = self.gpu.field(POWER_INSTANT, "instant power")
         else:
@@ -299,6 +321,7 @@ PART_TIME = (
 
 
 def _window_of(gpu: Gpu) -> float:
+    """Return the shortest window to believe, seconds."""
     name = str(gpu.ask("name", lambda: gpu.nvml.nvmlDeviceGetName(gpu.handle)))
     return 20.0 if any(p in name for p in PART_TIME) else 10.0
 

@@ -41,7 +41,13 @@ class Rapl:
         ]
 
     def read(self) -> float:
-        """Return joules since this meter was made; counter wraparound is handled."""
+        """Return joules since this meter was made; counter wraparound is handled.
+
+        A counter that wraps twice between two reads loses a round.
+
+        Raises:
+            MeterError: a counter cannot be read.
+        """
         for zone in self.zones:
             now = _number(zone / "energy_uj")
             step = now - self.seen[zone]

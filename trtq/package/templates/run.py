@@ -105,10 +105,21 @@ class Engine:
             )
         self.context = self.engine.create_execution_context()
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        self.types = {n: np.dtype(self.trt.nptype(self.engine.get_tensor_dtype(n))) for n in names}
+        self.types = {n: self.type_of(n) for n in names}
         is_input = self.trt.TensorIOMode.INPUT
         self.inputs = [n for n in names if self.engine.get_tensor_mode(n) == is_input]
         self.outputs = [n for n in names if n not in self.inputs]
+
+    def type_of(self, name):
+        """Return the type of an input or output in numpy."""
+        kind = self.engine.get_tensor_dtype(name)
+        try:
+            return np.dtype(self.trt.nptype(kind))
+        except TypeError as exc:
+            raise SystemExit(
+                "The tensor %s is %s, a type that numpy does not have: cast inputs and outputs to "
+                "float32 in the ONNX file, and build it again" % (name, kind)
+            ) from exc
 
     def run(self, feed):
         """Return the outputs by name.
