@@ -229,6 +229,9 @@ def read_rails(root: str = "/") -> Dict[str, int]:
 
     Newer kernels (JetPack 5 on) have ``hwmon`` with labels, millivolts and milliamperes; older ones
     have ``iio`` with milliwatts. Rails labelled NC and the sum of shunts (channel 7) are left out.
+
+    Args:
+        root: of the file system; another one in tests.
     """
     rails = {}  # type: Dict[str, int]
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*"))):
@@ -1047,6 +1050,23 @@ def put(
 
     An upload that still waits for a broken link gives way to the next one with its ``token``; an
     upload with another token is waited for.
+
+    Args:
+        home: our folder.
+        name: of the file in it, such as ``files/model.onnx``.
+        size: bytes of the whole file.
+        digest: its SHA-256.
+        offset: where the upload continues; bytes behind it are dropped.
+        token: of the deployment.
+        source: standard input, opened for bytes.
+
+    Returns:
+        ``state`` and ``have``, the bytes that are here: ``stored`` (with ``path``), ``cut`` (send
+        from ``have`` on), ``damaged`` (send all of it again) or ``busy`` (another upload has the
+        file).
+
+    Raises:
+        Refused: the name is none of ours, or the disk has too little room.
     """
     path = inside(home, name)
     part = "%s.part.%s" % (path, digest[:16])
@@ -1124,7 +1144,11 @@ class _Flusher(threading.Thread):
 
 
 def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
-    """Return how much of a file is here; a whole file counts only with the right digest."""
+    """Return how much of a file is here; a whole file counts only with the right digest.
+
+    Returns:
+        ``state`` (``stored`` or ``part``), ``have`` (bytes) and ``path``.
+    """
     path = inside(home, name)
     part = "%s.part.%s" % (path, digest[:16])
     if os.path.isfile(path) and os.path.getsize(path) == size and sha256(path) == digest:
@@ -1281,6 +1305,16 @@ def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -
     This ends when the job ends or the time is over.
 
     A job that was started again since ``run`` has a new log, passed on from its beginning.
+
+    Args:
+        home: our folder.
+        key: of the job.
+        offset: bytes of the log that were passed on before.
+        seconds: at most.
+        run: start of the run that ``offset`` is of; None for none.
+
+    Returns:
+        What :func:`status` returns, and the new ``offset``.
     """
     folder, until = inside(home, os.path.join("jobs", key)), time.monotonic() + seconds
     said = None
@@ -1445,6 +1479,15 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
 
     The previous state is on the disk before anything changes. A separate process waits for this one
     to end, for whatever reason.
+
+    Args:
+        home: our folder.
+        mode: name of the power mode; None for the present one.
+        pin: whether clocks are pinned to their maximum.
+
+    Raises:
+        Refused: the board has no such mode, root is needed, or an earlier job's settings are in
+            force.
     """
     set_back(home)  # what a job before this left, if the power went before its guard could act
     if os.path.exists(os.path.join(home, "restore.json")):
@@ -1584,6 +1627,20 @@ def work(home: str, key: str) -> int:
     """Do a job: run its steps one after another, with the board to itself.
 
     Everything is set back at the end.
+
+    ``job.json`` has ``steps`` and may have ``title``, ``owner``, ``mode`` (power mode), ``pin``
+    (clocks), ``needs_bytes`` (free on the disk), ``sample_s`` (between two samples) and ``rest_s``
+    (idle time at the end). A step has ``name`` and ``argv`` and may have ``limit_s``, ``idle_s``
+    (seconds before it), ``marks`` (text to look for in the output, by name), ``fresh`` (files that
+    are removed before), ``copies`` and ``makes`` (from, to).
+
+    ``result.json`` has ``ok``, ``why`` and ``mend`` of a failure, ``steps``, the board's state
+    ``before`` and ``after``, what the :class:`Watch` saw and the power mode that was ``restored``.
+    The samples are in ``watch.json.gz``.
+
+    Args:
+        home: our folder.
+        key: of the job.
     """
     folder = inside(home, os.path.join("jobs", key))
     # until the one who started this has written who does it
@@ -1929,6 +1986,15 @@ def build_engine(asked: Dict[str, Any]) -> int:
     """Build an engine through TensorRT's Python module, for boards without trtexec.
 
     The request is the one that ``trtq build`` sends to its own worker.
+
+    Args:
+        asked: ``onnx``, ``out`` and ``report`` (path of the layer report, None for none), ``apis``,
+            ``typed``, ``fp16``, ``int8``, ``float_nodes``, ``workspace`` (MiB), ``level``, ``dla``
+            (core, None for none), ``gpu_fallback`` and ``shapes`` (least, usual and most sizes by
+            input).
+
+    Returns:
+        0, or 1 where TensorRT refuses; its reasons are printed.
     """
     trt = importlib.import_module("tensorrt")  # type: Any
 

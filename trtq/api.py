@@ -164,6 +164,9 @@ def quantize(
 def asked_task(task: str | Task | None) -> tuple[str | None, Task | None]:
     """Return a task as options name it, None for a program's own, and the task itself.
 
+    Args:
+        task: a name, a program's own task, or None.
+
     Raises:
         UsageError: unknown.
     """
@@ -206,6 +209,11 @@ def open_both(
         form: how the model is captured.
         run: receives the notes of both, and the time.
         limit: keep at most so many samples of data that can be read only once.
+
+    Raises:
+        ModelError: the model is unknown, or its weights do not fit.
+        CaptureError: it cannot be captured as one graph.
+        DataError: the data cannot be read, or do not fit the model.
     """
     given = open_any(data, limit=limit, note=run.note)
     size, preprocess = form.input_size, form.preprocess

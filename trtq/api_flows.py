@@ -90,6 +90,9 @@ def analyze(
         progress: receives progress.
         options: fields of :class:`AnalyzeOptions`: ``metric``, ``bits``, ``images`` ...
 
+    Returns:
+        The record, as ``trtq analyze`` writes it.
+
     Raises:
         UsageError: no width to analyse, or a metric that does not fit the model.
         DataError: the data have no targets, or do not fit.
@@ -162,6 +165,9 @@ def search(
         options: fields of :class:`SearchOptions`: ``budget``, such as ``{"size": 0.2}`` or
             ``["latency@orin=3ms"]``, ``min_accuracy``, ``task``, ``min_score``, such as
             ``{"mAP": -1.0}``, ``bits`` ...
+
+    Returns:
+        The tries and the chosen model in memory; the record for a :class:`SearchSpec`.
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
@@ -280,6 +286,9 @@ def finetune(
             default: no files.
         progress: receives progress.
         options: fields of :class:`FinetuneOptions`: ``epochs``, ``lr``, ``task`` ...
+
+    Returns:
+        The trained model and its record; the record alone for a :class:`FinetuneSpec`.
 
     Raises:
         TrtqError: the encodings are of another model, there are no targets, memory ran out, or the

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import platform
+import secrets
 import shlex
 import tempfile
 import time
@@ -48,7 +49,14 @@ def size_words(count: float) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Return a stable SHA-256 of any JSON-like value (keys sorted)."""
+    """Return a stable SHA-256 of any JSON-like value (keys sorted).
+
+    Args:
+        value: anything that msgspec encodes; NaN counts as None.
+
+    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    True
+    """
     return sha256_bytes(msgspec.json.encode(value, order="sorted"))
 
 
@@ -162,21 +170,25 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     A reader sees the old file or the new one, never a partial one. A failed write leaves nothing
     behind.
 
+    The file has the rights of any new file; a file or a link of that name is replaced.
+
+    Args:
+        path: in a folder that exists.
+        write: fills the temporary file, and may replace it.
+
     Raises:
         ArtifactError: the operating system refused (disk full, no permission); the error
             names the fix.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:  # with the rights of any new file: to read the umask, a thread would have to change it
+        os.close(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     except OSError as exc:
         raise explain_os_error(exc, path) from exc
-    tmp = Path(name)
     try:
         write(tmp)
         with tmp.open("rb") as done:
             os.fsync(done.fileno())
-        tmp.chmod(0o666 & ~_umask())
         tmp.replace(path)
     except OSError as exc:
         raise explain_os_error(exc, path) from exc
@@ -185,14 +197,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_bytes(path: Path, data: bytes) -> Path:
-    """Write ``data`` to ``path`` atomically."""
+    """Write ``data`` to ``path``, as :func:`write_atomic`."""
     return write_atomic(path, lambda tmp: _dump(tmp, data))
 
 
@@ -201,15 +207,20 @@ def _dump(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write a JSON-like value or a record to ``path`` atomically, indented."""
+    """Write plain values or a msgspec struct to ``path``, indented, as :func:`write_atomic`."""
     return write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
     """Return the JSON object in ``path``.
 
+    Args:
+        path: of the file; a byte order mark is skipped.
+        kind: what it is, for messages.
+
     Raises:
         ArtifactError: it is missing, is not JSON, or is not an object.
+        ArtifactError: a newer trtq wrote it.
     """
     try:
         value = decode_json(path.read_bytes(), Any)
@@ -293,7 +304,13 @@ def require_schema(schema: object, path: Path, kind: str = "record") -> None:
 
 
 class Stamp(NamedTuple):
-    """Metadata that changes with every write: no program can reset ``ctime_ns``."""
+    """Metadata that changes with every write: no program can reset ``ctime_ns``.
+
+    Attributes:
+        device, inode: which file it is.
+        size: bytes.
+        mtime_ns, ctime_ns: of the last change of content, and of content or metadata; nanoseconds.
+    """
 
     device: int
     inode: int
@@ -361,8 +378,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """The software and the machine that a record was made with.
 
     Attributes:
+        python: its version.
         packages: versions, by distribution.
         system: name, release and architecture.
+        cpu: name of the processor.
+        cores: how many; None where that is unknown.
         time: ISO 8601, with the offset from UTC.
     """
 
@@ -389,7 +409,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One written file."""
+    """One written file.
+
+    Attributes:
+        sha256: 64 hex digits.
+        bytes: its size.
+    """
 
     sha256: str
     bytes: int

@@ -20,5 +20,9 @@ class _Room(ModuleType):
 
 
 def share_name_with_verb_(name: str) -> None:
-    """Make the module ``name`` callable as the verb of the same name."""
+    """Make the module ``name`` callable as the verb of the same name.
+
+    Args:
+        name: of a subpackage that is imported, such as ``trtq.search``.
+    """
     sys.modules[name].__class__ = _Room

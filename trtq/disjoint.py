@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Sets:
-    """Names, some of which belong together."""
+    """Names, some of which belong together.
+
+    Attributes:
+        parent: of each name, another name of its set, or itself.
+
+    >>> sets = Sets()
+    >>> sets.join(["a", "b"])
+    >>> sets.join(["b", "c"])
+    >>> list(sets.groups(["c", "d", "a"]))
+    [['c', 'a'], ['d']]
+    """
 
     parent: dict[str, str] = field(default_factory=dict)
 
@@ -26,7 +36,11 @@ class Sets:
         self.parent.update({r: first for r in rest if r != first})
 
     def groups(self, names: Collection[str]) -> Iterator[list[str]]:
-        """Return the sets that some of these names are in, without other names."""
+        """Return the sets that some of these names are in, without other names.
+
+        Args:
+            names: unknown ones are alone.
+        """
         found: dict[str, list[str]] = {}
         for name in names:
             found.setdefault(self.find(name), []).append(name)

@@ -25,7 +25,12 @@ LEAST_FIXED = 12  # characters that a row of another class must share with an er
 
 
 class Row(msgspec.Struct, array_like=True, frozen=True):
-    """One error: its number in the group, and its texts as templates."""
+    """One error: its number in the group, and its texts as templates.
+
+    Attributes:
+        number: from 1 on.
+        message, reason, hint: with ``{name}`` in place of values, and `` | `` between alternatives.
+    """
 
     number: int
     message: str
@@ -37,6 +42,8 @@ class Closed(msgspec.Struct, array_like=True, frozen=True):
     """A number that is not used any more, and never again.
 
     Attributes:
+        number: from 1 on.
+        message, reason, hint: as in :class:`Row`.
         replaced_by: the code of the same error today, "" for none.
     """
 
@@ -53,6 +60,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         prefix: of its codes.
         page: in ``docs``, about what fails with it.
+        rows: in use.
+        closed: not in use any more.
     """
 
     prefix: str
@@ -66,7 +75,14 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(NamedTuple):
-    """What a code stands for; the row is None for the general code of a class."""
+    """What a code stands for.
+
+    Attributes:
+        kind: name of the class of errors.
+        code: such as ``DATA-017``.
+        group: of the class.
+        row: None for the general code of the class.
+    """
 
     kind: str
     code: str
@@ -116,6 +132,11 @@ def code_of(kinds: Iterable[str], message: str, reason: str, hint: str) -> str:
         message: its text.
         reason: why it failed.
         hint: what to do.
+
+    Returns:
+        The code of the row that shares the most fixed characters with the error: of its own class
+            or
+        one above it, else of another class where at least 12 are shared; else the general code.
     """
     known = [groups()[kind] for kind in kinds if kind in groups()]
     for group in known:
@@ -147,6 +168,11 @@ def _best(group: Group, message: str, reason: str, hint: str) -> tuple[int, Row 
 
 def fixed_length(template: str, text: str) -> int:
     """Return how many fixed characters of a template a text has, -1 where it does not fit.
+
+    Args:
+        template: with ``{name}`` for any text, and `` | `` between alternatives; the best one
+            counts.
+        text: of an error.
 
     >>> fixed_length("Cannot read {path}", "Cannot read a.png")
     12

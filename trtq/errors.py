@@ -84,12 +84,16 @@ class TrtqError(Exception):
             return text
 
     def with_code_of(self, other: TrtqError) -> TrtqError:
-        """Take the code of an error that this one repeats in another form."""
+        """Take the code of an error that this one repeats in another form, and return this one."""
         self._like, self._original = other._like, other._original
         return self
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Say the same in other words; the code remains."""
+        """Say the same in other words; the code remains.
+
+        Args:
+            change: is given message, reason and hint, one by one.
+        """
         self.message, self.reason = change(self.message), change(self.reason)
         self.hint = change(self.hint)
         self.args = (self._text(),)
@@ -192,6 +196,14 @@ class ArtifactError(TrtqError):
 def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     """Return a hint with the known names nearest to ``name``, or with a few of them.
 
+    Args:
+        name: as it was typed.
+        known: all that there is.
+        count: most names in the hint.
+
+    Returns:
+        "" where nothing is known.
+
     >>> suggest("percentle", ["max", "percentile"])
     'Did you mean percentile?'
     """
@@ -204,6 +216,10 @@ def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
 
 def listed(names: Sequence[str], most: int) -> str:
     """Join the first names and append the number of the others.
+
+    Args:
+        names: in order.
+        most: how many are named.
 
     >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
     ('a, b and 1 more', 'a')
@@ -226,7 +242,11 @@ def first_line(said: BaseException | str) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last non-empty line, cut to a limited length."""
+    r"""Return the last non-empty line, cut to a limited length.
+
+    >>> last_line("a\nfailed: no memory.\n")
+    'failed: no memory'
+    """
     return next(
         (
             line.strip().rstrip(".")[:LONGEST]

@@ -90,6 +90,15 @@ def load(kind: str, name: str, *, built_in: tuple[str, ...] = ()) -> Any:
 def identity(kind: str, name: str) -> str:
     """Return a text that changes with the code of an extension, for keys of caches.
 
+    Args:
+        kind: one of ``KINDS``.
+        name: as the user wrote it.
+
+    Returns:
+        The name with a digest of its source: of the file and the files it imports for
+            ``file.py:NAME``
+        and ``module:NAME``, else of the module of the entry point with the version of its package.
+
     Raises:
         UsageError: as for :func:`load`.
     """

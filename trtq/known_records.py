@@ -19,7 +19,11 @@ RECORDS = {verb.name: verb.record for verb in VERBS.values() if verb.record}
 
 
 def record_type(verb: str) -> Any:
-    """Return the class of the records of a verb."""
+    """Return the class of the records of a verb, which is imported.
+
+    Args:
+        verb: a key of ``RECORDS``; another is a KeyError.
+    """
     module, _, name = RECORDS[verb].partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -41,6 +45,12 @@ def read_known(path: Path, *verbs: str, kind: str = "") -> Any:
 
 def known(content: Mapping[str, Any], path: Path, *verbs: str, kind: str = "record") -> Any:
     """Return a JSON object of ``path`` as the struct of its verb.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        verbs: verbs whose records are accepted; default: all.
+        kind: what the file is, for messages.
 
     Raises:
         ArtifactError: it is of another verb, or a field is missing or has another type.

@@ -11,7 +11,11 @@ from pathlib import Path
 
 @functools.cache  # reading one takes 3 ms, and a record has ten
 def package_version(name: str) -> str | None:
-    """Return the installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None.
+
+    Args:
+        name: of the distribution, such as ``tensorrt-rtx-cu13``.
+    """
     from importlib import metadata  # 40 ms, and most commands ask for no version
 
     try:

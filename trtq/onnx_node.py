@@ -32,10 +32,21 @@ def label_of(node: onnx.NodeProto) -> str:
 
 
 def operand(node: onnx.NodeProto, place: int) -> str:
-    """Return the name of an operand, "" where the node leaves it out."""
+    """Return the name of an operand, "" where the node leaves it out.
+
+    Args:
+        node: any.
+        place: of the operand, from 0 on.
+    """
     return node.input[place] if place < len(node.input) else ""
 
 
 def integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    """Return an attribute of a node."""
+    """Return an integer attribute of a node.
+
+    Args:
+        node: any.
+        name: of the attribute.
+        default: where the node has no such attribute.
+    """
     return next((int(a.i) for a in node.attribute if a.name == name), default)

@@ -295,7 +295,7 @@ def _folds(node: onnx.NodeProto) -> bool:
 
 def scopes(model: onnx.ModelProto) -> list[Scope]:
     """Return the scope of the model's graph and those of all branches, outer ones first."""
-    opsets = {o.domain or "": o.version for o in model.opset_import}
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     found = [Scope(model.graph, opsets)]
     for scope in found:  # grows while it is read
         for node in scope.graph.node:

@@ -87,6 +87,10 @@ def ready(recipe: Recipe, progress: Progress | None = None) -> Path:
 
     Engines are built and measured elsewhere.
 
+    Args:
+        recipe: its ``[[build]]`` and ``[bench]`` tables are left out.
+        progress: receives what happens.
+
     Raises:
         TrtqError: a stage failed; the results of the stages before it are kept.
     """
@@ -104,6 +108,11 @@ def deploy_recipe(
     """Run ``recipe`` up to the Q/DQ file and deploy that file.
 
     The run's report then includes the board.
+
+    Args:
+        recipe: of the model.
+        spec: of the deployment; its model is not read.
+        progress: receives what happens.
 
     Raises:
         TrtqError: a stage failed, or the board did.

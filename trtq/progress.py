@@ -75,7 +75,13 @@ class Notes:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds per step, and in all."""
+    """Seconds per step, and in all.
+
+    Attributes:
+        seconds: by name of the step.
+        started: of the current step, by ``time.perf_counter``.
+        began: of the clock.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -87,7 +93,7 @@ class Clock:
         return round(time.perf_counter() - self.began, 3)
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
+        """Add the time since the last lap to the step ``name``."""
         now = time.perf_counter()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.started, 3)
         self.started = now

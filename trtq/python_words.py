@@ -27,6 +27,8 @@ def python_words(function: Function) -> Function:
     """Let the errors of a function speak of arguments.
 
     Specs keep the words of the command line, which runs them, too.
+
+    Errors of a call whose first argument is a spec are left as they are.
     """
 
     @functools.wraps(function)

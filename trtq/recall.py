@@ -15,7 +15,8 @@ import msgspec
 
 from trtq.artifact import digest_of
 from trtq.commands import loading
-from trtq.data import adapters, source
+from trtq.data import adapters
+from trtq.data.opened import Request
 from trtq.data.source import Note, Source
 from trtq.specs import FinetuneSpec, ModelInputSpec, QuantizeSpec
 
@@ -48,7 +49,18 @@ def _once(what: str, given: object, read: Callable[[], T]) -> T:
 
 
 def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
-    """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`."""
+    """Return a SHA-256 over a spec's model, as :func:`trtq.commands.loading.model_digest`.
+
+    Inside :func:`recalling` a model from a checkpoint, an ONNX file or a ``.pt2`` file is read once
+    for all seeds.
+
+    Args:
+        spec: names the model and its data.
+
+    Raises:
+        ModelError: it is unknown, or its checkpoint does not fit.
+        CaptureError: it cannot be captured as one graph.
+    """
     values = {n: getattr(spec, n) for n in ModelInputSpec.__struct_fields__}
     # It makes random weights. Were it to change others, the record of the run would tell.
     whole = spec.checkpoint is not None or Path(spec.model).suffix in (".onnx", ".pt2")
@@ -71,7 +83,19 @@ def fingerprint(
     )
 
 
-def open_source(data: str, class_index: str | Path | None = None) -> Source:
-    """Return the images behind ``data``, as :func:`trtq.data.source.open_source`."""
-    given = [data, None if class_index is None else str(class_index)]
-    return _once("images", given, lambda: source.open_source(data, class_index))
+def open_images(
+    data: str, class_index: str | None = None, *, tokenizer: str | None = None
+) -> Source | None:
+    """Return the images behind ``data``; None where the samples are no images.
+
+    Args:
+        data: any form of data, as options take it.
+        class_index: the order of classes.
+        tokenizer: file of the tokenizer, for texts.
+
+    Raises:
+        DataError: missing, empty, damaged or ambiguous.
+    """
+    request = Request(text=data, class_index=class_index, tokenizer=tokenizer)
+    given = [data, class_index, tokenizer]
+    return _once("images", given, lambda: adapters.open_data(request).source)

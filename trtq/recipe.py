@@ -22,7 +22,14 @@ else:
 
 
 class EvaluateStage(InputSpec, frozen=True, kw_only=True):
-    """The ``[evaluate]`` table of a recipe: which images; the model files come from the chain."""
+    """The ``[evaluate]`` table of a recipe: which images; the model files come from the chain.
+
+    Attributes:
+        limit: most images, drawn evenly; None for all.
+        held_out: leave out the images of calibration, and refuse those of training.
+        masks: of the images, for segmentation.
+        ignore_index: pixels of this class do not count.
+    """
 
     limit: Annotated[int, Meta(ge=1)] | None = None
     held_out: bool = True
@@ -31,14 +38,28 @@ class EvaluateStage(InputSpec, frozen=True, kw_only=True):
 
 
 class BuildStage(BuildOptions, frozen=True, kw_only=True):
-    """One ``[[build]]`` table of a recipe."""
+    """One ``[[build]]`` table of a recipe.
+
+    Attributes:
+        target: such as ``rtx4090`` or ``xavier@8.5``.
+        source: which file is built: the quantized or the float one.
+    """
 
     target: str
     source: Literal["qdq", "fp32"] = "qdq"
 
 
 class BenchStage(Spec, frozen=True, kw_only=True):
-    """The ``[bench]`` table of a recipe."""
+    """The ``[bench]`` table of a recipe.
+
+    Attributes:
+        device: as ``trtq bench --device`` takes it.
+        batch: samples in a call.
+        duration: seconds of measuring at least.
+        min_samples: calls at least.
+        max_duration: seconds at most.
+        verdict: whether INT8 is compared with float.
+    """
 
     device: str = "cpu"
     batch: Annotated[int, Meta(ge=1)] = 1
@@ -49,7 +70,12 @@ class BenchStage(Spec, frozen=True, kw_only=True):
 
 
 class Recipe(Spec, frozen=True, kw_only=True):
-    """The whole chain: quantize, finetune, evaluate, build for each target, bench, report."""
+    """The whole chain: quantize, finetune, evaluate, build for each target, bench, report.
+
+    Attributes:
+        out: folder for the results.
+        title: of the report.
+    """
 
     out: Annotated[str, PathDoc(description="Folder for the results.")]
     quantize: QuantizeSpec
@@ -112,6 +138,9 @@ FORMS = {
 def load_recipe(path: Path) -> Recipe:
     """Return the recipe in a TOML file; relative paths remain relative to the current folder.
 
+    Args:
+        path: of the file; its stem is the default for title and folder.
+
     Raises:
         UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out
             of range.
@@ -121,6 +150,10 @@ def load_recipe(path: Path) -> Recipe:
 
 def recipe_of(given: Mapping[str, Any], path: Path) -> Recipe:
     """Return the recipe in the tables of the TOML file ``path``.
+
+    Args:
+        given: tables by name.
+        path: of the file, for messages and defaults; it is not read.
 
     Raises:
         UsageError: an unknown table or setting (the nearest is suggested), or a value out of range.

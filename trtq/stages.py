@@ -43,7 +43,7 @@ from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.quant.calibrators import AUTO, CALIBRATORS
 from trtq.quant.encodings import Encodings
-from trtq.recall import fingerprint, model_digest, open_source
+from trtq.recall import fingerprint, model_digest, open_images
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
 from trtq.specs import (
@@ -62,7 +62,12 @@ Inputs = dict[str, object]  # all that a stage's result depends on, by what a pe
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of a stage: a summary line, and whether its figures may be used."""
+    """Result of a stage.
+
+    Attributes:
+        summary: one line.
+        valid: whether its figures may be used.
+    """
 
     summary: str
     valid: bool = True
@@ -92,7 +97,18 @@ class Stage:
 
 
 def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
-    """Return the stages of ``recipe`` in order."""
+    """Return the stages of ``recipe`` in order.
+
+    Args:
+        recipe: what to do.
+        out: its folder.
+        progress: receives what the stages report.
+
+    Raises:
+        UsageError: two stages would write one file, a target is unknown, evaluation images were
+            used for training or all for calibration, or classes have other numbers.
+        DataError: images cannot be read.
+    """
     fp32, note = out / FP32, _once(progress.note)
     stages = [_quantize_stage(recipe, out, progress, note)]
     records = [out / QUANTIZE_JSON]
@@ -162,15 +178,17 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
     folder = Path(spec.out)
     val_index = spec.val_class_index or spec.class_index
     if spec.masks is None:  # found now, not after quantization
-        val = open_source(spec.val, val_index) if spec.val else None
-        require_one_class_list(open_source(spec.data, spec.class_index), val)
+        val = open_images(spec.val, val_index, tokenizer=spec.tokenizer) if spec.val else None
+        learned = open_images(spec.data, spec.class_index, tokenizer=spec.tokenizer)
+        if learned is not None:
+            require_one_class_list(learned, val)
 
     def inputs() -> Inputs:
         images = {
-            "data": (spec.data, spec.class_index),
-            "val": (spec.val, val_index),
-            "masks": (spec.masks, None),
-            "val_masks": (spec.val_masks, None),
+            "data": (spec.data, spec.class_index, spec.tokenizer),
+            "val": (spec.val, val_index, spec.tokenizer),
+            "masks": (spec.masks, None, None),
+            "val_masks": (spec.val_masks, None, None),
         }
         encodings = Path(spec.encodings)
         return {
@@ -179,7 +197,10 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
             "encodings": Encodings.load(encodings).digest() if encodings.is_file() else None,
             "own loss": source_digest(spec.loss, "loss") if spec.loss else None,
             "ranking": _digest_or_none(spec.sensitivity),
-            **{n: fingerprint(d, i, note) if d else None for n, (d, i) in images.items()},
+            **{
+                n: fingerprint(d, i, note, tokenizer=t) if d else None
+                for n, (d, i, t) in images.items()
+            },
         }
 
     def work() -> Outcome:
@@ -198,9 +219,9 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
     wanted, base = recipe.evaluate, recipe.quantize
     assert wanted is not None
     chosen = _evaluated(recipe, wanted)
-    if chosen.masks is None:
+    if chosen.masks is None and chosen.source is not None:
         _require_classes(recipe, chosen.source)
-    if wanted.held_out:
+    if wanted.held_out and chosen.source is not None:
         _require_left(base, chosen.source)
     spec = EvaluateSpec(
         onnx=str(qdq),
@@ -208,6 +229,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         limit=wanted.limit,
         data=chosen.data,
         class_index=chosen.index,
+        tokenizer=chosen.tokenizer,
         exclude=str(out / QUANTIZE_JSON) if wanted.held_out else None,
         masks=chosen.masks,
         ignore_index=wanted.ignore_index,
@@ -235,12 +257,18 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
 
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
-    """The images that a recipe evaluates on, and the paths in its record."""
+    """The samples that a recipe evaluates on, and the paths in its record.
+
+    Attributes:
+        source: the images; None for other samples, which only the step itself compares with those
+            of calibration.
+    """
 
     data: str
     index: str | None
     masks: str | None
-    source: Source
+    tokenizer: str | None
+    source: Source | None
 
 
 def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
@@ -256,15 +284,17 @@ def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
     data, index = wanted.data or base.data, wanted.class_index
     if index is None and place_of(data) == place_of(base.data):
         index = base.class_index
-    chosen = _Evaluated(data, index, wanted.masks, open_source(data, index))
+    tokenizer = wanted.tokenizer or base.tokenizer
+    source = open_images(data, index, tokenizer=tokenizer)
+    chosen = _Evaluated(data, index, wanted.masks, tokenizer, source)
     if trained is None or not wanted.held_out:
         return chosen
-    learned = open_source(trained.data, trained.class_index)
-    shared = shared_images(chosen.source, learned)
+    learned = open_images(trained.data, trained.class_index, tokenizer=trained.tokenizer)
+    shared = _shared(chosen.source, learned)
     if shared and trained.val is not None and not wanted.data:
         chosen = _validation(trained, trained.val, wanted)
-        shared = shared_images(chosen.source, learned)
-    if shared:
+        shared = _shared(chosen.source, learned)
+    if shared and chosen.source is not None:
         raise UsageError(
             "The recipe evaluates on images that training saw",
             f"[finetune] learns from {trained.data}, which holds {len(shared)} of the "
@@ -275,10 +305,17 @@ def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
     return chosen
 
 
+def _shared(one: Source | None, other: Source | None) -> list[int]:
+    """Return the positions in ``one`` of images that ``other`` has; none for other samples."""
+    return [] if one is None or other is None else shared_images(one, other)
+
+
 def _validation(trained: FinetuneSpec, val: str, wanted: EvaluateStage) -> _Evaluated:
     """Return the validation images of a training."""
     index = wanted.class_index or trained.val_class_index or trained.class_index
-    return _Evaluated(val, index, trained.val_masks or wanted.masks, open_source(val, index))
+    tokenizer = wanted.tokenizer or trained.tokenizer
+    source = open_images(val, index, tokenizer=tokenizer)
+    return _Evaluated(val, index, trained.val_masks or wanted.masks, tokenizer, source)
 
 
 def _require_classes(recipe: Recipe, chosen: Source) -> None:
@@ -289,11 +326,13 @@ def _require_classes(recipe: Recipe, chosen: Source) -> None:
     base, trained = recipe.quantize, recipe.finetune
     if trained is None or trained.masks is not None:
         require_one_class_list(chosen)
-        require_calibrated_classes(
-            chosen, open_source(base.data, base.class_index).classes, base.data
-        )
-    else:
-        require_one_class_list(open_source(trained.data, trained.class_index), chosen)
+        calibrating = open_images(base.data, base.class_index, tokenizer=base.tokenizer)
+        if calibrating is not None:
+            require_calibrated_classes(chosen, calibrating.classes, base.data)
+        return
+    learned = open_images(trained.data, trained.class_index, tokenizer=trained.tokenizer)
+    if learned is not None:
+        require_one_class_list(learned, chosen)
 
 
 def _require_left(base: QuantizeSpec, chosen: Source) -> None:
@@ -301,7 +340,9 @@ def _require_left(base: QuantizeSpec, chosen: Source) -> None:
 
     This check runs before quantization.
     """
-    calibrating = open_source(base.data, base.class_index)
+    calibrating = open_images(base.data, base.class_index, tokenizer=base.tokenizer)
+    if calibrating is None:
+        return
     taken = set(calibrating.contents(calibrating.sample(base.calib_images, base.seed)))
     if taken.issuperset(chosen.contents(range(len(chosen)))):
         raise UsageError(

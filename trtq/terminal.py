@@ -131,7 +131,12 @@ def rich_text(text: object) -> Text:
 
 
 def new_table(title: str, columns: Iterable[str]) -> Table:
-    """Return an empty table; the first column is aligned left, the others right."""
+    """Return an empty table; the first column is aligned left, the others right.
+
+    Args:
+        title: above the table.
+        columns: their headings.
+    """
     from rich.table import Table
 
     table = Table(title=rich_text(title), title_justify="left")
@@ -142,6 +147,10 @@ def new_table(title: str, columns: Iterable[str]) -> Table:
 
 def say_table(table: Table, rows: Iterable[Sequence[object]]) -> None:
     """Print a table of :func:`new_table` with these rows.
+
+    Args:
+        table: changed: the rows are added.
+        rows: a value for each column.
 
     Raises:
         ClosedOutputError: the reader of standard output has exited.

@@ -19,6 +19,10 @@ _ALONE = threading.Lock()
 def convert(value: Any, kind: type[T]) -> T:
     """Return plain values as a type.
 
+    Args:
+        value: as :func:`msgspec.to_builtins` returns them.
+        kind: the struct, or any type that msgspec knows.
+
     Raises:
         msgspec.ValidationError: they do not fit it.
     """

@@ -69,7 +69,11 @@ class _Neighbours(importlib.abc.MetaPathFinder):
         return None if spec is None else _from_source(spec)
 
     def _of_importer(self) -> list[str]:
-        """Return the user's folders that hold the code with the import statement."""
+        """Return the user's folders that hold the code with the import statement.
+
+        The stack is walked to the first frame outside of importlib and this file. While a package
+        is imported by name, the folder that was entered last counts.
+        """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename
@@ -237,6 +241,11 @@ def _of_package(where: str) -> ModuleType:
 
 def call_factory(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> Any:
     """Return what a model's factory makes.
+
+    Args:
+        factory: the callable.
+        name: as the user wrote it, for messages.
+        kwargs: its keyword arguments.
 
     Raises:
         ModelError: it raised, or ended the program.

@@ -137,7 +137,12 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
                 distributed.barrier()
 
     def sum_(self, tensor: Any) -> Any:
-        """Replace ``tensor`` in place by its sum over all processes and return it."""
+        """Replace ``tensor`` in place by its sum over all processes and return it.
+
+        Args:
+            tensor: of the same shape and type in every process, on the device that the processes
+                joined with.
+        """
         return self._reduce_(tensor, "SUM")
 
     def max_(self, tensor: Any) -> Any:
@@ -157,7 +162,11 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
         return tensor
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return every ``world``-th item, from ``rank`` on."""
+        """Return every ``world``-th item, from ``rank`` on.
+
+        >>> Workers(rank=1, world=3).share("abcdefg")
+        'be'
+        """
         return items[self.rank :: self.world]
 
     def run_of(self, count: int) -> range:

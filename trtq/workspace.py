@@ -76,7 +76,11 @@ class Workspace:
             yield
 
     def remove_leftovers(self, names: Iterable[str]) -> None:
-        """Remove the temporary files of a run that was killed."""
+        """Remove the temporary files of a run that was killed.
+
+        Args:
+            names: of the files that the command writes, without the record.
+        """
         names = (*names, self.record)
         for folder in (self.folder, self.folder / STAGING):
             for left in leftovers(folder, names):
@@ -109,10 +113,18 @@ class Workspace:
             staging.rmdir()
 
     def save(self, record: Record) -> None:
-        """Write the record."""
+        """Write the record; it replaces the old one.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
         write_json(self.folder / self.record, record)
 
 
 def file_records(paths: Iterable[Path]) -> dict[str, FileRecord]:
-    """Return digest and size of files by name."""
+    """Return digest and size of files, by name without folder.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
     return {path.name: FileRecord.of(path) for path in paths}

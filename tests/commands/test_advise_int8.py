@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +311,19 @@ def test_generated_kernels_are_named_by_the_plan(out: Path, engines: Path, tmp_p
     compared = compare_pieces(model.quantized, *sides)
     expected = choose(EngineCosts(compared.sides, model, RTX))
     assert losing(record) == {n for r in expected.regions if r.loses for n in r.layers}
+
+
+def test_the_command_that_writes_the_file_has_the_options_of_the_advice(out: Path, tmp_path: Path):
+    """Without them another basis would choose other regions."""
+    copy = tmp_path / "a folder"
+    shutil.copytree(out, copy)
+    slower = {**LAYERS, "big.0/Conv || big.1.relu/Relu": 0.3}
+    path = measured(tmp_path, copy, LAYERS, slower)
+    record = asked(copy, target="orin", measured=(path,), batch=2)
+    assert record.precision == "INT8 / FP16"
+    words = shlex.split(record.commands[0])
+    given = ["--target", "orin", "--measured", path, "--batch", "2"]
+    assert words == ["trtq", "advise", str(copy), *given, "--keep-winners", "--out", "winners"]
 
 
 def test_all_or_nothing(out: Path, tmp_path: Path):

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tests.conftest import run_cli
 from tests.support.recipes import write_recipe
@@ -63,3 +65,19 @@ def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match="nothing of trtq's"):
         inspect(tmp_path / "empty")
+
+
+def test_a_file_with_stored_4_bit_weights_alone_is_a_qdq_file(tmp_path):
+    """Its activations are floats: it has no QuantizeLinear."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "s"], ["w"], axis=0),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2]) for n in "xy")
+    codes = helper.make_tensor("codes", TensorProto.INT4, [2, 2], [1, -2, 3, -4])
+    scales = helper.make_tensor("s", TensorProto.FLOAT, [2], [0.5, 0.25])
+    graph = helper.make_graph(nodes, "g", [x], [y], [codes, scales])
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "w4.onnx")
+    info = inspect(tmp_path / "w4.onnx")
+    assert (info["kind"], info["float_layers"]) == ("Q/DQ ONNX", ["product"])

@@ -102,6 +102,15 @@ def test_a_picture_outside_of_its_folder_is_not_read(run, tmp_path):
     assert not found.pictures and "1 of 1 pictures are not in" in found.left_out
 
 
+def test_a_file_that_is_no_picture_is_left_out(run, tmp_path):
+    folder = changed(run, tmp_path / "damaged")
+    names = [row.file for row in record_of(run).pictures]
+    (folder / "pictures" / names[0]).write_text("no picture")
+    found = answers.answers_of(record_of(folder), folder, "INT8")
+    assert len(found.pictures) == len(names) - 1
+    assert found.left_out == f"1 of {len(names)} files in pictures/ are no pictures."
+
+
 def test_runs_are_compared_by_the_score_that_all_have(run, tmp_path):
     lower = [{"name": "RMSE", "value": 2.0, "unit": "m", "better": "lower"}]
     first = changed(run, tmp_path / "first", figures=lower, reference_figures=lower)

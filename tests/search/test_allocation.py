@@ -140,10 +140,12 @@ def test_what_cannot_be_met_is_explained():
     for strategy in ("greedy", "pareto", "milp"):
         with pytest.raises(
             UsageError,
-            match=r"The budget size cannot be met: the narrowest widths \(w2a2\) need 100, 50 is "
+            match=r"The budget size cannot be met: the cheapest widths need 100, 50 is "
             r"allowed",
         ):
             STRATEGIES[strategy](items, LABELS, {"size": 50.0})
+    with pytest.raises(UsageError, match=r"Allow 1\.02 times as much"):  # 1.01 would not do
+        greedy(items, LABELS, {"size": 98.9})
     crossed = [
         Choice(
             name="l0",

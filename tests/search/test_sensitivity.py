@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import trtq
 from tests.conftest import run_cli, spec
 from tests.support.processes import start_two
 from tests.support.quantize import CNN, VIT, analysis
@@ -191,6 +192,42 @@ def test_queries_keys_and_values_that_read_one_tensor_share_a_width():
     ]  # the tied layer reads something else, but its weight is that of the values
 
 
+class Once(nn.Module):
+    """A linear that is applied to two halves of a batch of vectors at once."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(8, 4)
+
+    def forward(self, x):
+        first, second = self.a(torch.stack((x, x.square()))).unbind(0)
+        return torch.tanh(first) + torch.relu(second)
+
+
+class Twice(Once):
+    """The same function: two linears have one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Linear(8, 4)
+        self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+    def forward(self, x):
+        return torch.tanh(self.a(x)) + torch.relu(self.b(x.square()))
+
+
+@pytest.mark.parametrize("metric", ["gradient", "hessian"])
+def test_a_weight_that_two_layers_read_counts_once(metric):
+    rows = [(torch.randn(8, generator=torch.Generator().manual_seed(i)), i % 4) for i in range(8)]
+    options = {"metric": metric, "bits": ["4"], "images": 8, "calib_images": 8}
+    options |= {"epsilon": 1e-6, "trials": 2, "probes": 100}
+    once, twice = (trtq.analyze(m().eval(), rows, **options) for m in (Once, Twice))
+    assert [layer.group for layer in twice.layers] == [["a", "b"], ["a", "b"]]
+    wanted, got = (sum(v.loss["w4a4"] for v in r.layers) for r in (once, twice))
+    assert got == pytest.approx(wanted, rel=1e-3 if metric == "gradient" else 0.3)
+
+
 def test_an_interrupted_analysis_goes_on(images, tmp_path, monkeypatch):
     from trtq.search import work_cache as units
 
@@ -326,7 +363,7 @@ def test_requests_that_make_no_sense(images, tmp_path):
     with pytest.raises(UsageError, match="The strategy milp needs a budget"):
         allocate(AllocateSpec(analysis=found, out=out))
     with pytest.raises(
-        UsageError, match=r"The budget energy cannot be met: the narrowest widths \(w2a2\) need"
+        UsageError, match=r"The budget energy cannot be met: the cheapest widths need"
     ):
         allocate(AllocateSpec(analysis=found, out=out, budget=("energy=0.05",)))
     with pytest.raises(UsageError, match="MB is needed by parameters that have no width to choose"):

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import run_cli
 from tests.sweep.test_sweep import BITS
 from trtq.artifact import environment
-from trtq.errors import MissingExtraError
+from trtq.errors import ArtifactError, MissingExtraError
 from trtq.records.sweep import Measured, SweepRecord, SweepRow
 from trtq.sweep.tracking import open_tracker
 from trtq.tasks import Figure
@@ -92,6 +92,27 @@ def test_finished_runs_are_logged_once(kind, tmp_path, monkeypatch):
     assert run.data.params == {"quantize.bits": "w8a8", "quantize.model_arg": '{"width":8}'}
     assert run.data.tags["trtq.files"] == "out/store/runs/aa/bb"
     assert run.info.status == "FINISHED"
+
+
+@with_mlflow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_was_cut_off_is_logged_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    row = SweepRow(
+        name="00001", key="a" * 64, settings={}, state="done", seconds=2.0, measured=Measured()
+    )
+    tracker = open_tracker(f"file://{tmp_path}/ml", tmp_path / "mine.toml")
+
+    def cut(*_: object, **__: object) -> None:
+        raise OSError("connection reset")
+
+    with monkeypatch.context() as broken, pytest.raises(ArtifactError, match="connection reset"):
+        broken.setattr(tracker.client, "log_batch", cut)
+        tracker.log(record([row]))
+    assert tracker.log(record([row])) == 1
+    assert tracker.log(record([row])) == 0
+    runs = tracker.client.search_runs([tracker.experiment], "attributes.status = 'FINISHED'")
+    assert [r.data.metrics for r in runs] == [{"seconds": 2.0}]
 
 
 @with_mlflow

@@ -124,6 +124,10 @@ def run_command(words: list[str]) -> int:
 
     Args:
         words: without the name of the program.
+
+    Returns:
+        As ``trtq --help`` lists them; 130 after Ctrl-C, 128 and the number of another signal, 141
+        where the reader of standard output has exited.
     """
     try:
         code = cli.main(words, standalone_mode=False)

@@ -40,7 +40,11 @@ Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem
 
 
 def offer(kind: str) -> Completion:
-    """Return the completion of one kind of names; of files where there is no such kind."""
+    """Return the completion of one kind of names; of files where there is no such kind.
+
+    Args:
+        kind: a key of ``NAMES``.
+    """
     known = NAMES.get(kind)
     if known is None:
         return files

@@ -56,7 +56,7 @@ def _show_layers(record: CostRecord) -> None:
         f"{'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}"
     )
     for r in record.rows:
-        share = 100 * r.energy / record.total.energy
+        share = 100 * r.energy / (record.total.energy or 1.0)
         width = f"w{r.weight_bits}a{r.input_bits}"
         counts = f"{r.layer.macs:>16,}{r.layer.weights:>12,}{r.bytes_moved:>14,.0f}"
         say(f"{r.layer.name:{widest}}  {r.layer.kind:8}{width:>8}{counts}{share:>10.2f}")
@@ -64,7 +64,7 @@ def _show_layers(record: CostRecord) -> None:
 
 def _show_kernels(what: str, prediction: LatencyRecord) -> None:
     kernels = prediction.kernels
-    widest = max(len(what), *(len(k.name) for k in kernels))
+    widest = max(len(name) for name in (what, *(k.name for k in kernels)))
     say()
     say(f"{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
     for k in kernels:

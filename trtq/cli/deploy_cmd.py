@@ -60,7 +60,15 @@ def command(as_json: bool, **values: Any) -> int:
 
 
 def onnx_of(model: str, progress: Progress) -> str:
-    """Return an ONNX file: of a recipe, the Q/DQ file that its chain makes."""
+    """Return an ONNX file: of a recipe, the Q/DQ file that its chain makes.
+
+    Args:
+        model: an ONNX file or a recipe.
+        progress: receives what the chain reports.
+
+    Raises:
+        TrtqError: the recipe cannot be read, or a stage of it fails.
+    """
     if not model.endswith(".toml"):
         return model
     recipe = load_recipe(Path(model))

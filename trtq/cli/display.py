@@ -117,7 +117,16 @@ def _new_bar() -> Any:
 
 
 def print_record(record: Any, *, as_json: bool, lines: Iterable[str] = ()) -> None:
-    """Print a record as JSON, or its summary and ``lines`` about it."""
+    """Print a record as JSON, or its summary and ``lines`` about it.
+
+    Args:
+        record: with a ``summary``.
+        as_json: print all of it.
+        lines: for a person, indented below the summary.
+
+    Raises:
+        ClosedOutputError: the reader of standard output has exited.
+    """
     if as_json:
         print_json(record)
         return

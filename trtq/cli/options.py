@@ -188,12 +188,16 @@ def _description(kind: Any) -> str:
 def spec_options(
     spec: type[Spec], *, argument: str, required: tuple[str, ...] = (), first: str | None = None
 ) -> Callable[[F], F]:
-    """Add one option per field of ``spec``.
-
-    ``argument`` becomes the positional argument, after ``first`` if there is one.
+    """Return a decorator that adds one option per field of a spec to a command.
 
     Omitted options stay out of the values, so that a recipe file or the default of the spec can
     fill them.
+
+    Args:
+        spec: its fields, their types and descriptions.
+        argument: the field that is the positional argument.
+        required: fields that the help calls required; :func:`require` refuses a command without.
+        first: a field in front of ``argument``, the name of a board; None for none.
     """
     hints = get_type_hints(spec, include_extras=True)
     fields = {
@@ -220,6 +224,15 @@ def collect(
     spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None = None, table: str = ""
 ) -> dict[str, Any]:
     """Return the values of a spec: the recipe file's table, overridden by the command line.
+
+    Args:
+        spec: names the fields.
+        values: as click parsed them; None and () are not typed.
+        recipe: path of a TOML file; None for none.
+        table: of the recipe.
+
+    Returns:
+        Values by field, not yet checked.
 
     Raises:
         UsageError: a K=V option without ``=``, or a recipe without the table.
@@ -262,6 +275,12 @@ def _pairs(name: str, texts: Iterable[str]) -> dict[str, str]:
 
 def require(values: Mapping[str, Any], names: tuple[str, ...], command: str, argument: str) -> None:
     """Refuse a request that lacks something, before any work.
+
+    Args:
+        values: as :func:`collect` returned them.
+        names: of the fields that must be there.
+        command: for the message, such as ``fleet deploy``.
+        argument: the field that is the positional argument.
 
     Raises:
         UsageError: names what is missing.

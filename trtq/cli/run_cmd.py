@@ -52,6 +52,17 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
     """Run the chain of a recipe file and return the exit code.
 
     Prints what happened, the tables and the path of the report.
+
+    Args:
+        recipe: the TOML file.
+        dry_run: only say which stages would run, and why.
+        as_json: print what happened to each stage as JSON alone.
+
+    Returns:
+        0, or 3 where the figures of a stage are not valid.
+
+    Raises:
+        TrtqError: a stage failed.
     """
     parsed = load_recipe(recipe)
     from trtq.pipeline import run

@@ -28,7 +28,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def group_of(name: str | None) -> str:
-    """Return the section of an option, by its name in the spec."""
+    """Return the section of an option, by its name in the spec.
+
+    >>> group_of("model"), group_of("data"), group_of("resize"), group_of("bits"), group_of("out")
+    ('Model', 'Data', 'Images', 'Settings', 'Output')
+    """
     return next((title for title, names in GROUPS.items() if name in names), SETTINGS)
 
 

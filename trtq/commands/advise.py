@@ -114,6 +114,10 @@ def advise(spec: AdviseSpec, progress: Progress | None = None) -> AdviseRecord:
     first. For a Q/DQ file, the folder of ``trtq quantize`` or an engine: its regions in INT8 and
     in FP16.
 
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
+
     Raises:
         TrtqError: the model, the images, a budget, an engine or the device cannot be read.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,7 @@ from trtq.onnx_node import label_of
 from trtq.onnx_walk import all_nodes
 from trtq.progress import Progress, or_silent
 from trtq.records.advise import AdviseRecord, Int8Advice
-from trtq.specs import AdviseSpec
-from trtq.specs.base import option_name
+from trtq.specs import AdviseSpec, changed_words, option_name
 from trtq.workspace import Workspace, file_records
 
 FOR_FLOAT = ("data", "budget", "task", "min_accuracy", "train", "result", "checkpoint", "model_arg")
@@ -40,6 +40,9 @@ DEQUANTIZE = "/DequantizeLinear"  # what trtq appends to the name of a quantizer
 
 def quantized_file(model: str) -> Path | None:
     """Return the file of a quantized model: Q/DQ ONNX or an engine; None for other models.
+
+    Args:
+        model: as it was typed; a folder counts by its ``model.qdq.onnx``.
 
     Raises:
         TrtqError: it cannot be read.
@@ -80,7 +83,9 @@ def advise_int8(spec: AdviseSpec, path: Path, progress: Progress | None = None) 
         rows=[],
         strategy=STRATEGIES[precision],
         precision=precision,
-        commands=_commands(subject, precision, Path(spec.out) if writes and spec.out else None),
+        commands=_commands(
+            spec, subject, precision, Path(spec.out) if writes and spec.out else None
+        ),
         notes=subject.notes,
         environment=environment(),
         int8=_advice(subject, basis),
@@ -142,23 +147,27 @@ def _advice(subject: Subject, basis: Basis) -> Int8Advice:
     )
 
 
-def _commands(subject: Subject, precision: str, out: Path | None) -> list[str]:
+def _commands(spec: AdviseSpec, subject: Subject, precision: str, out: Path | None) -> list[str]:
     """Return what to type next.
 
     Args:
+        spec: what was asked for; a command that advises again has its options.
         subject: the model.
         precision: that is advised.
         out: folder of the new file; None without one.
     """
-    target = f"--target {subject.target.text} --precision fp16"
+    target = ("--target", subject.target.text)
     if precision == "INT8 / FP16" and out is None:
-        return [
-            f"trtq advise {subject.path} --target {subject.target.text} --keep-winners --out "
-            "winners"
-        ]
+        given = changed_words(spec, "model", "target", "keep_winners", "out")
+        return [_line("advise", spec.model, *target, *given, "--keep-winners", "--out", "winners")]
     source = subject.path.with_name(FP32) if precision == "FP16" else subject.path
     source = source if out is None else out / QDQ
-    return [f"trtq build {source} {target} --out {source.with_suffix('.engine')}"]
+    engine = source.with_suffix(".engine")
+    return [_line("build", source, *target, "--precision", "fp16", "--out", engine)]
+
+
+def _line(*words: object) -> str:
+    return shlex.join(["trtq", *map(str, words)])
 
 
 def keep_float(model: Int8Model, layers: Sequence[str]) -> onnx.ModelProto:
@@ -166,6 +175,10 @@ def keep_float(model: Int8Model, layers: Sequence[str]) -> onnx.ModelProto:
 
     The other pairs stay as they are. A pair on another operand of what such a layer's kernel
     computes, such as the shortcut of an Add, goes with it.
+
+    Args:
+        model: of a Q/DQ file; not changed.
+        layers: labels of ONNX nodes.
     """
     return strip_at(model.model, {*layers, *model.riders(frozenset(layers))})
 
@@ -201,7 +214,11 @@ def _write(
 
 
 def quantizers(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the quantizers of a file."""
+    """Return the names of the quantizers of a file.
+
+    Args:
+        model: with Q/DQ pairs; those in branches count.
+    """
     nodes = (n for n in all_nodes(model) if n.op_type == "DequantizeLinear")
     return {label_of(n).removesuffix(DEQUANTIZE) for n in nodes}
 

@@ -44,10 +44,12 @@ class Subject:
     """What is advised on.
 
     Attributes:
-        path, onnx, sha256: the Q/DQ file.
+        path: the Q/DQ file.
+        onnx: its content.
+        sha256: its digest, with that of external data.
         engine, manifest: of it; None without one.
         target, device: to run on.
-        sizes: of the inputs.
+        sizes: of the inputs by name, the batch included; an open batch is 1.
         batch: samples in a call.
         notes: automatic choices.
     """
@@ -75,7 +77,9 @@ class Basis:
 
     Attributes:
         choice: the regions.
-        basis, source, how: what the times are and what they come from.
+        basis: ``measured`` or ``predicted``.
+        source: what the times come from, in words.
+        how: what the figures are, in words.
         compared: the two engines; None for the graph.
     """
 
@@ -99,6 +103,10 @@ class Basis:
 
 def open_subject(spec: AdviseSpec, path: Path) -> Subject:
     """Read the Q/DQ file, its engine and the device.
+
+    Args:
+        spec: what was asked for.
+        path: the Q/DQ file, or an engine, whose manifest names the file.
 
     Raises:
         UsageError: no target, or one without INT8.
@@ -221,6 +229,13 @@ def _target(
 
 def basis_of(spec: AdviseSpec, subject: Subject) -> Basis:
     """Return the times of a model's regions: measured, over two plans, or over the graph.
+
+    A profile that was given counts before two plans, and those before the graph; a note says what
+    is missing for the plans.
+
+    Args:
+        spec: names the profiles and the baseline.
+        subject: the model; its notes grow.
 
     Raises:
         ArtifactError: a record or an engine is of another model.

@@ -22,6 +22,9 @@ from trtq.workspace import Workspace
 def read_analysis(path: Path) -> AnalyzeRecord:
     """Return what ``trtq analyze`` wrote.
 
+    Args:
+        path: the JSON file.
+
     Raises:
         ArtifactError: missing, damaged, or something else.
     """
@@ -60,6 +63,9 @@ def _inconsistent(analysis: AnalyzeRecord) -> str:
 
 def allocate(spec: AllocateSpec) -> AllocateRecord:
     """Choose the widths and write them to ``spec.out``.
+
+    Args:
+        spec: what was asked for.
 
     Raises:
         UsageError: a budget that cannot be read or met, a width that was not analysed, a device

@@ -21,6 +21,13 @@ from trtq.workspace import Workspace
 def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecord:
     """Measure the sensitivity of every layer of a model and write it to ``spec.out``.
 
+    A plot of the losses is written beside the record, as ``.svg``. Of several processes, as
+    torchrun starts them, the first one writes.
+
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
+
     Raises:
         TrtqError: any of its branches; what was done of a long metric is kept and taken up by the
             next run.

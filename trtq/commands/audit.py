@@ -25,10 +25,12 @@ class AuditRecord(Record, frozen=True, kw_only=True):
     """The types that an engine computes in.
 
     Attributes:
+        engine_sha256: of the engine, the manifest or the report that was given.
+        onnx_sha256: of the ONNX file, with its external data.
         source: what was read, in words.
         modules: every convolution and product of the ONNX file.
         shares: share of their multiply-accumulates by precision, percent; ``folded`` are modules
-            that no layer names.
+            that no layer names. Empty where they could not be counted.
         moving: layers that only change a layout or a type.
         layers: of the engine, how many.
         notes: what could not be known.
@@ -66,6 +68,9 @@ class AuditRecord(Record, frozen=True, kw_only=True):
 
 def audit(spec: AuditSpec) -> AuditRecord:
     """Compare what an ONNX file asks for with what an engine, or TensorRT's report about one, says.
+
+    Args:
+        spec: what was asked for.
 
     Raises:
         EngineError: the file is no engine of trtq's or no layer report, or the engine was built

@@ -32,6 +32,9 @@ class BlocksRecord(msgspec.Struct, frozen=True, kw_only=True):
 def blocks(spec: BlocksSpec) -> BlocksRecord:
     """Return the convolutional and transformer parts of a model and its family.
 
+    Args:
+        spec: names the model.
+
     Raises:
         ModelError: the model is unknown, or its checkpoint does not fit.
         CaptureError: it cannot be captured.

@@ -80,7 +80,9 @@ def compare_on_samples(
         yardstick=compared.yardstick,
         task=compared.task,
     )
-    top1, reference_top1, scores = None, None, next(iter(outputs.values()))
+    # An engine may have its outputs in another order than the file.
+    first = compared.judged.graph.output[0].name
+    top1, reference_top1, scores = None, None, outputs[first]
     metadata = get_metadata(compared.judged)
     is_classes = kind_of_array(scores, kind_in(metadata)) == "classes"
     meaning = meaning_of(compared.judged, given[0], outputs, None, compared.task)
@@ -89,7 +91,7 @@ def compare_on_samples(
     here = answers(OnnxRunner(compared.judged), given) if scored or labels is not None else {}
     if labels is not None:
         top1 = _hits(scores.astype(np.float64), labels)
-        reference_top1 = _hits(here[next(iter(here))], labels)
+        reference_top1 = _hits(here[first], labels)
     figures = dict[str, list[Figure]]()
     if meaning is not None and scored and not is_classes:
         sides = {"figures": outputs, "reference_figures": here}

@@ -27,6 +27,7 @@ from trtq.platform.releases import shown
 from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
+from trtq.version import __version__
 
 # Boards are deployed to side by side, but only one model is captured at a time.
 _ONE = threading.Lock()
@@ -35,8 +36,10 @@ _ONE = threading.Lock()
 class Profiled(NamedTuple):
     """The file to send, and what to say about it.
 
-    ``fallback`` is why it is not what was asked for, "" when it is. ``notes`` are what a user
-    should know.
+    Attributes:
+        path: the ONNX file.
+        fallback: why it is not what was asked for, "" when it is.
+        notes: what a user should know.
     """
 
     path: Path
@@ -81,7 +84,16 @@ def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> P
     A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint)
     is exported for the target once (opset, typed FP16 with the ranges of real images); the next
     deployment finds it. A file of another origin is sent unchanged. So is, with a note, a file
-    whose model or images are not here.
+    whose model or images are not here. Threads that call it take turns.
+
+    Args:
+        onnx: the file that was given.
+        target: of the board; it names a release.
+        precision: of what has no codes, ``fp16`` or ``fp32``.
+        told: receives a line when a file is written, or cannot be.
+
+    Raises:
+        TrtqError: the export fails for another reason than a missing model or missing images.
     """
     with _ONE:
         return _profile_for(onnx, target, precision, told)
@@ -98,6 +110,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     source: Origin = {
         "onnx": record.files[onnx.name].sha256,
         "encodings": record.files[ENCODINGS].sha256,
+        "trtq": __version__,
     }
     if _fresh(folder, source):
         return _described(folder / name)
@@ -135,11 +148,15 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
             others.
         folder: where both go; the next deployment finds them.
 
+    Returns:
+        The float file, the calibration cache, and what a user should know: tensors without a range,
+        and ranges that nothing reads.
+
     Raises:
         ExportError: the ranges do not fit a cache.
     """
     plain, cache = folder / FP32, folder / f"trt-{number}.cache"
-    source: Origin = {"onnx": sha256_file(qdq), "number": number}
+    source: Origin = {"onnx": sha256_file(qdq), "number": number, "trtq": __version__}
     if not _fresh(folder, source):
         from trtq.export.cache_ranges import ranges_for
         from trtq.export.calibration_cache import write_cache

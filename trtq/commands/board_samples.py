@@ -26,6 +26,10 @@ from trtq.specs import DeployOptions
 def open_samples(spec: DeployOptions, note: Callable[[str], None]) -> Data:
     """Return the data of a deployment, before minutes are spent on a board.
 
+    Args:
+        spec: names the data.
+        note: receives what a user should read.
+
     Raises:
         DataError: they cannot be read.
         UsageError: an option has no effect on them.
@@ -83,6 +87,11 @@ def _preprocess(spec: DeployOptions, job: Job) -> Preprocess:
 
 def feeds(job: Job, samples: Samples, size: int) -> Iterator[tuple[Batch, dict[str, AnyArray]]]:
     """Yield batches, and the arrays by the names and types of the file's inputs.
+
+    Args:
+        job: the build; its file says what it takes.
+        samples: to run.
+        size: samples in a batch; the last batch may have fewer.
 
     Raises:
         DataError: a batch has sizes that the engine is not built for.

@@ -21,7 +21,16 @@ from trtq.workspace import Workspace
 
 
 def require_mode(spec: DeployOptions, board: Board) -> None:
-    """Refuse a power mode or pinning that the board cannot have, before any work."""
+    """Refuse a power mode or pinning that the board cannot have, before any work.
+
+    Args:
+        spec: the power mode and the pinning that are asked for.
+        board: as it was probed.
+
+    Raises:
+        UsageError: the board has no such power mode; the nearest is named.
+        BoardError: it would have to change, and sudo asks for a password there.
+    """
     if spec.power_mode is None and not spec.lock_clocks:
         return
     _require_known(spec.power_mode, board)
@@ -84,6 +93,7 @@ class Order:
     """What is built.
 
     Attributes:
+        job: the build.
         judged: the model that the engine's answers are compared with.
         notes: what a user should know about the file that is sent.
     """
@@ -94,7 +104,18 @@ class Order:
 
 
 def order_build(spec: DeploySpec, board: Board, work: Workspace) -> Order:
-    """Return the build of the file that the board's TensorRT should read."""
+    """Return the build of the file that the board's TensorRT should read.
+
+    Args:
+        spec: the deployment.
+        board: as it was probed.
+        work: folder for files that are made for the board.
+
+    Raises:
+        BoardError: INT8 on a DLA, and the board has no trtexec.
+        UsageError: a setting that the file or the board's TensorRT does not take.
+        ExportError: the file cannot be read, or cannot be written for the board.
+    """
     target, source = board.target, Path(spec.model)
     precision = spec.precision if spec.dla is None else "fp32"
     file = profile_for(source, target, precision, work.progress)

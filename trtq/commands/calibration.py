@@ -54,7 +54,9 @@ class CalibrationRecord(Record, frozen=True, kw_only=True):
         missing: tensors (export) or layers (import) without a range, with the reason: they run in
             float.
         unused: ranges that nothing reads.
+        notes: every automatic choice.
         files: written, by name.
+        environment: software and machine.
     """
 
     header: str
@@ -89,6 +91,10 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
     """Write the calibration cache of a Q/DQ file, and ``OUT.json`` about it.
 
     The cache is for implicit INT8 of the float file on TensorRT up to 10.16.
+
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
 
     Raises:
         UsageError: the target's TensorRT reads no caches, or names no version.
@@ -171,6 +177,10 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     """Write a Q/DQ model from a calibration cache and the float ONNX it was made for.
 
     The files are Q/DQ and float ONNX, encodings and ``import.json``.
+
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
 
     Raises:
         EncodingsError: the cache is damaged, or names none of the file's tensors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from trtq.engine.sizes import Request, choose_sizes
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
 from trtq.graph.capture import capture_inputs
+from trtq.onnx_walk import FLOATS, QDQ, Scope, scopes
 from trtq.quant.digest import weights_digest
 from trtq.quant.formats import EIGHT, FULL, HALF, BitConfig
 from trtq.specs import CostSpec
@@ -44,13 +46,22 @@ NOT_FOR_FILES = (
     "model_arg",
     "ort_library",
 )
+REALS = (*FLOATS, onnx.TensorProto.DOUBLE)
 FLOAT_BITS = {"fp32": FULL, "fp16": HALF}
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer at its width.
+    """One layer at its width, for one image.
 
     Energy and pJ are predictions of a model of a chip, not measurements.
+
+    Attributes:
+        layer: its counts.
+        weight_bits, input_bits: widths; 16 and 32 are floats.
+        bytes_moved: weights, inputs and outputs, each once.
+        bitops: MACs times both widths.
+        energy: in S1's unit, one 32-bit MAC (S1 eq. 7).
+        picojoules: of a 45 nm chip (Horowitz 2014).
     """
 
     layer: LayerCost
@@ -92,7 +103,17 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """The sums over all layers for one image; ``energy`` is in S1's unit: one 32-bit MAC."""
+    """The sums over all layers for one image.
+
+    Attributes:
+        macs: multiply-accumulates.
+        parameters: values of all parameters, also of layers that are no row; the scales and zero
+            points of Q/DQ pairs are none.
+        bytes_moved: weights, inputs and outputs, each once.
+        bitops: MACs times both widths.
+        energy: in S1's unit: one 32-bit MAC.
+        picojoules: of a 45 nm chip.
+    """
 
     macs: float
     parameters: float
@@ -103,7 +124,12 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Relative(msgspec.Struct, frozen=True, kw_only=True):
-    """BitOps and energy over those of FP32."""
+    """BitOps and energy over those of FP32, 1 for the float model.
+
+    Attributes:
+        bitops: MACs times both widths.
+        energy: by S1 eq. 7.
+    """
 
     bitops: float
     energy: float
@@ -113,8 +139,12 @@ class CostRecord(Record, frozen=True, kw_only=True):
     """The counts of ``trtq cost`` for one image.
 
     Attributes:
+        model: its name, or the ONNX file.
         rows: convs, linears, matmuls, norms and softmaxes, in graph order.
+        total: over the rows.
+        relative: against FP32.
         how: what the figures are.
+        environment: software and machine.
         latency: with --device, the roofline over the kernels that the graph should become.
         engine: with --engine, the roofline over the kernels the plan has.
         notes: what was done to read the model and its weights.
@@ -181,6 +211,9 @@ class _Counted:
 
 def cost(spec: CostSpec) -> CostRecord:
     """Count the model's layers.
+
+    Args:
+        spec: what was asked for.
 
     Raises:
         TrtqError: the model cannot be loaded or captured, the allocation is of another one, or the
@@ -319,14 +352,29 @@ def _count_onnx(spec: CostSpec) -> _Counted:
         x = op.input_bits or 32
         return BitConfig(op.weight_bits or x, x, floats_of(op))
 
-    parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
     return _Counted(
         name=spec.model,
         ops=ops,
         kernels=onnx_kernels(model, ops),
         widths=widths,
-        parameters=parameters,
+        parameters=sum(map(_parameters, scopes(model))),
     )
+
+
+def _parameters(scope: Scope) -> int:
+    """Return how many values the parameters of a graph have: floats, and stored codes.
+
+    The scales and zero points of Q/DQ pairs are none. Constant nodes count as initializers do.
+    """
+    pairs = [n for n in scope.graph.node if n.op_type in QDQ]
+    codes = {n.input[0] for n in pairs if n.op_type == "DequantizeLinear"}
+    of_pairs = {name for n in pairs for name in n.input[1:]}
+    held = [
+        tensor
+        for name, tensor in scope.constants.items()
+        if name in codes or (tensor.data_type in REALS and name not in of_pairs)
+    ]
+    return sum(math.prod(t.dims) for t in held)
 
 
 def _sizes(model: onnx.ModelProto, spec: CostSpec) -> dict[str, list[int]]:
@@ -345,13 +393,6 @@ def _sizes(model: onnx.ModelProto, spec: CostSpec) -> dict[str, list[int]]:
         verb="count",
     )
     return choose_sizes(inputs, request).usual
-
-
-def _count(dims: Sequence[int]) -> int:
-    total = 1
-    for d in dims:
-        total *= d
-    return total
 
 
 def _latency(

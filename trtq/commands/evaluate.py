@@ -46,6 +46,13 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     The Q/DQ pairs are computed as the file says, in float: what TensorRT's explicit quantization
     means, not ONNX Runtime's own integer kernels.
 
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
+
+    Returns:
+        The record; it is written to ``spec.out`` where that is given.
+
     Raises:
         TrtqError: the file, the images or their sizes do not fit.
     """
@@ -105,6 +112,9 @@ def _task(spec: EvaluateSpec, stored: object, note: Callable[..., None]) -> Task
 
 def pictures_folder(spec: EvaluateSpec) -> Path | None:
     """Return the folder for pictures of the samples that differ most; None for no pictures.
+
+    Args:
+        spec: with ``save_pictures``, or ``out`` and ``reference``, there are pictures.
 
     Raises:
         UsageError: there is nothing to differ from.

@@ -30,8 +30,12 @@ class ExportRecord(Record, frozen=True, kw_only=True):
     """The result of ``trtq export``.
 
     Attributes:
+        encodings_sha256: of what was exported.
         profiles: one row for each target.
-        images: that ranges were taken from and the files compared on.
+        images: samples that ranges were taken from and the files compared on.
+        notes: every automatic choice.
+        files: written, by name.
+        environment: software and machine.
     """
 
     encodings_sha256: str
@@ -61,6 +65,10 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
     """Write ``OUT/TARGET.onnx`` for every target, and ``export.json``.
 
     Releases without typed graphs get calibration caches, too.
+
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
 
     Raises:
         UsageError: a target is unknown, or lacks INT8 or FP8 and no fallback is allowed.

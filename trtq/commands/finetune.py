@@ -44,6 +44,10 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
     result is the same to the bit. Started by torchrun, the processes share the images of every
     step; the first writes the files, and all return the same record.
 
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
+
     Raises:
         TrtqError: the encodings are of another model, there are no labels, memory ran out, or the
             loss is not finite.

@@ -58,11 +58,18 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
 
     Writes ``fleet.json`` and what each device left.
 
+    A board that fails has a row with the reason, and the exit code says so.
+
+    Args:
+        spec: models, devices, and what to measure; without a model every engine on the devices is
+            measured.
+        progress: receives lines with the device's name in front.
+
     Raises:
         UsageError: no device, or an unknown one.
     """
     told, lock = or_silent(progress), threading.Lock()
-    devices, names = _devices(spec.devices), _model_names(spec.model)
+    devices, names = _devices(spec.devices), model_names(spec.model)
     work = Workspace(Path(spec.out), FLEET_JSON, told)
     with work.locked():
 
@@ -83,8 +90,14 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     return record
 
 
-def _model_names(models: Sequence[str]) -> list[str]:
+def model_names(models: Sequence[str]) -> list[str]:
     """Return a name for each model that tells it from the others.
+
+    Args:
+        models: paths of ONNX files.
+
+    Returns:
+        Stems of the files; where two are equal, the name of the folder in front of each.
 
     Raises:
         UsageError: a file is missing, or two would have one name.

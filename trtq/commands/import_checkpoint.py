@@ -63,6 +63,9 @@ class ImportRecord(Record, frozen=True, kw_only=True):
         unused: ranges of the file that the model has no place for, and why.
         parity: torch against ONNX Runtime on the exported file.
         random: it was compared on random inputs; unset for data.
+        notes: every automatic choice.
+        files: written, by name.
+        environment: software and machine.
     """
 
     tool: str
@@ -92,6 +95,10 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
 
     The files are ``model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``,
     ``weights.safetensors`` and ``import.json``.
+
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
 
     Raises:
         TrtqError: the file has no ranges, they are of another model, or the exported file does not
@@ -345,8 +352,20 @@ def _folded(
 ) -> torch.Tensor | None:
     """Return the range of a weight after BatchNorm was folded into it, float32 [C].
 
-    Returns None where the folded weight is no multiple of the one before. With ``either`` the range
-    may already be that of the folded weight: it is taken for the one whose values it fits.
+    Folding multiplies each output channel by a factor f, so a range r becomes |f| r. The factor of
+    a channel is the least-squares one between the weight before (w) and now (v): f = (v . w) / (w .
+    w).
+
+    Args:
+        q: the weight's quantizer; its channels are the first axis.
+        amax: range of the weight before, one number or [C].
+        before: tensors of the model before capture, by name.
+        graph: captured.
+        either: the range may already be that of the folded weight: it is taken for the one whose
+            values it fits.
+
+    Returns:
+        None where the folded weight is no multiple of the one before.
     """
     now, was = get_constant(graph, q.source), before.get(f"{q.layer}.weight")
     if (

@@ -24,6 +24,12 @@ SUMMED = ("search", "bench", "deploy", "fleet", "package")
 def inspect(path: Path | str) -> Info:
     """Return what is in ``path`` as a JSON-like dict whose ``kind`` says what it is.
 
+    Args:
+        path: of an ONNX file, encodings or weights, an engine, a record, a recipe, or a folder.
+
+    Returns:
+        For a file also ``path``, ``bytes`` and ``sha256``; the other keys depend on ``kind``.
+
     Raises:
         TrtqError: it does not exist, is damaged, or is nothing trtq knows.
     """
@@ -105,7 +111,7 @@ def _package(path: Path) -> Info:
 
 
 def _onnx(path: Path) -> Info:
-    from trtq.export.codes import quantized_nodes
+    from trtq.export.codes import count_qdq, quantized_nodes
     from trtq.export.onnx_file import get_metadata, load_onnx
     from trtq.onnx_walk import all_nodes
     from trtq.ops import onnx_types
@@ -117,8 +123,9 @@ def _onnx(path: Path) -> Info:
         [n for n in all_nodes(model) if n.op_type in kinds],
         quantized_nodes(model, *kinds),
     )
+    has_pairs = count_qdq(model) > 0  # weights alone have no QuantizeLinear
     return {
-        "kind": "Q/DQ ONNX" if ops["QuantizeLinear"] else "ONNX",
+        "kind": "Q/DQ ONNX" if has_pairs else "ONNX",
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
         "producer": model.producer_name,
         "inputs": {i.name: _shape(i) for i in model.graph.input},
@@ -126,9 +133,7 @@ def _onnx(path: Path) -> Info:
         "nodes": sum(ops.values()),
         "ops": dict(ops.most_common(12)),
         "quantized_layers": f"{len(quantized)} of {len(compute)}",
-        "float_layers": [n.name for n in compute if n not in quantized][:20]
-        if ops["QuantizeLinear"]
-        else [],
+        "float_layers": [n.name for n in compute if n not in quantized][:20] if has_pairs else [],
         "trtq": get_metadata(model),
     }
 

@@ -20,6 +20,7 @@ class LintRecord(Record, frozen=True, kw_only=True):
     """The findings of the rules.
 
     Attributes:
+        onnx_sha256: of the file that was read.
         reader: who the file was read for.
         findings: in the order of the rules; with ``fix``, those that are left.
         repaired: places by rule.
@@ -32,12 +33,7 @@ class LintRecord(Record, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the file builds to what it says.
-
-        This includes that no layer computes in float that was to compute in INT8.
-
-        No layer that was to compute in INT8 may compute in float.
-        """
+        """Whether the file builds, and no layer that was to compute in INT8 computes in float."""
         return not any(f.severity in ("error", "float") for f in self.findings)
 
     @property
@@ -63,6 +59,9 @@ class LintRecord(Record, frozen=True, kw_only=True):
 
 def run_lint(spec: LintSpec) -> LintRecord:
     """Look at an ONNX file, and repair a copy when asked.
+
+    Args:
+        spec: what was asked for.
 
     Raises:
         ExportError: it cannot be read, or the repaired copy is not valid.

@@ -50,6 +50,9 @@ def open_model(
 ) -> LoadedModel:
     """Return the model of a spec with its weights.
 
+    Args:
+        spec: names the model, its arguments and its checkpoint.
+
     Raises:
         ModelError: it is unknown, or its checkpoint does not fit.
         UsageError: how to read a checkpoint was said, and no checkpoint.
@@ -71,7 +74,12 @@ def open_model(
 def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preprocess, list[str]]:
     """Return how images become the model's input, and what the user must know about both.
 
-    The second part covers the preprocessing and the model.
+    Args:
+        spec: what the user says of images.
+        loaded: its hints fill what the spec leaves open.
+
+    Returns:
+        The preprocessing; and notes about the model, then about the preprocessing.
     """
     preprocess, notes = resolve_preprocess(**spec.picture, hints=loaded.input_hints)
     return preprocess, [*loaded.notes, *notes]
@@ -142,6 +150,11 @@ class ModelInput:
 def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInput:
     """Return what a model is captured on: images as the spec says, or the first samples.
 
+    Args:
+        spec: names the model and its inputs.
+        loaded: the model.
+        data: what was opened.
+
     Raises:
         UsageError: settings of images for data that are none.
         DataError: the first samples cannot be read.
@@ -158,6 +171,10 @@ def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInpu
 def inputs_of(spec: ModelInputSpec | BlocksSpec | CostSpec, otherwise: object) -> ModelInputs:
     """Return what a model is captured on: the inputs that a user typed, else ``otherwise``.
 
+    Args:
+        spec: with ``input``, ``dynamic`` and ``outputs``.
+        otherwise: a size (C, H, W), or a batch of examples.
+
     Raises:
         UsageError: an option that reads otherwise.
     """
@@ -167,6 +184,10 @@ def inputs_of(spec: ModelInputSpec | BlocksSpec | CostSpec, otherwise: object) -
 
 def require_no_picture(spec: InputSpec, data: Data) -> None:
     """Refuse settings of images for data that are none.
+
+    Args:
+        spec: with the settings; None is not said.
+        data: named in the message.
 
     Raises:
         UsageError: names the settings.
@@ -184,6 +205,13 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     """Return a SHA-256 over the weights and the structure of a spec's model, as captured.
 
     Whatever the factory reads or imports to make the model is in it.
+
+    Args:
+        spec: names the model and its data.
+
+    Raises:
+        ModelError: it is unknown, or its checkpoint does not fit.
+        CaptureError: it cannot be captured as one graph.
     """
     loaded = open_model(spec)
     try:

@@ -36,6 +36,10 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     Started by torchrun, the processes share the samples of calibration; the first goes on alone
     and writes the files, and all return the same record.
 
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
+
     Raises:
         TrtqError: any of its branches; nothing half-written stays behind.
     """

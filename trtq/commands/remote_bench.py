@@ -10,6 +10,7 @@ import msgspec
 from trtq.artifact import environment, header, write_json
 from trtq.bench.record import BenchRecord
 from trtq.commands.deploy import deploy
+from trtq.commands.fleet import model_names
 from trtq.errors import BoardError, UsageError
 from trtq.files import BENCH_JSON
 from trtq.progress import Clock, Progress, or_silent
@@ -39,13 +40,19 @@ SHARED = ("shapes", "duration", "min_samples", "energy", "cuda_graph", "lock_clo
 def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     """Build the ONNX files that the board has no engine of, and measure them there.
 
+    Args:
+        spec: its device is ``ssh:NAME``.
+        progress: receives what happens.
+
     Raises:
         UsageError: a file that is no ONNX file, or a figure that boards do not give.
         DeviceError: the board cannot be reached, or refuses.
     """
     progress, clock = or_silent(progress), Clock()
     _require_measurable(spec)
-    records = [deploy(_deployment(spec, file), progress) for file in spec.file]
+    names = model_names(spec.file)
+    asked = [_deployment(spec, *named) for named in zip(spec.file, names, strict=True)]
+    records = [deploy(one, progress) for one in asked]
     rows = [r for record in records for r in record.rows]
     last = records[-1]
     if not rows:
@@ -96,11 +103,11 @@ def _board_name(spec: BenchSpec) -> str:
     return spec.device.partition(":")[2]
 
 
-def _deployment(spec: BenchSpec, file: str) -> DeploySpec:
+def _deployment(spec: BenchSpec, file: str, name: str) -> DeploySpec:
     return DeploySpec(
         device=_board_name(spec),
         model=file,
         bench_batch=spec.batch,
-        out=str(Path(spec.out) / Path(file).stem) if spec.out else "",
+        out=str(Path(spec.out) / name) if spec.out else "",
         **{name: getattr(spec, name) for name in SHARED},
     )

@@ -20,7 +20,14 @@ from trtq.specs import ReportSpec
 
 
 class ReportRecord(Record, frozen=True, kw_only=True):
-    """The page, and the sentence at its head."""
+    """The page, and the sentence at its head.
+
+    Attributes:
+        page: path of the HTML file.
+        bytes: its size.
+        verdict: the sentence.
+        environment: software and machine.
+    """
 
     page: str
     bytes: int
@@ -35,6 +42,9 @@ class ReportRecord(Record, frozen=True, kw_only=True):
 
 def write_report(spec: ReportSpec) -> ReportRecord:
     """Write the page.
+
+    Args:
+        spec: one run, or several that are compared.
 
     Raises:
         UsageError: no run is named, one twice, or one that is no folder of a run.

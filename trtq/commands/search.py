@@ -35,6 +35,10 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     Writes the chosen model with all records to ``spec.out``. An interrupted search continues:
     analyses are resumed, and files that were measured are not measured again.
 
+    Args:
+        spec: what was asked for.
+        progress: receives what happens.
+
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
         TrtqError: a stage failed.
@@ -83,6 +87,7 @@ def _check_models(spec: SearchSpec) -> None:
 
 
 def _named(spec: SearchSpec) -> Iterator[_Named]:
+    """Yield the candidates in order; without any, the model alone, with the label ""."""
     texts = [c for text in spec.candidates for c in text.split(",") if c]
     if not texts:
         yield _Named(0, spec.model, spec.checkpoint, "")

@@ -44,6 +44,7 @@ from trtq.search.budgets import (
     over,
     read_budgets,
     smallest,
+    times,
     within,
 )
 from trtq.specs import AnalyzeOptions, SearchOptions
@@ -186,7 +187,7 @@ class _Search:
             reason = (
                 f"{candidate.name} needs {shown(first, least[first])} at its narrowest widths, "
                 f"{shown(first, self.budgets[first])} is allowed: "
-                f"{least[first] / self.budgets[first]:.2f} times as much"
+                f"{times(least[first], self.budgets[first])} times as much"
             )
             if len(self.candidates) == 1:
                 raise UsageError(f"The budget {first} cannot be met", reason, NARROWER)

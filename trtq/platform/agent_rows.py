@@ -75,7 +75,14 @@ def with_rows(source: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the block, or write it into the agent."""
+    """Print the block, or write it into the agent.
+
+    Args:
+        arguments: ``["--write"]`` writes; anything else prints.
+
+    Returns:
+        0, the exit code.
+    """
     if arguments == ["--write"]:
         path = AGENT.resolve()
         path.write_text(with_rows(path.read_text(encoding="utf-8")), encoding="utf-8")

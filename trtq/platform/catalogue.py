@@ -15,7 +15,18 @@ FILE = Path(__file__).with_name("devices.toml")
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a compute capability does; the file explains the fields."""
+    """What a compute capability does; a table ``[sm.*]`` of the file.
+
+    Attributes:
+        formats: what it multiplies in beside FP32, such as ``INT8``.
+        weights: formats that it stores weights in and multiplies in another.
+        releases: first and last TensorRT with kernels for it, as :meth:`Span.parse` reads them.
+        ships: the TensorRT that its boards come with, down to the patch; "" where any may be
+            installed.
+        rtx: what TensorRT for RTX computes in when it builds ahead of time; empty where it does
+            not.
+        placement: name of the rules for quantizers.
+    """
 
     formats: tuple[str, ...]
     weights: tuple[str, ...] = ()
@@ -41,7 +52,16 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Peaks of a device for predictions; the file explains the fields and their units."""
+    """Peaks of a device for predictions: dense, GPU only, at boost clock.
+
+    Attributes:
+        title: what people call the device; "" for the title of its row.
+        kind: name of its class of devices.
+        fp32, fp16, int8, fp8, fp4: 1e12 operations a second; None for no such kernels.
+        bandwidth: 1e9 bytes a second.
+        power: limit in W, never a consumption.
+        source: where the figures were read.
+    """
 
     title: str = ""
     kind: str = msgspec.field(name="class")
@@ -56,7 +76,21 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BoardRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What cannot be read from a board; the file explains the fields."""
+    """What cannot be read from a board.
+
+    Attributes:
+        models: texts in the model of its device tree, lower case.
+        soc: its SoCs, such as ``tegra234``; "" and none where the model is enough.
+        memory_gib: the least memory by which it is told from other boards of its SoC.
+        dla: number of deep-learning accelerators.
+        typed_dla: whether TensorRT 11 supports them.
+        workspace: (limit of the board's memory in GiB, scratch memory in MiB), by rising limits.
+        rails: rails whose sum is the input power; alternatives in order.
+        modes: the power mode it is delivered with, and the fastest.
+        throttles_c: junction temperature from which it throttles, degrees Celsius.
+        jetpacks: first and last that run on it.
+        notes: what a person should know before the first deployment.
+    """
 
     models: tuple[str, ...]
     soc: tuple[str, ...] = ()
@@ -71,12 +105,24 @@ class BoardRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     notes: tuple[str, ...]
 
     def workspace_for(self, memory_bytes: int) -> int | None:
-        """Return the scratch memory to build with, MiB; None for what there is."""
+        """Return the scratch memory to build with, MiB; None for what there is.
+
+        Args:
+            memory_bytes: of the board.
+        """
         return next((mib for gib, mib in self.workspace if memory_bytes < gib * 2**30), None)
 
 
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device; the file explains the fields."""
+    """A device; a table ``[device.*]`` of the file.
+
+    Attributes:
+        title: what people call it.
+        sm: compute capability times ten.
+        variant_of: another device, of which only predictions know this variant; "" for none.
+        roofline: None where no latency can be predicted.
+        board: None for a GPU that is no board.
+    """
 
     title: str
     sm: int
@@ -86,7 +132,14 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fitted numbers of a class of devices; the file explains the fields."""
+    """The fitted numbers of a class of devices.
+
+    Attributes:
+        efficiency: share of the peak that kernels reach, 0 to 1.
+        launch_us: of a kernel, microseconds.
+        memory: share of the bandwidth that kernels reach, 0 to 1.
+        fitted_to: what it was fitted to.
+    """
 
     efficiency: float
     launch_us: float
@@ -120,7 +173,11 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [sm for sm, row in self.capabilities.items() if row.rtx]
 
     def having(self, number_format: str) -> list[int]:
-        """Return the compute capabilities that multiply in a format."""
+        """Return the compute capabilities that multiply in a format.
+
+        Args:
+            number_format: such as ``INT8``.
+        """
         return [sm for sm, row in self.capabilities.items() if number_format in row.formats]
 
 
@@ -142,5 +199,9 @@ def boards() -> Mapping[str, BoardRow]:
 
 
 def dotted(sm: int) -> str:
-    """Return ``8.6`` for 86."""
+    """Return a compute capability with its dot.
+
+    >>> dotted(86), dotted(120)
+    ('8.6', '12.0')
+    """
     return f"{sm // 10}.{sm % 10}"

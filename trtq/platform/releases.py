@@ -21,7 +21,14 @@ Version = tuple[int, int]
 
 
 def parse_version(text: str) -> Version:
-    """Return (8, 5) for ``8.5`` or ``8.5.2``."""
+    """Return the first two numbers of a version.
+
+    Raises:
+        ValueError: it has fewer, or they are no numbers.
+
+    >>> parse_version("8.5"), parse_version("8.5.2")
+    ((8, 5), (8, 5))
+    """
     major, minor = text.split(".")[:2]
     return int(major), int(minor)
 
@@ -32,14 +39,23 @@ def shown(version: Version) -> str:
 
 
 class Span(NamedTuple):
-    """The first and the last release that have something; None: the newest still does."""
+    """The first and the last release that have something, both included.
+
+    Attributes:
+        first: such as (8, 0).
+        last: None: the newest still does.
+    """
 
     first: Version
     last: Version | None
 
     @classmethod
     def parse(cls, text: str) -> Span:
-        """Return the span that a row of the catalogue writes, ``8.0 to 10.16`` or ``8.0 on``."""
+        """Return the span that a row of the catalogue writes, ``8.0 to 10.16`` or ``8.0 on``.
+
+        >>> Span.parse("8.0 to 10.16"), Span.parse("8.0 on").last
+        (Span(first=(8, 0), last=(10, 16)), None)
+        """
         first, _, last = text.removesuffix(" on").partition(" to ")
         return cls(parse_version(first), parse_version(last) if last else None)
 
@@ -170,6 +186,10 @@ def _steps(first: Mapping[int, str | None]) -> tuple[tuple[Version, int], ...]:
 def offers(feature: str, version: Version) -> bool:
     """Whether a release has a feature of the catalogue.
 
+    Args:
+        feature: a name of the catalogue; another is a KeyError.
+        version: of TensorRT.
+
     >>> offers("calibration cache", (10, 16)), offers("calibration cache", (11, 0))
     (True, False)
     >>> offers("typed", (8, 6))
@@ -181,6 +201,10 @@ def offers(feature: str, version: Version) -> bool:
 def has_api(name: str, version: Version) -> bool:
     """Whether a release's Python API has a name of the catalogue.
 
+    Args:
+        name: its last part, as the catalogue has it; another is a KeyError.
+        version: of TensorRT.
+
     >>> has_api("FP16", (10, 3)), has_api("FP16", (11, 4)), has_api("progress_monitor", (8, 6))
     (True, False, False)
     """
@@ -189,6 +213,10 @@ def has_api(name: str, version: Version) -> bool:
 
 def has_flag(name: str, version: Version) -> bool:
     """Whether a release's trtexec has a flag of the catalogue.
+
+    Args:
+        name: as the catalogue has it, without dashes; another is a KeyError.
+        version: of TensorRT.
 
     >>> has_flag("workspace", (9, 3)), has_flag("workspace", (10, 0))
     (True, False)
@@ -202,7 +230,12 @@ def apis_of(version: Version) -> list[str]:
 
 
 def release_of_module(module: Any) -> Version:
-    """Return the release whose Python API a module has."""
+    """Return the release whose Python API a module has.
+
+    Args:
+        module: ``tensorrt``, or ``tensorrt_rtx``, which counts from 1 and has the API of another
+            release.
+    """
     if module.__name__ == "tensorrt_rtx":
         return releases().rtx
     return parse_version(str(module.__version__))
@@ -230,6 +263,9 @@ def opset_read(version: Version) -> int:
 
     Raises:
         EngineError: the release is older than trtq knows.
+
+    >>> opset_read((8, 4)), opset_read((10, 3))
+    (17, 21)
     """
     return _newest(version, releases().reads)
 
@@ -239,6 +275,9 @@ def opset_written(version: Version) -> int:
 
     Raises:
         EngineError: the release is older than trtq knows.
+
+    >>> opset_written((8, 4)), opset_written((10, 3))
+    (16, 20)
     """
     return _newest(version, releases().writes)
 
@@ -295,7 +334,11 @@ class Runtime:
         return self.within(releases().forms[form])
 
     def lacks(self, feature: str) -> str:
-        """Return why it has no such feature, "" where it has it."""
+        """Return why it has no such feature, "" where it has it.
+
+        Args:
+            feature: a name of the catalogue.
+        """
         catalogue = releases()
         span = catalogue.features[feature]
         if self.rtx and feature in catalogue.rtx_missing:

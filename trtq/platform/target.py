@@ -196,13 +196,27 @@ class Target:
             raise error(f"Cannot {doing} {called or feature} for {self.device}", reason, hint)
 
     def contradicts(self, other: Target) -> bool:
-        """Whether a file for one of the two is not a file for the other."""
+        """Whether a file for one of the two is not a file for the other.
+
+        That is so for other compute capabilities, and for other releases where both name one.
+
+        Args:
+            other: the second target.
+
+        >>> a, b = Target.parse("orin@10.3"), Target.parse("orin")
+        >>> a.contradicts(b), a.contradicts(Target.parse("xavier"))
+        (False, True)
+        """
         named = self.version is not None and other.version is not None
         return self.sm != other.sm or (named and self.version != other.version)
 
 
 def capabilities_with(number_format: str) -> str:
-    """Return the compute capabilities that multiply in a format, for a message."""
+    """Return the compute capabilities that multiply in a format, for a message.
+
+    >>> "8.6" in capabilities_with("INT8")
+    True
+    """
     return ", ".join(dotted(sm) for sm in catalogue().having(number_format))
 
 
@@ -312,7 +326,14 @@ def opset_of(spec: ForFiles, needs: Collection[str] = ()) -> int:
 
 
 def least_opset(needs: Collection[str]) -> int:
-    """Return the first opset of ONNX that holds formats, 0 for any."""
+    """Return the first opset of ONNX that holds formats, 0 for any.
+
+    Args:
+        needs: formats as :meth:`Target.require` takes them; unknown ones need none.
+
+    >>> least_opset(["INT8"]), least_opset(["FP8", "INT4 weights"])
+    (0, 21)
+    """
     return max((CODE_OPSETS.get(n, 0) for n in needs), default=0)
 
 

@@ -205,6 +205,8 @@ def _range(call: Call) -> Value:
     start, stop, step = (call.value(i).number() for i in range(3))
     if not all(isinstance(v, (int, float)) for v in (start, stop, step)):
         raise NotImplementedError  # a tensor
+    if abs(stop - start) > LARGEST_HOST * abs(step):  # a step of 0 never arrives
+        raise NotImplementedError  # a tensor
     return Value.numbers(list(np.arange(start, stop, step).tolist()), call.value(0).dtype)
 
 

@@ -14,14 +14,18 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that the advice is based on.
 
     Attributes:
-        family: of the model, and ``counted``, why.
-        images, labels: of the data.
+        family: of the model.
+        counted: why it is of that family.
+        images: how many the data have.
+        labels: whether these have labels.
         training: labelled images one may train on.
-        target: the device, and whether it has INT8 kernels; both None when none was named.
+        target: the device; None when none was named.
+        int8: whether it has INT8 kernels; None when none was named.
         bits: the widest uniform weights that meet every budget, 16 where FP16 meets them, None
             where nothing does.
         strict: at most half a point may go.
-        int8_change: points that a measured INT8 model lost, None where none was given.
+        int8_change: points that a measured INT8 model lost, as a number below 0; None where none
+            was given.
     """
 
     family: str

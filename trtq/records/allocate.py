@@ -43,7 +43,13 @@ class AllocatedLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One Pareto-optimal allocation: its cost, its loss, and the option of every layer."""
+    """One Pareto-optimal allocation.
+
+    Attributes:
+        cost: in the unit of the budget.
+        loss: sum over the groups.
+        options: label of the width by layer.
+    """
 
     cost: float
     loss: float

@@ -33,10 +33,11 @@ class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
     """One layer.
 
     Attributes:
+        name: as in every record.
         loss: by width, what the metric says; comparable between layers.
         raw: the metric's own number, None where it has none.
         stderr: its standard error.
-        group: the layers that must share its width.
+        group: the layers that must share its width, itself included.
         cost: what it multiplies, reads and writes for one image.
     """
 
@@ -49,7 +50,13 @@ class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnalyzedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """The model of an analysis, and where its weights are from."""
+    """The model of an analysis.
+
+    Attributes:
+        name: as it was given, or the class of a module.
+        weights: where they are from, in words.
+        weights_sha256: of the captured weights, 64 hex digits.
+    """
 
     name: str
     weights: str
@@ -60,12 +67,19 @@ class AnalyzeRecord(Record, frozen=True, kw_only=True):
     """The result of ``trtq analyze``.
 
     Attributes:
+        model: what was analysed.
+        data: what samples say of themselves: ``source``, ``images`` and, of images, ``classes`` ...
+        preprocess: how images became the input; None for inputs.
+        metric: name of the metric.
         bits: the widths, narrowest first.
         layers: in graph order.
         left_out: layers that remain in float for any choice.
         other_bytes: of parameters that have no width to choose, at 4 bytes each.
         kernels: what an engine launches for one image, for budgets of latency.
         said: what the metric reports of itself.
+        notes: every automatic choice.
+        seconds: by step.
+        environment: software and machine.
     """
 
     model: AnalyzedModel

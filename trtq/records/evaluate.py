@@ -58,6 +58,11 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         calibration_images: how many of the images were used for calibration; None when that is not
             known.
         runtime: what computed the outputs.
+        onnx_sha256, reference_sha256: of the two files; None without a reference.
+        data: what samples say of themselves.
+        preprocess: how images became the input; None for inputs.
+        notes: every automatic choice.
+        environment: software and machine.
     """
 
     onnx_sha256: str

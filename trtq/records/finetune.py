@@ -32,7 +32,14 @@ class TrainingConditions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
-    """How many weights and biases, ranges, kept BatchNorms and codebooks learned."""
+    """How many tensors learned.
+
+    Attributes:
+        weights: weights and biases.
+        ranges: of quantizers.
+        norms: BatchNorms that were kept.
+        codebooks: of weights.
+    """
 
     weights: int
     ranges: int
@@ -44,7 +51,11 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
     """The result of ``trtq finetune``; written as finetune.json.
 
     Attributes:
+        model: name, weights and digests.
+        data: what samples say of themselves.
+        preprocess: how images became the input; None for inputs.
         encodings_sha256: of the file that training started from.
+        trained: what learned.
         measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch
             with the codes in place.
         history: one row an epoch, on the device named in ``training``.
@@ -53,6 +64,10 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
         codebooks: values by quantizer, relative to its range; simulated.
         parity: torch against ONNX Runtime on the exported file.
         evaluation: of the exported file against the float one, None without --val.
+        files: written, by name.
+        notes: every automatic choice.
+        seconds: by step.
+        environment: software and machine.
     """
 
     model: dict[str, Any]

@@ -15,7 +15,27 @@ WIDTHS = {"w8a8": "INT8", "mixed": "mixed widths, INT8 containers"}
 
 
 class QuantizerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantizer in quantize.json."""
+    """One quantizer in quantize.json.
+
+    Attributes:
+        name: such as ``layer1.0.conv1.input``.
+        layer: the op it belongs to.
+        role: what the tensor is to the op, such as ``input`` or ``weight``.
+        format: label of the format, such as ``int8``.
+        granularity: ``per-tensor``, ``per-channel`` or ``per-block``.
+        amax, amax_min: largest and smallest range over the channels or blocks; equal for one range.
+        channels: how many ranges there are; None for one of the whole tensor.
+        sqnr_db: of the tensor itself, dB; None where its values are exact.
+        saturated: share of values beyond the outermost code, 0 to 1.
+        low, high: smallest and largest value seen.
+        histogram: counts of magnitudes in bins of equal width from 0 on; empty where none were
+            kept.
+        histogram_limit: upper end of the last bin.
+        runs: ``engine``: TensorRT has the kernel; ``ops``: extra float ops run; ``simulated``:
+            there is no kernel anywhere.
+        extra_ops: how many.
+        computes_in: what the engine multiplies with.
+    """
 
     name: str
     layer: str
@@ -37,7 +57,15 @@ class QuantizerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FloatRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One tensor left in float in quantize.json."""
+    """One tensor left in float in quantize.json.
+
+    Attributes:
+        name: of its quantizer.
+        layer: the op it belongs to.
+        role: what the tensor is to the op.
+        reason: why it is not quantized.
+        low, high: smallest and largest value seen; None where it was not observed, as for a weight.
+    """
 
     name: str
     layer: str
@@ -48,7 +76,15 @@ class FloatRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantization method that was applied: where it ran, its arguments, what it did."""
+    """One quantization method that was applied.
+
+    Attributes:
+        name: as ``--method`` takes it.
+        label: where it runs: ``engine``, ``folded``, ``ops`` or ``simulated``.
+        source: of the method, such as a paper.
+        arguments: by name.
+        did: what it reports of itself; the keys depend on the method.
+    """
 
     name: str
     label: str
@@ -61,7 +97,13 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt and what the quick check saw.
 
     Attributes:
-        figures: what the task says of the answers against the float model's.
+        step: what was done, for a person.
+        figures: what the task says of the answers against the float model's; unset without a task.
+        agreement: equal predictions, percent; None where outputs are no scores of classes.
+        equal: equal integers, percent; None for float outputs.
+        sqnr_db: of the outputs, dB; None where there is no difference, or none that can be
+            computed.
+        exact: the outputs do not differ from the float ones.
     """
 
     step: str
@@ -103,11 +145,21 @@ class ExtremeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The preset: which family and why, what was applied, and what was tried.
+    """The preset: what was applied, and what was tried.
 
-    More is tried when the quick check fails. ``taken`` is the attempt that was written, with its
-    ``methods``, ``high_precision`` and ``attention``. ``extremes`` are tensors whose channel ranges
-    differ by orders of magnitude.
+    More is tried when the quick check fails.
+
+    Attributes:
+        family: of the model.
+        reason: why it is of that family.
+        methods: of the attempt that was written.
+        check: what was asked of it, and on what.
+        passed: whether it holds.
+        tried: in order; the first is the plain preset.
+        taken: step of the attempt that was written.
+        high_precision: patterns of what it leaves in float.
+        attention: its ``--attention``.
+        extremes: tensors whose channel ranges differ by orders of magnitude; unset for none.
     """
 
     family: str
@@ -126,7 +178,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that trtq reads of ``model`` in quantize.json.
 
     Attributes:
+        name: as it was given, or the class of a module.
         bits: ``w8a8``, another width, or ``mixed``.
+        weights: where they are from, in words.
+        weights_sha256: of the captured weights, 64 hex digits.
         weight_values: number of values of each layer's weight.
     """
 
@@ -138,7 +193,14 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that trtq reads of ``data`` in quantize.json: samples and digests."""
+    """The fields that trtq reads of ``data`` in quantize.json.
+
+    Attributes:
+        source: the data, as they were named.
+        ids_digest: of the names of all images; None for other samples.
+        calibration_sha256: content of each calibration sample, 16 hex digits; None where unknown.
+        random: true for random inputs.
+    """
 
     source: str
     ids_digest: str | None = None
@@ -147,9 +209,10 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
-    """How ranges were found.
+    """How ranges were computed.
 
     Attributes:
+        calibrator: of activations.
         images: how many.
         cache: what the calibration cache had, for a person.
         weights: how weights got theirs.
@@ -177,8 +240,21 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     """The result of ``trtq quantize``; written as quantize.json.
 
     Attributes:
+        model: :class:`ModelFacts`, and what else is known of it.
+        data: :class:`DataFacts`, and what else samples say of themselves.
+        preprocess: how images became the input; None for inputs.
+        calibration: how ranges were computed.
+        preset: None where none was asked for.
+        methods: that were applied, in order.
+        quantizers: of quantized tensors, in graph order.
+        left_in_float: tensors that a quantizer could have had.
+        parity: torch against ONNX Runtime on the exported file.
         task: what the outputs mean; unset where nothing says so.
         alike: what the task says of the answers against the float model's, without labels.
+        files: written, by name.
+        notes: every automatic choice.
+        seconds: by step.
+        environment: software and machine.
     """
 
     model: dict[str, Any]

@@ -12,7 +12,8 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         label: for figures.
-        model: of which candidate, and ``candidate``: its number.
+        model: of which candidate.
+        candidate: its number, from 0 on.
         folder: where it is, below the search's folder.
         widths: layers by width.
         methods: quantization methods that were applied.
@@ -126,7 +127,16 @@ class SearchRecord(Record, frozen=True, kw_only=True):
 
 
 def score_words(reference: Reference, accuracy: float, change: float) -> str:
-    """Return a score against the reference's as a person reads it."""
+    """Return a score against the reference's as a person reads it.
+
+    Args:
+        reference: names the measure and its unit.
+        accuracy: in that unit.
+        change: in points.
+
+    >>> score_words(Reference(model="m", accuracy=71.0, measure="top-1", costs={}), 70.5, -0.5)
+    'top-1 70.50 % (-0.50 points)'
+    """
     unit = unit_of(reference)
     value = f"{reference.measure} {accuracy:.2f}{f' {unit}' if unit else ''}"
     return f"{value} ({change:+.2f} points)"
@@ -136,6 +146,12 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One measured file of a search.
 
     Attributes:
+        label: of its try.
+        model: of which candidate.
+        accuracy: in the unit of the frontier.
+        change: points against the reference; below 0 it is worse.
+        widths: layers by width.
+        methods: quantization methods that were applied.
         costs: by axis, in the axis's unit.
         dominated: by axis: another point is at least as good on both counts, and better on one.
     """
@@ -151,7 +167,12 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LossAt(msgspec.Struct, frozen=True):
-    """The loss of an allocation beside its cost."""
+    """The loss of an allocation beside its cost.
+
+    Attributes:
+        cost: in the unit of the axis.
+        loss: by the metric; None where it is not known.
+    """
 
     cost: float
     loss: float | None
@@ -161,6 +182,8 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """Loss against one cost, as the metric predicts it.
 
     Attributes:
+        axis: name of the cost.
+        metric: of the losses.
         at: cost and loss of the chosen allocation.
         front: cost and loss of the allocations that no other dominates.
     """
@@ -180,6 +203,8 @@ class Frontier(msgspec.Struct, frozen=True, kw_only=True):
         units: of each axis.
         limits: budgets by axis.
         chosen: label of the chosen point.
+        points: one for each try, in order.
+        predicted: what the metric says of size against loss.
     """
 
     measure: str

@@ -83,6 +83,9 @@ class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
 def settings_words(settings: Mapping[str, object]) -> str:
     """Return settings as a person reads them, the table's name left out where that is clear.
 
+    Args:
+        settings: values by dotted name.
+
     >>> settings_words({"quantize.bits": "w4a8", "build.target": "t4"})
     'bits=w4a8 target=t4'
     """
@@ -92,7 +95,11 @@ def settings_words(settings: Mapping[str, object]) -> str:
 
 
 def plain_words(value: object) -> str:
-    """Return the value of a setting as a person reads it."""
+    """Return the value of a setting as a person reads it: a text as it is, others as JSON.
+
+    >>> plain_words("w4a8"), plain_words([1, 2]), plain_words(True)
+    ('w4a8', '[1,2]', 'true')
+    """
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 

@@ -18,7 +18,14 @@ PAGE_BYTES = 4_000_000  # of the pictures of one page, as files
 
 
 class Picture(NamedTuple):
-    """One picture of the contact sheet, as part of the page."""
+    """One picture of the contact sheet, as part of the page.
+
+    Attributes:
+        sample: its id.
+        difference: by which pictures are ordered, 0 is none.
+        data: a ``data:`` URL.
+        width, height: pixels.
+    """
 
     sample: str
     difference: float
@@ -84,22 +91,34 @@ def _classes(e: EvaluateRecord) -> Iterator[tuple[str, float | None]]:
 def _pictures(rows: list[PictureRow], folder: Path) -> tuple[list[Picture], str]:
     """Return the pictures that are there and fit the page, and why others are not here."""
     there = [row for row in rows if _is_below(folder, row.file)]
-    pictures, total = list[Picture](), 0
+    pictures, total, damaged = list[Picture](), 0, 0
     for row in there:
-        content = (folder / row.file).read_bytes()
-        total += len(content)
+        total += (folder / row.file).stat().st_size
         if total > PAGE_BYTES:
             break
-        with Image.open(folder / row.file) as image:
-            size = image.size
-        data = f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
-        pictures.append(Picture(row.sample, row.difference, data, *size))
-    missing, large = len(rows) - len(there), len(there) - len(pictures)
+        picture = _picture(row, folder / row.file)
+        if picture is None:
+            damaged += 1
+        else:
+            pictures.append(picture)
+    missing, large = len(rows) - len(there), len(there) - len(pictures) - damaged
     reasons = [
         f"{missing} of {len(rows)} pictures are not in {folder.name}/." if missing else "",
+        f"{damaged} of {len(rows)} files in {folder.name}/ are no pictures." if damaged else "",
         f"{large} more are in {folder.name}/: the page would be too large." if large else "",
     ]
     return pictures, " ".join(filter(None, reasons))
+
+
+def _picture(row: PictureRow, path: Path) -> Picture | None:
+    """Return a picture as part of the page; None where the file is none."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+        data = base64.b64encode(path.read_bytes()).decode()
+    except (OSError, Image.DecompressionBombError):
+        return None
+    return Picture(row.sample, row.difference, f"data:image/jpeg;base64,{data}", *size)
 
 
 def _is_below(folder: Path, name: str) -> bool:

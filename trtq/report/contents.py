@@ -36,7 +36,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SearchFolder:
-    """The records that a search left beside its chosen files."""
+    """The records that a search left beside its chosen files.
+
+    Attributes:
+        record: search.json.
+        frontier: frontier.json: measured accuracy against costs.
+        allocation: allocation.json: the widths that were chosen.
+        analysis: analysis.json: the losses that they were chosen by.
+    """
 
     record: SearchRecord
     frontier: Frontier
@@ -71,6 +78,10 @@ class RunRecords:
 def read_run(folder: Path) -> RunRecords:
     """Return the records in ``folder`` that belong together.
 
+    Args:
+        folder: of a run. Engines, measurements, an evaluation and a training of other files than
+            those that quantize.json names are left out.
+
     Raises:
         ArtifactError: there is no quantize.json, or a record is damaged.
     """
@@ -95,7 +106,11 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def machine_of(record: BenchRecord) -> str:
-    """Return the name of the CPU that a record was measured on."""
+    """Return the name of the CPU that a record was measured on.
+
+    Returns:
+        ``unknown CPU`` where the record does not name it.
+    """
     return record.card.cpu or "unknown CPU"
 
 

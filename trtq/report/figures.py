@@ -99,7 +99,14 @@ def _legend(axes: Any, columns: int) -> None:
 
 
 def sqnr_figure(quantizers: Sequence[QuantizerRecord]) -> str:
-    """Return the SQNR of every quantizer in the order the model runs them."""
+    """Return the SQNR of every quantizer in the order the model runs them.
+
+    Args:
+        quantizers: in graph order; those without an SQNR are not drawn.
+
+    Returns:
+        SVG text.
+    """
     with _drawing(10, 3) as axes:
         for of_weights, color, label in ((True, WEIGHT, "weights"), (False, INPUT, "activations")):
             points = [
@@ -120,6 +127,15 @@ def sensitivity_figure(layers: Sequence[AnalyzedLayer], bits: Sequence[str], met
     """Return the loss of every layer at every width, in graph order, on a log scale.
 
     The widest width is the lightest.
+
+    Args:
+        layers: in graph order.
+        bits: labels of the widths, the narrowest first; those that a layer has no loss at are not
+            drawn.
+        metric: that the losses are of.
+
+    Returns:
+        SVG text; a loss of 0 is a gap.
     """
     with _drawing(10, 3.2) as axes:
         shown = [b for b in bits if all(b in v.loss for v in layers)]
@@ -165,6 +181,9 @@ def frontier_figure(
         unit: of the axis.
         chosen: label of the chosen point, "" for none.
         limit: the budget, None without one.
+
+    Returns:
+        SVG text.
     """
     with _drawing(7.5, 4.2) as axes:
         front = sorted((p for p in points if not p.dominated[axis]), key=lambda p: p.costs[axis])
@@ -204,6 +223,9 @@ def precision_figure(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str
 
     Args:
         curves: recall and precision, 0 to 1, by the name of the model; the reference first.
+
+    Returns:
+        SVG text; the first two models are drawn.
     """
     with _drawing(5.0, 3.6) as axes:
         for (name, points), color in zip(curves.items(), (INK, INPUT), strict=False):
@@ -219,7 +241,15 @@ def precision_figure(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str
 
 
 def predicted_figure(predicted: Predicted, *, unit: str) -> str:
-    """Return the predicted frontier, loss against one cost, with the chosen allocation on it."""
+    """Return the predicted frontier, loss against one cost, with the chosen allocation on it.
+
+    Args:
+        predicted: loss and cost of every allocation.
+        unit: of the cost.
+
+    Returns:
+        SVG text; the loss is on a log scale, and one of 0 is a gap.
+    """
     front, at = predicted.front, predicted.at
     with _drawing(7.5, 3.2) as axes:
         costs, losses = [p.cost for p in front], [p.loss or math.nan for p in front]
@@ -233,7 +263,14 @@ def predicted_figure(predicted: Predicted, *, unit: str) -> str:
 
 
 def histogram_figure(quantizer: QuantizerRecord) -> str:
-    """Return the magnitudes of one activation, log counts, with its clip point."""
+    """Return the magnitudes of one activation, log counts, with its clip point.
+
+    Args:
+        quantizer: of an activation; ``histogram`` has counts from 0 to ``histogram_limit``.
+
+    Returns:
+        SVG text.
+    """
     counts, limit, amax = quantizer.histogram, quantizer.histogram_limit, quantizer.amax
     with _drawing(4.6, 2.1) as axes:
         edges = [i * limit / len(counts) for i in range(len(counts) + 1)]
@@ -251,6 +288,13 @@ def training_figure(history: Sequence[Epoch], measure: str) -> str:
     """Return loss and score of every epoch.
 
     The loss is on the left axis, the score (percent) on the right one.
+
+    Args:
+        history: one entry an epoch. The score is drawn where every epoch has one.
+        measure: what the score is.
+
+    Returns:
+        SVG text.
     """
     epochs = range(1, len(history) + 1)
     with mpl.rc_context(FONT):

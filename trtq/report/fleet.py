@@ -12,7 +12,15 @@ from trtq.version import __version__
 
 
 def write_fleet_page(record: FleetRecord, page: Path) -> Path:
-    """Write the table of a fleet to ``page`` and return it."""
+    """Write the table of a fleet to ``page`` and return it.
+
+    Args:
+        record: of the fleet.
+        page: the HTML file.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
     text = render(
         "fleet.html.j2",
         title="Boards",

@@ -20,6 +20,7 @@ class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
     """A layer.
 
     Attributes:
+        name: as in every record.
         precision: format of its weight (of its first operand where it has none), ``float`` where
             nothing is quantized.
         runs: what an engine computes it in.
@@ -38,7 +39,7 @@ class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """Class of its colour: ``int8``, ``below``, ``fp8`` or ``float``."""
+        """Class of its colour: ``int8``, ``below``, ``fp8``, ``nvfp4`` or ``float``."""
         if self.precision in SHORT.values():
             return self.precision.lower()
         return "int8" if bits_of(self.precision.lower()) == 8 else "below"
@@ -64,7 +65,12 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def layers_of(run: RunSummary) -> Layers:
-    """Return the layers of a run: quantized ones, and those left in float."""
+    """Return the layers of a run: quantized ones, and those left in float.
+
+    Args:
+        run: its records. Shares are of measured time where the Q/DQ file was profiled, else where
+            the float file was; else of multiply-adds, else of weights.
+    """
     quantizers: dict[str, list[QuantizerRecord]] = {}
     for q in run.quantize.quantizers:
         quantizers.setdefault(q.layer, []).append(q)
@@ -131,6 +137,12 @@ def draw_strip(layers: Layers) -> str:
     """Return precision, sensitivity, SQNR and share of work of every layer on one axis.
 
     There is one path per colour, so a thousand layers stay light.
+
+    Args:
+        layers: one column each, in their order.
+
+    Returns:
+        SVG text; a track without figures is left out.
     """
     step = WIDTH / max(len(layers.rows), 1)
     tracks = _tracks(layers, step)

@@ -13,7 +13,12 @@ TARGET = "rtx4090"  # of the example of a build
 
 
 class Step(NamedTuple):
-    """A step, and the command that does it."""
+    """A step, and the command that does it.
+
+    Attributes:
+        why: what it is for.
+        command: one line for a shell.
+    """
 
     why: str
     command: str

@@ -29,9 +29,15 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """One file: what a run made, or the float model it began with.
 
     Attributes:
-        accuracy: of the comparison's measure.
+        label: the end of the run's folder, or ``float`` and the model.
+        model: its name.
+        width: such as ``INT8``; ``float`` for a float model.
+        methods: names joined by commas, with ``training`` at the end.
+        accuracy: of the comparison's measure; None where it was not measured.
         better: whether a higher or a lower accuracy is better.
+        agreement: with the float model, percent; None where that is no percentage.
         costs: by axis; what was not measured is not there.
+        valid: whether its latency may be used.
         dominated: by axis: another row is at least as good on both counts, and better on one.
     """
 
@@ -55,7 +61,13 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measure(NamedTuple):
-    """What accuracy is, its unit, and whether ``higher`` or ``lower`` is better."""
+    """What accuracy is.
+
+    Attributes:
+        name: such as ``mAP``.
+        unit: such as ``%``; "" for none.
+        better: ``higher`` or ``lower``.
+    """
 
     name: str
     unit: str
@@ -67,7 +79,7 @@ class Measure(NamedTuple):
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
     def words(self, row: RunRow) -> str:
-        """The accuracy of a row with its unit."""
+        """The accuracy of a row, which must have one, with its unit."""
         return f"{row.accuracy:.2f} {self.unit}".rstrip()
 
 
@@ -76,8 +88,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         measure: what accuracy is, with its unit.
+        rows: the runs in their order, then the float models, each once.
         axes: unit of each cost, by name.
+        verdict: one sentence.
         doubts: why the rows should not be compared.
+        figures: accuracy against each cost that two rows have, as SVG.
     """
 
     measure: str

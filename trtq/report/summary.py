@@ -28,7 +28,14 @@ NOT_COMPARABLE = "not comparable: shapes differ, or values are NaN or infinite"
 
 
 class Row(NamedTuple):
-    """One line of the table: FP32 against INT8, and how the two were measured."""
+    """One line of the table: FP32 against INT8.
+
+    Attributes:
+        label: what it is of.
+        fp32: of the float file, with its unit; "" where it has none.
+        int8: of the quantized one.
+        how: how the two were measured.
+    """
 
     label: str
     fp32: str
@@ -37,7 +44,13 @@ class Row(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A score of the evaluated file, and of the float one where that was measured."""
+    """A score of the evaluated file, and of the float one where that was measured.
+
+    Attributes:
+        title: for a person.
+        own: of the evaluated file.
+        reference: of the float one; None where it was not measured.
+    """
 
     title: str
     own: Figure
@@ -70,6 +83,9 @@ class RunSummary(RunRecords):
 
 def summarize_run(folder: Path) -> RunSummary:
     """Return the summary of the records in ``folder``.
+
+    Args:
+        folder: as for :func:`trtq.report.contents.read_run`.
 
     Raises:
         ArtifactError: there is no quantize.json, or a record is damaged.
@@ -184,6 +200,9 @@ def _value(figure: Figure | None) -> str:
 def bits_of(label: str) -> int:
     """Return the width that a format's label names.
 
+    Args:
+        label: as :attr:`trtq.quant.formats.Format.label`; one of another form counts as 8.
+
     >>> [bits_of(v) for v in ("int8", "int4[-1,14]", "log2-8", "asymmetric-6", "fp8")]
     [8, 4, 8, 6, 8]
     """
@@ -215,6 +234,9 @@ def measure_of(run: RunRecords) -> tuple[Figure, Figure] | None:
     """Return the score that models are compared by, of the quantized and of the float file.
 
     It is ``mAP``, ``mIoU``, ``top-1`` ...; None without labels.
+
+    Args:
+        run: its records.
     """
     for score in _scores(run.evaluate) if run.evaluate is not None else ():
         if score.change is not None and score.reference is not None:

@@ -21,7 +21,14 @@ NO_TARGET = "no engine was built"
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """A run with a score and a size; see :class:`trtq.report.figures.Point`."""
+    """A run with a score and a size; see :class:`trtq.report.figures.Point`.
+
+    Attributes:
+        label: its number; "" where another run beats it.
+        accuracy: its score, in the score's own unit.
+        costs: MB by axis.
+        dominated: whether another run beats it, by axis.
+    """
 
     label: str
     accuracy: float | None
@@ -55,7 +62,15 @@ class _Run:
 
 
 def write_sweep_page(record: SweepRecord, page: Path) -> Path:
-    """Write the page of a sweep to ``page`` and return it."""
+    """Write the page of a sweep to ``page`` and return it.
+
+    Args:
+        record: of the sweep; runs without figures are in the table alone.
+        page: the HTML file.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
     runs = [_Run(r, r.measured) for r in record.rows if r.measured is not None]
     measure, axis = _measure(runs), _axis(runs)
     points = _points(runs, measure, axis)

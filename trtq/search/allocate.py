@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trtq.errors import UsageError
-from trtq.search.budgets import over, within
+from trtq.search.budgets import over, times, within
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -71,7 +71,13 @@ def summed(
     *,
     front: Sequence[tuple[float, float, Mapping[str, str]]] = (),
 ) -> Allocation:
-    """Return the allocation ``options`` with its loss and costs."""
+    """Return the allocation ``options`` with its loss and costs.
+
+    Args:
+        choices: every group, with its loss and costs.
+        options: label by the name of each group.
+        front: kept in the result as it is.
+    """
     budgets = choices[0].costs if choices else {}
     return Allocation(
         options=dict(options),
@@ -86,16 +92,21 @@ def require_possible(
 ) -> None:
     """Raise when a budget cannot be met even at the cheapest widths.
 
+    Args:
+        choices: every group, with its costs.
+        budgets: absolute limits by name, each in the unit of the costs.
+        labels: the widths on offer.
+
     Raises:
-        UsageError: names the budget, the least that is possible, and what is missing.
+        UsageError: names the budget, the least that is possible, and what is allowed.
     """
     for budget, limit in budgets.items():
         least = sum(min(c.costs[budget][o] for o in labels) for c in choices)
         if over({budget: least}, {budget: limit}):
             raise UsageError(
                 f"The budget {budget} cannot be met",
-                f"the narrowest widths ({labels[0]}) need {least:.6g}, {limit:.6g} is allowed",
-                f"Allow {least / limit:.2f} times as much, or offer narrower widths with --bits",
+                f"the cheapest widths need {least:.6g}, {limit:.6g} is allowed",
+                f"Allow {times(least, limit)} times as much, or offer narrower widths with --bits",
             )
 
 
@@ -107,6 +118,11 @@ def percentile(
     The 25 % least sensitive groups get the narrowest. S1's Table 3 (6, 9 and 6 of 21 layers; 13, 24
     and 13 of 50) follows only with "at most P25" for the narrowest, where eq. 6 prints "less than".
     The rule takes no budget.
+
+    Args:
+        choices: every group; its ``sensitivity`` ranks it.
+        labels: exactly three, the narrowest first.
+        budgets: must be empty.
 
     Raises:
         UsageError: not three widths, or a budget was given.
@@ -135,6 +151,11 @@ def greedy(
     """Start at the cheapest widths and widen the groups in order of sensitivity (S2, Alg. 1).
 
     Each group gets the widest width that all budgets still allow.
+
+    Args:
+        choices: every group; its ``sensitivity`` ranks it.
+        labels: widths on offer, the narrowest first; they are tried from the last to the first.
+        budgets: absolute limits by name.
 
     Raises:
         UsageError: a budget cannot be met, or several pull the start into different widths.
@@ -171,6 +192,11 @@ def pareto(
     The table holds, for each cost, the least loss that reaches it; dominated entries are dropped.
     The front is exact up to 20,000 entries; beyond that one entry stays in each of as many cells,
     the one with the least loss.
+
+    Args:
+        choices: every group.
+        labels: widths on offer, in any order.
+        budgets: one absolute limit by name.
 
     Raises:
         UsageError: not exactly one budget, or it cannot be met.
@@ -229,8 +255,14 @@ def mixed_integer(
     It is solved by mixed-integer linear programming (HiGHS). Among allocations of equal loss the
     one with the lower cost wins: a millionth of the loss range is spent on it.
 
+    Args:
+        choices: every group.
+        labels: widths on offer, in any order.
+        budgets: absolute limits by name; at least one.
+
     Raises:
         UsageError: a budget cannot be met, alone or together with the others.
+        UsageError: there is no proven answer after 60 s.
     """
     require_possible(choices, budgets, labels)
     loss = np.array([[c.loss[o] for o in labels] for c in choices])

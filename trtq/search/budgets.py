@@ -7,6 +7,7 @@ point on it where accuracy begins to hold.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -25,30 +26,79 @@ AS_ASKED, NONE = 1.0, 2.0
 
 
 def within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
-    """Whether every budget holds, but for rounding."""
+    """Whether every budget holds, but for rounding (1e-9 of the limit).
+
+    Args:
+        costs: by budget name; other costs do not count.
+        budgets: absolute limits by name.
+    """
     return not over(costs, budgets)
 
 
 def over(costs: Mapping[str, float], budgets: Mapping[str, float]) -> list[str]:
-    """Return the budgets that costs exceed by more than rounding."""
+    """Return the budgets that costs exceed by more than rounding (1e-9 of the limit).
+
+    Args:
+        costs: by budget name; other costs do not count.
+        budgets: absolute limits by name.
+
+    >>> over({"size": 10.0, "energy": 3.0}, {"size": 9.0, "energy": 3.0})
+    ['size']
+    """
     return [b for b, limit in budgets.items() if costs[b] > limit * (1 + 1e-9)]
 
 
+def times(least: float, limit: float) -> str:
+    """Return how many times as much must be allowed, with two decimals.
+
+    The number is rounded up, so that a budget that is loosened by it can be met.
+
+    Args:
+        least: what the cheapest widths cost.
+        limit: what is allowed, in the same unit.
+
+    >>> times(1.001, 1.0), times(3.0, 2.0)
+    ('1.01', '1.50')
+    """
+    return f"{math.ceil(round(100 * least / limit, 6)) / 100:.2f}"
+
+
 def latency_devices(texts: Sequence[str]) -> list[str]:
-    """Return the devices that budgets of latency name, each once."""
+    """Return the devices that budgets of latency name, each once.
+
+    Args:
+        texts: as on the command line.
+
+    >>> latency_devices(["size=0.2", "latency@xavier=3ms"])
+    ['xavier']
+    """
     names = [text.partition("=")[0].strip().lower() for text in texts]
     return list(dict.fromkeys(n.partition("@")[2] for n in names if n.startswith(f"{LATENCY}@")))
 
 
 class Budget(NamedTuple):
-    """One budget as written: a number of a unit, or without a unit a share of the float model."""
+    """One budget as written.
+
+    Attributes:
+        name: ``size``, ``bitops``, ``energy`` or ``latency@DEVICE``, lower case.
+        number: as written, above 0.
+        factor: of its unit: to bytes, or to milliseconds; None for a share of the float model,
+            where ``number`` is at most 1.
+    """
 
     name: str
     number: float
     factor: float | None
 
     def absolute(self, full: float) -> float:
-        """Return bytes, BitOps, S1's energy unit or milliseconds."""
+        """Return bytes, BitOps, S1's energy unit or milliseconds.
+
+        Args:
+            full: what the float model costs, in that unit; only shares read it.
+
+        >>> Budget("size", 1.5, 1e6).absolute(0.0), Budget("energy", 0.5, None).absolute(8.0)
+        (1500000.0, 4.0)
+        """
         return self.number * (full if self.factor is None else self.factor)
 
 

@@ -11,6 +11,9 @@ def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
 
     A dominating point costs no more, is no less accurate, and is better in one of the two.
 
+    Args:
+        points: in any order; equal ones do not dominate each other.
+
     >>> dominated([(1.0, 90.0), (2.0, 95.0), (2.0, 94.0), (3.0, 95.0), (1.0, 90.0)])
     [False, False, True, True, False]
     """

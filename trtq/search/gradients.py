@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
 
@@ -43,12 +44,34 @@ def _loss(
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
+def _readers(layers: Sequence[Layer]) -> list[int]:
+    """Return, for each layer, how many layers read its weight.
+
+    A metric of a weight is one of all its readers together: each of them gets its part, so that the
+    sum over the layers that share a width counts it once.
+    """
+    read = Counter(operands(layer.node)[1] for layer in layers)
+    return [read[operands(layer.node)[1]] for layer in layers]
+
+
 def gradient(context: SensitivityContext) -> Measured:
     """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 (S4 eq. 3.1-3.3).
 
     The weights are W'_l = W_l + dW with dW ~ N(0, (eps / ||W_l||)^2). As in S4's Algorithm 1, one
     layer is perturbed at a time. The L1 norm is a sum over its weights. The loss of a width of b
     bits is S_l / b (eq. 3.4).
+
+    Args:
+        context: its arguments give the number of trials N, epsilon and the seed; its loss needs
+            what is wanted.
+
+    Returns:
+        ``loss`` by width and ``raw``, S_l, with its standard error over the trials; and the figures
+        ``trials`` and ``epsilon``. A weight that several layers read is perturbed in all of them,
+        and its loss is divided among them. Several processes return the layers of their own trials.
+
+    Raises:
+        CalibrationError: a gradient is NaN or infinite.
     """
     runs = _runs(context)
     trials = context.arguments.trials
@@ -65,7 +88,7 @@ def gradient(context: SensitivityContext) -> Measured:
         return [total]
 
     context.begin("Gradients under perturbation", trials * len(context.layers))
-    results = {}
+    results, readers = {}, _readers(context.layers)
     for position, layer in enumerate(context.layers):
         generator = torch.Generator().manual_seed(seed * 100_003 + position)
         sigma = epsilon / max(float(torch.linalg.vector_norm(layer.weight)), 1e-12)
@@ -84,7 +107,7 @@ def gradient(context: SensitivityContext) -> Measured:
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(len(norms))) if len(norms) > 1 else None
         results[layer.name] = Sensitivity(
-            loss={o: mean / BitConfig.parse(o).weight for o in layer.codings},
+            loss={o: mean / BitConfig.parse(o).weight / readers[position] for o in layer.codings},
             raw=mean,
             stderr=error,
         )
@@ -108,6 +131,9 @@ def hutchinson(
         weights: the blocks.
         generator: draws the probe.
         slopes: the gradient with its graph, when it is there already.
+
+    Returns:
+        One number for each block.
     """
     slopes = slopes or list(torch.autograd.grad(loss, weights, create_graph=True))
     probe = [_signs(w, generator) for w in weights]
@@ -128,7 +154,16 @@ def _signs(like: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
 
 
 def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:
-    """Return S2's term of one layer, Tr(H) ||Q(W) - W||^2; a negative trace counts as 0."""
+    """Return S2's term of one layer, Tr(H) ||Q(W) - W||^2; a negative trace counts as 0.
+
+    Args:
+        trace: of the layer's block of the Hessian.
+        weight: W, float32.
+        quantized: Q(W), in its shape.
+
+    >>> omega(3.0, torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0]))
+    0.75
+    """
     return max(trace, 0.0) * float((quantized - weight).square().sum())
 
 
@@ -137,6 +172,17 @@ def hessian(context: SensitivityContext) -> Measured:
 
     The trace comes from Hutchinson's estimator. Probes stop early when the layers' order is stable:
     Kendall's tau between the two halves of the probes reaches 0.95.
+
+    Args:
+        context: its arguments give the most probes and the seed; its loss needs what is wanted.
+
+    Returns:
+        ``loss`` by width and ``raw``, the trace, with its standard error over the probes; and the
+        figures ``probes``, ``asked`` and ``tau_of_halves``. The loss of a weight that several
+        layers read is divided among them. Both are empty in a process that did no probe.
+
+    Raises:
+        CalibrationError: a trace is NaN or infinite.
     """
     probe = _Probe(context)
     count = context.arguments.probes
@@ -161,8 +207,12 @@ def hessian(context: SensitivityContext) -> Measured:
     if len(table) > 1:
         errors = list((table.std(axis=0, ddof=1) / math.sqrt(len(table))).tolist())
     results = {}
-    for layer, mean, error in zip(context.layers, means, errors, strict=True):
-        losses = {o: omega(float(mean), layer.weight, c.weight) for o, c in layer.codings.items()}
+    rows = zip(context.layers, means, errors, _readers(context.layers), strict=True)
+    for layer, mean, error, readers in rows:
+        losses = {
+            o: omega(float(mean), layer.weight, c.weight) / readers
+            for o, c in layer.codings.items()
+        }
         results[layer.name] = Sensitivity(loss=losses, raw=float(mean), stderr=error)
     return results, {
         "probes": len(estimates),
@@ -203,6 +253,10 @@ class _Probe:
 
 
 def _agreement(estimates: list[list[float]]) -> float:
+    """Return Kendall's tau between the means of the even and of the odd probes, -1 to 1.
+
+    It is 1 where there is nothing to order: one probe, one layer, or equal estimates.
+    """
     if len(estimates) < 2 or len(estimates[0]) < 2:
         return 1.0
     table = np.array(estimates)

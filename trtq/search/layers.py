@@ -25,10 +25,10 @@ class Coding:
     """A layer's numbers at one width.
 
     Attributes:
-        weight: the weight on its codes, float32.
-        scale: of the input; None when it stays in float.
-        qmin, qmax: codes of the input.
-        kind: of the input's format.
+        weight: the weight on its codes, float32, in the shape of the float one.
+        scale: of the input, one number; None when it stays in float.
+        qmin, qmax: lowest and highest code of the input.
+        kind: of the input's format, as :class:`trtq.quant.formats.Format` names it.
     """
 
     weight: torch.Tensor
@@ -44,6 +44,14 @@ class Coding:
 
         The next call of this shape overwrites that tensor. A fresh tensor costs more than the
         rounding, because the system clears its pages.
+
+        Args:
+            x: float32.
+            scratch: by shape; it grows by a tensor for each new shape.
+
+        Returns:
+            ``x`` itself where the input stays in float, and a tensor of its own where the codes
+            have no equal steps.
         """
         if self.scale is None:
             return x
@@ -65,10 +73,10 @@ class Layer:
 
     Attributes:
         name: as in every record.
-        node: its call in the graph.
+        node: its call in the graph; its first operand is the input, its second the weight.
         source: the tensor whose codes it reads.
         weight: float32.
-        codings: by option label.
+        codings: by option label, such as ``w4a8``.
     """
 
     name: str
@@ -86,7 +94,12 @@ class Layer:
     ) -> torch.Tensor:
         """Return the layer's output on ``arguments`` with both operands quantized.
 
-        ``arguments`` are those of the layer's call. ``scratch`` is overwritten.
+        Args:
+            arguments: those of the layer's call: the float input first, then the weight, which is
+                not read.
+            keywords: of the call.
+            label: of the width.
+            scratch: memory for the quantized input by shape, overwritten; None for new memory.
         """
         coding, target = self.codings[label], self.node.target
         assert callable(target)
@@ -110,15 +123,22 @@ def prepare_layers(
 ) -> list[Layer]:
     """Observe every layer's input in one pass and return the layers with their codings.
 
-    Each layer gets a coding at every quantized option.
+    Each layer gets a coding at every quantized option. Every coding holds its own copy of the
+    weight.
 
     Args:
         graph: captured; not changed.
-        options: on offer.
+        options: on offer; FP16 and other float ones have no coding.
         batches: calibration images, read once.
         calibrator: as in ``trtq quantize``.
         percentile: for the calibrator of that name.
         progress: called with the number of images after each batch.
+
+    Returns:
+        Layers in graph order.
+
+    Raises:
+        CalibrationError: as for :func:`trtq.quant.observe.observe`.
     """
     # Observers gather what the narrowest width needs.
     narrow = dict.fromkeys(weighted_layers(place(graph)), BitConfig(2, 2))
@@ -143,7 +163,11 @@ def prepare_layers(
 
 
 def weighted_layers(placement: Placement) -> list[str]:
-    """Return the names of the layers whose weight is a codable constant, in graph order."""
+    """Return the names of the layers whose weight is a codable constant, in graph order.
+
+    Args:
+        placement: those of its quantizers that stay in float do not count.
+    """
     return list(
         dict.fromkeys(q.layer for q in placement.active if q.role == "weight" and q.is_weight)
     )
@@ -202,6 +226,9 @@ def groups(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
 
     They read one tensor, such as queries, keys and values, or they have one weight. One tensor has
     one set of codes in an engine, and so has one stored weight.
+
+    Returns:
+        Names in graph order; every layer is in exactly one group, alone where it shares nothing.
     """
     sets = Sets()
     readers: dict[object, list[str]] = {}

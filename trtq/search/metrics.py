@@ -18,7 +18,18 @@ def _shares(results: Mapping[str, Sensitivity]) -> dict[str, dict[str, float]]:
 def combined(context: SensitivityContext) -> Measured:
     """Return the geometric mean of the Hessian's and the divergence's share of the total.
 
-    This is S2's Algorithm 1, which leaves its f open.
+    This is S2's Algorithm 1, which leaves its f open: loss = sqrt(h * d), where h and d are the
+    loss of a layer at a width by :func:`hessian` and by :func:`jsd`, each divided by its sum over
+    all layers and widths.
+
+    Args:
+        context: its loss needs what is wanted.
+
+    Returns:
+        ``loss`` by width, 0 to 1, with the largest as ``raw``; and the figures of both metrics.
+
+    Raises:
+        CalibrationError: a trace or a divergence is NaN or infinite.
     """
     curvature, probes = hessian(context)
     divergence, passes = jsd(context)

@@ -48,6 +48,16 @@ def l2(context: SensitivityContext) -> Measured:
 
     The inputs are the float model's. All layers and all widths share one run over the images, which
     costs one pass per width plus one.
+
+    Args:
+        context: what is wanted is not read.
+
+    Returns:
+        ``loss`` by width: the square root of the sum of squares over all values of the output and
+        all images; ``raw`` is the largest of them.
+
+    Raises:
+        CalibrationError: a difference is NaN or infinite.
     """
     runner = _OwnOutputs(context.graph, list(context.layers))
     context.begin("Comparing layer outputs", 1)
@@ -131,6 +141,17 @@ def jsd(context: SensitivityContext) -> Measured:
 
     All other layers stay in float; the result is the mean over the images. The values before the
     layer come from one float run, and only the nodes that depend on it are computed again.
+
+    Args:
+        context: its ``divergence`` compares the outputs; what is wanted is not read.
+
+    Returns:
+        ``loss`` by width, at least 0, with the largest as ``raw``; and the figure
+        ``nodes_per_width_in_passes``: the nodes computed again for one width of all layers, in runs
+        of the whole graph.
+
+    Raises:
+        CalibrationError: a divergence is NaN or infinite.
     """
     batches = list(context.batches())
     rest = {layer.name: _rest(context.graph, layer.node) for layer in context.layers}

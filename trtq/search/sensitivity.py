@@ -28,7 +28,12 @@ def class_loss(answers: Feed, wanted: Feed) -> torch.Tensor:
 
 
 def first_divergence(answers: Feed, reference: Feed) -> torch.Tensor:
-    """Return the divergence of the first output, scores of classes, for each sample [N]."""
+    """Return the divergence of the first output, scores of classes, for each sample [N].
+
+    Args:
+        answers: of the model with a layer quantized.
+        reference: of the float model.
+    """
     return class_divergence(answers[0], reference[0])
 
 
@@ -37,8 +42,9 @@ class MetricArguments(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         probes: of the Hessian, at most.
-        trials, epsilon: perturbations of each layer, and their size.
-        seed: of what is drawn.
+        trials: perturbations of each layer, for ``gradient``.
+        epsilon: their size: the standard deviation is epsilon over the L2 norm of the weight.
+        seed: of perturbations and probes.
     """
 
     probes: int
@@ -55,12 +61,13 @@ class SensitivityContext:
         graph: captured, float.
         layers: with their codings.
         batches: call it for (inputs, what is wanted) batches; the same ones each time.
-        loss: of all outputs against what is wanted, one number: the mean over the samples.
-        divergence: of all outputs from the float model's, a number a sample.
-        one_by_one: the graph takes one sample at a time.
         units: finished pieces of work, kept on disk.
         begin: announce (what, how many).
         advance: a number of pieces is done.
+        arguments: how much work to do.
+        loss: of all outputs against what is wanted, one number: the mean over the samples.
+        divergence: of all outputs from the float model's, a number a sample [N].
+        one_by_one: the graph takes one sample at a time.
     """
 
     graph: fx.GraphModule
@@ -80,10 +87,11 @@ class Sensitivity:
     """One layer's result.
 
     Attributes:
-        loss: by option label; comparable between layers.
+        loss: by option label, 0 or above; comparable between layers, and summed over the layers
+            that share a width.
         raw: what the paper's formula gives, before widths come in; None where it has no such
             number.
-        stderr: standard error of ``raw``.
+        stderr: standard error of ``raw``; None where it was computed once.
     """
 
     loss: dict[str, float]
@@ -97,7 +105,12 @@ Metric = Callable[[SensitivityContext], Measured]
 
 
 class WithWeights(fx.Interpreter):
-    """Runs the graph with other tensors in place of some weights."""
+    """Runs the graph with other tensors in place of some weights.
+
+    Args:
+        graph: captured.
+        weights: the tensor for each node that reads a constant.
+    """
 
     def __init__(self, graph: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor]) -> None:
         super().__init__(graph)
@@ -110,6 +123,11 @@ class WithWeights(fx.Interpreter):
 
 def require_finite(value: float, what: str, layer: str) -> None:
     """Raise when a metric met NaN or infinity.
+
+    Args:
+        value: the number.
+        what: it is, for the message, such as ``gradient``.
+        layer: its name.
 
     Raises:
         CalibrationError: names the layer.

@@ -28,10 +28,17 @@ class _File(msgspec.Struct):
 class WorkCache:
     """Numbers by the name of the piece of work they come from.
 
+    Damaged files, and those of another key, count as none.
+
     Args:
-        folder: None keeps nothing on disk.
-        key: everything the numbers depend on.
+        folder: of the files ``analysis-*.json``; None keeps nothing on disk.
+        key: JSON-like; everything the numbers depend on.
         workers: with several processes each keeps a file of its own, and reads those of all.
+
+    Attributes:
+        done: what this process did.
+        others: what other processes did.
+        found: pieces that were on disk at the start.
     """
 
     def __init__(self, folder: Path | None, key: object, workers: Workers | None = None) -> None:
@@ -70,9 +77,15 @@ class WorkCache:
     def compute(
         self, name: str, work: Callable[[], list[float]], count: int = 1
     ) -> list[float] | None:
-        """Return the ``count`` numbers of a piece, and do it where it is not done.
+        """Return the numbers of a piece, and do it where it is not done.
 
-        Returns None for a piece that another process does.
+        Args:
+            name: of the piece; it decides which process does it.
+            work: does it.
+            count: how many numbers it has; a kept piece with another count is done again.
+
+        Returns:
+            None for a piece that another process does.
         """
         values = self.get(name)
         if values is not None and len(values) == count:
@@ -102,6 +115,13 @@ class WorkCache:
         """Wait for the other processes and take over what they did.
 
         From here on every piece that is left belongs to this process.
+
+        Args:
+            waiting: receives a line about the processes that this one waits for.
+
+        Raises:
+            UsageError: the other processes cannot be reached.
+            TrtqError: one of them ended early.
         """
         self.flush()
         with self.workers.joined(waiting=waiting):

@@ -34,9 +34,11 @@ class Planned:
 
     Attributes:
         name: its number.
-        settings: those that differ between runs.
-        recipe: as TOML; ``folder``: where that writes.
-        key, parts: its address.
+        settings: those that differ between runs, by dotted name.
+        recipe: as TOML text.
+        folder: where the recipe writes, relative to the current folder.
+        key: its content address, 64 hex digits.
+        parts: digest of each thing that a stage reads, by stage and name.
     """
 
     name: str
@@ -85,7 +87,13 @@ class Drive:
         self._taken = set[str]()
 
     def reuse(self) -> None:
-        """Take the runs that are finished in the store."""
+        """Take the runs that are finished in the store.
+
+        A run that lacks files in the store is made unfinished there and runs again, with a note.
+
+        Raises:
+            ArtifactError: the store cannot be reached.
+        """
         known = self.store.known()
         keys = [k for k in self._pending if k in known]
         with ThreadPoolExecutor(THREADS) as pool:
@@ -121,6 +129,7 @@ class Drive:
 
         Raises:
             UsageError: the workers have other versions than this machine.
+            ArtifactError: the store cannot be reached.
         """
         left = sum(len(self._same[k]) for k in self._pending)
         if left:

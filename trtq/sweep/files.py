@@ -51,11 +51,25 @@ class Files:
         return bool(self._protocols & ONCE)
 
     def path(self, name: str) -> str:
-        """Return the whole path of a name."""
+        """Return the whole path of a name, as the file system takes it.
+
+        Args:
+            name: below the folder, with ``/`` between its parts; "" for the folder itself.
+        """
         return posixpath.join(self.root, name)
 
     def names(self, folder: str = "") -> list[str]:
-        """Return the names in a folder; none where there is no such folder."""
+        """Return the names in a folder; none where there is no such folder.
+
+        Args:
+            folder: below the store's, "" for that.
+
+        Returns:
+            Names without a path, of files and of folders, sorted.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         with self.explained("list", folder):
             try:
                 return sorted(
@@ -67,7 +81,17 @@ class Files:
                 return []
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the size of every file below a folder, by its path from there."""
+        """Return the size of every file below a folder, by its path from there.
+
+        Args:
+            folder: below the store's.
+
+        Returns:
+            Bytes by path relative to ``folder``; {} where there is no such folder.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         above = self.path(folder).rstrip("/") + "/"
         with self.explained("list", folder):
             try:
@@ -77,7 +101,11 @@ class Files:
         return {p.removeprefix(above): int(e["size"] or 0) for p, e in entries.items()}
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file, None where there is none."""
+        """Return the content of a file, None where there is none.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         with self.explained("read", name):
             try:
                 return bytes(self.system.cat_file(self.path(name)))
@@ -85,7 +113,17 @@ class Files:
                 return None
 
     def read_as(self, name: str, kind: type[T]) -> T | None:
-        """Return a JSON file as a type; None where there is none, or not a whole one."""
+        """Return a JSON file as a type; None where there is none, or not a whole one.
+
+        A file that another driver is writing has no whole content yet, so both count as no file.
+
+        Args:
+            name: below the folder.
+            kind: a msgspec struct, or any type that msgspec knows.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         content = self.read(name)
         try:
             return None if content is None else json_as(content, kind)
@@ -93,7 +131,15 @@ class Files:
             return None
 
     def write(self, name: str, value: object) -> None:
-        """Write a JSON file; a reader sees the old one or the new one."""
+        """Write a JSON file; a reader sees the old one or the new one.
+
+        Args:
+            name: below the folder; folders above it are created.
+            value: a msgspec struct or plain values.
+
+        Raises:
+            ArtifactError: the store refuses, is full, or cannot be reached.
+        """
         content = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
         with self.explained("write", name):
             if self.local:
@@ -104,7 +150,17 @@ class Files:
                 self.system.pipe_file(self.path(name), content)
 
     def create(self, name: str, value: object) -> bool:
-        """Write a JSON file unless there is one, and return whether it was written."""
+        """Write a JSON file unless there is one, and return whether it was written.
+
+        Where :attr:`creates_once` is True, one of several drivers that call it at once gets True.
+
+        Args:
+            name: below the folder; folders above it are created.
+            value: a msgspec struct or plain values.
+
+        Raises:
+            ArtifactError: the store refuses, is full, or cannot be reached.
+        """
         with self.explained("write", name):
             self._make_folder(name)
             content = msgspec.json.encode(value)
@@ -119,13 +175,29 @@ class Files:
         return True
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a file of this machine into the folder."""
+        """Copy a file of this machine into the folder.
+
+        Args:
+            source: the file on this machine.
+            name: below the folder; a file of that name is replaced.
+
+        Raises:
+            ArtifactError: the store refuses, is full, or cannot be reached.
+        """
         with self.explained("write", name):
             self._make_folder(name)
             self.system.put_file(str(source), self.path(name))
 
     def get(self, name: str, target: Path) -> None:
-        """Copy a file to this machine."""
+        """Copy a file to this machine.
+
+        Args:
+            name: below the folder.
+            target: file on this machine; folders above it are created, and an old file is replaced.
+
+        Raises:
+            ArtifactError: there is no such file, or the store cannot be reached.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.explained("read", name):
             self.system.get_file(self.path(name), str(target))
@@ -142,6 +214,10 @@ class Files:
     @contextlib.contextmanager
     def explained(self, verb: str, name: str) -> Iterator[None]:
         """Turn what the file system raises into an error that names the store.
+
+        Args:
+            verb: what is done, such as ``read``.
+            name: of the file, for the message; "" for the folder.
 
         Raises:
             ArtifactError: the store refuses, is full, or cannot be reached.
@@ -161,6 +237,9 @@ class Files:
 
 def open_files(url: str) -> Files:
     """Return the folder behind a URL or a path.
+
+    Args:
+        url: a path, or a URL of fsspec such as ``s3://BUCKET/FOLDER``; nothing is created there.
 
     Raises:
         MissingExtraError: a package for it is not installed.

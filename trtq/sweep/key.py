@@ -40,6 +40,11 @@ def address_of(recipe: Recipe, progress: Progress) -> Address:
 
     Two recipes that differ in their folder, title or the paths of equal files have one address.
 
+    Args:
+        recipe: of the run; it is planned in a folder that cannot exist, so that no result of an
+            earlier run counts.
+        progress: receives lines about digests from caches.
+
     Raises:
         TrtqError: the recipe cannot end well.
     """
@@ -51,7 +56,14 @@ def address_of(recipe: Recipe, progress: Progress) -> Address:
 
 
 def moved(recipe: Recipe, out: str) -> Recipe:
-    """Return a recipe whose results are in another folder."""
+    """Return a recipe whose results are in another folder.
+
+    The title, which no result depends on, becomes "".
+
+    Args:
+        recipe: the paths of its stages lie in its own folder.
+        out: the other folder; ``finetune`` gets its usual folder below it.
+    """
     change = msgspec.structs.replace
     trained = recipe.finetune
     if trained is not None:
@@ -74,7 +86,17 @@ def _content(inputs: Mapping[str, object]) -> dict[str, object]:
 
 
 def read_parts(stage: Stage, inputs: Mapping[str, object]) -> dict[str, str]:
-    """Return the digest of everything that a stage reads from outside of its run."""
+    """Return the digest of everything that a stage reads from outside of its run.
+
+    Results of earlier stages are left out, and so are settings and the machine.
+
+    Args:
+        stage: names its outputs.
+        inputs: what :attr:`trtq.stages.Stage.inputs` returned.
+
+    Returns:
+        A SHA-256 of 64 hex digits by the name of the part, such as ``images``.
+    """
     files = {p.name for p in stage.outputs}
     return {
         k: digest_of(v)

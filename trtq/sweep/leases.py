@@ -42,13 +42,21 @@ class Driver(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that a driver works on, as ``runs/KEY/claim.N.json``."""
+    """A run that a driver works on, as ``runs/KEY/claim.N.json``.
+
+    Attributes:
+        driver: its id.
+    """
 
     driver: str
 
 
 def this_driver(lease: float) -> Driver:
-    """Return this process as a driver with a new id."""
+    """Return this process as a driver with a new id.
+
+    Args:
+        lease: seconds without a renewal after which others take it for dead.
+    """
     return Driver(
         id=secrets.token_hex(8),
         lease=lease,
@@ -104,12 +112,25 @@ class Leases:
         """Whether a file that says nothing may still be written, as the claim of a killed driver.
 
         It is new for the time of a lease after it was first looked at.
+
+        Args:
+            file: its name in the store.
         """
         seen = self._seen.setdefault(file, _Seen(0, time.monotonic()))
         return time.monotonic() - seen.at < self.own.lease
 
     def is_alive(self, driver: str) -> bool:
-        """Whether a driver renews its lease."""
+        """Whether a driver renews its lease.
+
+        A driver on another machine counts as alive when it is looked at for the first time, and
+        from then on until its file has not changed for the time of its lease.
+
+        Args:
+            driver: its id.
+
+        Raises:
+            ArtifactError: the store cannot be reached.
+        """
         if driver == self.own.id:
             return True
         there = self.files.read_as(_file(driver), Driver)

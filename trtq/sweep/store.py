@@ -31,7 +31,13 @@ LEFT_OUT = (LOCK, RUN_LOCK, STAGING)
 
 
 class _Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of ``store.json``."""
+    """The content of ``store.json``.
+
+    Attributes:
+        schema: of the files of a store.
+        kind: ``trtq sweep store``; anything else is no store.
+        project: as ``[sweep] project`` names it; "" without one.
+    """
 
     schema: int
     kind: str
@@ -112,15 +118,35 @@ class Store:
         return cls(files, Leases(files, driver), project)
 
     def known(self) -> set[str]:
-        """Return the keys that the store knows, finished or not."""
+        """Return the keys that the store knows, finished or not.
+
+        Raises:
+            ArtifactError: the store cannot be reached.
+        """
         return set(self.files.names("runs"))
 
     def done(self, key: str) -> Done | None:
-        """Return a finished run, None where it is not finished."""
+        """Return a finished run, None where it is not finished.
+
+        Args:
+            key: content address of the run, 64 hex digits.
+
+        Raises:
+            ArtifactError: the store cannot be reached.
+        """
         return self.files.read_as(f"runs/{key}/{DONE_JSON}", Done)
 
     def damage(self, done: Done) -> str:
-        """Return what is missing from a finished run, "" for nothing."""
+        """Return what is missing from a finished run, "" for nothing.
+
+        Names and sizes are compared; :meth:`fetch` compares contents.
+
+        Args:
+            done: what the store keeps of the run.
+
+        Raises:
+            ArtifactError: the store cannot be reached.
+        """
         there = self.files.sizes(self.folder(done))
         for name, record in done.upload.files.items():
             if name not in there:
@@ -130,13 +156,23 @@ class Store:
         return ""
 
     def folder(self, done: Done) -> str:
-        """Return the folder of a finished run's files, from the store on."""
+        """Return the folder of a finished run's files, from the store on.
+
+        Returns:
+            ``runs/KEY/TOKEN``.
+        """
         return f"runs/{done.key}/{done.upload.token}"
 
     def claim(self, key: str) -> bool:
         """Claim a run for this driver and return whether it is this driver's.
 
         A claim of a dead driver is taken over: of two that try, one succeeds.
+
+        Args:
+            key: content address of the run, 64 hex digits.
+
+        Raises:
+            ArtifactError: the store refuses, is full, or cannot be reached.
         """
         own = Claim(driver=self.leases.own.id)
         number = self._last_claim(key)
@@ -160,7 +196,16 @@ class Store:
         return None if last is None else last.driver
 
     def release(self, key: str) -> None:
-        """Give a claim of this driver up."""
+        """Give a claim of this driver up.
+
+        Claims of drivers that are dead are removed, too; another living driver's claim is kept.
+
+        Args:
+            key: content address of the run.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         for name in self.files.names(f"runs/{key}"):
             claim = self.files.read_as(f"runs/{key}/{name}", Claim) if _is_claim(name) else None
             if claim is not None and not self._counts_for_other(claim):
@@ -207,6 +252,9 @@ class Store:
 
         Another driver that took the run over may have finished first: its files stay then.
 
+        Args:
+            done: the run, with its files uploaded.
+
         Raises:
             ArtifactError: the upload is not whole.
         """
@@ -226,17 +274,35 @@ class Store:
         return done
 
     def remove_leftovers(self, done: Done) -> None:
-        """Remove what drivers that died uploaded of a run that is finished now."""
+        """Remove what drivers that died uploaded of a run that is finished now.
+
+        Args:
+            done: the run; its own files, ``done.json`` and claims are kept.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         for name in self.files.names(f"runs/{done.key}"):
             if name not in (DONE_JSON, done.upload.token) and not _is_claim(name):
                 self.files.remove(f"runs/{done.key}/{name}")
 
     def forget(self, key: str) -> None:
-        """Make a finished run unfinished."""
+        """Make a finished run unfinished; its files are kept until it is finished again.
+
+        Args:
+            key: content address of the run.
+
+        Raises:
+            ArtifactError: the store refuses, or cannot be reached.
+        """
         self.files.remove(f"runs/{key}/{DONE_JSON}")
 
     def fetch(self, done: Done, folder: Path) -> Path:
         """Copy the files of a finished run into a folder and return it.
+
+        Args:
+            done: the run.
+            folder: to copy to; files of the same names are replaced.
 
         Raises:
             ArtifactError: a file is missing, or is not the one that was stored.

@@ -33,6 +33,11 @@ class Tracker:
     def log(self, record: SweepRecord) -> int:
         """Log the finished runs that the experiment does not have, and return how many.
 
+        A run is known by its key and its number; one whose logging was cut off is logged again.
+
+        Args:
+            record: of the sweep; rows without figures are left out.
+
         Raises:
             ArtifactError: the server refuses; what was logged before is kept.
         """
@@ -44,7 +49,10 @@ class Tracker:
             raise _refused(self.uri, exc, hint) from exc
 
     def _log_row(self, row: SweepRow, store: str) -> bool:
-        known = f"tags.`trtq.key` = '{row.key}' and tags.`trtq.run` = '{row.name}'"
+        known = (
+            f"tags.`trtq.key` = '{row.key}' and tags.`trtq.run` = '{row.name}' and "
+            "attributes.status = 'FINISHED'"  # one that was cut off has no figures
+        )
         if self.client.search_runs([self.experiment], known, max_results=1):
             return False
         from mlflow.entities import Metric, Param

@@ -124,6 +124,10 @@ class SweepFile:
 def run_named(number: int, settings: Settings) -> Iterator[None]:
     """Say in errors which run they are about.
 
+    Args:
+        number: of the run, from 1 on.
+        settings: those that differ between runs.
+
     Raises:
         UsageError: the error, with the run's name.
     """
@@ -137,6 +141,9 @@ def run_named(number: int, settings: Settings) -> Iterator[None]:
 
 def read_sweep(path: Path) -> SweepFile:
     """Return the sweep in a TOML file.
+
+    Args:
+        path: of a recipe with a ``[vary]`` table and, if wanted, a ``[sweep]`` table.
 
     Raises:
         UsageError: not TOML, nothing varies, an unknown setting (the nearest is suggested), or more

@@ -101,6 +101,10 @@ def perform(job: Job, started: Started | None = None) -> Ended:
     Args:
         job: what to do.
         started: receives the process of ``trtq run``.
+
+    Returns:
+        ``upload`` is set where the exit code is 0 or 3 (figures not valid) and the store took the
+        files; else ``reason`` is.
     """
     other = _differences(job.versions)
     host = socket.gethostname()
@@ -183,7 +187,13 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a run and all that it started, if it still runs."""
+    """End a run and all that it started, if it still runs.
+
+    The process group gets SIGTERM, and SIGKILL after 10 s.
+
+    Args:
+        process: leader of its own process group.
+    """
     for number, patience in ((signal.SIGTERM, ENDING_S), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return
@@ -210,7 +220,15 @@ def _upload(job: Job, folder: Path) -> Upload:
 
 
 def main(folder: Path, number: str) -> None:
-    """Do the job of a number and write how it ended."""
+    """Do the job of a number and write how it ended.
+
+    Args:
+        folder: with ``job-NUMBER.json``; ``ended-NUMBER.json`` is written there.
+        number: of the job.
+
+    Raises:
+        ArtifactError: the job cannot be read, or the result cannot be written.
+    """
     job = read_record(folder / f"job-{number}.json", Job, kind="job")
     write_json(folder / f"ended-{number}.json", perform(job))
 

@@ -59,13 +59,20 @@ class Executor(Protocol):
     shared: bool
 
     def room(self) -> int:
-        """Return how many more jobs may be submitted now."""
+        """Return how many more jobs may be submitted now.
+
+        A number below 0 is possible after a retry, and counts as 0.
+        """
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs, at most :meth:`room` of them."""
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Return the jobs that have ended, after at most ``seconds`` when there are none."""
+        """Return the jobs that have ended, after at most ``seconds`` when there are none.
+
+        Args:
+            seconds: at most; it may return earlier.
+        """
 
     def close(self) -> None:
         """End all jobs that still run, and release what the executor holds; twice is no error."""
@@ -73,6 +80,11 @@ class Executor(Protocol):
 
 def open_executor(name: str, settings: Settings, progress: Progress) -> Executor:
     """Return the executor of a name.
+
+    Args:
+        name: in ``EXECUTORS``, ``module:name``, or an entry point.
+        settings: what it is made from.
+        progress: receives lines about automatic choices.
 
     Raises:
         UsageError: unknown, or it cannot give what a run takes.
