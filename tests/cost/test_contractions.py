@@ -39,9 +39,13 @@ def test_a_graph_and_its_file_count_the_same(tmp_path):
     graph = capture(Products().eval(), torch.randn(2, 7, 6))
     # einsum: 7 * 7 * 6. LSTM: 7 steps, two directions: 4 * 5 * (6 + 5), then 4 * 5 * (10 + 5).
     wanted = {"einsum": 294, "recurrent": 7 * 2 * (220 + 300)}
-    assert macs(list_ops(graph.module, graph.examples)) == wanted
+    ops = list_ops(graph.module, graph.examples)
+    assert macs(ops) == wanted
+    assert sum(op.weights for op in ops) == 2 * (220 + 300)
     torch.onnx.export(Products().eval(), (torch.randn(1, 7, 6),), tmp_path / "m.onnx", dynamo=False)
-    assert macs(list_onnx_ops(onnx.load(tmp_path / "m.onnx"), "m.onnx")) == wanted
+    ops = list_onnx_ops(onnx.load(tmp_path / "m.onnx"), "m.onnx")
+    assert macs(ops) == wanted
+    assert sum(op.weights for op in ops) == 2 * (220 + 300)
 
 
 def test_a_table_beside_the_samples_is_no_batch():

@@ -136,14 +136,22 @@ class _Reader:
             name=node_name(node),
             kind=kind,
             macs=self.macs(node, kind, weight),
-            weights=0 if weight is None else weight.numel(),
+            weights=self.weights(node, kind, weight),
             reads={n.name: self.values(n) for n in reads},
             writes={node.name: self.values(node)},
             depthwise=kind == "conv" and weight is not None and _is_depthwise(node, weight),
         )
 
-    def _is_matrix(self, node: fx.Node) -> bool:
-        return node in self.constant and len(self.shapes.get(node, ())) == 2
+    def weights(self, node: fx.Node, kind: str, weight: torch.Tensor | None) -> int:
+        """Return the values of a call's weight, of a recurrent layer those of all its matrices."""
+        if kind == "recurrent":
+            return sum(shape.numel() for shape in self._matrices(node))
+        return 0 if weight is None else weight.numel()
+
+    def _matrices(self, node: fx.Node) -> list[torch.Size]:
+        """Return the shapes of a recurrent layer's weights, biases not counted."""
+        shapes = (self.shapes[n] for n in node.all_input_nodes[1:] if n in self.constant)
+        return [shape for shape in shapes if len(shape) == 2]
 
     def weight(self, node: fx.Node) -> torch.Tensor | None:
         """Return the first constant that a call reads."""
@@ -156,9 +164,8 @@ class _Reader:
             equation, tensors, *_ = cast(tuple[str, list[fx.Node]], node.args)
             return einsum_macs(equation, [self.shapes[n] for n in tensors]) // self.batch
         if kind == "recurrent":
-            given = node.all_input_nodes
-            matrices = [self.shapes[n] for n in given[1:] if self._is_matrix(n)]
-            return recurrent_macs(self.shapes[given[0]][:2].numel(), matrices) // self.batch
+            positions = self.shapes[node.all_input_nodes[0]][:2].numel()
+            return recurrent_macs(positions, self._matrices(node)) // self.batch
         given = [a for a in operands(node) if isinstance(a, fx.Node)]
         if kind == "matmul":  # baddbmm's first operand is what it adds
             return self.values(node) * int(self.shapes[given[-2]][-1])

@@ -205,7 +205,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
         name=op_name(node, own=reader.own),
         kind=kind,
         macs=_macs(reader, node, kind, produced, shape) // batch,
-        weights=reader.values(weight) if weight else 0,
+        weights=_weights(reader, node, kind, weight),
         reads={n: reader.values(n) // batch for n in activations},
         writes={n: reader.values(n) // batch for n in node.output if n},
         depthwise=kind == "conv" and integer(node, "group", 1) > 1 and shape[1:2] == [1],
@@ -262,6 +262,13 @@ def _macs(
         # The axis both operands share: the left one's last, its first when Gemm turns it.
         per_value = reader.shapes[node.input[0]][0 if integer(node, "transA", 0) else -1]
     return reader.values(produced) * per_value
+
+
+def _weights(reader: _Reader, node: onnx.NodeProto, kind: str, weight: str | None) -> int:
+    """Return the values of a node's weight, of a recurrent layer those of both its matrices."""
+    if kind == "recurrent":
+        return sum(reader.values(n) for n in node.input[1:3] if n in reader.constant)
+    return reader.values(weight) if weight else 0
 
 
 def is_own(model: onnx.ModelProto) -> bool:
