@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.bench import QUICK
 from trtq import BenchSpec, CompareSpec, bench, compare
-from trtq.bench.history import plot, recall, remember
+from trtq.bench.history import _moment, plot, recall, remember
 from trtq.errors import ArtifactError, UsageError
 from trtq.progress import Silent
 
@@ -66,3 +67,15 @@ def test_history_is_in_the_order_of_time_whatever_the_zone(record, tmp_path):
 def test_a_since_that_is_no_date_is_refused():
     with pytest.raises(UsageError, match="Cannot read --since 'yesterday': expected a date"):
         recall(since="yesterday")
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [("2026-11-01T12:00:00", None), ("yesterday", "Cannot read the time 'yesterday' of an entry")],
+)
+def test_a_time_without_a_zone_is_of_this_machine_and_others_are_named(time, text):
+    if text is None:
+        assert _moment(time) == datetime.datetime.fromisoformat(time).astimezone()
+        return
+    with pytest.raises(ArtifactError, match=text):
+        _moment(time)

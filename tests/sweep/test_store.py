@@ -109,6 +109,15 @@ def test_one_of_many_that_claim_a_run_at_once_gets_it(tmp_path):
             assert stores[0].holder(key) == stores[won.index(True)].leases.own.id
 
 
+def test_drivers_that_make_a_store_at_once_all_get_it(tmp_path):
+    """A store.json is there whole or not at all; what is written beside it is no other file."""
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(40):
+            opened = list(pool.map(lambda _, i=i: open_store(tmp_path / f"s{i}"), range(8)))
+            assert {s.project for s in opened} == {""}
+            assert [p.name for p in (tmp_path / f"s{i}").iterdir()] == ["store.json"]
+
+
 def test_a_claim_lasts_until_it_is_released(tmp_path):
     one, two = open_store(tmp_path / "s"), open_store(tmp_path / "s")
     with one.leases.held(print), two.leases.held(print):
@@ -235,6 +244,17 @@ def test_a_done_file_that_is_cut_counts_as_none(tmp_path, folder):
     file.write_bytes(file.read_bytes()[:40])
     assert store.done(KEY) is None
     assert finish(store, folder) == store.done(KEY)
+
+
+@pytest.mark.parametrize("name", ["../../other", "/etc/passwd"])
+def test_a_done_file_with_paths_outside_of_its_folder_counts_as_none(name, tmp_path, folder):
+    store = open_store(tmp_path / "s")
+    done = finish(store, folder)
+    path = tmp_path / f"s/runs/{KEY}/done.json"
+    text = path.read_text()
+    assert store.done(KEY) == done
+    path.write_text(text.replace("model.qdq.onnx", name))
+    assert store.done(KEY) is None
 
 
 def test_a_full_store_keeps_no_part_of_a_run(small_disk, folder):

@@ -228,8 +228,24 @@ def recall(
 
 
 def _moment(text: str) -> datetime.datetime:
-    """Return the time of a record: Python 3.10 reads no offset without a colon by itself."""
-    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+    """Return the time of a record; one without an offset is of this machine's zone.
+
+    Raises:
+        ArtifactError: it is no time.
+    """
+    try:
+        # Python 3.10 reads no offset without a colon by itself.
+        return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        pass
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone()
+    except ValueError as exc:
+        raise ArtifactError(
+            f"Cannot read the time {text!r} of an entry of the history",
+            "expected one such as 2026-11-01T12:00:00+0100",
+            "Name another file in TRTQ_HISTORY, or remove this entry",
+        ) from exc
 
 
 def _since(text: str | None) -> datetime.datetime | None:

@@ -12,42 +12,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from trtq import ops
 from trtq.export.lint_view import View, add_named
 from trtq.onnx_constants import array_of
 from trtq.onnx_node import label_of
+from trtq.ops.signs import NON_NEGATIVE, OF_ALL, OF_FIRST
 
 CLAMP = "/activation"  # behind the name of a pair, the name of its activation
 SIX = 6.0  # of ReLU6, when a range ends there
-NON_NEGATIVE = (
-    "Relu",
-    "Sigmoid",
-    "HardSigmoid",
-    "Softmax",
-    "Softplus",
-    "Exp",
-    "Abs",
-    "Sqrt",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceSumSquare",
-)
-OF_ALL = ("Add", "Mul", "Concat", "Max", "Min")  # not negative where no operand is
-OF_FIRST = (
-    *ops.onnx_types(trait="moves"),
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceMax",
-    "ReduceMin",
-    "Identity",
-    "Cast",
-    "Dropout",
-    "Split",
-)
 # Lowest and highest code of what a pair may have.
 CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 

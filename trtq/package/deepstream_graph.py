@@ -26,7 +26,7 @@ SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
 MATRIX = 2  # axes of one score a class
 PROBABILITIES = ops.onnx_types("softmax", "sigmoid", "hardsigmoid")
 # Of a probability these make another one.
-PASSES_ON = (*REORDER, *QDQ, "Cast", "Identity", "Resize", "Upsample")
+PASSES_ON = (*REORDER, *QDQ, *ops.onnx_types("cast", "identity", "resize"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import posixpath
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from trtq.typed import json_as
 T = TypeVar("T")
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # package, and trtq's extra with it
 ONCE = {"file", "s3", "gs"}  # file systems that create a file only where there is none
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}  # of file systems without them
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -166,13 +170,32 @@ class Files:
             content = msgspec.json.encode(value)
             try:
                 if self.local:  # fsspec itself looks first and writes then
-                    with Path(self.path(name)).open("xb") as file:
-                        file.write(content)
+                    self._create_whole(Path(self.path(name)), content)
                 else:
                     self.system.pipe_file(self.path(name), content, mode="create")
             except FileExistsError:
                 return False
         return True
+
+    def _create_whole(self, path: Path, content: bytes) -> None:
+        """Create a file of this machine with all its content at once, so that no reader sees less.
+
+        Raises:
+            FileExistsError: there is one.
+        """
+        beside = Path(self.path(f".{secrets.token_hex(8)}"))
+        try:
+            write_bytes(beside, content)
+            os.link(beside, path)
+        except FileExistsError:
+            raise
+        except OSError as exc:
+            if exc.errno not in NO_LINKS:
+                raise
+            with path.open("xb") as file:
+                file.write(content)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def put(self, source: Path, name: str) -> None:
         """Copy a file of this machine into the folder.

@@ -50,10 +50,18 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         token: name of their folder.
         files: by path in it.
+
+    Raises:
+        ValueError: a path leaves the folder.
     """
 
     token: str
     files: dict[str, FileRecord]
+
+    def __post_init__(self) -> None:
+        for name in (self.token, *self.files):
+            if name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"{name!r} leaves the folder of its run")
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +117,12 @@ class Store:
         files = open_files(url)
         owner = files.read_as(STORE_JSON, _Owner)
         if owner is None:
-            _require_empty(files)
+            names = [n for n in files.names() if not n.startswith(".")]
+            # Another driver has made it meanwhile, perhaps.
+            owner = files.read_as(STORE_JSON, _Owner) if names else None
+            if owner is None:
+                _require_empty(files, names)
+        if owner is None:
             owner = _Owner(schema=SCHEMA, kind=KIND, project=project)
             if create:
                 files.create(STORE_JSON, owner)
@@ -333,8 +346,7 @@ def _is_claim(name: str) -> bool:
     return len(parts) == 3 and parts[0] == "claim" and parts[1].isdigit()
 
 
-def _require_empty(files: Files) -> None:
-    names = files.names()
+def _require_empty(files: Files, names: Sequence[str]) -> None:
     if STORE_JSON in names:
         raise UsageError(
             f"Cannot use the store {files.url}",
