@@ -294,3 +294,25 @@ def test_records_of_several_files_are_compared_by_name(record, tmp_path):
         "fp32.onnx to fp32.onnx",
         "int8.onnx to int8.onnx",
     ]
+
+
+def test_gate_fails_on_accuracy_where_the_latencies_are_not_valid(record, tmp_path):
+    """Scores of 91.8 against 92.5 lose 0.7 points: above 0.5, on a busy machine, too."""
+    quiet = put(tmp_path / "a", record[0])
+    busy = put(tmp_path / "b", record[0], row={"reasons": ["other processes used 51% of the CPU"]})
+    accuracy = tmp_path / "evaluate.json"
+    scores = {"verb": "evaluate", "schema": 1, "top1": 91.8, "reference_top1": 92.5}
+    accuracy.write_text(json.dumps({**scores, "images": 96, "data": {}}))
+    files = {"record": str(busy), "baseline": str(quiet), "accuracy": str(accuracy)}
+    failed = gate(GateSpec(**files, max_accuracy_drop=0.5))
+    assert (failed.outcome, failed.exit_code) == ("failed", 1)
+    assert gate(GateSpec(**files, max_accuracy_drop=0.8)).exit_code == 3
+
+
+def test_gate_refuses_accuracy_without_a_limit(record, tmp_path):
+    base = put(tmp_path / "a", record[0])
+    given = {"record": str(base), "baseline": str(base)}
+    for name in ("accuracy", "baseline_accuracy"):
+        option = f"--{name.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"{option} has no limit.*--max-accuracy-drop 0.5"):
+            gate(GateSpec(**given, **{name: "evaluate.json"}))

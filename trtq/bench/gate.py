@@ -36,13 +36,15 @@ EXIT = {"passed": 0, "failed": 1, "not valid": 3}
 class GateRecord(Record, frozen=True, kw_only=True):
     """Result of the gate.
 
-    With any ``reasons`` the outcome is not valid, regardless of the checks.
+    With any ``reasons`` the outcome is not valid, unless a score of accuracy failed: scores do not
+    depend on the load of a machine.
 
     Attributes:
         checks: one for each figure that a limit applies to.
         reasons: why the two records cannot be compared at all.
         notes: what does not change the outcome, such as rows without a baseline.
-        outcome: the worst of the checks: ``failed``, else ``not valid``, else ``passed``.
+        outcome: ``failed`` by accuracy, else ``not valid`` by ``reasons``, else the worst of the
+            checks: ``failed``, ``not valid``, ``passed``.
     """
 
     checks: list[Check]
@@ -143,13 +145,13 @@ def gate(spec: GateSpec) -> GateRecord:
     pairs, unpaired, extra = _pair(baseline, candidate)
     reasons = [*_doubts(baseline, candidate), *unpaired]
     checks = [c for pair in pairs for c in _row_checks(pair, limits)]
-    checks += accuracy_checks(spec)
+    scores = accuracy_checks(spec)
     record = GateRecord(
         **header("gate", spec),
-        checks=checks,
+        checks=[*checks, *scores],
         reasons=reasons,
         notes=[*_notes(baseline, candidate), *extra],
-        outcome=_worst(checks, reasons),
+        outcome=_worst(checks, scores, reasons),
         environment=environment(),
     )
     if spec.summary:
@@ -188,10 +190,12 @@ def _notes(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
     ]
 
 
-def _worst(checks: Sequence[Check], reasons: Sequence[str]) -> Outcome:
-    outcomes = {c.outcome for c in checks}
+def _worst(checks: Sequence[Check], scores: Sequence[Check], reasons: Sequence[str]) -> Outcome:
+    if any(c.outcome == "failed" for c in scores):
+        return "failed"
     if reasons:
         return "not valid"
+    outcomes = {c.outcome for c in (*checks, *scores)}
     return next((o for o in ("failed", "not valid") if o in outcomes), "passed")
 
 

@@ -79,17 +79,24 @@ def accuracy_checks(spec: GateSpec) -> list[Check]:
         one check for each limit; empty without limits.
 
     Raises:
-        UsageError: there is no record, or it has no score of a name.
+        UsageError: a record or a limit is missing, or the record has no score of a name.
         ArtifactError: there is no score of both sides.
     """
     if spec.max_accuracy_drop is None and not spec.max_drop:
-        return []
+        if spec.accuracy is None and spec.baseline_accuracy is None:
+            return []
+        option = "--accuracy" if spec.accuracy is not None else "--baseline-accuracy"
+        raise UsageError(
+            f"{option} has no limit",
+            "without one the gate compares no score",
+            "Add --max-accuracy-drop 0.5",
+        )
     if spec.accuracy is None:
         option = "--max-drop" if spec.max_drop else "--max-accuracy-drop"
         raise UsageError(
             f"{option} needs --accuracy",
             "a bench record has no accuracy in it",
-            "trtq evaluate FILE --data ... --json > A.json",
+            "Run trtq evaluate FILE --data ... --out DIR, and give --accuracy DIR/evaluate.json",
         )
     new = _evaluation(spec.accuracy)
     old = _evaluation(spec.baseline_accuracy) if spec.baseline_accuracy else None

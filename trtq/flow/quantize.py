@@ -146,9 +146,10 @@ def note_margin(parity: ParityRecord, run: Run) -> None:
     """Note a drift between torch and ONNX Runtime that comes near the quantization error."""
     if parity.margin_db is not None and parity.margin_db < USUAL_MARGIN_DB:
         run.note(
-            f"torch and ONNX Runtime drift apart to {parity.margin_db:.1f} dB below the "
-            f"quantization error (usual: {USUAL_MARGIN_DB:g} dB or more): step by step their "
-            "codes are equal but for ties, which multiply in a deep model"
+            f"torch and ONNX Runtime differ by {abs(parity.margin_db):.1f} dB "
+            f"{'less' if parity.margin_db > 0 else 'more'} than the quantization error (usual: at "
+            f"least {USUAL_MARGIN_DB:g} dB less): step by step their codes are equal but for ties, "
+            "which multiply in a deep model"
         )
 
 

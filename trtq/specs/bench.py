@@ -179,10 +179,10 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
 
 
 class GateSpec(Spec, frozen=True, kw_only=True):
-    """What a record may be worse than its baseline by."""
+    """Regression limits of a record against its baseline."""
 
     record: Annotated[str, PathDoc(description="bench.json of the candidate.")]
-    baseline: Annotated[str, PathDoc(description="bench.json to hold it against.")]
+    baseline: Annotated[str, PathDoc(description="bench.json of the baseline.")]
     max_slowdown: Annotated[
         str, Doc(description="Largest increase of the median of a request: 3% or 0.03.")
     ] = "3%"
@@ -191,7 +191,11 @@ class GateSpec(Spec, frozen=True, kw_only=True):
         None
     )
     accuracy: Annotated[
-        str | None, PathDoc(description="Record of trtq evaluate of the candidate (--json).")
+        str | None,
+        PathDoc(
+            description="evaluate.json of the candidate, which trtq evaluate --out writes; needs "
+            "--max-accuracy-drop or --max-drop."
+        ),
     ] = None
     baseline_accuracy: Annotated[
         str | None,
