@@ -60,7 +60,9 @@ def test_rt_detr_has_a_sigmoid_for_each_class():
 
 def test_without_a_number_of_classes_both_fit():
     with pytest.raises(
-        UsageError, match="as detr with 2 classes or logits and pred_boxes as rt-detr"
+        UsageError,
+        match="as detr with 2 classes or logits and pred_boxes as rt-detr .* detr reads logits .* "
+        "for a softmax .*; rt-detr reads logits .* for a sigmoid",
     ):
         find_head(facts())
     assert find_head(facts(), "rt-detr").classes == 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.display import ConsoleProgress, counted, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
 from trtq.specs import BuildSpec
@@ -52,5 +52,5 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
         say(f"{spec.out}: {manifest.summary}")
         for row in manifest.coverage.short[:5] if manifest.coverage is not None else ():
             say(f"  in float: {row.node}{f' ({row.why})' if row.why else ''}")
-        for line in manifest.builder_log[:5]:
+        for line in counted(manifest.builder_log)[:5]:
             say(f"  builder: {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,15 @@ def pace(rate: float) -> str:
     if rate < 1:
         return f"{1 / rate:.0f} s each" if rate > 0 else "0/s"
     return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
+def counted(lines: Iterable[str]) -> list[str]:
+    """Return each line once, in their order, with how often it occurs.
+
+    >>> counted(["scales to fp32", "no timing cache", "scales to fp32"])
+    ['scales to fp32 (2 times)', 'no timing cache']
+    """
+    return [f"{line} ({n} times)" if n > 1 else line for line, n in Counter(lines).items()]
 
 
 class ConsoleProgress:

@@ -127,9 +127,10 @@ def _several_fit(facts: Facts, heads: Sequence[Head]) -> UsageError:
             f"{_choices(heads)}; known: {facts.words}",
             "Keep one of these outputs: --outputs NAME",
         )
+    reads = "; ".join(f"{h.name} reads {h.summary}" for h in heads)
     return UsageError(
         "Several detection heads can read the outputs of the model",
-        f"{_choices(heads)}; known: {facts.words}",
+        f"{_choices(heads)}; known: {facts.words}; {reads}",
         f"Choose one: {' or '.join(f'--task detection:{n}' for n in names)}",
     )
 
