@@ -226,6 +226,10 @@ def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
         value = decode_json(path.read_bytes(), Any)
     except FileNotFoundError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", "there is no such file") from exc
+    except IsADirectoryError as exc:
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}", "it is a folder", "Name the JSON file in it"
+        ) from exc
     except OSError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", reason(exc)) from exc
     except msgspec.DecodeError as exc:

@@ -219,6 +219,8 @@ def test_gate_refuses_what_is_no_record(record, tmp_path):
     (tmp_path / "x.json").write_text('{"verb": "bench"}')
     with pytest.raises(ArtifactError, match="Cannot read the bench record"):
         gate(GateSpec(record=str(tmp_path / "x.json"), baseline=str(base)))
+    with pytest.raises(ArtifactError, match="it is a folder.*Name the JSON file in it"):
+        gate(GateSpec(record=str(tmp_path), baseline=str(base)))
     with pytest.raises(UsageError, match="Cannot read --max-slowdown 'much'"):
         gate(GateSpec(record=str(base), baseline=str(base), max_slowdown="much"))
 

@@ -184,3 +184,5 @@ def test_doctor_lists_what_is_here_and_what_is_missing():
     assert done.returncode == 0
     assert "torch" in done.stdout
     assert "NVIDIA GPU" in done.stdout
+    for extra in ("ray", "s3fs", "mlflow-skinny"):
+        assert f"\n{extra} " in done.stdout

@@ -65,6 +65,6 @@ def _show(record: SearchRecord) -> None:
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
         say(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
     say(
-        "  sizes count packed codes; codes below 8 bits lie in INT8 in the file: "
+        "  sizes count packed codes; the ONNX file stores float weights or 8-bit codes: "
         f"{size_words(record.best.onnx_bytes)}"
     )

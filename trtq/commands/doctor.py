@@ -49,6 +49,9 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     ("nvidia-ml-py", "GPU power, clocks and memory", "pip install nvidia-ml-py"),
     ("tokenizers", "texts as data (--tokenizer)", "pip install 'trtq[text]'"),
     ("scikit-learn", "the data set 'digits'", "pip install scikit-learn"),
+    ("ray", "sweep --on ray", "pip install 'trtq[ray]'"),
+    ("s3fs", "stores of sweeps at s3://", "pip install 'trtq[s3]'"),
+    ("mlflow-skinny", "sweep --mlflow", "pip install 'trtq[mlflow]'"),
 )
 
 
