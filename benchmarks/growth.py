@@ -89,9 +89,9 @@ def measure(size: Size, folder: Path) -> dict[str, tuple[float, int]]:
     timed("evaluate against float", size.images, lambda: quantized.evaluate(samples))
     analyze = {"images": FIRST, "calib_images": FIRST, "bits": ("4",), "task": "classification"}
     timed("analyze, jsd, one width", FIRST, lambda: trtq.analyze(model, some, **analyze))
-    learned = {"bits": "w4a8", "method": ("reconstruct",), "method_arg": {"reconstruct.steps": 20}}
+    learned = {"bits": "w4a8", "method": ("reconstruct",), "method_arg": {"reconstruct.steps": 5}}
     timed(
-        "quantize w4a8, reconstruct, 20 steps",
+        "quantize w4a8, reconstruct, 5 steps",
         FIRST,
         lambda: trtq.quantize(model, some, **slow, **learned),
     )

@@ -299,6 +299,9 @@ def own(*targets: object) -> list[tuple[np.ndarray, object]]:
     return [(np.zeros((3, 8, 8), np.float32), t) for t in targets]
 
 
+ONE = {"boxes": [[1, 2, 3, 4]], "labels": [5]}
+
+
 def test_boxes_of_a_program():
     torchvision = {"boxes": torch.tensor([[1.0, 2, 3, 4]]), "labels": torch.tensor([5])}
     crowd = {**torchvision, "iscrowd": torch.tensor([1]), "image_id": 7}
@@ -313,6 +316,18 @@ def test_boxes_of_a_program():
     assert other.targets_identity() != samples.targets_identity()
 
 
+def test_masks_keypoints_and_areas_of_a_program():
+    """Nothing of torchvision's targets is lost: masks are the pixels that were given."""
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[0, 2:4, 1:3] = 1
+    points = torch.tensor([[[1.0, 2, 2], [3, 4, 0]]])
+    given = {**ONE, "masks": mask, "keypoints": points, "area": torch.tensor([4.0])}
+    (found,) = next(trtq.samples(own(given)).batches(1)).targets()
+    assert found.masks.decoded().tolist() == mask.bool().tolist()
+    assert found.keypoints.tolist() == points.tolist()
+    assert found.areas.tolist() == [4.0]
+
+
 @pytest.mark.parametrize(
     ("target", "text"),
     [
@@ -325,6 +340,11 @@ def test_boxes_of_a_program():
         ({"boxes": [[5, 5, 2, 9]], "labels": [1]}, r"its box \[5, 5, 2, 9\] ends before it begins"),
         ({"boxes": [[1, 2, 3, 4]], "labels": [0.5]}, "its labels are fractions"),
         (3, "the first target has boxes, another is a int"),
+        ({**ONE, "masks": np.zeros((2, 8, 8))}, r"its masks are \[2, 8, 8\], expected \[1, H, W\]"),
+        ({**ONE, "masks": np.full((1, 8, 8), 0.5)}, "its masks hold more than 0 and 1"),
+        ({**ONE, "keypoints": [[[1, 2]]]}, r"its keypoints are \[1, 1, 2\], expected \[1, K, 3\]"),
+        ({**ONE, "keypoints": [[[1, np.nan, 2]]]}, "its keypoints are not finite"),
+        ({**ONE, "area": [-1]}, r"its areas are \[1\], expected \[1\] from 0 on"),
     ],
 )
 def test_boxes_of_a_program_that_are_none(target, text):

@@ -99,3 +99,22 @@ def test_a_split_of_a_voc_set_has_the_annotations_of_that_set(tmp_path):
     assert list(samples.ids) == ["VOC1/JPEGImages/000.jpg"]
     (boxes,) = (b for batch in samples.batches(1) for b in batch.targets())
     assert boxes.xyxy.tolist() == [[2, 1, 20, 20]]
+
+
+def test_a_number_of_yolo_classes_that_is_not_that_of_their_names_is_refused(tmp_path):
+    file = write_yolo(tmp_path)
+    text = file.read_text()
+    file.write_text(f"{text}\nnc: 7\n")
+    with pytest.raises(DataError, match=r"nc in .* is 7, and names has \d. Write the number"):
+        trtq.samples(f"yolo:{file}")
+
+
+def test_a_yolo_image_that_is_listed_twice_counts_once(tmp_path):
+    file = write_yolo(tmp_path)
+    image = min((tmp_path / "images/val").glob("*.png"))
+    (tmp_path / "val.txt").write_text(f"{image}\n{image}\n")
+    file.write_text("val: val.txt\nnames: [cat, dog]\n")
+    notes = []
+    samples = trtq.samples(f"yolo:{file}", note=notes.append)
+    assert len(samples) == 1
+    assert any(note.startswith("1 images of yolo:") for note in notes)

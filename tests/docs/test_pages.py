@@ -155,7 +155,7 @@ def test_a_tutorial_does_what_it_says(page, made, tmp_path, drawn):
     )
 
 
-@pytest.mark.parametrize("page", ["index.md", "api.md", "inputs.md"])
+@pytest.mark.parametrize("page", ["index.md", "api.md", "inputs.md", "tasks.md"])
 def test_short_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _, body in blocks(page, "python"):

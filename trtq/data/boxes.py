@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trtq.data.outlines import Outlines
+from trtq.data.outlines import Outlines, RunLengths, packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ def boxes_of(target: object) -> Boxes | None:
 
     Args:
         target: :class:`Boxes`, or a mapping with ``boxes`` [N, 4] and ``labels`` [N], and perhaps
-            ``iscrowd`` [N], as torchvision's detectors take it.
+            ``iscrowd`` [N], ``area`` [N], ``masks`` [N, H, W] of 0 and 1, and ``keypoints``
+            [N, K, 3], as torchvision's models take it.
 
     Raises:
         ValueError: a person reads why the boxes are none.
@@ -121,7 +122,51 @@ def boxes_of(target: object) -> Boxes | None:
             f"its box {sides[reversed_][0].tolist()} ends before it begins, expected left, top, "
             "right and bottom"
         )
-    return Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
+    found = Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
+    return replace(
+        found,
+        areas=_areas(target.get("area"), len(found)),
+        masks=_masks(target.get("masks"), len(found)),
+        keypoints=_keypoints(target.get("keypoints"), len(found)),
+    )
+
+
+def _areas(values: npt.ArrayLike | None, count: int) -> npt.NDArray[np.float64] | None:
+    if values is None:
+        return None
+    areas = np.asarray(values, dtype=np.float64)
+    if areas.shape != (count,) or not (areas >= 0).all():
+        raise ValueError(f"its areas are {list(areas.shape)}, expected [{count}] from 0 on")
+    return areas
+
+
+def _masks(values: npt.ArrayLike | None, count: int) -> Outlines | None:
+    """Return masks of pixels as run lengths.
+
+    Raises:
+        ValueError: they are not one a box, or hold more than 0 and 1.
+    """
+    if values is None:
+        return None
+    masks = np.asarray(values)
+    if masks.ndim != 3 or len(masks) != count:
+        raise ValueError(f"its masks are {list(masks.shape)}, expected [{count}, H, W]")
+    if not np.isin(masks, (0, 1)).all():
+        raise ValueError("its masks hold more than 0 and 1")
+    height, width = masks.shape[1:]
+    of = tuple(RunLengths.packed(runs) for runs in packed(masks.astype(np.bool_)))
+    return Outlines(of=of, size=(height, width))
+
+
+def _keypoints(values: npt.ArrayLike | None, count: int) -> npt.NDArray[np.float32] | None:
+    if values is None:
+        return None
+    points = np.asarray(values, dtype=np.float32)
+    if points.ndim != 3 or len(points) != count or points.shape[2] != 3:
+        raise ValueError(f"its keypoints are {list(points.shape)}, expected [{count}, K, 3]")
+    if not np.isfinite(points).all():
+        raise ValueError("its keypoints are not finite")
+    return points
 
 
 def _flags(values: npt.ArrayLike | None, count: int) -> npt.NDArray[np.bool_]:

@@ -30,6 +30,7 @@ SHOWN = 3
 
 class _Yaml(msgspec.Struct):
     names: list[str] | dict[int, str]
+    nc: int | None = None
     path: str | None = None
     train: str | list[str] | None = None
     val: str | list[str] | None = None
@@ -52,6 +53,12 @@ def open_yolo(request: Request) -> Data:
     described = _read(request, path)
     images = _images(request, path, described, split)
     classes = _classes(request, path, described.names)
+    if described.nc not in (None, len(classes)):
+        raise DataError(
+            f"Cannot read the classes of {request.text}",
+            f"nc in {path} is {described.nc}, and names has {len(classes)}",
+            "Write the number of names, or leave nc out",
+        )
     form = _Form(classes=len(classes), points=described.kpt_shape)
     source = FileList(request.text, images, request.note)
     rows = [_rows(request, _labels_of(image), form) for image in images]
@@ -165,7 +172,10 @@ def _images(request: Request, path: Path, described: _Yaml, split: str | None) -
             f"{len(missing)} of {len(images)}: {listed(missing, SHOWN)}",
             "Add the images, or remove their lines",
         )
-    return images
+    once = list(dict.fromkeys(images))
+    if len(once) < len(images):
+        request.tell(f"{len(images) - len(once)} images of {request.text} are listed twice")
+    return once
 
 
 def _of_place(request: Request, place: Path) -> list[Path]:
