@@ -176,3 +176,22 @@ def test_a_weight_that_is_read_along_two_axes_has_both_ranges():
     assert set(found) == {0, 1}
     for axis, amax in found.items():
         np.testing.assert_allclose(amax, np.abs(w).max(axis=1 - axis), rtol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["Add", "Identity"])
+def test_the_sign_of_a_tensor_is_found_over_any_number_of_paths(op):
+    """2^200 paths to one ReLU, and 2,000 steps behind it: no activation is lost or added."""
+    steps = 200 if op == "Add" else 2000
+    nodes = [helper.make_node("Relu", ["x"], ["a0"], name="relu")]
+    for k in range(steps):
+        inputs = [f"a{k}"] * (2 if op == "Add" else 1)
+        nodes.append(helper.make_node(op, inputs, [f"a{k + 1}"], name=f"step{k}"))
+    codes = {"scale": np.float32(0.5), "zero": np.uint8(0)}
+    nodes += [
+        helper.make_node("QuantizeLinear", [f"a{steps}", *codes], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", *codes], ["y"], name="dq"),
+    ]
+    held = {name: np.asarray(value) for name, value in codes.items()}
+    model = model_of(nodes, [("x", FLOAT, [1])], [("y", FLOAT, [1])], held)
+    ops = [n.op_type for n in strip_qdq(model).graph.node]
+    assert ops.count("Relu") == 1 and "QuantizeLinear" not in ops

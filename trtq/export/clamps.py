@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from trtq.export.lint_view import View, add_named
+from trtq.export.lint_view import View, add_named, claimed
 from trtq.onnx_constants import array_of
 from trtq.onnx_node import label_of
 from trtq.ops.signs import NON_NEGATIVE, OF_ALL, OF_FIRST
@@ -53,11 +53,7 @@ def clamp_(view: View, node: onnx.NodeProto, largest: float) -> str:
     source, name = node.input[0], f"{label_of(node)}{CLAMP}"
     if name in view.added:
         return view.added[name]
-    result = name
-    while result in view.taken:
-        result += "_"
-    view.taken.add(result)
-    view.added[name] = result
+    result = claimed(view, name)
     if not np.isfinite(largest):
         made = helper.make_node("Relu", [source], [result], name=name)
     elif view.scope.opsets.get("", 0) < 11:
@@ -82,20 +78,42 @@ def _starts_at_zero(zero: np.ndarray | None) -> bool:
 
 
 def _may_be_negative(view: View, name: str) -> bool:
-    """Whether a computed tensor may have negative values; an input is what its samples are."""
-    held = view.scope.constant(name)
-    if held is not None:
-        values = array_of(held)
+    """Whether a computed tensor may have negative values; an input is what its samples are.
+
+    Every tensor that it depends on is looked at once.
+    """
+    seen, left = set[str](), [name]
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        node = view.scope.maker(name) if view.scope.constant(name) is None else None
+        if node is not None and node.op_type in OF_ALL:
+            left += node.input
+        elif node is not None and node.op_type in OF_FIRST:
+            left.append(node.input[0])
+        elif _gives_negative(view, name, node):
+            return True
+    return False
+
+
+def _gives_negative(view: View, name: str, node: onnx.NodeProto | None) -> bool:
+    """Whether a constant, or a node by itself, gives negative values.
+
+    Args:
+        view: of the graph.
+        name: of the tensor.
+        node: that makes it; None for a constant and an input.
+    """
+    if node is None:
+        held = view.scope.constant(name)
+        values = None if held is None else array_of(held)
         return values is not None and bool((values.astype(np.float32) < 0).any())
-    node = view.scope.maker(name)
-    if node is None or node.op_type in NON_NEGATIVE:
-        return False
     if node.op_type == "DequantizeLinear":
         return not _starts_at_zero(view.zero_point(node))
     if node.op_type == "Clip":
         low = view.value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
         given = next((a.f for a in node.attribute if a.name == "min"), -np.inf)
         return bool((given if low is None else low.min()) < 0)
-    if node.op_type in OF_ALL:
-        return any(_may_be_negative(view, n) for n in node.input)
-    return node.op_type not in OF_FIRST or _may_be_negative(view, node.input[0])
+    return node.op_type not in NON_NEGATIVE

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from trtq import ops
 from trtq.errors import ExportError
+from trtq.free_names import free_name
 from trtq.onnx_node import integer, names_of
 from trtq.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
 from trtq.platform.releases import Runtime
@@ -77,7 +78,7 @@ class View:
             known.
 
     Attributes:
-        added: names of constants that :func:`add_named` added, by the name that was asked for.
+        added: names of tensors that were added, by the name that was asked for.
         taken: names of the graph's tensors.
     """
 
@@ -171,13 +172,17 @@ def add_named(view: View, name: str, value: np.ndarray) -> str:
     """
     if name in view.added:
         return view.added[name]
-    free, k = name, 1
-    while free in view.taken:
-        free, k = f"{name}_{k}", k + 1
+    free = claimed(view, name)
     made = numpy_helper.from_array(np.array(value, order="C"), free)
     view.graph.initializer.append(made)
     view.constants[free] = made
     view.scope.local.add(free)
+    return free
+
+
+def claimed(view: View, name: str) -> str:
+    """Return a name that no tensor of the graph has, and note it as the one of ``name``."""
+    free = free_name(name, view.taken)
     view.taken.add(free)
     view.added[name] = free
     return free

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch.utils._pytree import (
 )
 
 from trtq.errors import CaptureError
+from trtq.free_names import free_name
 from trtq.graph.feed import Feed
 from trtq.graph.signature import INPUT, OUTPUT
 
@@ -197,8 +197,7 @@ def _apart(names: Iterable[str]) -> tuple[str, ...]:
     """Return names with a number behind each that came before: a key may hold a dot itself."""
     found = list[str]()
     for name in names:
-        numbered = (f"{name}.{k}" for k in itertools.count(1))
-        found.append(name if name not in found else next(n for n in numbered if n not in found))
+        found.append(free_name(name, found, "."))
     return tuple(found)
 
 

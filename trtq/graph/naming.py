@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from trtq import ops
+from trtq.free_names import free_name
 from trtq.graph.nodes import module_path, operands
 
 MASKS = ("where", "where_scalar", "masked_fill")
@@ -39,10 +40,7 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
         own = path if ops.of(node).weighted and path else f"{path}.{kind}".lstrip(".")
         owner = _weight_owner(node, prefix)
         name = own if path and owner and _shares_weight(node) else owner or own
-        unique, k = name, 0
-        while unique in taken:
-            k += 1
-            unique = f"{name}_{k}"
+        unique = free_name(name, taken)
         taken.add(unique)
         node.meta["trtq_name"] = unique
     graph.recompile()

@@ -7,6 +7,7 @@ from torch import fx
 
 from trtq import ops
 from trtq.errors import UsageError
+from trtq.free_names import free_name
 from trtq.graph.naming import is_softmax, node_name
 from trtq.methods.base import Method, MethodContext, Report, needs
 from trtq.quant.formats import Format
@@ -74,11 +75,8 @@ def _quantizer(
     for q in existing:
         if q.consumer is reader and q.operand == operand:
             return q
-    name, k, taken = f"{node_name(softmax)}.output", 1, {q.name for q in existing}
-    while name in taken:
-        name, k = f"{node_name(softmax)}.output_{k}", k + 1
     made = Quantizer(
-        name=name,
+        name=free_name(f"{node_name(softmax)}.output", {q.name for q in existing}),
         layer=node_name(reader),
         role="lhs",
         consumer=reader,

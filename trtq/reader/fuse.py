@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import onnx
 from onnx import helper
 
+from trtq.free_names import free_name
 from trtq.reader.call import OWN
 from trtq.reader.formula import FORMULAS, GATES, Formula
 from trtq.reader.links import Links, Match
-from trtq.reader.names import unused
 from trtq.reader.values import Array
 
 WRITTEN_AS = "trtq_written_as"  # the op type of the last node of a formula
@@ -196,7 +196,7 @@ def _with_affine(links: Links, match: Match, count: int) -> Match:
         if node is None or flat is None:
             inputs.append("")
             continue
-        own = unused(f"{name}/affine", {*links.constants, *links.made, *held})
+        own = free_name(f"{name}/affine", {*links.constants, *links.made, *held})
         held[own], root = flat, node.output[0]
         inputs.append(own)
         used.add(root)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Container, Sequence
-from itertools import count
+from collections.abc import Sequence
 
 import onnx
 from torch import nn
+
+from trtq.free_names import free_name
 
 # What modules of torch and of the reader call their own parts.
 _RESERVED = frozenset(dir(nn.Module())) | {
@@ -34,16 +35,6 @@ FIXED = "fixed_output_{}"  # of a constant that is an output of the file
 _FIXED = re.compile(r"fixed_output_\d+")
 
 
-def unused(name: str, taken: Container[str]) -> str:
-    """Return a name, with a number behind it where it is taken.
-
-    >>> unused("w", {"w", "w_1"})
-    'w_2'
-    """
-    numbered = (f"{name}_{k}" for k in count(1))
-    return name if name not in taken else next(n for n in numbered if n not in taken)
-
-
 def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     """Return a path for each node, unique and fit for ``add_module``.
 
@@ -56,7 +47,7 @@ def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     taken = set(folders)
     names = []
     for base in bases:
-        name = unused(base, taken)
+        name = free_name(base, taken)
         taken.add(name)
         names.append(name)
     return names

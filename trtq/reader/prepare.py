@@ -21,6 +21,7 @@ from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_on
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
 from trtq.export.tail import TAIL, pack_tail
+from trtq.free_names import free_name
 from trtq.onnx_constants import constant_of
 from trtq.onnx_node import integer, label_of, names_of
 from trtq.onnx_walk import (
@@ -35,7 +36,6 @@ from trtq.onnx_walk import (
 from trtq.reader.call import reads_of
 from trtq.reader.doubles import singles_, widen_halves_
 from trtq.reader.fuse import fuse_
-from trtq.reader.names import unused
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.refusals import require_readable
 from trtq.reader.tail import split_tail_
@@ -274,7 +274,7 @@ def _inlined(
     graph = prepared.graph
     taken = {o for n in graph.node for o in (*n.input, *n.output)}
     taken |= names_of((*graph.input, *graph.initializer, *graph.output))
-    names = {name: unused(prefix + name, taken) for name in sorted(own)}
+    names = {name: free_name(prefix + name, taken) for name in sorted(own)}
     for held in branch.initializer:
         copy = onnx.TensorProto()
         copy.CopyFrom(held)
@@ -360,7 +360,7 @@ def _transpose_(prepared: Prepared, node: onnx.NodeProto, turned: dict[str, str]
     """
     weight = node.input[1]
     if weight not in turned:
-        turned[weight] = unused(f"{weight}/transposed", prepared.constants)
+        turned[weight] = free_name(f"{weight}/transposed", prepared.constants)
         prepared.constants[turned[weight]] = np.ascontiguousarray(prepared.constants[weight].T)
     node.input[1] = turned[weight]
 
