@@ -11,7 +11,7 @@ import click
 import msgspec
 from click.shell_completion import CompletionItem
 
-from trtq.cli.completing import files, offer
+from trtq.cli.completing import Completion, files, offer
 from trtq.cli.sections import Documented
 from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
@@ -163,8 +163,12 @@ class _Field:
         many = Ellipsis in args and self.name not in ("mean", "std")
         return {"metavar": "N,N,..." if many else FORMS.get(self.name, "R,G,B")}
 
-    def argument(self) -> Callable[[F], F]:
-        """Return the decorator that adds it as the positional argument."""
+    def argument(self, complete: Completion = files) -> Callable[[F], F]:
+        """Return the decorator that adds it as a positional argument.
+
+        Args:
+            complete: offers values to the shell.
+        """
         many = get_origin(self.plain) is tuple
         shown = self.name.upper()
         metavar = shown if self.default is msgspec.NODEFAULT else f"[{shown}]"
@@ -175,7 +179,7 @@ class _Field:
             metavar=f"{metavar}{'...' if many else ''}",
             required=False,
             nargs=-1 if many else 1,
-            shell_complete=files,
+            shell_complete=complete,
         )
 
 
@@ -210,12 +214,7 @@ def spec_options(
             if name not in (argument, first):
                 function = fields[name].option()(function)
         function = fields[argument].argument()(function)
-        if first is None:
-            return function
-        board = offer("board")
-        return click.argument(first, metavar=first.upper(), required=False, shell_complete=board)(
-            function
-        )
+        return function if first is None else fields[first].argument(offer("board"))(function)
 
     return add
 

@@ -185,10 +185,8 @@ class Files:
         """
         beside = Path(self.path(f".{secrets.token_hex(8)}"))
         try:
-            write_bytes(beside, content)
+            beside.write_bytes(content)
             os.link(beside, path)
-        except FileExistsError:
-            raise
         except OSError as exc:
             if exc.errno not in NO_LINKS:
                 raise
