@@ -315,18 +315,22 @@ def _server(
     between the highest rate that met the bound and the lowest that did not. Where none met it, the
     result is the last rate. A failure ends the search.
     """
+    images = count_of(slots[0].shapes)
+    result = partial(
+        Throughput,
+        scenario="server",
+        streams=len(slots),
+        samples_per_query=1,
+        bound_ms=bound_ms,
+    )
     starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
     flooded_s = max(ends) - min(starts)
     if failed:
-        return Throughput(
-            scenario="server",
-            streams=len(slots),
-            images_per_s=len(ends) * count_of(slots[0].shapes) / flooded_s,
+        return result(
+            images_per_s=len(ends) * images / flooded_s,
             queries=len(ends),
-            samples_per_query=1,
             seconds=flooded_s,
             latency=quantile(1e3 * (np.asarray(ends) - np.asarray(starts)), QUANTILES["server"]),
-            bound_ms=bound_ms,
             met=False,
             failed=failed,
             note=f"no rate was tried; {NO_RESULT}",
@@ -344,16 +348,12 @@ def _server(
             raise BenchError("Not one request was served", failed)
         tail = quantile(latency, QUANTILES["server"])
         met = tail.high is not None and tail.high <= bound_ms
-        last = Throughput(
-            scenario="server",
-            streams=len(slots),
-            images_per_s=len(latency) * count_of(slots[0].shapes) / span,
+        last = result(
+            images_per_s=len(latency) * images / span,
             queries=len(latency),
-            samples_per_query=1,
             seconds=span,
             latency=tail,
             early_stopping_ms=early_stopping(latency, QUANTILES["server"]),
-            bound_ms=bound_ms,
             met=met,
             rate=rate,
             failed=failed,
