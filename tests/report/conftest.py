@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+import trtq
+from tests.support.detector import CellDetector, pictures
+from trtq import EvaluateSpec, evaluate
+from trtq.files import FP32, QDQ
+
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -17,6 +22,30 @@ CHROMIUM = (
 @pytest.fixture(autouse=True)
 def _drawn(drawn: None) -> None:
     """See ``drawn``."""
+
+
+@pytest.fixture(scope="module")
+def detector_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector in few bits, evaluated beside its float file, with pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    cells, out = pictures(folder / "cells", 8), folder / "out"
+    quantized = trtq.quantize(
+        CellDetector().eval(),
+        f"coco:{cells}",
+        input_size=(3, 64, 64),
+        task="detection",
+        bits="w3a3",
+        preset_quant="none",
+        calib_images=4,
+        calib_cache=str(folder),
+    )
+    quantized.save(out)
+    evaluate(
+        EvaluateSpec(
+            onnx=str(out / QDQ), reference=str(out / FP32), data=f"coco:{cells}", out=str(out)
+        )
+    )
+    return out
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-import trtq
 from tests.conftest import run_cli
-from tests.support.detector import CellDetector, pictures
 from tests.sweep.test_page import ROWS
 from tests.sweep.test_tracking import record as sweep_of
 from trtq.artifact import environment
 from trtq.deploy.record import FleetRecord, FleetRow
+from trtq.files import FP32, QDQ, bench_json
 from trtq.report.fleet import write_fleet_page
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.sweep import write_sweep_page
@@ -25,30 +24,15 @@ PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(detector_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector with scores, pictures and latency."""
-    folder = tmp_path_factory.mktemp("run")
-    cells, out = pictures(folder / "cells", 8), folder / "out"
-    made = trtq.quantize(
-        CellDetector().eval(),
-        f"coco:{cells}",
-        input_size=(3, 64, 64),
-        task="detection",
-        bits="w3a3",
-        preset_quant="none",
-        calib_images=4,
-        calib_cache=str(folder),
-    )
-    made.save(out)
-    files = {"qdq": out / "model.qdq.onnx", "fp32": out / "model.fp32.onnx"}
-    given = ("--data", f"coco:{cells}", "--reference", str(files["fp32"]), "--out", str(out))
-    done = run_cli("evaluate", str(files["qdq"]), *given)
-    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("measured")
+    out = Path(shutil.copytree(detector_run, folder / "out"))
     quick = ("--duration", "0.1", "--min-samples", "50", "--max-duration", "1", "--no-verdict")
-    for name, file in files.items():
-        done = run_cli("bench", str(file), *quick, "--out", str(folder / name))
+    for name, file in (("qdq", QDQ), ("fp32", FP32)):
+        done = run_cli("bench", str(out / file), *quick, "--out", str(folder / name))
         assert done.returncode in (0, 3), done.stderr
-        shutil.copy(folder / name / "bench.json", out / f"bench.{name}.json")
+        shutil.copy(folder / name / "bench.json", out / bench_json(name))
     return out
 
 

@@ -9,39 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import trtq
-from tests.support.detector import CellDetector, pictures
-from trtq import EvaluateSpec, evaluate
-from trtq.files import EVALUATE_JSON, FP32, QDQ
+from trtq.files import EVALUATE_JSON
 from trtq.records.evaluate import EvaluateRecord
 from trtq.report import answers
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.summary import measure_of, summarize_run
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A detector in few bits, evaluated beside its float file."""
-    folder = tmp_path_factory.mktemp("run")
-    cells = pictures(folder / "cells", 8)
-    quantized = trtq.quantize(
-        CellDetector().eval(),
-        f"coco:{cells}",
-        input_size=(3, 64, 64),
-        task="detection",
-        bits="w3a3",
-        preset_quant="none",
-        calib_images=4,
-        calib_cache=str(folder),
-    )
-    quantized.save(folder / "out")
-    out = folder / "out"
-    evaluate(
-        EvaluateSpec(
-            onnx=str(out / QDQ), reference=str(out / FP32), data=f"coco:{cells}", out=str(out)
-        )
-    )
-    return out
+@pytest.fixture()
+def run(detector_run: Path) -> Path:
+    return detector_run
 
 
 def record_of(folder: Path) -> EvaluateRecord:
