@@ -25,7 +25,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def run(detector_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector with scores, pictures and latency."""
+    """A detector with scores, pictures, latency and an engine."""
     folder = tmp_path_factory.mktemp("measured")
     out = Path(shutil.copytree(detector_run, folder / "out"))
     quick = ("--duration", "0.1", "--min-samples", "50", "--max-duration", "1", "--no-verdict")
@@ -33,6 +33,9 @@ def run(detector_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run_cli("bench", str(out / file), *quick, "--out", str(folder / name))
         assert done.returncode in (0, 3), done.stderr
         shutil.copy(folder / name / "bench.json", out / bench_json(name))
+    engine = ("--target", "rtx3080", "--out", str(out / "rtx3080-int8.engine"))
+    done = run_cli("build", str(out / QDQ), *engine)
+    assert done.returncode == 0, done.stderr
     return out
 
 
