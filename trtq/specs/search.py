@@ -30,6 +30,7 @@ from trtq.specs.fields import (
 )
 from trtq.specs.inputs import ModelInputSpec
 from trtq.specs.options import ComputeDevice, Options, TaskName
+from trtq.specs.sweep import Address, Executor
 
 RangesBy = Annotated[Calibrator, Doc(description="How activations get their range.")]
 AnalyzedBits = Annotated[
@@ -255,6 +256,25 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
             "reference of shares and of --min-accuracy."
         ),
     ] = ()
+    reference: Annotated[
+        str | None,
+        PathDoc(
+            description="search.json of another search: shares and --min-accuracy refer to its "
+            "float model in place of this one's."
+        ),
+    ] = None
+    on: Annotated[
+        Executor | None,
+        Doc(
+            description="With --candidates: search each on its own first, in processes of this "
+            "machine, a Ray cluster or Slurm's queue; default: one after the other here."
+        ),
+    ] = None
+    workers: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="With --on: candidates at a time; default: one for each core."),
+    ] = None
+    address: Address = ""
     budget: Budgets = ()
     task: TaskName = None
     min_accuracy: MinAccuracy = None
