@@ -60,7 +60,11 @@ def search_each(spec: SearchSpec, on: str, reference: Reference, work: Workspace
         for n in candidates_of(spec)
     ]
     settings = Settings(
-        folder=work.folder, slots=Slots(), workers=spec.workers, retries=2, address=spec.address
+        folder=work.folder,
+        slots=Slots(gpus=int(spec.device == "cuda")),  # each a GPU of its own
+        workers=spec.workers,
+        retries=2,
+        address=spec.address,
     )
     executor = open_executor(on, settings, work.progress)
     for name, ended in carry_out(jobs, executor, work.progress).items():
