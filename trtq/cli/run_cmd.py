@@ -9,6 +9,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json, print_record
 from trtq.cli.options import PathText
+from trtq.cli.tracked import done, log_run, mlflow_option
 from trtq.errors import UsageError
 from trtq.files import REPORT_HTML
 from trtq.one_verb import RESULT, OneVerb, read_one_verb
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print what happened to each stage as JSON; no progress.",
 )
+@mlflow_option
 def command(recipe: str, dry_run: bool, as_json: bool) -> int:
     """Run quantize, finetune, evaluate, build, bench and report as RECIPE (a TOML file) says.
 
@@ -77,6 +79,8 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
     with ConsoleProgress(quiet=as_json) as progress:
         results = run(parsed, progress, dry_run=dry_run)
     code = 0 if all(r.valid for r in results) else 3
+    if not dry_run:
+        log_run(parsed, valid=code == 0)
     if as_json:
         print_json([_row(r) for r in results])
         return code
@@ -99,7 +103,7 @@ def _run_alone(alone: OneVerb, file: Path, *, dry_run: bool, as_json: bool) -> i
             f"Leave --dry-run out, or look at trtq {alone.verb.name} --help",
         )
     with ConsoleProgress(quiet=as_json) as progress:
-        record = alone.run(progress)
+        record = done(alone.run(progress))
     if not as_json:
         say(RESULT)
     print_record(record, as_json=as_json)
