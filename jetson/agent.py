@@ -822,7 +822,7 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
         )
     if not found["root"]:
         add(
-            "no sudo without a password: power mode and clocks stay as they are, and are recorded",
+            "no sudo without a password: power mode and clocks are unchanged, and are recorded",
             "sudoers",
             user=user,
         )
@@ -840,7 +840,7 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
         add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "disk")
     if found["time"] < 1600000000:
         add(
-            "the clock stands in %s: only intervals of it are used"
+            "the clock shows %s: only time differences are used"
             % time.strftime("%Y", time.gmtime(found["time"])),
             "clock",
         )
@@ -1217,7 +1217,7 @@ def status(home: str, key: str) -> Dict[str, Any]:
     if alive(state["pid"], state["started"]) and state["boot"] == boot_id():
         return dict(state, key=key, run=state["started"])
     why = (
-        "the board was started again meanwhile"
+        "the board was restarted during the run"
         if state["boot"] != boot_id()
         else "its process was killed (out of memory, or by somebody)"
     )

@@ -93,7 +93,7 @@ def test_full_tensorrt_builds_for_its_own_gpu_only(cnn_out, tmp_path, monkeypatc
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        EngineError, match="full TensorRT builds on the GPU it builds for, and there is none"
+        EngineError, match="the engine must be built on the target GPU; no CUDA device was found"
     ):
         build(asked)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -212,7 +212,7 @@ def test_quantize_writes_what_it_saw_and_build_keeps_to_it(images: Path, tmp_pat
         )
     )
     assert made.float_nodes == stored
-    assert f"{len(stored)} nodes stay in FP32" in made.notes[0]
+    assert f"{len(stored)} nodes remain in FP32" in made.notes[0]
     read = (tmp_path / "q/quantize.json").read_text()
     assert "in FP16 engines" in read
 

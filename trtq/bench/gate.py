@@ -308,7 +308,7 @@ def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Chec
         outcome = "failed"
     elif high <= limit:
         outcome = "passed"
-    inside = "the limit lies inside the interval: measure longer"
+    inside = "the limit is inside the interval: measure longer"
     return _check(
         what,
         f"{old.value:.3f} ms",

@@ -127,7 +127,7 @@ def _advice(subject: Subject, basis: Basis) -> Int8Advice:
     left = basis.left
     if left:
         subject.notes.append(
-            f"{len(left)} quantized layers stay in INT8, {basis.source} does not name them: "
+            f"{len(left)} quantized layers remain in INT8, {basis.source} does not name them:  "
             f"{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}"
         )
     return Int8Advice(

@@ -130,7 +130,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     try:
         export_profiles(ExportSpec.make(given), told)
     except (ModelError, DataError) as exc:  # trained on another machine, say
-        said = f"the file goes as it is: it cannot be written for {label} here ({exc})"
+        said = f"the file is sent unchanged: it cannot be written for {label} here ({exc})"
         told.note(said)
         return Profiled(onnx, notes=(said,))
     _sign(folder, source, name, EXPORT_JSON)

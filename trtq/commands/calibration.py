@@ -80,7 +80,7 @@ class CalibrationRecord(Record, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        what = "tensors have no range" if self.verb == "export-calib" else "layers stay in float"
+        what = "tensors have no range" if self.verb == "export-calib" else "layers remain in float"
         return (
             f"{self.header}: {self.tensors} ranges in use, {len(self.missing)} {what}, "
             f"{len(self.unused)} ranges unused"

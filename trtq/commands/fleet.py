@@ -172,7 +172,7 @@ def _measure_engines(
 ) -> list[FleetRow]:
     """Measure every engine that lies on a device."""
     rows = list[FleetRow]()
-    agent = Agent(device, told, patience_s=spec.patience)
+    agent = Agent(device, told, patience_s=spec.reconnect_timeout)
     try:
         board = probe(agent)
         require_mode(spec, board)

@@ -79,7 +79,7 @@ class Labels:
         if highest < classes:
             return
         hint = (
-            "the index that means nothing with --ignore-index, or another model"
+            "the ignored class index with --ignore-index, or another model"
             if self.dense
             else "the class order with --class-index"
         )

@@ -71,7 +71,7 @@ class Agent(AgentCalls):
                 state = answer.state
             except LinkError as exc:
                 self.told.note(
-                    f"{self.device.name}: {exc.reason}; the upload goes on where it stopped"
+                    f"{self.device.name}: {exc.reason}; the upload continues where it stopped"
                 )
                 self.link.close(stale=True)
                 time.sleep(0.3)

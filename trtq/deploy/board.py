@@ -178,7 +178,7 @@ class Board(BoardFacts, frozen=True, kw_only=True):
             clocks = ", clocks pinned" if self.meanwhile.pinned else ""
             state.append(
                 f"a job holds the power mode {self.meanwhile.mode or 'unknown'}{clocks} now; "
-                "the above is what it goes back to"
+                "the mode above is restored after it"
             )
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])

@@ -116,8 +116,8 @@ def do(
         except KeyboardInterrupt:
             stop = shlex.join(["trtq", "device", "stop", called(agent.device), key[:8]])
             agent.told.note(
-                f"{agent.device.name}: {job.title} goes on there, and the same command finds "
-                f"it again; to end it: {stop}"
+                f"{agent.device.name}: {job.title} continues on the board, and the same "
+                f"command finds it again; to end it: {stop}"
             )
             raise
         if status.state == "done":

@@ -291,7 +291,7 @@ def _target(asked: Target | None, model: onnx.ModelProto, file: str, notes: list
 
 def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
     if has_half(model):
-        notes.append("FP16: the file has types of its own, they stay")
+        notes.append("FP16: the types in the file are kept")
         return {}
     stored = get_metadata(model).get(FLOAT_NODES)
     there = names_of(model.graph.node)
@@ -307,7 +307,7 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         )
     if found:
         notes.append(
-            f"{len(found)} nodes stay in FP32: "
+            f"{len(found)} nodes remain in FP32: "
             f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
         )
     return found

@@ -158,7 +158,7 @@ def require_local_gpu(target: Target) -> None:
     if not torch.cuda.is_available():
         raise EngineError(
             f"Cannot build for {target.device} here",
-            "full TensorRT builds on the GPU it builds for, and there is none",
+            "the engine must be built on the target GPU; no CUDA device was found",
             "Run this on that device, or use --backend tensorrt-rtx for a target it covers",
         )
     major, minor = torch.cuda.get_device_capability()

@@ -177,7 +177,7 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
     held = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(held)
     if held and (cache is None or not config.set_timing_cache(cache, False)):
-        text = f"the timing cache {path} is damaged, or of another GPU or TensorRT: it is made anew"
+        text = f"ignoring the incompatible timing cache {path}; creating a new one"
         _emit("log", severity="warning", text=text)
         cache, held = config.create_timing_cache(b""), b""
     if not held and cache is not None:

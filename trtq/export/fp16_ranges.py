@@ -87,7 +87,7 @@ def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
     if not found:
         return ""
     first, why = next(iter(found.items()))
-    return f"in FP16 engines {len(found)} nodes stay in FP32, the first is {first}: {why}"
+    return f"in FP16 engines {len(found)} nodes remain in FP32, the first is {first}: {why}"
 
 
 def constants_beyond_half(

@@ -418,7 +418,7 @@ def require_parity(record: ParityRecord) -> None:
     place = (
         f"they part first at {where}"
         if where
-        else "no single quantizer stands out, the ties of many add up"
+        else "no single quantizer is the cause; ties of many quantizers add up"
     )
     raise ParityError(
         "The exported model does not compute what was simulated",

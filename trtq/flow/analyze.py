@@ -273,10 +273,10 @@ def _no_codes(layer: Layer, widths: Sequence[BitConfig]) -> str:
     shown = ", ".join(o.label for o in lacking)
     if all(o.in_blocks for o in lacking):
         return (
-            f"{layer.name} stays in float: {shown} is for linear layers whose inputs the block "
+            f"{layer.name} remains in float: {shown} is for linear layers whose inputs the block "
             "divides (leave it out of --bits to offer this layer others)"
         )
-    return f"{layer.name} stays in float: outliers leave it no codes at {shown}"
+    return f"{layer.name} remains in float: outliers do not allow {shown}"
 
 
 def _size(model: Model, options: AnalyzeOptions) -> int:

@@ -57,7 +57,7 @@ def _row(extreme: Extreme, options: QuantizeOptions) -> ExtremeRecord:
     elif exact and not contradicts(BALANCE, options.method):
         action, why = "balanced", "its factors move into the next layer"
     else:
-        action, why = "float", "no factor passes from one layer into the next there"
+        action, why = "float", "the activation is not scale-equivariant"
     return ExtremeRecord(
         tensor=extreme.tensor,
         layers=list(extreme.layers),

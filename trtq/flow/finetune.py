@@ -162,7 +162,7 @@ class Training:
         )
         at = self.trainer.position
         if at.epoch or at.step:
-            self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
+            self.note(f"resuming from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
 
     def _task(self, task: Task | None) -> Task | None:

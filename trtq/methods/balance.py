@@ -226,7 +226,7 @@ METHOD = Method(
         (
             lambda context: next(_extreme_pairs(context, EXTREME), None) is not None,
             f"no activation between two layers has channels whose ranges differ {EXTREME:g} times "
-            "or more and lets factors through",
+            "or more and is scale-equivariant",
         )
     ),
 )

@@ -134,7 +134,7 @@ METHOD = Method(
     "log2 codes, all else in float.",
     label="simulated",
     stage="before",
-    source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
+    source="S3 eq. 1-6, with eq. 2 and 5 corrected so that they invert (docs/methods.md)",
     arguments=Arguments(),
     run=run,
     not_applicable_reason=needs((_has_layers, "it has no convolution and no attention")),

@@ -90,7 +90,7 @@ def _refusal(layer: fx.Node, producer: fx.Node) -> list[str]:
     if producer.op != "call_function" or row.weighted or row.kind == "norm":
         return []
     name = str(producer.target).removeprefix("aten.")
-    return [f"{layer.meta.get('trtq_name')}: {name} lets no factor through"]
+    return [f"{layer.meta.get('trtq_name')}: {name} is not scale-equivariant"]
 
 
 def _channels_pass(producer: fx.Node, passed: Sequence[fx.Node]) -> bool:

@@ -97,7 +97,7 @@ def clamp(context: MethodContext, arguments: Clamp) -> Report:
     tensors = _attention_tensors(context)
     if not tensors:
         context.note(
-            "attention-percentile: every attention stays in float here, so there was nothing to "
+            "attention-percentile: every attention remains in float, so there is nothing to "
             "clamp (--attention int8)"
         )
         return {"ranges": {}}

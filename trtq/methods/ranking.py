@@ -192,7 +192,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
     search = _Search(context, arguments)
     if not search.attentions:
         context.note(
-            "ranking: every attention stays in float here, so there was nothing to choose "
+            "ranking: all attentions remain in float, so there is nothing to choose "
             "(--attention int8)"
         )
         return {"attentions": {}}

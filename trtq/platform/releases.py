@@ -254,7 +254,7 @@ def newer_note(version: Version) -> str:
         return ""
     return (
         f"TensorRT {shown(version)} is newer than this trtq, which knows releases up to "
-        f"{shown(newest)} and takes it for that"
+        f"{shown(newest)}; it is treated as {shown(newest)}"
     )
 
 

@@ -163,7 +163,7 @@ def _aimet(path: Path) -> Foreign:
         if name.endswith(".weight"):
             _aimet_range(found, name, values, path)
         else:
-            found.unread[name] = "biases stay in float"
+            found.unread[name] = "biases remain in float"
     if not found.amax:
         raise EncodingsError(
             f"There are no ranges in {path}", "no layer has one of its input or weight"

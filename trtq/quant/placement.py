@@ -259,7 +259,7 @@ def _keep_together_(group: Sequence[Quantizer], why: str) -> None:
     for q in group if first is not None else ():
         if q.float_reason is None and not q.weight_only and q.format.has_kernel:
             assert first is not None
-            q.float_reason, q.decided = f"{first.name} stays in float, and {why}", "partner"
+            q.float_reason, q.decided = f"{first.name} remains in float, and {why}", "partner"
 
 
 def _consumer(quantizer: Quantizer) -> fx.Node | None:

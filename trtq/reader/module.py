@@ -323,7 +323,7 @@ class OnnxModule(Nodes):
             return []
         first, why = next(iter(opaque.items()))
         return [
-            f"ONNX Runtime computes {len(opaque)} nodes, which stay in float as they are; the "
+            f"ONNX Runtime computes {len(opaque)} nodes, which remain in float; the "
             f"first is {first}: {why}"
         ]
 

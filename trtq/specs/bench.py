@@ -162,7 +162,7 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
     ] = ()
     margin: Annotated[
         Annotated[float, Meta(ge=0, lt=1)],
-        Doc(description="A smaller difference is none, as a share."),
+        Doc(description="Differences below this fraction count as equal."),
     ] = 0.01
     block: Annotated[
         Annotated[float, Meta(gt=0)], Doc(description="Length of a turn, seconds.")

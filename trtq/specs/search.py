@@ -197,7 +197,7 @@ Methods = Annotated[
 ]
 Attention = Annotated[
     Literal["auto", "int8", "float"],
-    Doc(description="The products of attentions, as for trtq quantize."),
+    Doc(description="Quantize attention matmuls, as for trtq quantize."),
 ]
 
 

@@ -172,7 +172,7 @@ class Trainer:
     def _stop(self) -> None:
         at = self.position
         self.progress.note(
-            f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there"
+            f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command resumes there"
         )
         raise KeyboardInterrupt
 
@@ -248,7 +248,7 @@ class Trainer:
         if self._width(at.epoch) != self._width(at.epoch - 1):
             self.graph.widen_(self._width(at.epoch))
         self._save(None)
-        shown = f", {score.words} on --val (torch, codes in place)" if score is not None else ""
+        shown = f", {score.words} on --val (torch, quantized)" if score is not None else ""
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
         said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
         self.progress.note(f"epoch {at.epoch}: {said}")
@@ -395,7 +395,7 @@ class Trainer:
             first = self.graph.first_non_finite
             where = "a trained value" if feed is None else first(self._placed(feed))
             raise CalibrationError(
-                f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}",
+                f"Training produced non-finite parameters by epoch {at.epoch + 1}, step {at.step}",
                 f"first not finite: {where}",
                 f"Lower --lr or --lr-amax{self._checkpoint()}",
             )
