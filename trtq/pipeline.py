@@ -169,7 +169,7 @@ def _work(stage: Stage, inputs: Mapping[str, object], key: str, out: Path) -> Ou
 
 
 class _State(msgspec.Struct):
-    """What is written down about a stage that has ended.
+    """Record of a stage that has ended.
 
     Attributes:
         key: digest of all inputs; ``parts``: of each.

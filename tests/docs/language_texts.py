@@ -45,7 +45,7 @@ def texts() -> Iterator[Text]:
     yield Text("mkdocs.yml", (ROOT / "mkdocs.yml").read_text(), 1)
     yield from _helps(cli, "trtq")
     yield from _errors()
-    for path in (*sources(), ROOT / "jetson/agent.py"):
+    for path in sources():
         text = path.read_text()
         yield from strings(_name(path), text)
         yield from docstrings(_name(path), text)

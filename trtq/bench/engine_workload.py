@@ -150,7 +150,7 @@ class EngineWorkload:
 
     @property
     def io_bytes(self) -> int:
-        """Of the inputs and the outputs on the GPU."""
+        """Buffers of the inputs and the outputs on the GPU."""
         return sum(int(b.numel() * b.element_size()) for b in self.bound.buffers.values())
 
     def profile(self, runs: int) -> dict[str, float]:

@@ -293,7 +293,7 @@ def _speed_check(label: str, before: BenchRow, after: BenchRow, limit: float) ->
 def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Check:
     """Compare medians: passed or failed only where the interval of the change says so.
 
-    The change lies between new.low / old.high - 1 and new.high / old.low - 1. A limit inside that
+    The change is between new.low / old.high - 1 and new.high / old.low - 1. A limit inside that
     interval decides nothing: medians of 10.0 [9.9, 10.1] and 10.3 [10.2, 10.4] ms are between +1.0
     % and +5.1 % apart, so a limit of 3 % is not valid and one of 6 % passes.
     """

@@ -38,7 +38,7 @@ PACED_SAMPLES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchContext:
-    """What all rows of one call share.
+    """Values that all rows of one call share.
 
     Attributes:
         spec: what is measured.

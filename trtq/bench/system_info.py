@@ -99,7 +99,7 @@ class Reading(NamedTuple):
 
 
 class Watch:
-    """What changed on the machine while something was measured.
+    """Changes of the machine during a measurement.
 
     Args:
         device: ``cpu`` or ``cuda:N``.

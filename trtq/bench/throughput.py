@@ -61,8 +61,8 @@ def measure_throughput(
         bound_ms: of ``server``.
         seed: of the arrivals.
         between: called about twice a second during the measurement.
-        counts: go on until there are as many queries as MLPerf's rules ask for, however long that
-            takes.
+        counts: continue until there are as many queries as MLPerf's rules ask for, however long
+            that takes.
 
     Raises:
         BenchError: ``server`` without a bound, or not one request succeeds.

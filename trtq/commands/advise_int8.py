@@ -173,8 +173,8 @@ def _line(*words: object) -> str:
 def keep_float(model: Int8Model, layers: Sequence[str]) -> onnx.ModelProto:
     """Return the Q/DQ file of a model with some quantized layers in float.
 
-    The other pairs stay as they are. A pair on another operand of what such a layer's kernel
-    computes, such as the shortcut of an Add, goes with it.
+    The other pairs are not changed. A pair on another operand of what such a layer's kernel
+    computes, such as the shortcut of an Add, is removed as well.
 
     Args:
         model: of a Q/DQ file; not changed.

@@ -1,4 +1,4 @@
-"""What a deployment asks of a board: its power mode, its clocks, and what is built there."""
+"""Requests of a deployment to a board: its power mode, its clocks, and what is built there."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Pa
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is built.
+    """The engine to build.
 
     Attributes:
         job: the build.

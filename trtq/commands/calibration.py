@@ -159,7 +159,7 @@ def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
 
     Raises:
         ExportError: names the methods.
-        EncodingsError: the file is trtq's, and its encodings do not lie beside it.
+        EncodingsError: the file is trtq's, and its encodings are not beside it.
     """
     if "encodings_sha256" not in get_metadata(model):
         return  # of another tool

@@ -172,7 +172,7 @@ class _Deployment:
         self.mode = spec.power_mode or board.power_mode.name
         self.key = self._key()
         self.engine = f"engines/{self.key[:32]}.engine"
-        self.altered = False  # whether what lies there must not be taken
+        self.altered = False  # whether what is there must not be taken
         self.unavailable: dict[str, str] = {}
 
     def _key(self) -> str:
@@ -376,7 +376,7 @@ class _Deployment:
         """Measure the engine.
 
         The job of a measurement that was interrupted is found again; one that has ended is not
-        taken for a new one.
+        mistaken for a new one.
         """
         from trtq.deploy.measure import measure
 

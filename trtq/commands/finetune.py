@@ -1,4 +1,4 @@
-"""``trtq finetune``: train a quantized model further with its codes in place, and export it.
+"""``trtq finetune``: quantization-aware training of a quantized model, and its export.
 
 The export is that of ``trtq quantize``.
 """

@@ -183,7 +183,7 @@ class Preprocess(
     def _steps(self, w: int, h: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
         """Return the size that an image is resized to, and the box of that which is kept.
 
-        A box beyond the resized image is filled. What is kept is resized to the input where it has
+        A box beyond the resized image is filled. The kept part is resized to the input where it has
         another size.
         """
         _, height, width = self.input_size
@@ -231,7 +231,7 @@ def resolve_preprocess(
 ) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing and what the user should know about it.
 
-    What is given wins over the preset, the preset over what the model's authors say (``hints``),
+    Given values win over the preset, the preset over what the model's authors say (``hints``),
     and that over ImageNet's.
 
     Args:
@@ -276,7 +276,7 @@ def _normalisation(
         defaults: of red, green and blue.
         channels: of the input.
         reverse: the input is blue, green, red.
-        plain: pixels stay as they are.
+        plain: pixels are not changed.
     """
     known = {n: tuple(defaults[n]) for n in options}
     if reverse:

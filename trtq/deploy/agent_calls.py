@@ -93,7 +93,7 @@ class AgentCalls:
 
         Raises:
             BoardError: the board refuses, with its reason, or gives another answer.
-            LinkError: the device stayed away.
+            LinkError: the device did not answer.
             SshError: the agent cannot be installed.
         """
         return self._patiently(lambda: self._once(verb, kind, question))

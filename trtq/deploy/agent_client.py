@@ -244,7 +244,7 @@ class Agent(AgentCalls):
 
         Raises:
             BoardError: it writes more than 64 MiB or a million lines, or has no end in 48 h.
-            LinkError: the device stayed away.
+            LinkError: the device did not answer.
         """
         log = _JobLog(self.device.name, self.told, line)
         began = time.monotonic()
@@ -293,7 +293,7 @@ def _path_of(answer: Upload, name: str) -> str:
 
 
 class _JobLog:
-    """What a job has written so far."""
+    """Output of a job so far."""
 
     def __init__(self, name: str, told: Progress, line: Callable[[str], None]) -> None:
         self.name = name

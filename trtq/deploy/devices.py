@@ -141,7 +141,7 @@ def _require_jump_hosts(jump: str) -> None:
 
 
 def _identity_path(identity: str) -> str:
-    """Return the absolute path of a private key; links stay, a certificate lies beside the name."""
+    """Return the absolute path of a private key; links remain, a certificate is beside the name."""
     path = os.path.abspath(expand_home(identity, "--identity"))  # noqa: PTH100
     if not Path(path).is_file():
         raise UsageError(f"Cannot use --identity {identity}", "there is no such file")

@@ -74,7 +74,7 @@ def measure(
         power: power mode and pinning of the jobs.
         folder: where the times and the readings go.
         nonce: of this measurement: one that was interrupted is found again by it, one that is done
-            is never taken for a new one.
+            is never mistaken for a new one.
 
     Raises:
         BoardError: there is no trtexec, or the engine does not run.

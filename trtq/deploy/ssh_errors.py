@@ -1,4 +1,4 @@
-"""What OpenSSH's own words mean, and what to do."""
+"""Meaning of OpenSSH's messages, and what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Diagnosis:
 
         Args:
             own: what this machine's ssh said.
-            errors: standard error of the device, shown but never taken for ssh's words.
+            errors: standard error of the device, shown but never read as ssh's words.
 
         Returns:
             a :class:`LinkError` for what may pass, a :class:`HostKeyError` or another

@@ -302,7 +302,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
 
 
 def _newer(builder: Builder) -> list[str]:
-    """Return what is said of a builder that is newer than the catalogue."""
+    """Return the note about a builder that is newer than the catalogue."""
     note = newer_note(builder.version)
     return [note] if note else []
 

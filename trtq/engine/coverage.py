@@ -1,4 +1,4 @@
-"""What a new engine computes in, compared with what its Q/DQ graph asked for."""
+"""Precision of a new engine, compared with that of its Q/DQ graph."""
 
 from __future__ import annotations
 

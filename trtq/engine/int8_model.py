@@ -1,8 +1,8 @@
 """The kernels that a builder would make of a Q/DQ file, for the roofline, without an engine.
 
-What fuses was read from plans of TensorRT for RTX 1.7 and from the documentation of TensorRT. The
-whole model is priced for each choice of layers that stay in FP16, since a layer in FP16 between two
-in INT8 needs kernels that convert.
+Fusions were read from plans of TensorRT for RTX 1.7 and from the documentation of TensorRT. The
+whole model is priced for each choice of layers that remain in FP16, since a layer in FP16 between
+two in INT8 needs kernels that convert.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ class Job:
             )
 
     def unkept(self, settings: Settings) -> list[str]:
-        """Return what a user must know about nodes that should stay in FP32 and cannot."""
+        """Return what a user must know about nodes that should remain in FP32 and cannot."""
         lost = [n for n in self.float_nodes if n not in settings.float_nodes]
         if not lost:
             return []

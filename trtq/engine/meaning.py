@@ -1,4 +1,4 @@
-"""What the answers of a built model mean: boxes may be gone although the numbers are close."""
+"""Meaning of the answers of a built model: boxes may be gone although the numbers are close."""
 
 from __future__ import annotations
 

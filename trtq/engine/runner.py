@@ -1,4 +1,4 @@
-"""Running an ONNX file or an engine: one method, whatever runs it.
+"""Running an ONNX file or an engine: one method for every runtime.
 
 Engines run through TensorRT's Python API: by tensor names from 8.5 on, by bindings before. Buffers
 are torch tensors on the GPU.
@@ -92,7 +92,7 @@ class OnnxRunner:
 
 @dataclass
 class _Calls:
-    """What differs between the tensor-name API and the bindings API.
+    """Differences between the tensor-name API and the bindings API.
 
     Attributes:
         names: of all inputs and outputs of an engine.
@@ -164,7 +164,7 @@ class EngineRunner:
     Args:
         plan: the engine's bytes, from a file that was checked (:func:`open_engine`).
         module: ``tensorrt`` or ``tensorrt_rtx``.
-        device: where the buffers lie, for torch.
+        device: where the buffers are, for torch.
         label: what this is, for records.
         batch: smallest and largest batch of its profile; larger ones run in parts, smaller ones are
             filled up.

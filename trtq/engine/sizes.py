@@ -22,7 +22,7 @@ IMAGE_RANK = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for.
+    """The requested sizes.
 
     Attributes:
         texts: of ``--shapes``.

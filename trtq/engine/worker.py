@@ -5,8 +5,8 @@ It runs apart, because a bad graph can crash a native builder.
 Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, where MODULE is
 ``tensorrt`` or ``tensorrt_rtx``: one API. TensorRT is loaded before the request is read: a worker
 can be started early. Without a request it ends. Writes one JSON object a line to standard output:
-``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``. What only
-some releases have is called when the version table says so; mypy checks the calls against the types
+``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``. Calls that
+only some releases have are made when the version table says so; mypy checks the calls against the types
 of 10.13.
 """
 
@@ -217,7 +217,7 @@ def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> No
 def build(request: BuildRequest) -> bool:
     """Build as ``request`` says; True when the plan was written.
 
-    What the parser and the builder say is written to standard output, as the module describes.
+    Messages of the parser and the builder are written to standard output, as the module describes.
     """
     version, logger = release_of_module(trt), _Logger()
     builder = trt.Builder(logger)

@@ -1,8 +1,8 @@
-"""Which nodes must stay in float32 when the rest becomes FP16: measured on images, node by node.
+"""Which nodes must remain in float32 when the rest becomes FP16: measured on images, node by node.
 
 Every node is computed twice on the same float32 tensors: as written, and as it would run with its
-operands and result rounded to FP16. A node stays in float32 when a range comes too near to the end
-of FP16, or when the rounding alone costs it more than a set SQNR. What is kept then runs in float32
+operands and result rounded to FP16. A node remains in float32 when a range comes too near to the
+end of FP16, or when the rounding alone costs it more than a set SQNR. Such nodes run in float32
 on rounded operands and is measured again; where that does not help, the nodes that make its
 operands are kept, too, since a difference of large numbers is lost before it is computed; and so
 on, until nothing is added.
@@ -69,14 +69,14 @@ def find_float_nodes(
 
 
 def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
-    """Write into a model's metadata which nodes must stay in float32 beside FP16.
+    """Write into a model's metadata which nodes must remain in float32 beside FP16.
 
     Args:
         model: float32; its metadata gets :data:`FLOAT_NODES`.
         batches: of its inputs, as for :func:`find_float_nodes`.
 
     Returns:
-        What a user should know, "" for nothing. Where ONNX Runtime cannot compute the model this
+        A note for the user, "" for none. Where ONNX Runtime cannot compute the model this
         says so, and nothing is written.
     """
     try:
@@ -337,7 +337,7 @@ class _Shadow:
     def _rounded(self, name: str) -> str:
         """Return a tensor rounded to FP16 and cast back to float32.
 
-        The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ops.
+        The ops themselves remain in float32: ONNX Runtime drops casts around FP16 ops.
         """
         return self._op(
             "Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT

@@ -52,7 +52,7 @@ def analyze_model(
 ) -> AnalyzeRecord:
     """Measure the sensitivity of every layer.
 
-    What a long metric has done is kept in the calibration cache, and taken up by the next call.
+    Finished parts of a long metric are kept in the calibration cache, and reused by the next call.
 
     Args:
         model: captured, float32; it is not changed.
@@ -151,7 +151,7 @@ def _task(
 def check_analysis(
     samples: Samples, options: AnalyzeOptions, task: Task | None = None
 ) -> list[BitConfig]:
-    """Return the widths on offer, once they and the targets are known to serve.
+    """Return the candidate widths, once they and the targets are known to serve.
 
     Args:
         samples: whose targets the metric may need.

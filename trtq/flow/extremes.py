@@ -23,8 +23,8 @@ def handle_extremes(
 ) -> tuple[QuantizeOptions, list[ExtremeRecord]]:
     """Return options under which extreme channels cost little, and what was found.
 
-    A tensor between two layers through which factors pass is balanced. Where none pass, the layers
-    that read it stay in float.
+    A tensor between two layers with scale-equivariant ops between them is balanced. Where none
+    pass, the layers that read it remain in float.
 
     Args:
         inputs: the model and its samples.

@@ -1,4 +1,4 @@
-"""Train a quantized model further with its codes in place."""
+"""Quantization-aware training of a quantized model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """A model that was trained with its codes in place.
+    """A model after quantization-aware training.
 
     Attributes:
         record: what was done.

@@ -1,4 +1,4 @@
-"""What training refuses before it begins, and which layers it trains."""
+"""Checks before training, and the choice of layers to train."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Model:
             loaded: the model and its weights.
             preprocess: how images become its input; None for other data.
             about_input: what a user must know about that and about the model.
-            inputs: what goes in; default: the image that ``preprocess`` makes.
+            inputs: the inputs; default: the image that ``preprocess`` makes.
 
         Raises:
             CaptureError: it cannot be captured as one graph.
@@ -207,7 +207,7 @@ class Model:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the maker of an ONNX file wrote into it; empty for other models."""
+        """Metadata that the maker of an ONNX file wrote; empty for other models."""
         origin = getattr(self.module, "origin", None)
         return origin.metadata if isinstance(origin, OnnxOrigin) else {}
 
@@ -223,12 +223,12 @@ class Model:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the model's own weights, before any method."""
+        """Digest of the model's own weights, before any method."""
         return weights_digest(self.graph.module)
 
     @cached_property
     def answers(self) -> Feed:
-        """What the model itself answers for the example: every output."""
+        """Answer of the model itself to the example: every output."""
         with torch.no_grad():
             return outputs_of(self.graph.module(*self.graph.examples))
 
@@ -244,7 +244,7 @@ class Model:
 
         Args:
             labelled: classes of the images; as many as the output has columns make it scores.
-            scored: labels or masks say that the output is scores, whatever their number.
+            scored: labels or masks say that the output is scores, in any number.
         """
         shape = self.reference.shape
         integer = not self.reference.is_floating_point()

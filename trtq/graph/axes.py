@@ -80,7 +80,7 @@ def open_batch(call: Call) -> Open:
     """Return the first axis of every input, where it is as long as the first input's.
 
     Args:
-        call: the example; scalars count for nothing.
+        call: the example; scalars are ignored.
     """
     first = next((len(t) for t in call.feed if t.ndim), 0)
     names = tuple({0: BATCH} if t.ndim and len(t) == first else {} for t in call.feed)

@@ -263,7 +263,7 @@ class Store:
     def commit(self, done: Done) -> Done:
         """Declare a run finished, and return the one that counts.
 
-        Another driver that took the run over may have finished first: its files stay then.
+        Another driver that took the run over may have finished first: its files remain then.
 
         Args:
             done: the run, with its files uploaded.

@@ -18,7 +18,7 @@ ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax 
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         granularity: of weights: ``layer``, one range each, or ``channel``.

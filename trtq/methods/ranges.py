@@ -15,7 +15,7 @@ from trtq.quant.placement import Placement, Quantizer, attention_of
 
 
 class Clamp(msgspec.Struct, frozen=True):
-    """What ``--method-arg attention-percentile.NAME`` sets.
+    """Arguments for ``--method-arg attention-percentile.NAME``.
 
     Attributes:
         percentile: of the magnitudes, percent, above 50.
@@ -27,7 +27,7 @@ class Clamp(msgspec.Struct, frozen=True):
 
 
 class Ema(msgspec.Struct, frozen=True):
-    """What ``--method-arg layernorm-ema.NAME`` sets.
+    """Arguments for ``--method-arg layernorm-ema.NAME``.
 
     Attributes:
         images: calibration images that are averaged over.

@@ -35,7 +35,7 @@ GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         steps: of Adam.
@@ -198,7 +198,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
 
     Returns:
         Numbers of ``steps``, ``images``, ``weights`` and ``ranges``, and ``loss``: the first and
-        the last; nothing is learned where every format of fewer than 8 bits stays in float or is
+        the last; nothing is learned where every format of fewer than 8 bits remains in float or is
         shared.
 
     Raises:

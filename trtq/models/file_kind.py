@@ -1,4 +1,4 @@
-"""What a file that is given as a checkpoint really is, by its content and not by its name."""
+"""Kind of a file that is given as a checkpoint, by its content and not by its name."""
 
 from __future__ import annotations
 

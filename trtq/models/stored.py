@@ -155,7 +155,7 @@ def _resolve(path: Path) -> Path:
 def _weight_files(folder: Path) -> list[Path]:
     """Return the index of a folder, else its files of weights.
 
-    Of the same weights as safetensors and as .bin, only the former.
+    If the weights exist as safetensors and as .bin, only the former.
     """
     indexes = [folder / n for n in INDEXES if (folder / n).is_file()]
     indexes = indexes or sorted(folder.glob("*.index.json"))

@@ -32,7 +32,7 @@ class Checked:
 
     @property
     def lines(self) -> list[str]:
-        """What is wrong, a file a line."""
+        """Defects, a file a line."""
         kinds = {"altered": self.altered, "missing": self.missing, "extra": self.extra}
         return [f"{kind}: {name}" for kind, names in kinds.items() for name in names]
 

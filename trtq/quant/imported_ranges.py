@@ -26,7 +26,7 @@ ATTENTION = {"q_bmm": "qk.lhs", "k_bmm": "qk.rhs", "v_bmm": "av.rhs", "softmax":
 
 
 class Foreign(msgspec.Struct, kw_only=True):
-    """What was read.
+    """Imported ranges.
 
     Attributes:
         tool: whose file it is.
@@ -187,7 +187,7 @@ def _mapping(value: object, name: str, path: Path) -> dict[str, Any]:
 
 
 def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], path: Path) -> None:
-    """Add a range of AIMET, which may lie anywhere around 0.
+    """Add a range of AIMET, which may be anywhere around 0.
 
     Symmetric codes must reach its largest magnitude.
 

@@ -29,7 +29,7 @@ def insert_fake_quantize(
         placement: its quantizers.
         encodings: of every active quantizer; their constants replace the graph's.
         on_codes: narrow weights are stored on their codes, as the exported file has them; training
-            needs what lies between.
+            needs what is between.
 
     Raises:
         EncodingsError: an active quantizer has no encoding, or one of another shape.
@@ -172,7 +172,7 @@ def _insert(
 def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.Node) -> None:
     """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``.
 
-    A zero pad between them stays.
+    A zero pad between them remains.
     """
     if consumer.op == "output":
         consumer.replace_input_with(source, quantized)

@@ -73,7 +73,7 @@ class OnnxNode(nn.Module):
 
     @property
     def label(self) -> str:
-        """What a message calls it: its name in the file, and its operator."""
+        """Its name in messages: its name in the file, and its operator."""
         return f"{label_of(self.node)} ({self.node.op_type})"
 
     def _hold(self, position: int, array: Array) -> None:

@@ -21,7 +21,7 @@ TRANSPOSED = (
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Where the windows of a convolution or a pool lie, by spatial axis.
+    """Where the windows of a convolution or a pool are, by spatial axis.
 
     Attributes:
         kernel, strides, dilations: sizes and steps.

@@ -66,7 +66,7 @@ class Score(NamedTuple):
 
 @dataclass(slots=True)
 class RunSummary(RunRecords):
-    """What the records of one folder say.
+    """Records of one folder.
 
     Attributes:
         width: INT8, or the widths below it.

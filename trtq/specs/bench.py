@@ -11,7 +11,7 @@ from trtq.specs.fields import Percentiles
 
 
 class BenchSpec(Spec, frozen=True, kw_only=True):
-    """What to measure of ONNX files and engines, and for how long."""
+    """Measurements of ONNX files and engines, and how long they take."""
 
     file: Annotated[tuple[str, ...], PathDoc(description=".onnx or .engine files.")]
     device: Annotated[

@@ -220,7 +220,7 @@ class FinetuneOptions(Options, frozen=True, kw_only=True):
 
 
 class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
-    """Train a quantized model further, with its codes in place."""
+    """Train a quantized model further (quantization-aware training)."""
 
     out: Annotated[str, PathDoc(description="Folder for the results.")]
     encodings: Annotated[

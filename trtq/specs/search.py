@@ -1,4 +1,4 @@
-"""What a layer costs and suffers, and how widths are chosen."""
+"""Cost and sensitivity of layers, and the choice of widths."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ Attention = Annotated[
 
 
 class SearchOptions(Options, frozen=True, kw_only=True):
-    """What a search keeps to, without which model and which data."""
+    """Settings of a search, without model and data."""
 
     budget: Budgets = ()
     task: TaskName = None

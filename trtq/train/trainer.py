@@ -154,7 +154,8 @@ class Trainer:
         """Run the epochs that are left.
 
         Raises:
-            CalibrationError: the loss is not finite, or memory ran out; the last checkpoint stays.
+            CalibrationError: the loss is not finite, or memory ran out; the last checkpoint
+                remains.
             KeyboardInterrupt: the process was told to stop; the checkpoint was written.
         """
         at = self.position
@@ -226,7 +227,7 @@ class Trainer:
         self._close_epoch((at.count - first_count) / seconds)
 
     def _close_epoch(self, speed: float) -> None:
-        """Score the epoch, keep it where it is the best, and go on to the next.
+        """Score the epoch, keep it where it is the best, and continue to the next.
 
         Args:
             speed: images per second.

@@ -47,7 +47,7 @@ MEANING = {
 
 
 class GpuState(msgspec.Struct, frozen=True, kw_only=True):
-    """What varies on a GPU; None where it reports none.
+    """Readings that vary on a GPU; None where it reports none.
 
     Attributes:
         throttle_reasons: why clocks are low at this moment; only reasons that make a latency

@@ -1,4 +1,4 @@
-"""What a head is: from the outputs of a model to detections."""
+"""Heads: from the outputs of a model to detections."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Head(ABC):
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """What it finds beside boxes: ``masks``, ``keypoints``."""
+        """Results beside boxes: ``masks``, ``keypoints``."""
         return ()
 
     @classmethod
@@ -219,7 +219,7 @@ def corners(boxes: Array) -> Array:
 
 
 def sigmoid(values: Array) -> Array:
-    """Return the logistic function; NaN stays NaN."""
+    """Return the logistic function; NaN remains NaN."""
     from scipy.special import expit
 
     return np.asarray(expit(values), dtype=np.float32)
