@@ -282,7 +282,7 @@ def _number(path: str) -> Optional[int]:
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-# What can be asked of the board.
+# Requests to the board.
 
 TRTEXEC = (
     "/usr/src/tensorrt/bin/trtexec",
@@ -291,7 +291,7 @@ TRTEXEC = (
     "/opt/tensorrt/bin/trtexec",
 )
 TOOL_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin")
-# What a person can do, by name. The workstation fills its own copy of these words in: ``device`` is
+# Hints for a person, by name. The workstation fills its own copy of these words in: ``device`` is
 # the board's name there, arguments that come from the board are quoted for a shell.
 HINTS = {
     "": "",
@@ -1666,7 +1666,7 @@ def work(home: str, key: str) -> int:
             write_json(os.path.join(folder, "state.json"), state)
 
     result = {"ok": False, "steps": [], "why": "", "mend": hint("")}  # type: Dict[str, Any]
-    spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
+    spare = os.path.join(folder, "spare")  # room for the result when the work fills the disk
     _try(lambda: _fill(spare, 1 << 16))
     lock = Lock(
         os.path.join(home, "board.lock"),

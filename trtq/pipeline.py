@@ -120,7 +120,7 @@ def deploy_recipe(
     out, told = Path(recipe.out), or_silent(progress)
     report = plan(recipe, out, told)[
         -1:
-    ]  # of all stages: what is wrong with any of them is said before the work
+    ]  # of all stages: errors in any of them are reported before the work
     file = ready(recipe, progress)
     record = deploy(
         msgspec.structs.replace(

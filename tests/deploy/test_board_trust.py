@@ -140,7 +140,7 @@ NESTED = (
         (
             'hello(); out.write(b\'@trtq {"event": "ha\')',
             SshError,
-            "did not answer have: the agent ended without a word",
+            "did not answer have: the agent ended without a message",
         ),
         ("send(event='stale')", SshError, "Cannot put the agent on bad"),
         ("send(event='missing')", SshError, "Cannot put the agent on bad"),

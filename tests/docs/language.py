@@ -1,6 +1,7 @@
-"""Finds words of ``words.toml`` in all text that users read: ``python -m tests.docs.language``.
+"""Finds words of ``words.toml`` in all text of the project: ``python -m tests.docs.language``.
 
-With ``--comments`` comments of the sources as well, which nobody else reads.
+That is README, docs, the newest part of the changelog, ``--help``, errors, every string of the
+program that is prose, report pages, and docstrings and comments of the package.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ import functools
 import re
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.docs.language_texts import Text, comments, texts
+from tests.docs.language_texts import Text, texts
 from trtq.recipe import read_toml
 
 WORDS = Path(__file__).with_name("words.toml")
@@ -57,13 +57,12 @@ def findings(text: Text) -> Iterator[Finding]:
             yield Finding(place, " ".join(around.split()), advice)
 
 
-def main(arguments: list[str]) -> int:
-    every = chain(texts(), comments()) if "--comments" in arguments else texts()
-    bad = list(dict.fromkeys(finding for text in every for finding in findings(text)))
+def main() -> int:
+    bad = list(dict.fromkeys(finding for text in texts() for finding in findings(text)))
     for place, words, advice in bad:
         sys.stdout.write(f"{place}: ... {words} ... (better: {advice})\n")
     return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

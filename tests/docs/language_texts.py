@@ -1,4 +1,4 @@
-"""All text that users read: pages, helps, errors, strings of the program, templates, docstrings."""
+"""All text of the project: pages, helps, errors, strings, templates, docstrings, comments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHERS_PROGRAMS = ("testing", "templates")
 CODE = re.compile(r"^```[\s\S]*?^```$|^ {4,}\S.*$|`[^`\n]*`|\]\([^)\n]*\)|<!--.*?-->", re.MULTILINE)
 # What is no text in a template of a report page.
 MARKUP = re.compile(r"<style[\s\S]*?</style>|\{%.*?%\}|\{\{.*?\}\}|\{#[\s\S]*?#\}|<[^>]*>")
-PROSE = re.compile(r"[A-Za-z]{2,}[,;:]? [A-Za-z]")  # two words, not a name or a path
+PROSE = re.compile(r"[A-Za-z]{2,}[,;:]?\s+[A-Za-z]")  # two words, not a name or a path
 COMMENT = re.compile(r"(?<![\w:])//+\s*(.*)|/\*([\s\S]*?)\*/|(?:^|\s)#\s+(.*)", re.MULTILINE)
 PROGRAM_STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
 
@@ -49,20 +49,13 @@ def texts() -> Iterator[Text]:
         text = path.read_text()
         yield from strings(_name(path), text)
         yield from docstrings(_name(path), text)
+        yield from comments(_name(path), text)
     for path in sorted(PACKAGE.rglob("*.j2")):
         yield Text(_name(path), without_markup(path.read_text()), 1)
     for path in (*(PACKAGE / "package/templates").iterdir(), *PACKAGE.rglob("*.js")):
         yield from program(_name(path), path.read_text())
     for path in sorted((PACKAGE / "platform").glob("*.toml")):
         yield from (Text(_name(path), value) for value in _values(read_toml(path)))
-
-
-def comments() -> Iterator[Text]:
-    """Return the comments of the sources, which only readers of the code see."""
-    for path in sources():
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-            if token.type == tokenize.COMMENT:
-                yield Text(_name(path), token.string.lstrip("# "), token.start[0])
 
 
 def sources() -> list[Path]:
@@ -156,6 +149,12 @@ def docstrings(place: str, source: str) -> Iterator[Text]:
         if text:
             text = re.sub(r"^ *>>> .*$|``.*?``", "", text, flags=re.MULTILINE)
             yield Text(place, text, node.body[0].lineno)
+
+
+def comments(place: str, source: str) -> Iterator[Text]:
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield Text(place, token.string.lstrip("# "), token.start[0])
 
 
 def program(place: str, source: str) -> Iterator[Text]:

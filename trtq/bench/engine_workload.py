@@ -105,7 +105,7 @@ class EngineWorkload:
             with self.cuda.graph(graph, stream=self.stream):
                 self.bound.launch(self.stream.cuda_stream)
             self.graph = graph
-        except Exception as exc:  # whatever CUDA raises: the launch works without
+        except Exception as exc:  # any error of CUDA: the launch works without
             return first_line(exc)
         return ""
 

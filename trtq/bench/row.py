@@ -282,7 +282,7 @@ class RowMeasurement:
                 self.figures[name] = measure()
             except TrtqError as exc:
                 self.unavailable[name] = _brief(exc)
-            except (Exception, KeyboardInterrupt) as exc:  # whatever a runtime raises
+            except (Exception, KeyboardInterrupt) as exc:  # any error of a runtime
                 self.interrupted = isinstance(exc, KeyboardInterrupt)
                 self.unavailable[name] = said(exc)
                 self.reasons.append(f"{name}: {said(exc)}")

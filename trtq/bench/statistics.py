@@ -168,8 +168,8 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
     ordered, effective = np.sort(samples), n
     if n >= needs:
         spread = inefficiency(_below(samples, ordered, q))
-        # A tail has too few samples to see its own dependence: it must be worth its number by that
-        # of the median, too.
+        # A tail has too few samples to see its own dependence: its effective sample size
+        # by the median's dependence must reach its number, too.
         enough = n / inefficiency(_below(samples, ordered, 0.5)) >= needs
         effective = max(1, round(n / spread)) if enough else 0
     positions = ranks(effective, q, alpha=alpha)

@@ -172,7 +172,7 @@ class _Deployment:
         self.mode = spec.power_mode or board.power_mode.name
         self.key = self._key()
         self.engine = f"engines/{self.key[:32]}.engine"
-        self.altered = False  # whether what is there must not be taken
+        self.altered = False  # whether the engine on the board must not be used
         self.unavailable: dict[str, str] = {}
 
     def _key(self) -> str:

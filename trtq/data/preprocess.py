@@ -190,7 +190,7 @@ class Preprocess(
         if self.fit == "letterbox":
             ratio = min(width / w, height / h)
             size = (max(1, round(w * ratio)), max(1, round(h * ratio)))
-            # Of an odd border the smaller half is left and on top, as in training.
+            # The smaller half of an odd border is left and on top, as in training.
             left, top = (width - size[0]) // 2, (height - size[1]) // 2
             return size, (-left, -top, width - left, height - top)
         if self.resize is None:

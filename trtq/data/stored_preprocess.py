@@ -14,7 +14,7 @@ from trtq.specs.inputs import Picture
 
 PLACE = ("resize", "crop")
 VALUES = ("mean", "std")
-# What is no longer the file's where a user gives the first: it follows from that.
+# Settings of the file that no longer hold where a user gives the first: they follow from it.
 BRINGS: Mapping[str, tuple[str, ...]] = {
     "preset": (*VALUES, *PLACE, "fit", "interpolation"),
     "input_size": PLACE,

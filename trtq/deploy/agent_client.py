@@ -20,12 +20,12 @@ from trtq.progress import Progress
 
 WATCH_S = 20.0
 JOB_S = 48 * 3600.0  # no build takes that long
-# Of one job.
+# Limit for one job.
 MOST_LOG = 64 * MIB
 MOST_LINES = 1_000_000
 MOST_LINE = 4 * MIB
 MOST_FILE = 64 << 30
-# Uploads in a row that bring nothing further, answers in a row that come before their time.
+# Consecutive uploads without progress, consecutive answers that come before their time.
 IDLE_TRIES = 20
 BUSY_TRIES = 180  # of 20 s each
 

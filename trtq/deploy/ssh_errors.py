@@ -67,7 +67,7 @@ class Diagnosis:
             error = meaning(text)
             if error is not None:
                 return error
-        # All else passes: a cut connection leaves whatever the board happened to write last.
+        # All else passes: a cut connection leaves the last output of the board.
         output = last_line(errors)
         end = (
             f"the connection ended; the board wrote: {output}" if output else "the connection ended"

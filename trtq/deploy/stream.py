@@ -19,7 +19,7 @@ from trtq.errors import BoardError, LinkError, last_line
 
 MIB = 1 << 20
 BLOCK = MIB
-SILENCE_S = 90.0  # the agent says a word every five seconds, whatever it does
+SILENCE_S = 90.0  # the agent says a word every five seconds in every state
 CALL_S = 900.0
 SLOWEST_BYTES_S = 16384  # of a transfer that counts as one
 KEPT_ERRORS = 8192  # of standard error, its end

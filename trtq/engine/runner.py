@@ -194,7 +194,7 @@ class EngineRunner:
         runtime = trt.Runtime(logger)
         if has_api("engine_host_code_allowed", self.version):
             runtime.engine_host_code_allowed = (
-                True  # version-compatible plans hold code; whoever calls this trusts the plan
+                True  # version-compatible plans hold code; the caller trusts the plan
             )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:

@@ -238,7 +238,7 @@ def refuse_silent_failures(
         raise EngineError(
             f"Refusing to build a Q/DQ model for {target.device} with TensorRT-RTX",
             f"its INT8 convolutions for compute capability {target.capability} are computed in "
-            "float without a word: the engine would be called INT8 and not be it",
+            "float without a message: the engine would not be an INT8 engine",
             "Build the float model (model.fp32.onnx with --precision fp16), or build with full "
             "TensorRT on that device",
         )

@@ -15,7 +15,7 @@ from trtq.errors import EngineError, UsageError, suggest
 from trtq.typed import present
 
 DEFAULT_BATCH = (1, 8, 32)
-# What a hint proposes for an axis whose size only the user knows.
+# Sizes that a hint proposes for an axis whose size only the user knows.
 PROPOSED = {True: (320, 640, 1280), False: (16, 64, 128)}  # of images; of others
 IMAGE_RANK = 4
 

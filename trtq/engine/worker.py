@@ -6,8 +6,8 @@ Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, whe
 ``tensorrt`` or ``tensorrt_rtx``: one API. TensorRT is loaded before the request is read: a worker
 can be started early. Without a request it ends. Writes one JSON object a line to standard output:
 ``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``. Calls that
-only some releases have are made when the version table says so; mypy checks the calls against the types
-of 10.13.
+only some releases have are made when the version table says so; mypy checks the calls
+against the types of 10.13.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def start(module: str) -> Worker:
     if found is not None:
         _early.remove(found)
         return found
-    errors = scratch_file()  # whoever waits for the worker closes it
+    errors = scratch_file()  # the caller that waits for the worker closes it
     process = subprocess.Popen(
         [sys.executable, "-m", "trtq.engine.worker"],
         stdin=subprocess.PIPE,

@@ -236,7 +236,7 @@ class _Shadow:
         self.taps: dict[str, dict[str, str]] = {}
         self.made: dict[tuple[str, ...], str] = {}
         self.wanted: list[str] = []
-        self.twins = dict[str, str]()  # by the tensor that they stand beside
+        self.twins = dict[str, str]()  # by the tensor that they are beside
 
     def build(self) -> onnx.ModelProto:
         """Return the model and set ``taps``: for each node, the outputs that measure it."""

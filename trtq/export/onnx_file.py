@@ -183,7 +183,7 @@ def _parse(path: Path) -> tuple[onnx.ModelProto, bytes, Stamp]:
         model = onnx.load_from_string(data)
     except (
         Exception
-    ) as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
+    ) as exc:  # protobuf's DecodeError is not public; after any error the file is not ONNX
         raise ExportError(f"Cannot read {path}", *_what_it_is(path, data)) from exc
     if not model.graph.node:
         if model.ir_version and model.HasField("graph") and model.opset_import:

@@ -16,7 +16,7 @@ from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, na
 from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, all_nodes, rename_, scopes
 
-# What may be between the halves of a pair: it moves codes as it moves values.
+# Ops that may be between the halves of a pair: they move codes as they move values.
 BETWEEN = ops.onnx_types(trait="moves_codes")
 
 

@@ -51,7 +51,7 @@ from trtq.typed import present
 from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
-# What does not change the result; the content of samples is in the key.
+# Settings that do not change the result; the content of samples is in the key.
 NOT_IN_KEY = ("parity_images", "opset", "target", "device", "compile")
 PARITY_BATCH = 16
 WEIGHED_IMAGES = 1000  # whose masks are counted for class weights

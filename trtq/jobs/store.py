@@ -118,7 +118,7 @@ class Store:
         owner = files.read_as(STORE_JSON, _Owner)
         if owner is None:
             names = [n for n in files.names() if not n.startswith(".")]
-            # Another driver has made it meanwhile, perhaps.
+            # Another driver may have made it in between.
             owner = files.read_as(STORE_JSON, _Owner) if names else None
             if owner is None:
                 _require_empty(files, names)

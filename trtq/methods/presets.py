@@ -142,7 +142,7 @@ def add(
     patterns = dict.fromkeys([*_matching(placement, step), *_worst(placement, step.worst, sqnr)])
     added = tuple(p for p in patterns if p not in spec.high_precision)
     attends = any(attention_of(q) is not None for q in placement.active)
-    # What the user said about attention remains.
+    # The user's setting for attention is kept.
     free = attends and spec.attention == "auto"
     attention = step.attention if step.attention and free else spec.attention
     return msgspec.structs.replace(

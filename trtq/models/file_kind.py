@@ -144,6 +144,6 @@ def _is_onnx(path: Path) -> bool:
 
     try:
         model = onnx.load_model(path, load_external_data=False)
-    except Exception:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
+    except Exception:  # protobuf's DecodeError is not public; after any error the file is not ONNX
         return False
     return model.ir_version > 0 and len(model.graph.node) > 0

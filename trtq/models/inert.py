@@ -25,8 +25,8 @@ import torch
 from trtq.errors import ModelError
 from trtq.models.file_kind import SAVE, unreadable
 
-# What honest checkpoints never name. The placeholders would be harmless; the file is not one to
-# use.
+# Modules that honest checkpoints never name. The placeholders would be harmless; the file is not
+# one to use.
 _HOSTILE = re.compile(
     r"((builtins|__builtin__)\.(eval|exec|compile|open|__import__|input|breakpoint)|"
     r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|"

@@ -227,7 +227,7 @@ def _walk(
         if isinstance(tensor, torch.Tensor):
             yield table, str(key), tensor
         elif isinstance(value, Inert):
-            # What a module holds is named as its state dict would name it: its children are no
+            # Tensors of a module are named as its state dict would name them: its children are no
             # dicts of their own.
             for inner, name, below in _walk(item, "", outer):
                 yield table, f"{key}.{inner}{name}", below
@@ -268,7 +268,7 @@ def _shards(file: Path) -> dict[str, str] | None:
     try:
         index = decode_json(file.read_bytes(), Any)
     except (OSError, msgspec.MsgspecError):
-        return None  # what it is instead is said where its content is looked at
+        return None  # the reader of its content reports what it is instead
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if shards is None:
         return None

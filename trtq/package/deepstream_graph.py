@@ -25,7 +25,7 @@ from trtq.package.preprocessing import FULL, Preprocessing
 SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
 MATRIX = 2  # axes of one score a class
 PROBABILITIES = ops.onnx_types("softmax", "sigmoid", "hardsigmoid")
-# Of a probability these make another one.
+# Ops that turn a probability into another one.
 PASSES_ON = (*REORDER, *QDQ, *ops.onnx_types("cast", "identity", "resize"))
 
 

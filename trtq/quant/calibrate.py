@@ -276,7 +276,7 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
     if quantizer.format.kind != "uniform" or (force and "trtq_softmax" in quantizer.consumer.meta):
         return
     steps = SOFTMAX_STEPS if is_softmax(quantizer.source) else 1.0
-    # Judged at 8 bits whatever was asked: fewer bits are the user's wish, outliers are not.
+    # Judged at 8 bits for every width: fewer bits are the user's wish, outliers are not.
     reason = outlier_reason(stats, INT8.qmax, steps=steps)
     if reason is not None and quantizer.decided != "user":
         quantizer.float_reason = reason

@@ -38,7 +38,7 @@ def insert_fake_quantize(
     by_name = _replace_constants(simulated, encodings)
     shared = shared_names(placement, encodings)
     made: dict[str, fx.Node] = {}
-    # What a layer gives on codes is what the layers behind it quantize once more.
+    # The layers behind a layer quantize its quantized output once more.
     outputs, coded = [q for q in placement.active if q.role == "output"], dict[str, fx.Node]()
     for group in (outputs, [q for q in placement.active if q.role != "output"]):
         for quantizer in group:

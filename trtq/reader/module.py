@@ -147,7 +147,7 @@ class OnnxNode(nn.Module):
 
 
 _CONSTANTS = {1: "weight", 2: "bias"}
-# What constants are kept in whose type NumPy or torch lacks, or that are computed in float32.
+# Types for constants whose own type NumPy or torch lacks, or that are computed in float32.
 STORED = {
     **dict.fromkeys(("float16", "bfloat16"), np.float32),
     **dict.fromkeys(("int4", "int2"), np.int8),

@@ -164,7 +164,7 @@ def _shown(e: EvaluateRecord) -> list[Score]:
         if f.value is not None
     ]
     labelled = _scores(e)
-    if not e.figures:  # of the fields: top-1 stands above mIoU
+    if not e.figures:  # of the fields: top-1 is above mIoU
         labelled.reverse()
     return [*labelled, *alike]
 

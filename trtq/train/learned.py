@@ -214,7 +214,7 @@ class LearnedFakeQuantize(nn.Module):
         width = max(bits, own)
         self.qmin = self.format.qmin * (1 << (width - own))
         self.qmax = self.qmin + (1 << width) - 1
-        # What learns is the step of the own width, whatever the width of the moment.
+        # The step of the own width is learned, at every current width.
         self.factor = REACH[width] / REACH[own] * self.format.qmax / self.qmax
 
     @property

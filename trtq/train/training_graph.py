@@ -163,7 +163,7 @@ class TrainingGraph:
         """Turn weights and biases of layers and norms into parameters of their own."""
         original = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
         read: dict[str, fx.Node] = {}
-        fixed: set[str] = set()  # a weight that a frozen layer reads remains, whoever else reads it
+        fixed: set[str] = set()  # a weight that a frozen layer reads is fixed for all layers
         for node in self.module.graph.nodes:
             constants = {str(c.target): c for c in _constants(node)}
             read |= constants

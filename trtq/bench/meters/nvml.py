@@ -30,7 +30,7 @@ THROTTLE_FIELDS: Mapping[int, str] = {
 }
 POWER_INSTANT = 186
 BOARD = 0
-# What an exception of NVML means for a person (facts: missing NVML).
+# Meaning of an exception of NVML for a person (facts: missing NVML).
 MEANING = {
     "LibraryNotFound": "the NVIDIA management library was not found (no driver, a Jetson, or a "
     "container "

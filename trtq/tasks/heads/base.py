@@ -183,7 +183,7 @@ def suppressed(boxes: Array, candidates: Candidates, *, overlap: float, most: in
         for v in (positive, candidates.scores, candidates.classes)
     ]
     count = AT_FIRST
-    # What is kept of the best does not depend on those behind: they are looked at only where the
+    # The best ones do not depend on those behind: they are looked at only where the
     # best are too few.
     while True:
         kept = batched_nms(*(v[:count] for v in values), overlap)[:most]
