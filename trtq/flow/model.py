@@ -102,7 +102,7 @@ def about_weights(loaded: LoadedModel) -> list[str]:
     if not is_random(loaded.weights):
         return []
     return [
-        f"the weights are {loaded.weights}: accuracy is meaningless, speed and size are not "
+        f"the weights are {loaded.weights}: accuracy is meaningless, speed and size are valid "
         "(--checkpoint)"
     ]
 
