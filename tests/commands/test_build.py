@@ -68,7 +68,7 @@ def test_nothing_silent_on_turing(cnn_out, tmp_path):
     out = f"{tmp_path}/e.engine"
     with pytest.raises(
         EngineError,
-        match=r"Refusing to build a Q/DQ model for Tesla T4.*computed in float without a word",
+        match=r"Refusing to build a Q/DQ model for Tesla T4.*computed in float without a message",
     ):
         build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="t4", precision="fp16", out=out))
     with pytest.raises(

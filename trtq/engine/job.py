@@ -307,7 +307,7 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         )
     if found:
         notes.append(
-            f"{len(found)} nodes remain in FP32: "
+            f"{len(found)} node{'s remain' if len(found) > 1 else ' remains'} in FP32: "
             f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
         )
     return found
