@@ -239,7 +239,7 @@ def test_logs_clean_and_what_is_not_ours(orin, tmp_path):
     assert list((orin.home / ".trtq/engines").iterdir()) == []
     assert stranger.read_text() == "x"
     assert run_cli("device", "list").stdout.startswith(f"orin: {orin.user}@127.0.0.1:{orin.port}")
-    assert "is forgotten" in run_cli("device", "remove", "orin").stdout
+    assert "is removed from the list" in run_cli("device", "remove", "orin").stdout
 
 
 def test_a_file_outside_the_folder_is_refused(orin):
