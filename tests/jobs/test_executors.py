@@ -346,6 +346,7 @@ def sweep_on_ray(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @with_ray
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_24_variants_on_four_workers_of_ray_equal_the_serial_table(write_sweep, tmp_path):
     vary = (
         '"quantize.bits" = ["w8a8", "w6a6", "w4a8", "w4a4"]\n'
