@@ -383,12 +383,15 @@ def test_a_driver_that_is_killed_on_ray_is_gone_on_with(write_sweep, tmp_path):
     assert done[0].read_bytes() == before
 
 
-@pytest.fixture()
-def cluster_with_a_board() -> Iterator[str]:
-    """A Ray cluster of one node, which has a board."""
+@pytest.fixture(params=["token", "disabled"])
+def cluster_with_a_board(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A Ray cluster of one node, which has a board; one asks for a token."""
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     head = ["start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": request.param}
+    if request.param == "token":
+        token = [*ray, "get-auth-token", "--generate"]
+        subprocess.run(token, capture_output=True, check=True, env=env, timeout=120)
     words = [*ray, *head, "--disable-usage-stats", '--resources={"orin": 1}']
     begun = subprocess.run(words, capture_output=True, text=True, check=True, env=env, timeout=120)
     found = re.search(r"--address='([\d.]+:\d+)'", begun.stdout)
