@@ -429,9 +429,15 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
         return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
-# Fields of specs that came after the schema of records.
+# Fields of specs that came after the schema of records: of all specs, or SPEC.FIELD of one.
 ADDED = frozenset(
     [
+        "AnalyzeSpec.ignore_index",
+        "AnalyzeSpec.masks",
+        "QuantizeSpec.masks",
+        "SearchSpec.ignore_index",
+        "SearchSpec.masks",
+        "SearchSpec.val_masks",
         "channel_order",
         "dynamic",
         "fit",
@@ -470,7 +476,8 @@ def spec_values(spec: msgspec.Struct) -> dict[str, Any]:
     Fields that records of this schema did not always have are there only where they are given.
     """
     values: dict[str, Any] = msgspec.to_builtins(spec)
-    return {k: v for k, v in values.items() if v or k not in ADDED}
+    name = type(spec).__name__
+    return {k: v for k, v in values.items() if v or not ADDED & {k, f"{name}.{k}"}}
 
 
 def environment() -> Environment:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import read_json, read_record, sha256_file, spec_values
-from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.commands.loading import Note, input_of, open_given, open_model, require_val_masks
 from trtq.commands.together import together
 from trtq.data.opened import Data
 from trtq.errors import ArtifactError, UsageError
@@ -104,12 +104,7 @@ def _check_request(spec: FinetuneSpec) -> None:
             "training would overwrite what it starts from",
             "Give another folder",
         )
-    if spec.val is not None and spec.masks is not None and spec.val_masks is None:
-        raise UsageError(
-            "--val needs --val-masks",
-            "the model is trained on masks",
-            "Give the masks of the validation images",
-        )
+    require_val_masks(spec)
 
 
 def _open_data(spec: FinetuneSpec, note: Note) -> tuple[Data, Data | None]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from trtq.artifact import spec_values
-from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.commands.loading import Note, input_of, open_given, open_model, require_val_masks
 from trtq.data.opened import Data
 from trtq.errors import UsageError
 from trtq.files import SEARCH_JSON
@@ -47,6 +47,7 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     if spec.task is not None:
         find_task(spec.task)  # mistakes are found before the models are opened
     _check_models(spec)
+    require_val_masks(spec)
     check_search(options, read_options(options.bits))
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)
     with work.locked():
@@ -140,5 +141,5 @@ def _open_data(spec: SearchSpec, note: Note) -> tuple[Data, Data | None]:
     if not spec.val:
         return data, None
     index = spec.val_class_index or spec.class_index
-    other = msgspec.structs.replace(spec, data=spec.val, class_index=index)
+    other = msgspec.structs.replace(spec, data=spec.val, class_index=index, masks=spec.val_masks)
     return data, open_given(other, note)

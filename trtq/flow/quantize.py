@@ -61,7 +61,7 @@ def quantize_model(
     _require_shares(samples, options, workers)
     _require_float(model, options, run)
     model = placed(_with_preprocess(model, samples), options.device, run, workers)
-    answer = model.answer_kind(samples.classes)
+    answer = model.answer_kind(samples.classes, scored=samples.dense)
     task = bind_task(task or options.task, model, samples, run)
     inputs = Inputs(
         model=model, samples=samples, answer=answer, run=run, task=task, workers=workers
