@@ -85,9 +85,30 @@ def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
     Raises:
         ArtifactError: it is a file, or the operating system refuses.
     """
+    return _probed(path, path, option)
+
+
+def require_writable_dir(path: Path, *, option: str = "--out") -> Path:
+    """Check that the folder ``path`` is writable or can be created, before inputs are opened.
+
+    It is not created: inputs that cannot be read leave no empty folder.
+
+    Args:
+        path: the folder.
+        option: the command line option that sets it, for messages.
+
+    Raises:
+        ArtifactError: it is a file, or the operating system refuses.
+    """
+    above = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    return _probed(path, above, option)
+
+
+def _probed(path: Path, place: Path, option: str) -> Path:
+    """Return the folder ``path``, once a file can be written in ``place``, which is created."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".trtq-probe-"):
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".trtq-probe-"):
             pass
     except OSError as exc:
         if isinstance(exc, (FileExistsError, NotADirectoryError)):

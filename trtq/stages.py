@@ -140,6 +140,7 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
 
 def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -> Stage:
     spec = recipe.quantize
+    open_images(spec.data, spec.class_index, tokenizer=spec.tokenizer)  # refused before any work
     settings = _settings(spec, "out", "calib_cache", "batch_size")
 
     def inputs() -> Inputs:

@@ -50,9 +50,9 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     require_val_masks(spec)
     check_search(options, read_options(options.bits))
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)
+    sets = _open_data(spec, run.note)
+    candidates = [_open(spec, named, sets, options, run) for named in _named(spec)]
     with work.locked():
-        sets = _open_data(spec, run.note)
-        candidates = [_open(spec, named, sets, options, run) for named in _named(spec)]
         searched = search_models(candidates, options, run, folder=work.folder)
         record = msgspec.structs.replace(searched.record, spec=spec_values(spec))
         save_search(searched, record, work)
