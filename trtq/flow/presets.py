@@ -17,6 +17,11 @@ from trtq.records.quantize import PresetRecord, TryRecord
 from trtq.specs import QuantizeOptions
 from trtq.workers import Workers
 
+LEARNS = (
+    "layers below 8 bits learn their rounding, which takes minutes on a CPU (--time-budget MIN "
+    "shortens it, --method bias-correction leaves it out)"
+)
+
 
 def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, PresetRecord | None]:
     """Attempt what was asked, with the family's preset.
@@ -45,7 +50,9 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     names = ", ".join(current.method)
     kept = PRESETS[family].high_precision
     floats = f"; in float: {', '.join(kept)}" if kept else ""
-    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}")
+    learns = "reconstruct" in current.method and "reconstruct" not in options.method
+    slow = f"; {LEARNS}" if learns else ""
+    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}{slow}")
     best = attempt(inputs, current)
     inputs = replace(inputs, workers=Workers())  # the others have done their share
     tried = [_tried("as asked" if current == options else f"with {names}", best)]
