@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper
 from tests.conftest import run_cli
 from tests.support.recipes import write_recipe
 from trtq import inspect
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, EncodingsError
 
 # ---- inspect -----------------------------------------------------------------------------------
 
@@ -45,6 +46,18 @@ def test_inspect_every_artefact(cnn_out, images, tmp_path):
         "sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_reads_a_calibration_cache(tmp_path):
+    path = tmp_path / "c.cache"
+    path.write_text("TRT-8502-EntropyCalibration2\nimages: 3c010a14\n")
+    info = inspect(path)
+    assert (info["tensorrt"], info["algorithm"]) == ("8.5", "EntropyCalibration2")
+    assert info["scales"] == {"images": struct.unpack(">f", bytes.fromhex("3c010a14"))[0]}
+    assert "c.cache" in inspect(tmp_path)["files"]
+    path.write_text("something else")
+    with pytest.raises(EncodingsError, match="c.cache is no calibration cache of TensorRT"):
+        inspect(path)
 
 
 def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path):

@@ -42,6 +42,8 @@ def inspect(path: Path | str) -> Info:
         ".onnx": _onnx,
         ".safetensors": _safetensors,
         ".engine": _engine,
+        ".plan": _engine,
+        ".cache": _cache,
         ".json": _record,
         ".toml": _recipe,
     }
@@ -69,7 +71,7 @@ def _digest(path: Path) -> str:
 
 
 def _folder(path: Path) -> Info:
-    suffixes = (".onnx", ".safetensors", ".engine", ".json", ".html")
+    suffixes = (".onnx", ".safetensors", ".engine", ".plan", ".cache", ".json", ".html")
     files = [p for p in sorted(path.iterdir()) if p.suffix in suffixes]
     if not files:
         raise ArtifactError(
@@ -181,6 +183,20 @@ def _engine(path: Path) -> Info:
     manifest = read_manifest(path)
     content: Info = msgspec.to_builtins(manifest)
     return {"kind": "engine", "summary": manifest.summary, "manifest": content}
+
+
+def _cache(path: Path) -> Info:
+    from trtq.export.calibration_cache import open_cache
+    from trtq.platform.releases import shown
+
+    cache = open_cache(path)
+    return {
+        "kind": "calibration cache of TensorRT",
+        "tensorrt": shown(cache.version),
+        "algorithm": cache.algorithm,
+        "tensors": len(cache.scales),
+        "scales": cache.scales,
+    }
 
 
 def _record(path: Path) -> Info:

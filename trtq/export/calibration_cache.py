@@ -13,11 +13,12 @@ import math
 import re
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from trtq.errors import EncodingsError
+from trtq.errors import EncodingsError, reason
 
 ALGORITHMS = ("EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration")
 HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
@@ -97,6 +98,22 @@ def write_cache(scales: Mapping[str, float], number: int, algorithm: str = ENTRO
             )
         lines.append(f"{name}: {struct.unpack('>I', struct.pack('>f', scale))[0]:x}")
     return "\n".join(lines) + "\n"
+
+
+def open_cache(path: Path) -> CalibrationCacheText:
+    """Return what the cache in a file says.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        EncodingsError: it cannot be read, or is no cache.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EncodingsError(f"Cannot read the calibration cache {path}", reason(exc)) from exc
+    return read_cache(text, str(path))
 
 
 def read_cache(text: str, name: str) -> CalibrationCacheText:
