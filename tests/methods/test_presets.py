@@ -72,7 +72,7 @@ def test_an_allocation_gets_the_methods_of_its_widths():
     assert "reconstruct" not in _as_allocated("w8a8", "w8a8")
 
 
-def test_the_line_about_a_preset_says_what_takes_minutes():
+def test_the_line_about_a_preset_says_that_rounding_is_learned():
     class Heard(Silent):
         def __init__(self):
             self.lines = []
@@ -92,7 +92,9 @@ def test_the_line_about_a_preset_says_what_takes_minutes():
             progress=heard,
         )
         line = next(n for n in heard.lines if n.startswith("preset cnn"))
-        assert line.count("takes minutes on a CPU (--time-budget MIN") == wanted
+        assert (
+            line.count("learn their rounding for up to 0.01 min in each attempt (--time") == wanted
+        )
 
 
 def _with_a_checkpoint(images, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.sweep.store import Done, Store
+from trtq.jobs.store import Done, Store
 from trtq.testing.images import write_classes
 
 RECIPE = """
@@ -27,7 +27,7 @@ preset_quant = "none"
 
 # An executor whose runs all fail at once, with the exit code CODE.
 REFUSER = """
-from trtq.sweep.work import Ended
+from trtq.jobs.work import Ended
 
 class Refuser:
     name, workers, shared = "refuser", 1, True

@@ -12,15 +12,14 @@ from trtq.flow.extremes import handle_extremes
 from trtq.flow.inputs import Inputs
 from trtq.flow.ptq import Attempt, attempt, fitting
 from trtq.graph.blocks import Family, family_of
+from trtq.graph.device import device_of
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
 from trtq.records.quantize import PresetRecord, TryRecord
 from trtq.specs import QuantizeOptions
 from trtq.workers import Workers
 
-LEARNS = (
-    "layers below 8 bits learn their rounding, which takes minutes on a CPU (--time-budget MIN "
-    "shortens it, --method bias-correction leaves it out)"
-)
+LEARN = ("reconstruct",)  # methods whose steps take the time
+USUAL_MIN = 5.0  # that each attempt of a preset learns on a CPU
 
 
 def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, PresetRecord | None]:
@@ -47,12 +46,12 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     reason = counted if options.preset_quant == "auto" else "asked for"
     current = fitting(inputs, start(options, family), options.method, inputs.run.note)
     current, extremes = handle_extremes(inputs, current)
+    current = _timed(inputs, options, current)
     names = ", ".join(current.method)
     kept = PRESETS[family].high_precision
     floats = f"; in float: {', '.join(kept)}" if kept else ""
-    learns = "reconstruct" in current.method and "reconstruct" not in options.method
-    slow = f"; {LEARNS}" if learns else ""
-    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}{slow}")
+    learns = _learns_words(options, current)
+    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}{learns}")
     best = attempt(inputs, current)
     inputs = replace(inputs, workers=Workers())  # the others have done their share
     tried = [_tried("as asked" if current == options else f"with {names}", best)]
@@ -73,6 +72,29 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
         attention=best.options.attention,
         extremes=extremes or msgspec.UNSET,
     )
+
+
+def _learns_words(asked: QuantizeOptions, current: QuantizeOptions) -> str:
+    """Say that rounding is learned where nobody asked for it, and for how long; "" otherwise."""
+    if not set(current.method) & set(LEARN) - set(asked.method):
+        return ""
+    limit = "" if current.time_budget is None else f" for up to {current.time_budget:g} min"
+    return (
+        f"; layers below 8 bits learn their rounding{limit} in each attempt (--time-budget MIN "
+        "changes that, --method bias-correction leaves it out)"
+    )
+
+
+def _timed(inputs: Inputs, asked: QuantizeOptions, current: QuantizeOptions) -> QuantizeOptions:
+    """Return ``current`` with the usual time for a method that learns, on a CPU.
+
+    A method that was asked for does all of its steps.
+    """
+    own = [m for m in current.method if m in LEARN and m not in asked.method]
+    on_cpu = device_of(inputs.model.graph.module).type == "cpu"
+    if not own or not on_cpu or asked.time_budget is not None:
+        return current
+    return msgspec.structs.replace(current, time_budget=USUAL_MIN)
 
 
 def _fall_back(
