@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 import sys
 
@@ -49,18 +48,6 @@ def test_inspect_every_artefact(cnn_out, images, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_inspect_reads_a_calibration_cache(tmp_path):
-    path = tmp_path / "c.cache"
-    path.write_text("TRT-8502-EntropyCalibration2\nimages: 3c010a14\n")
-    info = inspect(path)
-    assert (info["tensorrt"], info["algorithm"]) == ("8.5", "EntropyCalibration2")
-    assert info["scales"] == {"images": struct.unpack(">f", bytes.fromhex("3c010a14"))[0]}
-    assert "c.cache" in inspect(tmp_path)["files"]
-    path.write_text("something else")
-    with pytest.raises(EncodingsError, match="c.cache is no calibration cache of TensorRT"):
-        inspect(path)
-
-
 def test_a_record_of_another_verb_names_the_right_file(cnn_out):
     with pytest.raises(ArtifactError, match="Name evaluate.json of trtq evaluate"):
         read_known(cnn_out / "quantize.json", "evaluate")
@@ -84,6 +71,19 @@ def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match="nothing of trtq's"):
         inspect(tmp_path / "empty")
+
+
+def test_a_calibration_cache_of_tensorrt_is_explained(tmp_path):
+    """0x3c010204 is 0.00787... = 1/127 in float32: the range is 1."""
+    path = tmp_path / "calibration.cache"
+    path.write_text("TRT-8502-EntropyCalibration2\ninput: 3c010204\nconv.out: 3c810204\n")
+    info = inspect(path)
+    assert info["header"] == "TRT-8502-EntropyCalibration2"
+    assert (info["ranges"], info["amax"]) == (2, {"input": 1.0, "conv.out": 2.0})
+    assert run_cli("inspect", str(path)).stdout.startswith("kind: calibration cache of TensorRT")
+    path.write_text("no cache\n")
+    with pytest.raises(EncodingsError, match=r"calibration\.cache"):
+        inspect(path)
 
 
 def test_a_file_with_stored_4_bit_weights_alone_is_a_qdq_file(tmp_path):

@@ -27,7 +27,7 @@ from trtq.export.calibration_cache import (
     ENTROPY_2,
     amax_of,
     cache_number,
-    open_cache,
+    read_cache_file,
     write_cache,
 )
 from trtq.export.insert_qdq import Inserted, insert_qdq
@@ -189,7 +189,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     """
     run = Run(or_silent(progress))
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
-    cache, plain = open_cache(Path(spec.cache)), load_onnx(Path(spec.onnx))
+    cache, plain = read_cache_file(spec.cache), load_onnx(Path(spec.onnx))
     done = insert_qdq(plain, cache.scales)
     if not done.activations:
         first = next(iter(cache.scales), "nothing")

@@ -100,22 +100,6 @@ def write_cache(scales: Mapping[str, float], number: int, algorithm: str = ENTRO
     return "\n".join(lines) + "\n"
 
 
-def open_cache(path: Path) -> CalibrationCacheText:
-    """Return what the cache in a file says.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        EncodingsError: it cannot be read, or is no cache.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise EncodingsError(f"Cannot read the calibration cache {path}", reason(exc)) from exc
-    return read_cache(text, str(path))
-
-
 def read_cache(text: str, name: str) -> CalibrationCacheText:
     """Return what a cache says.
 
@@ -151,6 +135,22 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
     return CalibrationCacheText(
         number=number, version=version_of(number), algorithm=header.group(2), scales=scales
     )
+
+
+def read_cache_file(path: str) -> CalibrationCacheText:
+    """Return what a file says.
+
+    Args:
+        path: of the cache.
+
+    Raises:
+        EncodingsError: it cannot be read, or is no cache.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EncodingsError(f"Cannot read the calibration cache {path}", reason(exc)) from exc
+    return read_cache(text, path)
 
 
 def _read_line(line: str, number: int, name: str) -> tuple[str, float]:
