@@ -131,8 +131,18 @@ def open_axes(
                 raise CaptureError(
                     f"The example of the input {name} is outside its range",
                     f"{axis} is {given[i]}, expected {taken[axis].meaning}",
+                    f"Give an example inside it: --input {name}={_inside(wanted, given, ranges)}",
                 )
     return Open(tuple(names), taken, asked=asked)
+
+
+def _inside(
+    wanted: Sequence[int | str], given: Sequence[int], ranges: Mapping[str, SizeRange]
+) -> str:
+    """Return sizes for ``--input``: those given, or the smallest that an axis may have."""
+    spans = [ranges.get(a, SizeRange()) if isinstance(a, str) else None for a in wanted]
+    sizes = (d if r is None or d in r else r.smallest for d, r in zip(given, spans, strict=True))
+    return "x".join(map(str, sizes))
 
 
 def narrowest(graph: fx.GraphModule, opened: Open) -> tuple[Open, list[str]]:
