@@ -112,6 +112,14 @@ def test_one_shape_or_three_for_each_open_input():
     assert (sizes(bytes_image()).shapes, sizes(bytes_image()).batch) == ({}, (1, 1, 1))
 
 
+def test_a_proposed_size_is_one_that_the_graph_holds_for():
+    model = text_encoder()
+    stored = {"inputs": [], "outputs": [], "ranges": {"length": {"least": 192, "most": 703}}}
+    set_metadata_(model, {"signature": stored})
+    with pytest.raises(UsageError, match=r"Add --shapes ids=1x192:8x703:32x703 --shapes mask="):
+        sizes(model)
+
+
 def test_axes_of_one_name_have_one_size():
     found = sizes(text_encoder(), "ids=1x8:1x16:4x32")
     assert found.shapes["mask"] == [[1, 8], [1, 16], [4, 32]]

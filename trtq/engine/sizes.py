@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from trtq.engine.settings import Shapes
 from trtq.engine.shapes import Axis, Input, Span, colons, parse_shapes, shapes_text
 from trtq.errors import EngineError, UsageError, suggest
+from trtq.graph.tensor_spec import SizeRange
 from trtq.typed import present
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -282,8 +283,19 @@ class _Solver:
 
 def _proposal(one: Input, batch: Span | None) -> list[Span]:
     """Return spans that a user could mean, for hints."""
-    size = PROPOSED[len(one.axes) == IMAGE_RANK]
+    usual = PROPOSED[len(one.axes) == IMAGE_RANK]
     return [
-        (a.size,) * 3 if a.size is not None else size if k else batch or DEFAULT_BATCH
+        (a.size,) * 3
+        if a.size is not None
+        else _within(a.sizes, usual)
+        if k
+        else batch or DEFAULT_BATCH
         for k, a in enumerate(one.axes)
     ]
+
+
+def _within(sizes: SizeRange, usual: Span) -> Span:
+    """Return a span in the same proportions, from the smallest size on that an axis takes."""
+    factor = -(-sizes.least // usual[0])
+    least, middle, most = (sizes.nearest(size * max(factor, 1)) for size in usual)
+    return least, middle, most

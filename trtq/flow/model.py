@@ -75,7 +75,7 @@ def require_float(module: nn.Module, name: str, way: str) -> None:
 
 
 def require_single_samples(model: Model) -> None:
-    """Refuse a model whose batch is fixed to another size than 1: samples come one at a time.
+    """Refuse a file whose batch is fixed to another size than 1: samples come one at a time.
 
     Args:
         model: captured.
@@ -97,9 +97,7 @@ def require_single_samples(model: Model) -> None:
     raise ModelError(
         f"Cannot give samples to {model.name}",
         f"its input {name} takes batches of {size} only, expected an open batch or a batch of 1",
-        f"Open it: {opened}"
-        if isinstance(model.module, StatesInputs)
-        else "Export it again with an open batch",
+        f"Open it: {opened}",
     )
 
 
