@@ -120,6 +120,21 @@ def test_a_proposed_size_is_one_that_the_graph_holds_for():
         sizes(model)
 
 
+def test_a_batch_behind_the_first_axis_is_proposed_like_the_first():
+    """A state has its samples on axis 1."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, length] x, float[2, batch, 4] state) => (float[batch, length] y) {
+            y = Relu (x)
+        }"""
+    )
+    with pytest.raises(UsageError) as caught:
+        sizes(model)
+    texts = ("x=1x16:8x64:32x128", "state=2x1x4:2x8x4:2x32x4")
+    assert caught.value.hint == f"Add {' '.join(f'--shapes {t}' for t in texts)}, with your sizes"
+    assert sizes(model, *texts).shapes["state"] == [[2, 1, 4], [2, 8, 4], [2, 32, 4]]
+
+
 def test_axes_of_one_name_have_one_size():
     found = sizes(text_encoder(), "ids=1x8:1x16:4x32")
     assert found.shapes["mask"] == [[1, 8], [1, 16], [4, 32]]

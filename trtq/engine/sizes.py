@@ -6,7 +6,7 @@ of each input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trtq.engine.settings import Shapes
@@ -268,7 +268,8 @@ class _Solver:
             for i in wrong
             for k in missing[i.name]
         ]
-        texts = [self.request.hint(i.name, _proposal(i, self.batch)) for i in wrong]
+        batch = {i.axes[0].symbol for i in self.inputs if i.axes} - {""}
+        texts = [self.request.hint(i.name, _proposal(i, self.batch, batch)) for i in wrong]
         needs = (
             "a request needs a size"
             if self.request.single
@@ -281,15 +282,21 @@ class _Solver:
         )
 
 
-def _proposal(one: Input, batch: Span | None) -> list[Span]:
-    """Return spans that a user could mean, for hints."""
+def _proposal(one: Input, batch: Span | None, firsts: Collection[str] = ()) -> list[Span]:
+    """Return spans that a user could mean, for hints.
+
+    Args:
+        one: the input.
+        batch: what was given for the batch.
+        firsts: names of the batch, which may be another axis than the first.
+    """
     usual = PROPOSED[len(one.axes) == IMAGE_RANK]
     return [
         (a.size,) * 3
         if a.size is not None
-        else _within(a.sizes, usual)
-        if k
         else batch or DEFAULT_BATCH
+        if not k or a.symbol in firsts
+        else _within(a.sizes, usual)
         for k, a in enumerate(one.axes)
     ]
 
