@@ -32,7 +32,7 @@ def test_the_output_that_fails_is_named_with_its_own_figures(tmp_path):
         calib_cache=str(tmp_path),
     )
     first = next(n for n in quantized.notes if "quick check" in n)
-    tried = quantized.preset.tries[0]
+    tried = quantized.preset.tried[0]
     assert tried.sqnr_db < 15
     assert f"found SQNR {tried.sqnr_db:.2f} dB" in first
     assert "(output far)" in first
