@@ -47,9 +47,9 @@ INSTANT = """
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from trtq.sweep.leases import this_driver
-from trtq.sweep.store import Store
-from trtq.sweep.work import Ended
+from trtq.jobs.leases import this_driver
+from trtq.jobs.store import Store
+from trtq.jobs.work import Ended
 
 
 class Instant:

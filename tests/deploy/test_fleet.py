@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import read, run_cli
 from tests.support.boards import QUICK, introduce, needs_sshd, pooling, served
+from tests.sweep.conftest import REFUSER
 from trtq import CompareSpec, compare
 from trtq.bench.gate import read_record
 from trtq.cli import cli
@@ -79,6 +80,21 @@ def test_the_fleet(place, cnn_out, tmp_path):
                 .rows[0]
                 .latency_ms
             )
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [("1", "it is Sunday"), ("0", "left no .*orin/fleet.json: name an --out that")]
+)
+def test_a_device_that_a_worker_gives_nothing_of(tmp_path, code, why):
+    own = tmp_path / "own.py"
+    said = REFUSER.replace('"it is Sunday"', '"" if CODE == 0 else "it is Sunday"')
+    own.write_text(said.replace("CODE", code))
+    for name in ("orin", "nano"):
+        remember_device(parse_device(name, "nobody@127.0.0.1:1"))
+    record = fleet(FleetSpec(out=str(tmp_path / "f"), on=f"{own}:open_executor"))
+    assert {r.device for r in record.rows} == {"orin", "nano"}
+    assert len(record.failed) == 2
+    assert any(re.search(why, f) for f in record.failed)
 
 
 # What must not be taken for something else.

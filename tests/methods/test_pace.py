@@ -36,7 +36,7 @@ def test_the_second_step_tells_how_many_fit(clock):
     assert it.total == 2 + 58
     assert notes == [
         "reconstruct: 60 steps fit into the time budget of 10.0 min; 200 steps of 10 s take about "
-        "33.3 min"
+        "33.3 min (--time-budget 34 does them all)"
     ]
     clock.step = 1000.0
     it.did(3)  # slower now: what was settled stays, so that the learning rate has one schedule
@@ -90,3 +90,16 @@ def test_quantize_within_a_time_budget(clock, tmp_path):
     )
     with pytest.raises(UsageError, match=r"time_budget|--time-budget"):
         trtq.quantize(hybrid(), images(), time_budget=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [({}, 30), ({"time_budget": 2}, 12), ({"method": ("reconstruct",)}, 200)],
+)
+def test_a_preset_learns_for_five_minutes_on_a_cpu(clock, tmp_path, more, steps):
+    given = {"bits": "w4a8", "min_agreement": 0.0, "calib_cache": str(tmp_path)}
+    made = trtq.quantize(hybrid(), images(), **given, **more)
+    did = next(m.did for m in made.done.methods if m.name == "reconstruct")
+    assert did["steps"] == steps
+    said = any("fit into the time budget" in n for n in made.inputs.run.note.lines)
+    assert said == (steps < 200)

@@ -26,7 +26,7 @@ preset_quant = "none"
 
 # An executor whose runs all fail at once, with the exit code CODE.
 REFUSER = """
-from trtq.sweep.work import Ended
+from trtq.jobs.work import Ended
 
 class Refuser:
     name, workers, shared = "refuser", 1, True

@@ -14,7 +14,7 @@ from tests.sweep.test_sweep import BITS
 from trtq.artifact import environment
 from trtq.errors import ArtifactError, MissingExtraError
 from trtq.records.sweep import Measured, SweepRecord, SweepRow
-from trtq.sweep.tracking import open_tracker
+from trtq.sweep.tracking import log_sweep, open_tracker
 from trtq.tasks import Figure
 
 with_mlflow = pytest.mark.skipif(
@@ -78,9 +78,9 @@ def test_finished_runs_are_logged_once(kind, tmp_path, monkeypatch):
         SweepRow(name="00002", key="b" * 64, settings={}, state="failed", reason="no"),
     ]
     tracker = open_tracker(uri, tmp_path / "mine.toml")
-    assert tracker.log(record(rows)) == 1
-    assert open_tracker(uri, tmp_path / "mine.toml").log(record(rows)) == 0
-    (run,) = tracker.client.search_runs([tracker.experiment])
+    assert log_sweep(tracker, record(rows)) == 1
+    assert log_sweep(open_tracker(uri, tmp_path / "mine.toml"), record(rows)) == 0
+    (run,) = tracker.client.search_runs([tracker.id])
     assert run.data.metrics == {
         "mAP_0.5": 57.25,
         "float mAP_0.5": 57.9,
@@ -108,10 +108,10 @@ def test_a_run_that_was_cut_off_is_logged_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as broken, pytest.raises(ArtifactError, match="connection reset"):
         broken.setattr(tracker.client, "log_batch", cut)
-        tracker.log(record([row]))
-    assert tracker.log(record([row])) == 1
-    assert tracker.log(record([row])) == 0
-    runs = tracker.client.search_runs([tracker.experiment], "attributes.status = 'FINISHED'")
+        log_sweep(tracker, record([row]))
+    assert log_sweep(tracker, record([row])) == 1
+    assert log_sweep(tracker, record([row])) == 0
+    runs = tracker.client.search_runs([tracker.id], "attributes.status = 'FINISHED'")
     assert [r.data.metrics for r in runs] == [{"seconds": 2.0}]
 
 

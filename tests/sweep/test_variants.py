@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from trtq.errors import TrtqError, UsageError
+from trtq.jobs.toml_text import toml_text
 from trtq.progress import Silent
 from trtq.recipe import load_recipe
 from trtq.sweep.key import address_of, moved
-from trtq.sweep.toml_text import toml_text
 from trtq.sweep.variants import read_sweep, run_named
 
 if sys.version_info >= (3, 11):

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import AllocateSpec
 from trtq.terminal import say
 
@@ -29,7 +30,7 @@ def command(as_json: bool, **values: Any) -> None:
     spec = AllocateSpec.make(merged)
     from trtq.commands.allocate import allocate
 
-    record = allocate(spec)
+    record = done(allocate(spec))
     if as_json:
         print_json(record)
         return

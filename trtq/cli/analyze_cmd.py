@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import AnalyzeSpec
 from trtq.terminal import say
 
@@ -30,7 +31,7 @@ def command(as_json: bool, **values: Any) -> None:
     from trtq.commands.analyze import analyze
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = analyze(spec, progress)
+        record = done(analyze(spec, progress))
     if as_json:
         print_json(record)
         return

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import AuditSpec
 from trtq.terminal import say
 
@@ -31,7 +32,7 @@ def command(as_json: bool, **values: Any) -> None:
     require(merged, ("file", "onnx"), "audit", "file")
     from trtq.commands.audit import audit
 
-    record = audit(AuditSpec.make(merged))
+    record = done(audit(AuditSpec.make(merged)))
     if as_json:
         print_json(record)
     else:

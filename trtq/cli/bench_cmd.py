@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import BenchSpec
 
 
@@ -37,7 +38,7 @@ def command(as_json: bool, **values: Any) -> int:
         from trtq.bench.harness import bench
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = bench(spec, progress)
+        record = done(bench(spec, progress))
     missing = {f"{name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
     notes = [n for row in record.rows for n in row.notes]
     print_record(

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import BlocksSpec
 from trtq.terminal import say
 
@@ -28,7 +29,7 @@ def command(as_json: bool, **values: Any) -> None:
     spec = BlocksSpec.make(merged)
     from trtq.commands.blocks import blocks
 
-    record = blocks(spec)
+    record = done(blocks(spec))
     if as_json:
         print_json(record)
         return

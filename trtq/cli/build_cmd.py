@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, counted, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import BuildSpec
 from trtq.terminal import say
 
@@ -45,7 +46,7 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
         if dry_run:
             say(builder.dry_run(spec, progress), lines=True)
             return
-        manifest = builder.build(spec, progress)
+        manifest = done(builder.build(spec, progress), spec)
     if as_json:
         print_json(manifest)
     else:

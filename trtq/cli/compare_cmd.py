@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import CompareSpec
 
 
@@ -33,6 +34,6 @@ def command(as_json: bool, **values: Any) -> int:
     from trtq.bench.compare import compare
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = compare(CompareSpec.make(merged), progress)
+        record = done(compare(CompareSpec.make(merged), progress))
     print_record(record, as_json=as_json)
     return 0 if record.valid else 3

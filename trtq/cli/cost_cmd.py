@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import CostSpec
 from trtq.terminal import say
 
@@ -36,7 +37,7 @@ def command(as_json: bool, **values: Any) -> None:
     spec = CostSpec.make(merged)
     from trtq.commands.cost import cost
 
-    record = cost(spec)
+    record = done(cost(spec))
     if as_json:
         print_json(record)
         return

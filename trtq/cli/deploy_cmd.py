@@ -10,6 +10,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.progress import Progress
 from trtq.recipe import load_recipe
 from trtq.specs import DeploySpec
@@ -42,7 +43,7 @@ def command(as_json: bool, **values: Any) -> int:
 
             record = deploy_recipe(load_recipe(Path(spec.model)), spec, progress)
         else:
-            record = deploy(spec, progress)
+            record = done(deploy(spec, progress))
     missing = {
         f"n/a: {name}: {why}" for row in record.rows for name, why in row.unavailable.items()
     }

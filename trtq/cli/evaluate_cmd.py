@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import EvaluateSpec
 from trtq.terminal import say
 
@@ -34,7 +35,7 @@ def command(as_json: bool, **values: Any) -> None:
     from trtq.commands.evaluate import evaluate, pictures_folder
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = evaluate(spec, progress)
+        record = done(evaluate(spec, progress))
     if as_json:
         print_json(record)
     else:

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import ExportSpec
 
 
@@ -32,5 +33,5 @@ def command(as_json: bool, **values: Any) -> None:
     from trtq.commands.export import export_profiles
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = export_profiles(spec, progress)
+        record = done(export_profiles(spec, progress))
     print_record(record, as_json=as_json, lines=[p.line for p in record.profiles])

@@ -11,6 +11,7 @@ from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import FinetuneSpec
 from trtq.workers import Workers
 
@@ -42,7 +43,7 @@ def command(as_json: bool, **values: Any) -> None:
     from trtq.commands.finetune import finetune
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = finetune(spec, progress)
+        record = done(finetune(spec, progress))
     if Workers.from_environment().rank:
         return  # of several processes the first speaks
     files = (

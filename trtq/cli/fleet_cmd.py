@@ -11,6 +11,7 @@ from trtq.cli.deploy_cmd import onnx_of
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.files import FLEET_HTML
 from trtq.specs import FleetSpec
 
@@ -37,7 +38,7 @@ def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
 
     with ConsoleProgress(quiet=as_json) as progress:
         made = tuple(onnx_of(m, progress) for m in spec.model)
-        record = fleet(msgspec.structs.replace(spec, model=made), progress)
+        record = done(fleet(msgspec.structs.replace(spec, model=made), progress))
     print_record(record, as_json=as_json, lines=[f"Table: {spec.out}/{FLEET_HTML}"])
     return 1 if record.failed else 0 if record.valid else 3
 

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import GateSpec
 
 
@@ -29,6 +30,6 @@ def command(as_json: bool, **values: Any) -> int:
     require(merged, ("record", "baseline"), "gate", "record")
     from trtq.bench.gate import gate
 
-    record = gate(GateSpec.make(merged))
+    record = done(gate(GateSpec.make(merged)))
     print_record(record, as_json=as_json)
     return record.exit_code

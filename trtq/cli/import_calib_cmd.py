@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import ImportCalibSpec
 
 
@@ -28,5 +29,5 @@ def command(as_json: bool, **values: Any) -> None:
     from trtq.commands.calibration import import_calib
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = import_calib(spec, progress)
+        record = done(import_calib(spec, progress))
     print_record(record, as_json=as_json, lines=record.leftovers)

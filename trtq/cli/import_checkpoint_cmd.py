@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import ImportCheckpointSpec
 
 
@@ -30,6 +31,6 @@ def command(as_json: bool, **values: Any) -> None:
     from trtq.commands.import_checkpoint import import_checkpoint
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = import_checkpoint(spec, progress)
+        record = done(import_checkpoint(spec, progress))
     unused = (f"unused {name}: {why}" for name, why in list(record.unused.items())[:10])
     print_record(record, as_json=as_json, lines=unused)

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import LintSpec
 from trtq.terminal import say
 
@@ -33,7 +34,7 @@ def command(as_json: bool, **values: Any) -> None:
     require(merged, ("onnx", "target"), "lint", "onnx")
     from trtq.commands.lint import run_lint
 
-    record = run_lint(LintSpec.make(merged))
+    record = done(run_lint(LintSpec.make(merged)))
     if as_json:
         print_json(record)
     else:

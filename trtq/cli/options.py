@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from trtq.cli.completing import Completion, files, offer
 from trtq.cli.sections import Documented
+from trtq.cli.tracked import mlflow_option
 from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 from trtq.recipe import read_toml
@@ -210,6 +211,7 @@ def spec_options(
     }
 
     def add(function: F) -> F:
+        function = function if "mlflow" in fields else mlflow_option(function)
         for name in reversed(fields):
             if name not in (argument, first):
                 function = fields[name].option()(function)

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText, collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.errors import UsageError
 from trtq.specs import PackageSpec
 from trtq.terminal import say
@@ -45,7 +46,7 @@ def command(as_json: bool, check: str | None, **values: Any) -> None:
     from trtq.commands.package import package
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = package(PackageSpec.make(merged), progress)
+        record = done(package(PackageSpec.make(merged), progress))
     if as_json:
         print_json(record)
     else:

@@ -11,6 +11,7 @@ from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText, collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.files import QUANTIZE_JSON
 from trtq.specs import QuantizeSpec
 from trtq.terminal import say
@@ -46,7 +47,7 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     from trtq.commands.quantize import quantize
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = quantize(spec, progress)
+        record = done(quantize(spec, progress))
     if Workers.from_environment().rank:
         return  # of several processes the first speaks
     if as_json:

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import ReportSpec
 
 
@@ -33,4 +34,4 @@ def command(as_json: bool, **values: Any) -> None:
     require(merged, ("run",), "report", "run")
     from trtq.commands.report import write_report
 
-    print_record(write_report(ReportSpec.make(merged)), as_json=as_json)
+    print_record(done(write_report(ReportSpec.make(merged))), as_json=as_json)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.display import ConsoleProgress, print_json, print_record
 from trtq.cli.options import PathText
+from trtq.cli.tracked import done, log_run, mlflow_option
+from trtq.errors import UsageError
 from trtq.files import REPORT_HTML
-from trtq.recipe import load_recipe
+from trtq.one_verb import RESULT, OneVerb, read_one_verb
+from trtq.recipe import read_toml, recipe_of
 from trtq.terminal import say
 
 if TYPE_CHECKING:
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print what happened to each stage as JSON; no progress.",
 )
+@mlflow_option
 def command(recipe: str, dry_run: bool, as_json: bool) -> int:
     """Run quantize, finetune, evaluate, build, bench and report as RECIPE (a TOML file) says.
 
     A stage whose inputs and files have not changed is skipped; an interrupted run continues where
-    it stopped. Exit code 3: the figures of a stage are not valid.
+    it stopped. A file with the table of one other verb ([search], [fleet]) does that verb. Exit
+    code 3: the figures of a stage are not valid.
 
     \b
     Example of a recipe:
@@ -64,12 +69,18 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
     Raises:
         TrtqError: a stage failed.
     """
-    parsed = load_recipe(recipe)
+    tables = read_toml(recipe)
+    alone = read_one_verb(tables, recipe)
+    if alone is not None:
+        return _run_alone(alone, recipe, dry_run=dry_run, as_json=as_json)
+    parsed = recipe_of(tables, recipe)
     from trtq.pipeline import run
 
     with ConsoleProgress(quiet=as_json) as progress:
         results = run(parsed, progress, dry_run=dry_run)
     code = 0 if all(r.valid for r in results) else 3
+    if not dry_run:
+        log_run(parsed, valid=code == 0)
     if as_json:
         print_json([_row(r) for r in results])
         return code
@@ -81,6 +92,23 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
         print_tables(Path(parsed.out))
         say(f"Report: {(Path(parsed.out) / REPORT_HTML).resolve()}")
     return code
+
+
+def _run_alone(alone: OneVerb, file: Path, *, dry_run: bool, as_json: bool) -> int:
+    """Do the one verb of a file and return the exit code of that verb."""
+    if dry_run:
+        raise UsageError(
+            f"Cannot say what {file} would do",
+            f"it has no stages, only [{alone.verb.name}]",
+            f"Leave --dry-run out, or look at trtq {alone.verb.name} --help",
+        )
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = done(alone.run(progress))
+    if not as_json:
+        say(RESULT)
+    print_record(record, as_json=as_json)
+    good = getattr(record, "valid", True) and getattr(record, "met", True)
+    return 1 if getattr(record, "failed", None) else 0 if good else 3
 
 
 def _row(result: StageResult) -> dict[str, str | bool]:

@@ -10,6 +10,7 @@ from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.cli.sections import Sectioned
+from trtq.cli.tracked import done
 from trtq.specs import SearchSpec
 from trtq.terminal import say
 
@@ -42,7 +43,7 @@ def command(as_json: bool, **values: Any) -> int:
     from trtq.commands.search import search
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = search(spec, progress)
+        record = done(search(spec, progress))
     if as_json:
         print_json(record)
     else:

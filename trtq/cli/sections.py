@@ -11,7 +11,7 @@ from trtq.specs import InputSpec, ModelInputSpec
 from trtq.specs.inputs import PictureSpec
 
 SETTINGS = "Settings"
-OUTPUT = ("out", "calib_cache", "as_json", "overwrite", "force")
+OUTPUT = ("out", "calib_cache", "as_json", "mlflow", "overwrite", "force")
 _OF_IMAGES = tuple(PictureSpec.__struct_fields__)
 _OF_DATA = tuple(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES)
 _OF_MODEL = tuple(

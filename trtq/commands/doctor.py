@@ -51,7 +51,7 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     ("scikit-learn", "the data set 'digits'", "pip install scikit-learn"),
     ("ray", "sweep --on ray", "pip install 'trtq[ray]'"),
     ("s3fs", "stores of sweeps at s3://", "pip install 'trtq[s3]'"),
-    ("mlflow-skinny", "sweep --mlflow", "pip install 'trtq[mlflow]'"),
+    ("mlflow-skinny", "--mlflow", "pip install 'trtq[mlflow]'"),
 )
 
 

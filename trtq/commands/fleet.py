@@ -6,12 +6,12 @@ A board that fails leaves the others alone.
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trtq.artifact import ensure_writable_dir, environment, header
+import msgspec
+
+from trtq.artifact import ensure_writable_dir, environment, header, read_record
 from trtq.commands.board_settings import power_of, require_mode
 from trtq.commands.deploy import deploy, name_of
 from trtq.deploy.agent_client import Agent
@@ -23,40 +23,23 @@ from trtq.deploy.record import FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
 from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON
+from trtq.jobs.executors import Settings, open_executor
+from trtq.jobs.together import carry_out, job_of
+from trtq.jobs.work import Ended, Job
 from trtq.progress import Progress, or_silent
 from trtq.report.fleet import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
+from trtq.specs.sweep import Slots
 from trtq.workspace import Workspace
 
 Done = tuple[list[FleetRow], list[str]]
 
 
-class _Beside:
-    """One board's notes among those of others: lines with the board's name, no bars."""
-
-    def __init__(self, name: str, told: Progress, lock: threading.Lock) -> None:
-        self.name, self.told, self.lock = name, told, lock
-
-    def begin(self, label: str, total: int) -> None:  # noqa: ARG002
-        """Say what starts."""
-        self.note(label)
-
-    def advance(self, count: int) -> None:
-        """Ignore."""
-
-    def status(self, text: str) -> None:
-        """Ignore."""
-
-    def note(self, text: str) -> None:
-        """Pass a line on."""
-        with self.lock:
-            self.told.note(text if text.startswith(self.name) else f"{self.name}: {text}")
-
-
 def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     """Deploy every model to every device, or measure the engines on it.
 
-    Writes ``fleet.json`` and what each device left.
+    Writes ``fleet.json`` and what each device left; several devices have a folder each, and are
+    served at once, each by a process of its own.
 
     A board that fails has a row with the reason, and the exit code says so.
 
@@ -66,18 +49,16 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
         progress: receives lines with the device's name in front.
 
     Raises:
-        UsageError: no device, or an unknown one.
+        UsageError: no device, or an unknown one; the executor cannot be used.
     """
-    told, lock = or_silent(progress), threading.Lock()
+    told = or_silent(progress)
     devices, names = _devices(spec.devices), model_names(spec.model)
     work = Workspace(Path(spec.out), FLEET_JSON, told)
     with work.locked():
-
-        def one(pair: tuple[str, Device]) -> Done:
-            return _one(*pair, spec, names, work.folder, _Beside(pair[1].name, told, lock))
-
-        with ThreadPoolExecutor(max_workers=len(devices)) as pool:
-            done = list(pool.map(one, devices))
+        if len(devices) == 1:
+            done = [_one(*devices[0], spec, names, work.folder, told)]
+        else:
+            done = _each(spec, devices, work)
         record = FleetRecord(
             **header("fleet", spec),
             rows=[r for rows, _ in done for r in rows],
@@ -88,6 +69,35 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
         work.save(record)
         write_fleet_page(record, work.folder / FLEET_HTML)
     return record
+
+
+def _each(spec: FleetSpec, devices: Sequence[tuple[str, Device]], work: Workspace) -> list[Done]:
+    """Do every device by a fleet of its own, and return what each gave."""
+    change, folder = msgspec.structs.replace, work.folder
+    jobs = list[Job]()
+    for typed, device in devices:
+        (folder / device.name / FLEET_JSON).unlink(missing_ok=True)  # of an earlier fleet
+        own = change(spec, devices=typed, out=str(folder / device.name), on="local", workers=None)
+        jobs.append(job_of(device.name, "fleet", change(own, address="")))
+    settings = Settings(
+        folder=folder,
+        slots=Slots(cpus=0),
+        workers=spec.workers or len(jobs),
+        retries=0,  # a device that went away has been waited for
+        address=spec.address,
+    )
+    ended = carry_out(jobs, open_executor(spec.on, settings, work.progress), work.progress)
+    return [_given(device, ended[device.name], folder) for _, device in devices]
+
+
+def _given(device: Device, ended: Ended, folder: Path) -> Done:
+    """Return what a device gave; without a record, a row that says why there is none."""
+    path = folder / device.name / FLEET_JSON
+    if ended.reason or not path.is_file():
+        why = ended.reason or f"{ended.host} left no {path}: name an --out that all workers see"
+        return [FleetRow(device=device.name, board="", model="", why=why)], []
+    record = read_record(path, FleetRecord)
+    return record.rows, [f"{device.name}/{p}" for p in record.records]
 
 
 def model_names(models: Sequence[str]) -> list[str]:
@@ -143,14 +153,14 @@ def _one(
     """Do everything on one device; an error becomes a row that says it."""
     rows, paths = list[FleetRow](), list[str]()
     if not spec.model:
-        return _measure_engines(device, spec, out / device.name, told), []
+        return _measure_engines(device, spec, out, told), []
     options = {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
     for model, name in zip(spec.model, names, strict=True):
-        folder = f"{out}/{device.name}/{name}"
+        folder = f"{out}/{name}"
         try:
             record = deploy(DeploySpec(device=typed, model=model, out=folder, **options), told)
             rows += record.table(name)
-            paths.append(f"{device.name}/{name}/{DEPLOY_JSON}")
+            paths.append(f"{name}/{DEPLOY_JSON}")
         except TrtqError as exc:
             told.note(exc.coded)
             rows.append(FleetRow(device=device.name, board="", model=name, why=exc.coded))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from trtq.artifact import spec_values
+from trtq.commands.candidates import Named, candidates_of
 from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.commands.search_each import Referred, search_each
 from trtq.data.opened import Data
 from trtq.errors import UsageError
 from trtq.files import SEARCH_JSON
@@ -17,10 +17,9 @@ from trtq.flow.candidate import Candidate
 from trtq.flow.data import samples_from
 from trtq.flow.loading import require_no_reading
 from trtq.flow.run import Run
-from trtq.flow.search import search_models
+from trtq.flow.search import measure_reference, search_models
 from trtq.flow.search_checks import check_search, require_labels, require_left
 from trtq.flow.search_save import save_search
-from trtq.paths import expand_home
 from trtq.progress import Progress, or_silent
 from trtq.quant.formats import read_options
 from trtq.records.search import SearchRecord
@@ -51,20 +50,15 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)
     with work.locked():
         sets = _open_data(spec, run.note)
-        candidates = [_open(spec, named, sets, options, run) for named in _named(spec)]
-        searched = search_models(candidates, options, run, folder=work.folder)
+        reference = None if spec.reference is None else Referred.read(Path(spec.reference))
+        opened = [_open(spec, n, sets, options, run) for n in candidates_of(spec)]
+        if spec.on is not None:
+            reference = reference or measure_reference(opened[0], options, Run(run.progress))
+            search_each(spec, spec.on, reference, work)
+        searched = search_models(opened, options, run, folder=work.folder, reference=reference)
         record = msgspec.structs.replace(searched.record, spec=spec_values(spec))
         save_search(searched, record, work)
     return record
-
-
-class _Named(NamedTuple):
-    """A candidate as it is written."""
-
-    number: int
-    model: str
-    checkpoint: str | None
-    label: str
 
 
 def _check_models(spec: SearchSpec) -> None:
@@ -80,27 +74,21 @@ def _check_models(spec: SearchSpec) -> None:
         )
     if not (spec.checkpoint or any("=" in c for c in spec.candidates)):
         require_no_reading(spec.checkpoint_match, spec.checkpoint_key)
+    if spec.on is not None and not spec.candidates:
+        raise UsageError(
+            f"Cannot use --on {spec.on}",
+            "there is one model, and its tries depend on each other",
+            "Leave it out, or name several models with --candidates",
+        )
     if spec.candidates and spec.checkpoint:
         raise UsageError(
             "--checkpoint does not go with --candidates", hint="Write each as MODEL=CHECKPOINT"
         )
 
 
-def _named(spec: SearchSpec) -> Iterator[_Named]:
-    """Yield the candidates in order; without any, the model alone, with the label ""."""
-    texts = [c for text in spec.candidates for c in text.split(",") if c]
-    if not texts:
-        yield _Named(0, spec.model, spec.checkpoint, "")
-    for i, text in enumerate(texts):
-        model, _, given = text.partition("=")
-        checkpoint = expand_home(given, "--candidates") or None
-        # two checkpoints of one model are two candidates
-        yield _Named(i, model, checkpoint, f"{i}-{model.rpartition(':')[2]}")
-
-
 def _open(
     spec: SearchSpec,
-    named: _Named,
+    named: Named,
     sets: tuple[Data, Data | None],
     options: SearchOptions,
     run: Run,
@@ -109,28 +97,23 @@ def _open(
     data, val = sets
     if named.label:
         run.tell(f"candidate {named.model}")
-    own = msgspec.structs.replace(
-        spec, model=named.model, candidates=(), checkpoint=named.checkpoint
-    )
-    if not named.checkpoint:  # it is about the checkpoints of others
-        own = msgspec.structs.replace(own, checkpoint_key=None, checkpoint_match="name")
+    own = named.alone(spec)
     loaded = open_model(own)
     given = input_of(own, loaded, data)
     scored = val or data
     if scored.source is not None:  # mistakes are found before the capture
         images = scored.make(None, given.preprocess)
-        require_labels(images, options, several=bool(named.label))
+        require_labels(images, options, several=bool(named.label or spec.reference))
         if val is None:
             require_left(images, options)
     model = given.capture(loaded)
-    out = Path(spec.out)
     return Candidate(
         model=model,
         data=samples_from(data, model),
         val=None if val is None else samples_from(val, model),
         number=named.number,
         label=named.label,
-        folder=out / "candidates" / named.label if named.label else out,
+        folder=Path(named.alone(spec).out),
     )
 
 

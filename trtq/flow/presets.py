@@ -13,10 +13,14 @@ from trtq.flow.extremes import handle_extremes
 from trtq.flow.inputs import Inputs
 from trtq.flow.ptq import Attempt, attempt, fitting
 from trtq.graph.blocks import Family, family_of
+from trtq.graph.device import device_of
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
 from trtq.records.quantize import PresetRecord, TryRecord
 from trtq.specs import QuantizeOptions
 from trtq.workers import Workers
+
+LEARN = ("reconstruct",)  # methods whose steps take the time
+USUAL_MIN = 5.0  # that each attempt of a preset learns on a CPU
 
 
 def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, PresetRecord | None]:
@@ -43,6 +47,7 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     reason = counted if options.preset_quant == "auto" else "asked for"
     current = fitting(inputs, start(options, family), options.method, inputs.run.note)
     current, extremes = handle_extremes(inputs, current)
+    current = _timed(inputs, options, current)
     names = ", ".join(current.method)
     kept = PRESETS[family].high_precision
     floats = f"; in float: {', '.join(kept)}" if kept else ""
@@ -67,6 +72,18 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
         attention=best.options.attention,
         extremes=extremes or msgspec.UNSET,
     )
+
+
+def _timed(inputs: Inputs, asked: QuantizeOptions, current: QuantizeOptions) -> QuantizeOptions:
+    """Return ``current`` with the usual time for a method that learns, on a CPU.
+
+    A method that was asked for does all of its steps.
+    """
+    own = [m for m in current.method if m in LEARN and m not in asked.method]
+    on_cpu = device_of(inputs.model.graph.module).type == "cpu"
+    if not own or not on_cpu or asked.time_budget is not None:
+        return current
+    return msgspec.structs.replace(current, time_budget=USUAL_MIN)
 
 
 def _fall_back(

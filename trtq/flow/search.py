@@ -99,28 +99,49 @@ def search_models(
     *,
     folder: Path | None = None,
     task: Task | None = None,
+    reference: Reference | None = None,
 ) -> Searched:
     """Find the widths that meet every constraint, and measure them.
 
     Args:
-        candidates: the models, each captured once, with their samples; the first is the reference.
+        candidates: the models, each captured once, with their samples; the first is the reference
+            unless one is given.
         options: the goals and how to search.
         run: the listener, the notes and the clock.
         folder: of the results, which the candidates' folders are below; None keeps no files.
         task: what the outputs mean; default: that of the options, else what is known of the model.
+        reference: the float model that shares and accuracy refer to, of another search.
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
         TrtqError: a stage failed.
     """
     started = time.monotonic()
-    search = _Search(candidates, options, run or Run(), folder, task)
+    search = _Search(candidates, options, run or Run(), folder, task, reference)
     search.require_possible()
     for candidate in search.candidates:
         search.walk(candidate)
     outcome = search.outcome()
     record = outcome.record(round(time.monotonic() - started, 3))
     return Searched(record=record, outcome=outcome, tries=search.tries)
+
+
+def measure_reference(
+    candidate: Candidate, options: SearchOptions, run: Run | None = None
+) -> Reference:
+    """Return a float model's accuracy and costs, for searches of other models.
+
+    Args:
+        candidate: the model, captured, with its samples.
+        options: the goals of those searches: they say what accuracy is and which costs count.
+        run: the listener and the notes.
+
+    Raises:
+        TrtqError: its accuracy cannot be measured.
+    """
+    return _Search([candidate], options, run or Run(), None, None, None).measure_reference(
+        candidate
+    )
 
 
 class _Search:
@@ -133,10 +154,11 @@ class _Search:
         run: Run,
         folder: Path | None,
         task: Task | None,
+        reference: Reference | None,
     ) -> None:
         self.options, self.run, self.note, self.folder = options, run, run.note, folder
         self.tried = list[Tried]()
-        self.reference: Reference | None = None
+        self.reference = reference
         self.images = 0
         self.widths, self.factors = read_options(options.bits), read_factors(options.correct)
         check_search(options, self.widths)
@@ -150,18 +172,40 @@ class _Search:
         require_on_devices(self.widths, self.devices)
         lowered = options.minimize.lower() if options.minimize else None
         self.minimize = lowered or (None if options.budget else "size")
-        self.full = Pricing(self.candidates[0].outline, self.devices, self.factors).full()
+        self.full = self._full()
         self.budgets = read_budgets(options.budget, self.full)
         self.tries = Tries(options=options, progress=run.progress)
         if self.floor is not None and self.floor.name is not None:
             for candidate in self.candidates:
                 require_score(self.floor, self.tries.float_on_one(candidate))
 
+    def _full(self) -> dict[str, float]:
+        """Return what the reference costs.
+
+        Raises:
+            UsageError: it is another search's, which did not count all that this one does.
+        """
+        own = Pricing(self.candidates[0].outline, self.devices, self.factors).full()
+        if self.reference is None:
+            return own
+        missing = [n for n in own if n not in self.reference.costs]
+        if missing:
+            raise UsageError(
+                f"Cannot compare with the reference {self.reference.model}",
+                f"its search counted no {' and no '.join(missing)}",
+                "Give that search the same --budget names",
+            )
+        return self.reference.costs
+
     def _require_samples(self, task: Task | None) -> None:
         """Refuse samples and models that do not fit each other or the goals."""
         first = self.candidates[0]
         require_same_classes(first.data, first.val)
-        require_labels(first.scored, self.options, several=len(self.candidates) > 1)
+        require_labels(
+            first.scored,
+            self.options,
+            several=len(self.candidates) > 1 or self.reference is not None,
+        )
         if first.val is None:
             require_left(first.data, self.options)
         for candidate in self.candidates:
@@ -192,21 +236,21 @@ class _Search:
             if len(self.candidates) == 1:
                 raise UsageError(f"The budget {first} cannot be met", reason, NARROWER)
             self.note(f"left out: {reason}")
-            if candidate.number == 0:
-                self._measure_reference(candidate)
+            if candidate.number == 0 and self.reference is None:
+                self.measure_reference(candidate)
         if not left:
             raise UsageError("No candidate can meet the budgets", reason, NARROWER)
         self.candidates = left
 
-    def _measure_reference(self, candidate: Candidate) -> None:
-        """Measure the float accuracy of a reference that is left out itself.
+    def measure_reference(self, candidate: Candidate) -> Reference:
+        """Measure the float accuracy of a reference that is not walked itself.
 
         The others are compared with it.
         """
         scored = self.tries.float_accuracy(candidate)
         own = judged_by(candidate, scored, self._named).own
         assert own.value is not None
-        self._refer(candidate, own, own.value)
+        return self._refer(candidate, own, own.value)
 
     @property
     def _named(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -61,7 +62,8 @@ class Pace:
         if self.total < self.steps:
             self.note(
                 f"{self.method}: {self.total} steps fit into the time budget of "
-                f"{_minutes(self.budget_s)}; {whole}"
+                f"{_minutes(self.budget_s)}; {whole} "
+                f"(--time-budget {math.ceil(self.steps * step_s / 60)} does them all)"
             )
 
 

@@ -3,6 +3,7 @@
 The command line's options and TOML recipes are made from these fields.
 """
 
+from trtq.specs.advise import AdviseSpec, CostSpec
 from trtq.specs.base import (
     Spec,
     changed_words,
@@ -30,12 +31,10 @@ from trtq.specs.options import Options, QuantizeOptions
 from trtq.specs.package import PackageSpec
 from trtq.specs.quantize import EvaluateSpec, ImportCheckpointSpec, QuantizeSpec
 from trtq.specs.search import (
-    AdviseSpec,
     AllocateOptions,
     AllocateSpec,
     AnalyzeOptions,
     AnalyzeSpec,
-    CostSpec,
     SearchOptions,
     SearchSpec,
 )

@@ -9,6 +9,7 @@ from msgspec import Meta
 from trtq.specs.base import Doc, PathDoc, Spec
 from trtq.specs.fields import Tokenizer
 from trtq.specs.options import TaskName
+from trtq.specs.sweep import Address, Executor
 
 
 class DeployOptions(Spec, frozen=True, kw_only=True):
@@ -138,3 +139,15 @@ class FleetSpec(DeployOptions, frozen=True, kw_only=True):
         ),
     ] = ""
     out: Annotated[str, PathDoc(description="Folder for the records and the table.")] = "runs/fleet"
+    on: Annotated[
+        Executor,
+        Doc(
+            description="Who connects to the devices: processes of this machine, tasks of a Ray "
+            "cluster, or jobs of Slurm's queue."
+        ),
+    ] = "local"
+    workers: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Devices at a time; default: all."),
+    ] = None
+    address: Address = ""

@@ -125,7 +125,7 @@ TimeBudget = Annotated[
     Annotated[float, Meta(gt=0)] | None,
     Doc(
         description="Minutes that a method which learns (reconstruct) may take: it does the steps "
-        "that fit. Default: all of them."
+        "that fit. Default: all of them; 5 where a preset chose the method on a CPU."
     ),
 ]
 ParityImages = Annotated[

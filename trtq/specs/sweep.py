@@ -9,14 +9,34 @@ from msgspec import Meta
 from trtq.specs.base import Doc, PathDoc, Spec, open_choice
 
 Executor = Annotated[str, open_choice("executors", "local", "ray", "slurm")]
+EXECUTED = Doc(
+    description="Where runs are executed: processes of this machine, a Ray cluster, or Slurm's "
+    "queue."
+)
+Address = Annotated[
+    str,
+    Doc(
+        description="Address of the Ray cluster; default: $RAY_ADDRESS, else Ray is started on "
+        "this machine."
+    ),
+]
 
 
 class Slots(Spec, frozen=True, kw_only=True):
-    """What one run takes while it runs: the table ``[sweep.slots]``."""
+    """What one run takes while it runs: the table ``[sweep.slots]``.
 
-    cpus: Annotated[int, Meta(ge=1)] = 1
+    Attributes:
+        cpus: 0 for a run that mostly waits.
+    """
+
+    cpus: Annotated[int, Meta(ge=0)] = 1
     gpus: Annotated[int, Meta(ge=0)] = 0
     resources: dict[str, Annotated[float, Meta(gt=0)]] = {}
+
+    @property
+    def threads(self) -> int:
+        """Threads of the processor that a run may start."""
+        return max(self.cpus, 1)
 
 
 class SweepTable(Spec, frozen=True, kw_only=True):
@@ -38,13 +58,7 @@ class SweepSpec(Spec, frozen=True, kw_only=True):
     recipe: Annotated[
         str, PathDoc(description="A recipe with a [vary] table of dotted settings and lists.")
     ]
-    on: Annotated[
-        Executor,
-        Doc(
-            description="Where runs are executed: processes of this machine, a Ray cluster, or "
-            "Slurm's queue."
-        ),
-    ] = "local"
+    on: Annotated[Executor, EXECUTED] = "local"
     workers: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Doc(description="Runs at a time; default: as many as the slots allow."),
@@ -67,13 +81,7 @@ class SweepSpec(Spec, frozen=True, kw_only=True):
             "the recipe, else runs/ and its name."
         ),
     ] = ""
-    address: Annotated[
-        str,
-        Doc(
-            description="Address of the Ray cluster; default: $RAY_ADDRESS, else Ray is started on "
-            "this machine."
-        ),
-    ] = ""
+    address: Address = ""
     mlflow: Annotated[
         str,
         Doc(

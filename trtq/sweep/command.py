@@ -12,17 +12,17 @@ from pathlib import Path
 
 from trtq.artifact import ensure_writable_dir, environment, header, write_bytes
 from trtq.files import SWEEP_HTML, SWEEP_JSON
+from trtq.jobs.executors import Executor, Settings, open_executor
+from trtq.jobs.leases import this_driver
+from trtq.jobs.store import Store
 from trtq.progress import Clock, Progress, or_silent
 from trtq.recall import recalling
 from trtq.records.sweep import SweepRecord, SweepRow
 from trtq.report.sweep import write_sweep_page
 from trtq.specs import SweepSpec
 from trtq.sweep.drive import Drive, Planned
-from trtq.sweep.executors import Executor, Settings, open_executor
 from trtq.sweep.key import address_of
-from trtq.sweep.leases import this_driver
-from trtq.sweep.store import Store
-from trtq.sweep.tracking import open_tracker
+from trtq.sweep.tracking import log_sweep, open_tracker
 from trtq.sweep.variants import SweepFile, Variant, read_sweep, run_named
 from trtq.workspace import Workspace
 
@@ -74,7 +74,7 @@ def sweep(
         with contextlib.closing(_open_executor(request, work)) as executor:
             record = _carry_out(request, planned, store, executor, work)
     if tracker is not None:
-        count = tracker.log(record)
+        count = log_sweep(tracker, record)
         told.note(
             f"{count} runs were logged to MLflow, {len(record.rows) - count} were not: "
             "they were there already or have no figures"

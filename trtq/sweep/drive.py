@@ -15,17 +15,17 @@ from pathlib import Path
 import msgspec
 
 from trtq.errors import TrtqError, UsageError
+from trtq.jobs.executors import Executor
+from trtq.jobs.store import Done, Store, Upload
+from trtq.jobs.together import require_same_versions
+from trtq.jobs.work import NOT_VALID, Ended, Job, versions
 from trtq.progress import Progress
 from trtq.records.sweep import State, SweepRow
-from trtq.sweep.executors import Executor
 from trtq.sweep.measured import changed_input, measure
-from trtq.sweep.store import Done, Store, Upload
-from trtq.sweep.work import ANOTHER, Ended, Job, versions
 
 THREADS = 16  # that ask the store at once
 POLL_S = 1.0
 BUSY_S = 5.0  # until another driver's run is looked at again
-NOT_VALID = 3  # exit code of trtq run
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +200,7 @@ class Drive:
         self, just: Sequence[Ended], executor: Executor, cwd: Path, pool: ThreadPoolExecutor
     ) -> None:
         """Keep the runs that ended well; the reasons of the others."""
-        refused = next((e for e in just if e.code == ANOTHER), None)
-        if refused is not None:
-            raise UsageError(
-                "The workers have other versions than this machine",
-                refused.reason,
-                "Install the same versions on all of them: results of one sweep must be comparable",
-            )
+        require_same_versions(just)
 
         def end(ended: Ended) -> Done | str:
             return self._end_one(self._running[ended.name], ended, executor.shared, cwd)

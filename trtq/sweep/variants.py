@@ -14,11 +14,11 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from trtq.errors import TrtqError, UsageError, suggest
+from trtq.jobs.toml_text import toml_text
 from trtq.recipe import BuildStage, Recipe, read_toml, recipe_of
 from trtq.records.sweep import settings_words
 from trtq.specs import Spec, plain_type
 from trtq.specs.sweep import Slots, SweepTable
-from trtq.sweep.toml_text import toml_text
 
 Settings = dict[str, Any]  # values by dotted name, as TOML has them
 OWN = ("vary", "sweep")  # the tables that a recipe does not have

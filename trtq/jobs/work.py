@@ -1,6 +1,6 @@
 """One run: ``trtq run`` in a process of its own, and its files into the store.
 
-Also a program, for machines that a queue chooses: ``python -m trtq.sweep.work JOBS NUMBER`` does
+Also a program, for machines that a queue chooses: ``python -m trtq.jobs.work JOBS NUMBER`` does
 the job in ``JOBS/job-NUMBER.json`` and writes ``JOBS/ended-NUMBER.json``.
 """
 
@@ -24,16 +24,17 @@ import msgspec
 from trtq.artifact import read_record, write_json
 from trtq.errors import TrtqError
 from trtq.files import RECIPE_TOML, RUN_LOG
+from trtq.jobs.leases import this_driver
+from trtq.jobs.store import Store, Upload
+from trtq.jobs.toml_text import toml_text
 from trtq.machine import package_version
 from trtq.recipe import read_toml
-from trtq.sweep.leases import this_driver
-from trtq.sweep.store import Store, Upload
-from trtq.sweep.toml_text import toml_text
 
 PACKAGES = ("trtq", "torch", "timm", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ANOTHER = -1000  # exit code of a run that a worker with other versions refused
 LOG_BYTES = 20_000  # of a log that comes back from another machine
+NOT_VALID = 3  # exit code of a command whose figures may not be used
 ENDING_S = 10.0  # that a run has to end after SIGTERM
 
 Started = Callable[["subprocess.Popen[bytes]"], None]
@@ -47,11 +48,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         recipe: TOML text.
         folder: where the recipe writes; "" for a temporary folder of the worker.
         cwd: where relative paths of the recipe start; "" for the worker's own.
-        url: of the store; project: whose it is.
+        url: of the store; "" leaves the files in the folder.
+        project: whose store it is.
         leave_out: patterns of files that the store does not get.
         threads: of the processor.
         gpus: for CUDA_VISIBLE_DEVICES; None leaves it as it is.
         versions: of the driver, which the worker must have; {} for any.
+        accepted: exit codes after which there are results.
     """
 
     name: str
@@ -59,12 +62,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     recipe: str
     folder: str
     cwd: str
-    url: str
-    project: str
+    url: str = ""
+    project: str = ""
     leave_out: tuple[str, ...] = ()
     threads: int
     gpus: tuple[str, ...] | None = None
     versions: dict[str, str] = {}
+    accepted: tuple[int, ...] = (0, NOT_VALID)
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +107,8 @@ def perform(job: Job, started: Started | None = None) -> Ended:
         started: receives the process of ``trtq run``.
 
     Returns:
-        ``upload`` is set where the exit code is 0 or 3 (figures not valid) and the store took the
-        files; else ``reason`` is.
+        ``reason`` is set where the exit code is none of the accepted ones, or the store did not
+        take the files; else ``upload`` is, where there is a store.
     """
     other = _differences(job.versions)
     host = socket.gethostname()
@@ -117,11 +121,11 @@ def perform(job: Job, started: Started | None = None) -> Ended:
             name=job.name,
             code=code,
             seconds=round(time.monotonic() - begun, 3),
-            reason="" if code in (0, 3) else _reason(code, log),
+            reason="" if code in job.accepted else _reason(code, log),
             host=host,
             log=log,
         )
-        if ended.reason:
+        if ended.reason or not job.url:
             return ended
         try:
             return msgspec.structs.replace(ended, upload=_upload(job, folder))

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import run_cli
-from tests.sweep.test_store import KEY, fetched_and_forgotten, finish, open_store
+from tests.jobs.test_store import KEY, fetched_and_forgotten, finish, open_store
 from tests.sweep.test_sweep import BITS, record_of, states
 from trtq.errors import ArtifactError, UsageError
-from trtq.sweep.store import Store
+from trtq.jobs.store import Store
 
 pytestmark = [
     pytest.mark.slow,

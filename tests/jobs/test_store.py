@@ -15,9 +15,9 @@ import pytest
 
 from trtq.artifact import sha256_file
 from trtq.errors import ArtifactError, MissingExtraError, UsageError
+from trtq.jobs.leases import this_driver
+from trtq.jobs.store import Done, Store
 from trtq.records.sweep import Measured
-from trtq.sweep.leases import this_driver
-from trtq.sweep.store import Done, Store
 
 KEY = "ab" * 32
 
@@ -133,8 +133,8 @@ def test_a_claim_lasts_until_it_is_released(tmp_path):
 
 CLAIM = """
 import sys, time
-from trtq.sweep.leases import this_driver
-from trtq.sweep.store import Store
+from trtq.jobs.leases import this_driver
+from trtq.jobs.store import Store
 store = Store.open(sys.argv[1], this_driver(60.0))
 with store.leases.held(print):
     print(store.claim(sys.argv[2]), flush=True)
@@ -274,7 +274,7 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     # root may write everywhere: the system's answer is given in its place
-    monkeypatch.setattr("trtq.sweep.files.write_bytes", refuse)
+    monkeypatch.setattr("trtq.jobs.files.write_bytes", refuse)
     with pytest.raises(ArtifactError) as caught, store.leases.held(print):
         pass
     assert "in the store" in str(caught.value)

@@ -14,14 +14,14 @@ import msgspec
 
 from trtq.artifact import ensure_writable_dir, read_record, write_bytes, write_json
 from trtq.errors import MissingExtraError, TrtqError, UsageError, first_line
+from trtq.jobs.executors import Settings
+from trtq.jobs.work import Ended, Job
 from trtq.progress import Progress
-from trtq.sweep.executors import Settings
-from trtq.sweep.work import Ended, Job
 
 MOST = 500  # tasks of this sweep in the queue at a time, without --workers
 # The same for all sweeps: what differs comes as arguments and from Slurm's own variables.
 SCRIPT = b"""#!/bin/sh
-exec "$1" -m trtq.sweep.work "$2" "$SLURM_ARRAY_TASK_ID"
+exec "$1" -m trtq.jobs.work "$2" "$SLURM_ARRAY_TASK_ID"
 """
 ASK_S = 5.0  # between two questions to the queue
 LATE_S = 30.0  # that a file may take to appear on a shared file system
@@ -98,7 +98,7 @@ class SlurmExecutor:
         """
         folder = ensure_writable_dir(self._folder / f"array-{time.time_ns()}")
         for number, job in enumerate(jobs):
-            own = msgspec.structs.replace(job, threads=self._settings.slots.cpus)
+            own = msgspec.structs.replace(job, threads=self._settings.slots.threads)
             write_json(folder / f"job-{number}.json", own)
         script = write_bytes(folder / "array.sh", SCRIPT)
         words = ["sbatch", "--parsable", *self._options(len(jobs), folder), str(script)]
@@ -118,7 +118,7 @@ class SlurmExecutor:
         return [
             f"--array=0-{count - 1}",
             "--job-name=trtq-sweep",
-            f"--cpus-per-task={slots.cpus}",
+            f"--cpus-per-task={slots.threads}",
             f"--output={folder}/log-%a.txt",
             *gpus,
             *self._settings.sbatch,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sweep.test_store import KEY, fetched_and_forgotten, finish, open_store
+from tests.jobs.test_store import KEY, fetched_and_forgotten, finish, open_store
 from trtq.errors import ArtifactError
 
 pytestmark = [

@@ -10,14 +10,14 @@ from typing import Protocol
 import msgspec
 
 from trtq import extensions
+from trtq.jobs.work import Ended, Job
 from trtq.progress import Progress
 from trtq.specs.sweep import Slots
-from trtq.sweep.work import Ended, Job
 
 EXECUTORS = {
-    "local": "trtq.sweep.executors.local",
-    "ray": "trtq.sweep.executors.ray",
-    "slurm": "trtq.sweep.executors.slurm",
+    "local": "trtq.jobs.executors.local",
+    "ray": "trtq.jobs.executors.ray",
+    "slurm": "trtq.jobs.executors.slurm",
 }
 
 

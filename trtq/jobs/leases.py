@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.errors import TrtqError
-from trtq.sweep.files import Files
+from trtq.jobs.files import Files
 
 RENEWALS = 4  # in the time of one lease
 

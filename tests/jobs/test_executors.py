@@ -20,11 +20,11 @@ from tests.support.slurm import write_queue
 from tests.sweep.conftest import REFUSER
 from tests.sweep.test_sweep import BITS, record_of, runs_of, states, wait_for
 from trtq.errors import MissingExtraError, TrtqError, UsageError
+from trtq.jobs.executors import Settings, local, open_executor, slurm
+from trtq.jobs.work import ANOTHER, Job, perform, versions
 from trtq.progress import Silent
 from trtq.quant.encodings import Encodings
 from trtq.specs.sweep import Slots
-from trtq.sweep.executors import Settings, local, open_executor, slurm
-from trtq.sweep.work import ANOTHER, Job, perform, versions
 
 WRONG = 'out = "x"\n[quantise]\n'  # trtq run refuses it in a moment
 
@@ -315,7 +315,7 @@ from pathlib import Path
 from trtq.progress import Silent
 from trtq.quant.encodings import Encodings
 from trtq.specs.sweep import Slots
-from trtq.sweep.executors import Settings, open_executor
+from trtq.jobs.executors import Settings, open_executor
 try:
     open_executor("ray", Settings(folder=Path("."), slots=Slots(), address=sys.argv[1]), Silent())
 except Exception as exc:
@@ -350,7 +350,7 @@ def test_ray_does_the_runs_with_four_workers(write_sweep, tmp_path):
     vary = f'{BITS}\n"quantize.calibrator" = ["max", "mse"]'
     done = sweep_on_ray(write_sweep(vary), "--workers", "4")
     assert done.returncode == 0, done.stderr
-    assert "Ray is started on this machine for this sweep" in done.stderr
+    assert "Ray is started on this machine for these runs" in done.stderr
     record = record_of(tmp_path / "out")
     assert [r.state for r in record.rows] == ["done"] * 4
     assert (record.executor, record.workers) == ("ray", 4)

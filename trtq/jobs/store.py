@@ -21,9 +21,9 @@ import msgspec
 from trtq.artifact import FileRecord, sha256_file
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import DONE_JSON, LOCK, RUN_LOCK, STAGING, STORE_JSON
+from trtq.jobs.files import Files, open_files
+from trtq.jobs.leases import Claim, Driver, Leases
 from trtq.records.sweep import Measured
-from trtq.sweep.files import Files, open_files
-from trtq.sweep.leases import Claim, Driver, Leases
 
 SCHEMA = 1
 KIND = "trtq sweep store"

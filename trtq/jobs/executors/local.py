@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import msgspec
 
 from trtq.errors import UsageError
+from trtq.jobs.executors import Settings
+from trtq.jobs.work import Ended, Job, end, perform
 from trtq.progress import Progress
-from trtq.sweep.executors import Settings
-from trtq.sweep.work import Ended, Job, end, perform
 
 
 def open_executor(settings: Settings, progress: Progress) -> LocalExecutor:
@@ -37,7 +37,7 @@ def open_executor(settings: Settings, progress: Progress) -> LocalExecutor:
             f"this machine has {len(gpus)}",
             "Lower [sweep.slots] gpus, or use --on ray or --on slurm",
         )
-    most = min(max(1, cpus // slots.cpus), len(gpus) // slots.gpus if slots.gpus else cpus)
+    most = min(max(1, cpus // slots.threads), len(gpus) // slots.gpus if slots.gpus else cpus)
     workers = min(settings.workers or most, len(gpus) // slots.gpus if slots.gpus else 10**6)
     if settings.workers and settings.workers > workers:
         progress.note(f"{workers} runs at a time: there are {len(gpus)} GPUs")
@@ -46,7 +46,7 @@ def open_executor(settings: Settings, progress: Progress) -> LocalExecutor:
             f"{workers} runs with {slots.cpus} threads each share {cpus} cores: each is slower, "
             "and latencies measured in them are not valid"
         )
-    return LocalExecutor(workers, slots.cpus, slots.gpus, gpus)
+    return LocalExecutor(workers, slots.threads, slots.gpus, gpus)
 
 
 def _gpus() -> list[str]:

@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 
 from trtq.errors import MissingExtraError, UsageError, first_line, reason
+from trtq.jobs.executors import Settings
+from trtq.jobs.executors.ray_task import work
+from trtq.jobs.work import ENDING_S, Ended, Job
 from trtq.progress import Progress
 from trtq.specs.sweep import Slots
-from trtq.sweep.executors import Settings
-from trtq.sweep.executors.ray_task import work
-from trtq.sweep.work import ENDING_S, Ended, Job
 
 HINT = "Start one (ray start --head), or leave --address and RAY_ADDRESS out to use this machine"
 ANSWER_S = 10.0
@@ -45,7 +45,7 @@ def open_executor(settings: Settings, progress: Progress) -> RayExecutor:
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         _start_here(ray, settings)
-        progress.note("no Ray cluster is named: Ray is started on this machine for this sweep")
+        progress.note("no Ray cluster is named: Ray is started on this machine for these runs")
     else:
         _connect(ray, address)
     try:
@@ -118,7 +118,7 @@ def _capacity(cluster: dict[str, float], slots: Slots) -> int:
             f"{there}",
             "Change [sweep.slots], or start nodes with it (ray start --resources)",
         )
-    return min(int(cluster[n] // v) for n, v in needs.items())
+    return min((int(cluster[n] // v) for n, v in needs.items()), default=int(cluster["CPU"]))
 
 
 def _is_shown(resource: str) -> bool:
@@ -140,7 +140,7 @@ class RayExecutor:
     def __init__(self, ray: Any, settings: Settings, workers: int, *, shared: bool) -> None:
         self._ray, self.workers, self.shared = ray, workers, shared
         slots = settings.slots
-        self._retries, self._threads = settings.retries, slots.cpus
+        self._retries, self._threads = settings.retries, slots.threads
         self._task = ray.remote(
             num_cpus=slots.cpus,
             num_gpus=slots.gpus,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from trtq.sweep.work import Ended, Job, perform
+from trtq.jobs.work import Ended, Job, perform
 
 
 def work(job: bytes) -> bytes:

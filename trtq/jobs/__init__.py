@@ -1,0 +1,1 @@
+"""Commands in other processes and on other machines, and the store that keeps their files."""
