@@ -84,16 +84,18 @@ def require_single_samples(model: Model) -> None:
         ModelError: names the input and its batch.
     """
     inputs = model.graph.signature.inputs
-    batches = zip(inputs, sample_axes([i.shape for i in inputs]), strict=True)
-    fixed = {
-        i.name: (i.shape[axis], _with_open(i.shape, axis))
-        for i, axis in batches
-        if axis is not None and i.shape and isinstance(i.shape[axis], int) and i.shape[axis] != 1
-    }
+    axes = sample_axes([i.shape for i in inputs])
+    fixed = [
+        (one, axis)
+        for one, axis in zip(inputs, axes, strict=True)
+        if axis is not None and one.shape and one.shape[axis] != 1
+        if isinstance(one.shape[axis], int)
+    ]
     if not fixed:
         return
-    name, (size, _) = next(iter(fixed.items()))
-    opened = " ".join(f"--dynamic {n}={sizes}" for n, (_, sizes) in fixed.items())
+    first, axis = fixed[0]
+    size, name = first.shape[axis], first.name
+    opened = " ".join(f"--dynamic {one.name}={_with_open(one.shape, k)}" for one, k in fixed)
     raise ModelError(
         f"Cannot give samples to {model.name}",
         f"its input {name} takes batches of {size} only, expected an open batch or a batch of 1",
