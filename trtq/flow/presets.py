@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
+from trtq.data.answers import OutputComparison
 from trtq.errors import UsageError
 from trtq.flow.extremes import handle_extremes
 from trtq.flow.inputs import Inputs
@@ -137,7 +138,7 @@ def _fall_back(
 
 
 def _tried(name: str, done: Attempt) -> TryRecord:
-    answer = done.parity.answer
+    answer = _worst(done)
     return TryRecord(
         step=name,
         figures=list(done.alike) or msgspec.UNSET,
@@ -185,9 +186,20 @@ def _passes(done: Attempt, floor: float) -> bool:
     return passed and (sqnr >= CHECK_SQNR_DB or agrees)
 
 
+def _worst(done: Attempt) -> OutputComparison:
+    """Return the comparison of the output that is the farthest from the float model's."""
+    return min(done.parity.answers, key=lambda a: _db(a) if a.finite else -math.inf)
+
+
+def _db(answer: OutputComparison) -> float:
+    return math.inf if answer.sqnr_db is None else answer.sqnr_db
+
+
 def _found(done: Attempt) -> str:
-    words = [f.words for f in done.alike[:1]]
-    return ", ".join([*words, done.parity.answer.words])
+    worst = _worst(done)
+    words = [*(f.words for f in done.alike[:1]), worst.words]
+    where = f" (output {worst.name})" if done.parity.others else ""
+    return ", ".join(words) + where
 
 
 def _check_words(done: Attempt, floor: float) -> str:
