@@ -1,4 +1,4 @@
-"""Writes the list of errors into errors.md from the table that the program reads."""
+"""Writes the lists of errors and of releases into their pages from the tables of the program."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from itertools import groupby
 
 from trtq.cli.explain_cmd import meaning
 from trtq.error_codes import Closed, Entry, entries, forms
-
-MARK = "<!-- errors -->"
+from trtq.platform.releases import shown, sources
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Return the text of a page with the list in place of its mark."""
-    return markdown.replace(MARK, _errors()) if MARK in markdown else markdown
+    """Return the text of a page with its list in place of the mark."""
+    for mark, written in (("<!-- errors -->", _errors), ("<!-- releases -->", _releases)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, written())
+    return markdown
+
+
+def _releases() -> str:
+    rows = [f"| {shown(r.version)} | {r.fact} | {r.source} |" for r in sources()]
+    return "\n".join(["| TensorRT | fact | read in |", "|---|---|---|", *rows])
 
 
 def _errors() -> str:
