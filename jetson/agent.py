@@ -2009,6 +2009,8 @@ def build_engine(asked: Dict[str, Any]) -> int:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
+    if asked["dla"] is not None and "ADJUST_FOR_DLA" in apis:
+        parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     with open(asked["onnx"], "rb") as handle:
         parsed = parser.parse(handle.read())
     if not parsed:

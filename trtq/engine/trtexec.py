@@ -163,6 +163,7 @@ class TrtexecBuilder:
             *self._precision(settings),
             *self._memory(settings),
             *_options(settings.options),
+            *self._adjustment(settings.options),
             *self._afterwards(report),
         ]
         for name, _ in given:
@@ -193,6 +194,11 @@ class TrtexecBuilder:
             return []
         # A plain number of MiB means the same in every release, a suffix does not.
         return [("memPoolSize", f"workspace:{settings.workspace}")]
+
+    def _adjustment(self, options: BuildOptions) -> list[Flag]:
+        """Return the option that lets the parser rewrite layers for a DLA, where there is one."""
+        wanted = options.dla is not None and has_flag("adjustForDLA", self.version)
+        return [("adjustForDLA", None)] * wanted
 
     def _afterwards(self, report: Path | None) -> list[Flag]:
         """Return the options for what follows the build: the layer report, and no inference."""
