@@ -24,4 +24,4 @@ def command(as_json: bool) -> None:
     width = max(len(c.name) for c in checks)
     for check in checks:
         state = check.found or f"missing: needed for {check.needed_for}; {check.mend}"
-        say(f"{check.name:<{width}}  {state}")
+        say(f"{check.name:<{width}}  {state}{f'; {check.note}' if check.note else ''}")
