@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trtq.engine.failures import explain
-from trtq.engine.settings import Built, Settings
+from trtq.engine.settings import Built, Settings, Shapes
 from trtq.engine.trtexec_log import read_log
 from trtq.engine.worker_process import ended_with
 from trtq.errors import EngineError, MissingExtraError, reason
@@ -244,10 +244,15 @@ class TrtexecBuilder:
 
 def _shapes(settings: Settings) -> list[Flag]:
     """Return the options that give the shapes of dynamic inputs."""
-    if not settings.shapes:
-        return []
+    profiles = [_profile(shapes) for shapes in (settings.shapes, *settings.more) if shapes]
+    if len(profiles) < 2:
+        return [flag for given in profiles for flag in given]
+    return [flag for k, given in enumerate(profiles) for flag in (("profile", str(k)), *given)]
+
+
+def _profile(shapes: Shapes) -> list[Flag]:
     return [
-        (flag, spell_shapes({name: shapes[i] for name, shapes in settings.shapes.items()}))
+        (flag, spell_shapes({name: sizes[i] for name, sizes in shapes.items()}))
         for i, flag in enumerate(("minShapes", "optShapes", "maxShapes"))
     ]
 

@@ -122,9 +122,9 @@ def _configure(
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if has_api("progress_monitor", version):
         config.progress_monitor = _monitor()
-    if request.shapes:
+    for shapes in filter(None, (request.shapes, *request.more)):
         profile = builder.create_optimization_profile()
-        for name, sizes in request.shapes.items():
+        for name, sizes in shapes.items():
             profile.set_shape(name, *(trt.Dims(list(s)) for s in sizes))
         config.add_optimization_profile(profile)
 

@@ -106,7 +106,8 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
         tuple[str, ...],
         Doc(
             description="NAME=MIN:OPT:MAX of an input with open axes, such as "
-            "images=1x3x320x320:1x3x640x640:8x3x1280x1280; one shape fixes them; repeatable."
+            "images=1x3x320x320:1x3x640x640:8x3x1280x1280; one shape fixes them; repeatable: the "
+            "same input again adds a profile, which Triton takes where it fits."
         ),
     ] = ()
     fallback: Annotated[

@@ -261,7 +261,7 @@ class _Profile:
 class _Builder:
     def __init__(self, release: _Release, logger: _Logger) -> None:
         self.release, self.logger = release, logger
-        self.profile = _Profile()
+        self.profiles: list[_Profile] = []
 
     def create_network(self, mask: int) -> _Network:
         return _Network(self.release, mask)
@@ -270,7 +270,8 @@ class _Builder:
         return _Config(self.release)
 
     def create_optimization_profile(self) -> _Profile:
-        return self.profile
+        self.profiles.append(_Profile())
+        return self.profiles[-1]
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         workspace = (
@@ -304,7 +305,8 @@ class _Builder:
             "adjusted for DLA": bool(network.parser_flags),
             "workspace": workspace,
             "float": kept,
-            "shapes": self.profile.shapes,
+            "shapes": self.profiles[0].shapes if self.profiles else {},
+            "profiles": [p.shapes for p in self.profiles],
             "level": getattr(config, "builder_optimization_level", None) if leveled else None,
             "report": (layers or b"").decode(),
         }
