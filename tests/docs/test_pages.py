@@ -49,7 +49,7 @@ def commands():
 
 def jobs():
     rows = re.findall(r"^\|[^|]+\| `(trtq [^`]+)`", (ROOT / "docs/index.md").read_text(), re.M)
-    assert len(rows) == 11
+    assert len(rows) == 12
     return [pytest.param(r, id=r[:60]) for r in rows]
 
 
