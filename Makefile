@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv system demo test test-beside test-slow test-gpu types lint docs errors lock clean
+.PHONY: venv system demo test test-beside test-slow test-cluster test-gpu types lint docs errors lock clean
 
 venv: $(STAMP)
 
@@ -43,8 +43,18 @@ test-beside: venv
 	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 
 test-slow: venv system
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "slow and not gpu and not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "slow and not gpu and not alone and not cluster"
 	$(BIN)/python -m pytest -m "slow and alone and not gpu"
+	$(MAKE) --no-print-directory test-cluster
+
+# Ray, S3, gs:// and MLflow: their packages lie beside the environment, because the lock cannot have them without an older python-dateutil.
+test-cluster: venv .cluster/.complete
+	PYTHONPATH=.cluster $(BIN)/python -m pytest --durations=10 -m cluster
+
+.cluster/.complete: requirements-cluster.txt $(STAMP)
+	rm -rf .cluster
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .cluster --requirement requirements-cluster.txt
+	touch $@
 
 test-gpu: venv  ## on a machine with an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu --durations=10
@@ -79,4 +89,4 @@ lock:  ## after changing a dependency
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-emit-index-url --python-version 3.10 --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .types runs site
+	rm -rf $(VENV) .types .cluster runs site

@@ -4,7 +4,8 @@ Usage: python benchmarks/sweep_overhead.py --out benchmarks/results/sweep_overhe
 
 Runs of a small model, one at a time, in one sweep: the sweep's time less the time of its
 `trtq run` processes is what the sweep adds. Requests are counted by a server of S3 on this machine
-(`pip install s3fs 'moto[server]'`; without them that table is left out).
+(`pip install s3fs 'moto[server]'`; without them that table is left out, as are rows of Ray without
+`ray`).
 """
 
 from __future__ import annotations
@@ -98,7 +99,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         write_classes(folder / "images", 4, 4, size=32)
-        lines = [*_overhead(folder), *_planning(folder), *_driver(folder, "a local folder")]
+        lines = [
+            *_overhead(folder),
+            *_on_ray(folder),
+            *_planning(folder),
+            *_driver(folder, "a local folder"),
+        ]
         lines += ["", *_on_s3(folder)]
     args.out.write_text(
         "\n".join(
@@ -143,6 +149,19 @@ def _overhead(folder: Path) -> list[str]:
         f"| what a sweep of {RUNS} adds to a run: planning, claim, copies, records, page | "
         f"{added / RUNS:.2f} s |",
         f"| the same sweep again, all reused, a run, planning included | {reused / RUNS:.2f} s |",
+    ]
+
+
+def _on_ray(folder: Path) -> list[str]:
+    """Return the rows about a sweep on Ray, which is started on this machine for each sweep."""
+    if importlib.util.find_spec("ray") is None:
+        return ["| on Ray | not measured: ray is not installed |"]
+    _, alone = _added(SweepSpec(recipe=str(_sweep_file(folder, "r1", 1)), workers=1, on="ray"))
+    file = _sweep_file(folder, "r", RUNS + 1)
+    _, all_of_them = _added(SweepSpec(recipe=str(file), workers=1, on="ray"))
+    return [
+        f"| on Ray, once: it is started (a sweep of 1) | {alone:.1f} s |",
+        f"| on Ray: what one more run adds, of {RUNS} | {(all_of_them - alone) / RUNS:.2f} s |",
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -185,10 +185,10 @@ def search(
     run = Run(or_silent(progress))
     check_search(asked, read_options(asked.bits))
     form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
-    models = _models(model)
-    with _workspace(out, SEARCH_JSON, run) as work:
-        folder = None if work is None else work.folder
-        candidates = list(_candidates(models, (data, val), form, run, folder))
+    work = _workspace(out, SEARCH_JSON, run)
+    folder = None if work is None else work.folder
+    candidates = list(_candidates(_models(model), (data, val), form, run, folder))
+    with nullcontext() if work is None else work.locked():
         searched = search_models(candidates, asked, run, folder=folder, task=known)
         if work is not None:
             save_search(searched, searched.record, work)
@@ -315,7 +315,8 @@ def finetune(
         samples(train, start.model, note=run.note),
         None if val is None else samples(val, start.model, note=run.note),
     )
-    with _workspace(out, FINETUNE_JSON, run) as work, _checkpoints(work) as folder:
+    work = _workspace(out, FINETUNE_JSON, run)
+    with nullcontext() if work is None else work.locked(), _checkpoints(work) as folder:
         finetuned = finetune_model(start, sets, asked, folder, run, task=known)
         if work is not None:
             work.remove_leftovers(FILES)
@@ -375,15 +376,9 @@ def _texts(options: Mapping[str, Any]) -> dict[str, object]:
     return texts
 
 
-@contextmanager
-def _workspace(out: str | Path | None, record: str, run: Run) -> Iterator[Workspace | None]:
-    """Hold the lock of a folder; None without one."""
-    if out is None:
-        yield None
-        return
-    work = Workspace(Path(out), record, run.progress, run.clock)
-    with work.locked():
-        yield work
+def _workspace(out: str | Path | None, record: str, run: Run) -> Workspace | None:
+    """Return the workspace of a folder; None without one."""
+    return None if out is None else Workspace(Path(out), record, run.progress, run.clock)
 
 
 @contextmanager

@@ -85,9 +85,30 @@ def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
     Raises:
         ArtifactError: it is a file, or the operating system refuses.
     """
+    return _probed(path, path, option)
+
+
+def require_writable_dir(path: Path, *, option: str = "--out") -> Path:
+    """Check that the folder ``path`` is writable or can be created, before inputs are opened.
+
+    It is not created: inputs that cannot be read leave no empty folder.
+
+    Args:
+        path: the folder.
+        option: the command line option that sets it, for messages.
+
+    Raises:
+        ArtifactError: it is a file, or the operating system refuses.
+    """
+    above = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    return _probed(path, above, option)
+
+
+def _probed(path: Path, place: Path, option: str) -> Path:
+    """Return the folder ``path``, once a file can be written in ``place``, which is created."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".trtq-probe-"):
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".trtq-probe-"):
             pass
     except OSError as exc:
         if isinstance(exc, (FileExistsError, NotADirectoryError)):
@@ -429,9 +450,15 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
         return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
-# Fields of specs that came after the schema of records.
+# Fields of specs that came after the schema of records: of all specs, or SPEC.FIELD of one.
 ADDED = frozenset(
     [
+        "AnalyzeSpec.ignore_index",
+        "AnalyzeSpec.masks",
+        "QuantizeSpec.masks",
+        "SearchSpec.ignore_index",
+        "SearchSpec.masks",
+        "SearchSpec.val_masks",
         "channel_order",
         "dynamic",
         "fit",
@@ -470,7 +497,8 @@ def spec_values(spec: msgspec.Struct) -> dict[str, Any]:
     Fields that records of this schema did not always have are there only where they are given.
     """
     values: dict[str, Any] = msgspec.to_builtins(spec)
-    return {k: v for k, v in values.items() if v or k not in ADDED}
+    name = type(spec).__name__
+    return {k: v for k, v in values.items() if v or not ADDED & {k, f"{name}.{k}"}}
 
 
 def environment() -> Environment:

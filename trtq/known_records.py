@@ -6,7 +6,7 @@ Reading a record parses it and checks its schema and the type of each field.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,25 @@ def record_type(verb: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def read_known(path: Path, *verbs: str, kind: str = "") -> Any:
+def read_known(path: Path, *verbs: str, kind: str = "", hint: str = "") -> Any:
     """Return the record in ``path`` as its struct.
 
     Args:
         path: of the JSON file.
         verbs: verbs whose records are accepted; default: all.
         kind: for messages; default: named after the first of the verbs.
+        hint: what to type where it is of another verb; default: the name of the right file.
 
     Raises:
         ArtifactError: missing, damaged, of a newer trtq, or of another verb.
     """
     kind = kind or f"{verbs[0]} record" if verbs else "record"
-    return known(read_json(path, kind=kind), path, *verbs, kind=kind)
+    return known(read_json(path, kind=kind), path, *verbs, kind=kind, hint=hint)
 
 
-def known(content: Mapping[str, Any], path: Path, *verbs: str, kind: str = "record") -> Any:
+def known(
+    content: Mapping[str, Any], path: Path, *verbs: str, kind: str = "record", hint: str = ""
+) -> Any:
     """Return a JSON object of ``path`` as the struct of its verb.
 
     Args:
@@ -51,6 +54,7 @@ def known(content: Mapping[str, Any], path: Path, *verbs: str, kind: str = "reco
         path: of the file, for messages.
         verbs: verbs whose records are accepted; default: all.
         kind: what the file is, for messages.
+        hint: what to type where it is of another verb; default: the name of the right file.
 
     Raises:
         ArtifactError: it is of another verb, or a field is missing or has another type.
@@ -66,5 +70,12 @@ def known(content: Mapping[str, Any], path: Path, *verbs: str, kind: str = "reco
         raise ArtifactError(
             f"Cannot read the {kind} {path}",
             f"it is of trtq {verb}, expected trtq {' or '.join(verbs)}",
+            hint or _right_files(verbs),
         )
     return check_record(content, path, record_type(verb), kind=kind)
+
+
+def _right_files(verbs: Iterable[str]) -> str:
+    """Return a hint with the names of the files that verbs write."""
+    names = [f"{VERBS[v].file} of trtq {v}" for v in verbs if VERBS[v].file]
+    return f"Name {' or '.join(names)}" if names else ""

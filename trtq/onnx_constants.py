@@ -10,8 +10,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from trtq.onnx_node import integer
+
 LARGEST_FOLD = 1 << 28  # values
 SMALL = 4096  # values of a constant that shape inference may need
+FLATTEN = ("Softmax", "LogSoftmax", "Hardmax")  # before opset 13: all axes from one on, as one
+BROKEN = ("LRN",)  # ONNX's evaluator computes the first channels only
 
 
 def evaluate(
@@ -28,6 +32,10 @@ def evaluate(
         opsets: of the model, by domain.
     """
     opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
+    if node.op_type in BROKEN:
+        return {}
+    if node.op_type in FLATTEN and opset < 13:
+        return _flattened(node, given)
     inputs = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for n, v in given.items()
@@ -44,6 +52,17 @@ def evaluate(
         return {}
     pairs = zip((o.name for o in outputs), results, strict=True)
     return {name: np.asarray(value) for name, value in pairs}
+
+
+def _flattened(node: onnx.NodeProto, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Evaluate a node of old opsets, as ONNX's evaluator does not: along all axes from one on."""
+    (name,) = node.input
+    x = given[name]
+    axis = integer(node, "axis", 1) % max(x.ndim, 1)
+    rows = x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    twin = helper.make_node(node.op_type, [name], node.output, axis=-1)
+    results = evaluate(twin, {name: rows}, {"": 13})
+    return {n: v.reshape(x.shape) for n, v in results.items()}
 
 
 def _largest(model: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> int:

@@ -20,6 +20,7 @@ _OPTION = re.compile(
     r"(?P<command>\btrtq [a-z][a-z-]*(?: [^\s,;]+)*)|"
     r"--(?P<name>[a-z][a-z-]*[a-z])(?: (?!\()(?P<value>[^\s;]*[^\s;,.):]))?"
 )
+_REPEATED = re.compile(r"(\b(\w+)=\{[^{}]*)\} \2=\{")
 _ARGUMENTS = {"preset": "preprocess", "for": "for_"}  # options whose argument has another name
 
 
@@ -54,8 +55,13 @@ def as_arguments(text: str) -> str:
     'Check model_arg (num_classes?), or give device="cuda": each takes its own'
     >>> as_arguments("--dynamic images=batch,3,height:64..1280")
     'dynamic={"images": ["batch", 3, "height"]}, ranges={"height": SizeRange(least=64, most=1280)}'
+    >>> as_arguments("--dynamic a=batch,3 --dynamic b=batch,4 --dynamic c=batch")
+    'dynamic={"a": ["batch", 3], "b": ["batch", 4], "c": ["batch"]}'
     """
-    return _OPTION.sub(_argument, text)
+    words, joined = _OPTION.sub(_argument, text), 1
+    while joined:  # an option that is given several times is one argument
+        words, joined = _REPEATED.subn(r"\1, ", words)
+    return words
 
 
 def _argument(found: re.Match[str]) -> str:

@@ -118,11 +118,11 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
             "the chain sets it: training starts from the result of [quantize]",
             "Leave it out",
         )
-    own = ("seed", "opset", "target", "parity_images", "weight_storage")
+    own = ("seed", "opset", "target", "parity_images", "weight_storage", "masks")
     same = {
         n: getattr(base, n)
         for n in (*ModelInputSpec.__struct_fields__, *own)
-        if n != "class_index" or "data" not in table
+        if n not in ("class_index", "masks") or "data" not in table
     }
     return FinetuneSpec.make({**same, **table, **fixed}, where=where)
 

@@ -140,6 +140,7 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
 
 def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -> Stage:
     spec = recipe.quantize
+    open_images(spec.data, spec.class_index, tokenizer=spec.tokenizer)  # refused before any work
     settings = _settings(spec, "out", "calib_cache", "batch_size")
 
     def inputs() -> Inputs:
@@ -150,6 +151,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
                 n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")
             },
             "images": fingerprint(spec.data, spec.class_index, note, tokenizer=spec.tokenizer),
+            **({"masks": fingerprint(spec.masks, None, note)} if spec.masks else {}),
             "allocation": _digest_or_none(spec.allocation),
             **_extensions_of(spec),
         }
@@ -281,12 +283,12 @@ def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
         UsageError: training saw some of them although they must be held out.
     """
     base, trained = recipe.quantize, recipe.finetune
-    data, index = wanted.data or base.data, wanted.class_index
-    if index is None and place_of(data) == place_of(base.data):
-        index = base.class_index
+    data, index, masks = wanted.data or base.data, wanted.class_index, wanted.masks
+    if place_of(data) == place_of(base.data):
+        index, masks = index or base.class_index, masks or base.masks
     tokenizer = wanted.tokenizer or base.tokenizer
     source = open_images(data, index, tokenizer=tokenizer)
-    chosen = _Evaluated(data, index, wanted.masks, tokenizer, source)
+    chosen = _Evaluated(data, index, masks, tokenizer, source)
     if trained is None or not wanted.held_out:
         return chosen
     learned = open_images(trained.data, trained.class_index, tokenizer=trained.tokenizer)

@@ -13,6 +13,7 @@ from trtq.artifact import (
     ensure_writable_file,
     leftovers,
     locked,
+    require_writable_dir,
     write_json,
 )
 from trtq.files import LOCK, STAGING
@@ -23,7 +24,7 @@ class Workspace:
     """An output folder whose record vouches for the files in it.
 
     Args:
-        folder: is created.
+        folder: is created with the first file in it, or with its lock.
         record: name of the record's file.
         progress: receives what happens.
         clock: running since the command began; default: a new one.
@@ -38,7 +39,7 @@ class Workspace:
     def __init__(
         self, folder: Path, record: str, progress: Progress, clock: Clock | None = None
     ) -> None:
-        self.folder = ensure_writable_dir(folder)
+        self.folder = require_writable_dir(folder)
         self.record, self.progress = record, progress
         self.note, self.clock = Notes(progress.note), clock or Clock()
 
@@ -72,6 +73,7 @@ class Workspace:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock; a second process waits."""
+        ensure_writable_dir(self.folder)
         with locked(self.folder / LOCK, waiting=self.progress.note):
             yield
 
@@ -118,7 +120,7 @@ class Workspace:
         Raises:
             ArtifactError: it cannot be written.
         """
-        write_json(self.folder / self.record, record)
+        write_json(ensure_writable_dir(self.folder) / self.record, record)
 
 
 def file_records(paths: Iterable[Path]) -> dict[str, FileRecord]:

@@ -304,6 +304,17 @@ def test_a_file_that_fails_after_its_latency_keeps_it(cnn_out, monkeypatch):
     assert row.unavailable["energy"].startswith("Energy is not measured in this mode")
 
 
+def test_a_row_reads_the_names_of_its_files_once(cnn_out, monkeypatch):
+    given = []
+    for name in ("load", "memory"):
+        monkeypatch.setattr(
+            f"trtq.bench.row.measure_{name}", lambda *a, **_: given.append(a[2]) or None
+        )
+    path = cnn_out / "model.qdq.onnx"
+    bench(BenchSpec(file=(str(path),), load=True, memory=True, **QUICK))
+    assert given == [[path]] * 3  # of loads with and without the page cache, and of memory
+
+
 def test_files_of_one_name_keep_their_own_samples(cnn_out, tmp_path):
     for name, source in (("a", "fp32"), ("b", "qdq")):
         (tmp_path / name).mkdir()

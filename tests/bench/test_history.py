@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from matplotlib.figure import Figure
 
 from tests.support.bench import QUICK
 from trtq import BenchSpec, CompareSpec, bench, compare
@@ -51,6 +52,26 @@ def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypa
         BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **QUICK), Told()
     ).rows  # what was measured is not lost with it
     assert "not in the history" in told[0]
+
+
+def test_files_of_one_name_have_lines_of_their_own(record, tmp_path, monkeypatch):
+    row = record[0].rows[0]
+    for file in ("v1/a/m.onnx", "v2/a/m.onnx", "./v2/a/m.onnx", "n.onnx", "x/n.onnx"):
+        one = msgspec.structs.replace(row, file=file)
+        remember(msgspec.structs.replace(record[0], rows=[one]))
+    shown = []
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda figure, path, **_: (
+            shown.extend(t.get_text() for t in figure.axes[0].get_legend().get_texts()),
+            Path(path).write_text("drawn"),
+        ),
+    )
+    plot(recall(), tmp_path / "h.svg")
+    assert sorted(label.split(", ")[0] for label in shown) == [
+        *("n.onnx", "v1/a/m.onnx", "v2/a/m.onnx", "x/n.onnx")
+    ]
 
 
 def test_history_is_in_the_order_of_time_whatever_the_zone(record, tmp_path):

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import read, run_cli
+from tests.support.cluster import needs
 from trtq.cli import run_command, tracked
 from trtq.tracking import Experiment, Tracked, figures_of
 from trtq.verbs import VERBS
 
-with_mlflow = pytest.mark.skipif(
-    importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed"
-)
+with_mlflow = needs("mlflow")
 LOGGED_ELSEWHERE = ("run", "sweep")
 
 

@@ -464,7 +464,8 @@ def test_records_that_say_nothing_are_refused(out: Path, tmp_path: Path):
     )
     other = tmp_path / "c.json"
     other.write_text(json.dumps({"verb": "compare", "schema": 1}))
-    refused(ArtifactError, "it is of trtq compare", out, target="orin", measured=(str(other),))
+    why = "it is of trtq compare, expected trtq bench. Measure both, .*, and give DIR/bench.json"
+    refused(ArtifactError, why, out, target="orin", measured=(str(other),))
 
 
 def test_the_command_line(out: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from tests.conftest import run_cli
 from tests.support.recipes import write_recipe
 from trtq import inspect
 from trtq.errors import ArtifactError, EncodingsError
+from trtq.known_records import read_known
 
 # ---- inspect -----------------------------------------------------------------------------------
 
@@ -45,6 +46,11 @@ def test_inspect_every_artefact(cnn_out, images, tmp_path):
         "sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_record_of_another_verb_names_the_right_file(cnn_out):
+    with pytest.raises(ArtifactError, match="Name evaluate.json of trtq evaluate"):
+        read_known(cnn_out / "quantize.json", "evaluate")
 
 
 def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path):

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "words",
     [
         ("export", "--target", "orin@10.3", "--out", "profiles"),
-        ("finetune", "--task", "tensors", "--augment", "none", "--epochs", "1", "--out", "qat"),
+        ("finetune", "--task", "tensors", "--epochs", "1", "--out", "qat"),
     ],
     ids=lambda words: words[0],
 )
@@ -45,3 +45,12 @@ def test_no_line_about_images(folder, words):
     assert done.returncode == 0, done.stderr
     assert "ImageNet" not in done.stderr
     assert "random numbers" in done.stderr  # other lines are there
+    assert ("are not augmented: its inputs are" in done.stderr) == (command == "finetune")
+
+
+def test_another_augmentation_is_for_images(folder):
+    encodings = ("--encodings", "out/encodings.safetensors", "--task", "tensors")
+    asked = ("--augment", "flip", "--out", "flipped")
+    done = run_cli("finetune", *DATA, *encodings, *asked, cwd=folder)
+    assert done.returncode == 2
+    assert "Cannot augment the samples" in done.stderr and "Add --augment none" in done.stderr

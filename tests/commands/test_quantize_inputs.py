@@ -55,9 +55,12 @@ def test_corrupt_image_names_the_file_and_nothing_stays_behind(tmp_path):
 def test_other_files_are_ignored_and_said_and_one_image_is_few(tmp_path):
     folder = write_images(tmp_path / "i", 1)
     (folder / "notes.txt").write_text("x")
-    notes = quantize(spec(folder, tmp_path / "o")).notes
+    notes = quantize(spec(folder, tmp_path / "o", calib_images=256)).notes
     assert any("1 files in" in n and "notes.txt" in n for n in notes)
     assert any("1 calibration images are few" in n for n in notes)
+    assert any("has 1 images, fewer than the default of 256: all are used" in n for n in notes)
+    notes = quantize(spec(folder, tmp_path / "p", calib_images=9)).notes
+    assert any("has 1 images, 9 were asked for: all are used" in n for n in notes)
 
 
 def test_text_file_called_png(tmp_path):

@@ -11,12 +11,27 @@ import torch
 from PIL import Image
 
 from tests.conftest import read, run_cli, spec
-from trtq import EvaluateSpec, FinetuneSpec, evaluate, finetune, load_recipe, quantize, run
+from trtq import (
+    AnalyzeSpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    SearchSpec,
+    analyze,
+    evaluate,
+    finetune,
+    load_recipe,
+    quantize,
+    run,
+    search,
+)
 from trtq.data.labels import PixelLabels, open_labels
 from trtq.data.metrics import confusion, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.source import open_source
 from trtq.errors import DataError, UsageError
+from trtq.progress import Silent
+from trtq.recipe import recipe_of
+from trtq.stages import plan
 from trtq.testing.images import write_scenes
 
 NET = "trtq.testing.models:tiny_segmenter"
@@ -297,6 +312,95 @@ def test_masks_on_the_command_line(scenes, ptq: Path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pixel_accuracy"] > 0
+
+
+def wordless(folder: Path) -> str:
+    """Return the text of a segmenter that does not say how many classes it has."""
+    (folder / "net.py").write_text(
+        "from trtq.testing.models import tiny_segmenter\n\n\ndef make():\n"
+        "    net = tiny_segmenter()\n    del net.num_classes\n    return net\n"
+    )
+    return f"{folder / 'net.py'}:make"
+
+
+def test_masks_say_that_an_output_is_scores_of_pixels(scenes, tmp_path: Path):
+    images, masks = map(str, scenes)
+    asked = {"model": wordless(tmp_path), "parity_images": 8, "preset_quant": "auto"}
+    blind = quantize(spec(images, tmp_path / "o", **asked))
+    assert any("not known to be scores of classes" in n for n in blind.notes)
+    record = quantize(spec(images, tmp_path / "q", **asked, masks=masks))
+    assert not any("not known to be scores of classes" in n for n in record.notes)
+    assert record.preset.tried[-1].agreement is not None
+    assert "masks" not in blind.spec
+    assert record.spec["masks"] == masks
+
+
+def test_a_recipe_quantizes_and_evaluates_with_the_same_masks(scenes, tmp_path: Path):
+    tables = {
+        "quantize": {
+            "model": NET,
+            "data": str(scenes[0]),
+            "masks": str(scenes[1]),
+            "calib_images": 8,
+        },
+        "evaluate": {},
+    }
+    recipe = recipe_of(tables, tmp_path / "r.toml")
+    quantized, evaluated = plan(recipe, tmp_path / "o", Silent())[:2]
+    assert quantized.inputs()["masks"] == evaluated.inputs()["masks"] is not None
+
+
+def test_a_search_keeps_the_miou_of_masks(scenes, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
+    images, masks = map(str, scenes)
+    asked = {
+        "model": wordless(tmp_path),
+        "data": images,
+        "masks": masks,
+        "out": str(tmp_path / "o"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "metric": "l2",
+        "images": 4,
+        "calib_images": 8,
+        "methods": "never",
+        "min_score": {"mIoU": -50.0},
+        "budget": ["size=0.9"],
+        "bits": ["8"],
+    }
+    record = search(SearchSpec.make(asked))
+    assert next(c for c in record.constraints if c.name == "mIoU").met
+    with pytest.raises(UsageError, match="--val needs --val-masks: the images of --data have"):
+        search(SearchSpec.make({**asked, "val": images}))
+    for wrong, message in (
+        ({"val_masks": masks}, "--val-masks needs --val"),
+        ({"masks": None, "ignore_index": 3}, "--ignore-index needs --masks"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            SearchSpec.make({**asked, **wrong})
+
+
+def test_an_analysis_takes_the_loss_against_masks(scenes, tmp_path: Path):
+    images, masks = map(str, scenes)
+    asked = {
+        "model": NET,
+        "data": images,
+        "out": str(tmp_path / "S.json"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "metric": "gradient",
+        "trials": 1,
+        "images": 4,
+        "calib_images": 4,
+        "bits": ["4"],
+        "calib_cache": str(tmp_path / "c"),
+    }
+    with pytest.raises(DataError, match="The metric gradient needs labels"):
+        analyze(AnalyzeSpec.make(asked))
+    with pytest.raises(UsageError, match="--ignore-index needs --masks"):
+        AnalyzeSpec.make({**asked, "ignore_index": 3})
+    record = analyze(AnalyzeSpec.make({**asked, "masks": masks}))
+    assert all(layer.loss["w4a4"] >= 0 for layer in record.layers)
 
 
 @pytest.mark.data

@@ -83,6 +83,8 @@ def test_a_profile_as_trtexec_writes_names(tmp_path):
     path.write_text(odd)
     found = correct(path, times)
     assert (found.iterations, found.measured_ms) == (7, 0.5)
+    with pytest.raises(UsageError, match="the profile has 1 layers, the model has no kernels"):
+        correct(path, [])
     path.write_text(odd[:-4])
     with pytest.raises(
         ArtifactError,

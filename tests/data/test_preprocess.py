@@ -11,7 +11,9 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 import trtq
+from trtq.artifact import digest_of
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.data.source import PIXELS
 from trtq.errors import DataError
 from trtq.testing.images import write_images
 
@@ -27,6 +29,20 @@ def test_images_are_resized_and_cut_as_by_torchvision(size):
         [n / o for n, o in zip(tv.resize(image, [224]).size, size, strict=True)]
     )
     torch.testing.assert_close(ours.apply(image), tv.to_tensor(wanted))
+
+
+def test_images_that_lie_elsewhere_need_another_number_in_keys():
+    """Statistics of images are kept under keys with this number: raise it with the digest."""
+    plain = {"input_size": (3, 224, 224), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    ways = (
+        Preprocess(**plain, resize=256, crop=224),
+        Preprocess(**plain, resize=235, crop=None),
+        Preprocess(**plain, resize=None, crop=None, fit="letterbox"),
+    )
+    sizes = [(w, h) for w in range(31, 700, 37) for h in range(29, 700, 41)]
+    places = [(w.place(*size).scale, w.place(*size).offset) for w in ways for size in sizes]
+    rounded = [[[round(v, 6) for v in pair] for pair in place] for place in places]
+    assert (PIXELS, digest_of(rounded)[:16]) == (3, "1afe494770f02007")
 
 
 def test_numbers_for_other_channels_are_not_compared_with_the_models_own():

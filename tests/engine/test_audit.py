@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import run_cli, spec
 from trtq import AuditSpec, BuildSpec, audit, build, quantize
 from trtq.engine.audit import classify, read_layer_info
+from trtq.engine.plan_text import audit_plan
 from trtq.errors import EngineError
 
 LONG = "Thirty-two wide channel vectorized row major Int8 format"
@@ -275,3 +276,17 @@ def test_a_real_plan(cnn_out: Path, images: Path, tmp_path: Path):
     done = run_cli("audit", f"{tmp_path}/e.engine", "--onnx", f"{cnn_out}/model.qdq.onnx")
     assert done.returncode == 0, done.stderr
     assert "modules compute in what was asked for" in done.stdout
+
+
+def test_rows_of_a_plan_whose_names_have_quotes_and_braces():
+    """A file called its output by the JSON text of its classes."""
+    name = rb'"{\"1\": \"one minute\", \"2\": \"two\"}.1"'
+    plan = (
+        b"\0tensor={ dims={ 1 7 } name=" + name + b" strides={ 7 1 } type=int8 }\n"
+        b'tensor={ dims={ 1 7 } name="o" strides={ 7 1 } type=float }\n'
+        b'  fully_connected={ name="g" output={"o"} input={' + name + b"} }\n"
+        b'tensor={ dims={ 1 } name="p" type=float }\n\0'
+    )
+    found = audit_plan(plan, "1.7.1")
+    assert found is not None
+    assert found.products == {"int8": 1}

@@ -112,6 +112,29 @@ def test_one_shape_or_three_for_each_open_input():
     assert (sizes(bytes_image()).shapes, sizes(bytes_image()).batch) == ({}, (1, 1, 1))
 
 
+def test_a_proposed_size_is_one_that_the_graph_holds_for():
+    model = text_encoder()
+    stored = {"inputs": [], "outputs": [], "ranges": {"length": {"least": 192, "most": 703}}}
+    set_metadata_(model, {"signature": stored})
+    with pytest.raises(UsageError, match=r"Add --shapes ids=1x192:8x703:32x703 --shapes mask="):
+        sizes(model)
+
+
+def test_a_batch_behind_the_first_axis_is_proposed_like_the_first():
+    """A state has its samples on axis 1."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[batch, length] x, float[2, batch, 4] state) => (float[batch, length] y) {
+            y = Relu (x)
+        }"""
+    )
+    with pytest.raises(UsageError) as caught:
+        sizes(model)
+    texts = ("x=1x16:8x64:32x128", "state=2x1x4:2x8x4:2x32x4")
+    assert caught.value.hint == f"Add {' '.join(f'--shapes {t}' for t in texts)}, with your sizes"
+    assert sizes(model, *texts).shapes["state"] == [[2, 1, 4], [2, 8, 4], [2, 32, 4]]
+
+
 def test_axes_of_one_name_have_one_size():
     found = sizes(text_encoder(), "ids=1x8:1x16:4x32")
     assert found.shapes["mask"] == [[1, 8], [1, 16], [4, 32]]

@@ -30,7 +30,7 @@ from trtq import (
 )
 from trtq.commands.inspect import inspect
 from trtq.errors import ExportError
-from trtq.export.onnx_file import digest_onnx, load_onnx, read_onnx, require_onnx
+from trtq.export.onnx_file import digest_onnx, load_onnx, read_onnx, require_files
 from trtq.flow.loading import load_text
 
 RNG = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_what_is_no_onnx_file_is_named_for_what_it_is(kind, tmp_path: Path):
     data, text = FILES[kind]
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
-    for reads in (load_onnx, require_onnx):
+    for reads in (load_onnx, require_files):
         with pytest.raises(ExportError, match=f"model.onnx: .*{text}"):
             reads(path)
 
@@ -187,7 +187,7 @@ def test_tensors_beside_the_model_are_read_and_hashed(attribute, location, tmp_p
     path = outside(tmp_path / "m/model.onnx", location, attribute=attribute)
     model, stamp, digest = read_onnx(path)
     assert stamp is None  # what is built from is a copy with everything inside
-    assert digest == digest_onnx(path) == require_onnx(path) == inspect(path)["sha256"]
+    assert digest == digest_onnx(path) == require_files(path)[0] == inspect(path)["sha256"]
     assert run_lint(LintSpec(onnx=str(path), target="rtx4090")).onnx_sha256 == digest
     assert not any(t.external_data for t in model.graph.initializer)
     data = bytearray((path.parent / location).read_bytes())
@@ -211,7 +211,7 @@ def test_tensors_outside_of_the_folder_are_refused(tmp_path: Path):
     (folder / "link.data").symlink_to(secret)
     for location in ("../secret", str(secret), "link.data", "x/../../secret"):
         path = pointing(folder / "m.onnx", location=location)
-        for reads in (load_onnx, require_onnx):
+        for reads in (load_onnx, require_files):
             with pytest.raises(
                 ExportError,
                 match="Refusing to read .*reads tensors from .*, outside the file's own folder",

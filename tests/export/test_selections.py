@@ -49,3 +49,23 @@ def test_a_selection_of_other_values_is_one(graph):
     assert first_divergence(graph, made, x) is not None
     with pytest.raises(ExportError, match="does not compute what the model computes"):
         require_same_float(graph, made, x)
+
+
+class Lengths(nn.Module):
+    """Rows in the order of their integer lengths, as packed sequences are sorted."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Linear(4, 8)
+
+    def forward(self, x, lengths):
+        values, places = torch.topk(lengths, 4, dim=1)
+        rows = self.rows(x).gather(1, places.unsqueeze(2).expand(-1, -1, 8))
+        return rows * values.unsqueeze(2).to(rows.dtype)
+
+
+def test_a_selection_of_integers_is_compared():
+    lengths = torch.stack([torch.randperm(16) for _ in range(2)])
+    feed = {"x": torch.randn(2, 16, 4), "lengths": lengths}
+    graph = capture(Lengths().eval(), feed).module
+    assert first_divergence(graph, export_onnx(graph), tuple(feed.values())) is None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import trtq
-from trtq.errors import DataError
+from tests.support.onnx_files import two_images
+from trtq.errors import CaptureError, DataError, ModelError
+from trtq.graph.tensor_spec import SizeRange
 
 ASKED = {"calib_images": 6, "parity_images": 6, "batch_size": 2}
 
@@ -59,3 +62,30 @@ def test_bench_counts_the_samples_behind_a_number(gated, tmp_path):
 
     assert count_of({"gain": [], "x": [8, 5, 4]}) == 8
     assert count_of({"gain": []}) == 1
+
+
+def test_a_file_of_a_fixed_batch_says_how_to_open_it(tmp_path):
+    """Samples come one at a time where the batch is fixed."""
+    path = tmp_path / "four.onnx"
+    onnx.save(two_images(batch=4), path)
+    asked = {**ASKED, "calib_cache": str(tmp_path)}
+    with pytest.raises(ModelError, match=r"input left takes batches of 4 only") as caught:
+        trtq.quantize(trtq.load(str(path)), "random:4", **asked)
+    dynamic = '{"left": ["batch", 3, 8, 8], "right": ["batch", 3, 8, 8]}'
+    assert caught.value.hint == f"Open it: dynamic={dynamic}"
+    opened = {"left": ["batch", 3, 8, 8], "right": ["batch", 3, 8, 8]}
+    model = trtq.load(str(path), dynamic=opened)
+    assert trtq.quantize(model, "random:4", **asked).done.parity.passed
+
+
+def test_an_example_outside_its_range_gets_one_inside(tmp_path):
+    path = tmp_path / "one.onnx"
+    onnx.save(two_images(batch=1), path)
+    axes = ["batch", 3, "height", 8]
+    with pytest.raises(CaptureError, match="height is 8, expected 16 to 64") as caught:
+        trtq.load(
+            str(path),
+            dynamic={"left": axes, "right": axes},
+            ranges={"height": SizeRange(least=16, most=64)},
+        )
+    assert caught.value.hint == 'Give an example inside it: example={"left": tensor}'

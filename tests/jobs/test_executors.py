@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -11,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import run_cli
+from tests.support.cluster import needs
+from tests.support.processes import start
 from tests.support.slurm import write_queue
 from tests.sweep.conftest import REFUSER
 from tests.sweep.test_sweep import BITS, record_of, runs_of, states, wait_for
@@ -298,9 +300,7 @@ def test_a_command_that_hangs_up_is_an_error(queue, tmp_path, monkeypatch):
 
 # ---- Ray ---------------------------------------------------------------------------------------
 
-with_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray is not installed"
-)
+with_ray = needs("ray")
 
 
 def test_ray_is_an_extra(tmp_path, monkeypatch):
@@ -346,15 +346,19 @@ def sweep_on_ray(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @with_ray
 @pytest.mark.slow
-def test_ray_does_the_runs_with_four_workers(write_sweep, tmp_path):
-    vary = f'{BITS}\n"quantize.calibrator" = ["max", "mse"]'
+@pytest.mark.timeout(2400)
+def test_24_variants_on_four_workers_of_ray_equal_the_serial_table(write_sweep, tmp_path):
+    vary = (
+        '"quantize.bits" = ["w8a8", "w6a6", "w4a8", "w4a4"]\n'
+        '"quantize.calibrator" = ["max", "mse", "entropy"]\n"quantize.seed" = [0, 1]'
+    )
     done = sweep_on_ray(write_sweep(vary), "--workers", "4")
     assert done.returncode == 0, done.stderr
     assert "Ray is started on this machine for these runs" in done.stderr
     record = record_of(tmp_path / "out")
-    assert [r.state for r in record.rows] == ["done"] * 4
+    assert [r.state for r in record.rows] == ["done"] * 24
     assert (record.executor, record.workers) == ("ray", 4)
-    here = run_cli("sweep", str(write_sweep(vary, folder=tmp_path / "here")), "--workers", "2")
+    here = run_cli("sweep", str(write_sweep(vary, folder=tmp_path / "here")), "--workers", "1")
     assert here.returncode == 0, here.stderr
     alike = record_of(tmp_path / "here/out")
     assert [r.key for r in alike.rows] == [r.key for r in record.rows]
@@ -363,6 +367,48 @@ def test_ray_does_the_runs_with_four_workers(write_sweep, tmp_path):
         files = [Path(r.store) / row.files for r, row in ((alike, ours), (record, theirs))]
         one, two = (Encodings.load(f / "encodings.safetensors").digest() for f in files)
         assert one == two
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_driver_that_is_killed_on_ray_is_gone_on_with(write_sweep, tmp_path):
+    path, out = write_sweep(BITS), tmp_path / "out"
+    driver = start("sweep", str(path), "--on", "ray", "--workers", "1")
+    done = wait_for(lambda: list(out.glob("store/runs/*/done.json")))
+    driver.kill()
+    before = done[0].read_bytes()
+    again = sweep_on_ray(path, "--workers", "1")
+    assert again.returncode == 0, again.stderr
+    assert states(out) == ["reused", "done"]
+    assert done[0].read_bytes() == before
+
+
+@pytest.fixture(params=["token", "disabled"])
+def cluster_with_a_board(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A Ray cluster of one node, which has a board; one asks for a token."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    head = ["start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": request.param}
+    if request.param == "token":
+        token = [*ray, "get-auth-token", "--generate"]
+        subprocess.run(token, capture_output=True, check=True, env=env, timeout=120)
+    words = [*ray, *head, "--disable-usage-stats", '--resources={"orin": 1}']
+    begun = subprocess.run(words, capture_output=True, text=True, check=True, env=env, timeout=120)
+    found = re.search(r"--address='([\d.]+:\d+)'", begun.stdout)
+    assert found is not None, begun.stdout
+    yield found[1]
+    subprocess.run([*ray, "stop", "--force"], capture_output=True, check=False, timeout=120)
+
+
+@with_ray
+@pytest.mark.slow
+def test_runs_share_the_board_of_a_cluster(cluster_with_a_board, write_sweep, tmp_path):
+    path = write_sweep(BITS, more="[sweep]\nslots = {resources = {orin = 1}}")
+    done = sweep_on_ray(path, "--address", cluster_with_a_board)
+    assert done.returncode == 0, done.stderr
+    record = record_of(tmp_path / "out")
+    assert [r.state for r in record.rows] == ["done", "done"]
+    assert record.workers == 1  # as many as there are boards
 
 
 def tasks_of_ray() -> list[int]:

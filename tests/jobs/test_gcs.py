@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 
 import pytest
 
 from tests.jobs.test_store import KEY, fetched_and_forgotten, finish, open_store
+from tests.support.cluster import marks
 from trtq.errors import ArtifactError
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not all(importlib.util.find_spec(n) for n in ("gcp_storage_emulator", "gcsfs")),
-        reason="gcp-storage-emulator or gcsfs is not installed",
-    ),
+    *marks("gcp_storage_emulator", "gcsfs"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.jobs.test_executors import Heard
+from tests.support.cluster import marks
 from tests.sweep.conftest import REFUSER
 from trtq import SearchSpec, search
 from trtq.artifact import read_record
@@ -31,10 +31,6 @@ def small():
 def large():
     return make(24)
 """
-
-with_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray is not installed"
-)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +66,7 @@ def figures(record: SearchRecord) -> list[tuple[object, ...]]:
     return [(t.label, t.widths, t.accuracy, t.sqnr_db, t.costs) for t in record.tries]
 
 
-@pytest.mark.parametrize("on", ["local", pytest.param("ray", marks=with_ray)])
+@pytest.mark.parametrize("on", ["local", pytest.param("ray", marks=marks("ray"))])
 def test_candidates_searched_alone_first_give_the_same_table(labelled, nets, tmp_path, on):
     both = {"candidates": tuple(nets), "budget": ("size=0.2",)}
     serial = search(asked(labelled, tmp_path / "serial", **both))

@@ -7,10 +7,14 @@ import importlib.util
 import pytest
 import torch
 
+import trtq
 from tests.conftest import spec
 from tests.support.quantize import VIT
 from trtq import quantize
-from trtq.testing.models import tiny_vit
+from trtq.methods.presets import start
+from trtq.progress import Silent
+from trtq.specs import QuantizeOptions
+from trtq.testing.models import tiny_cnn, tiny_vit
 
 
 def test_the_report_shows_preset_attempts_and_where_each_tensor_runs(images, tmp_path):
@@ -52,6 +56,45 @@ def test_the_preset_follows_the_family_and_says_so(images, tmp_path):
     assert record.preset.reason == "asked for"
     assert record.preset.methods == ["equalize"]  # what is asked for replaces the family's methods
     assert quantize(spec(images, tmp_path / "d", preset_quant="none")).preset is None
+
+
+def _as_allocated(*widths):
+    layers = {f"layer{i}": width for i, width in enumerate(widths)}
+    return start(QuantizeOptions(layer_bits=layers), "vit").method
+
+
+def test_an_allocation_gets_the_methods_of_its_widths():
+    for bits in ("w8a8", "w4a8", "fp8", "w4a16:128"):
+        alone = start(QuantizeOptions(bits=bits), "vit").method
+        assert _as_allocated(bits, bits) == _as_allocated(bits, "fp16") == alone
+    assert _as_allocated("w8a8", "w4a8") == _as_allocated("w4a8", "w4a8")
+    assert "reconstruct" in _as_allocated("w8a8", "w4a8")
+    assert "reconstruct" not in _as_allocated("w8a8", "w8a8")
+
+
+def test_the_line_about_a_preset_says_that_rounding_is_learned():
+    class Heard(Silent):
+        def __init__(self):
+            self.lines = []
+
+        def note(self, text):
+            self.lines.append(text)
+
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for width, wanted in (("w4a8", 1), ("w8a8", 0)):
+        heard, layers = Heard(), ("stem", "conv1", "depthwise", "pointwise", "head")
+        trtq.quantize(
+            tiny_cnn().eval(),
+            images,
+            layer_bits=dict.fromkeys(layers, width),
+            time_budget=0.01,
+            parity_images=4,
+            progress=heard,
+        )
+        line = next(n for n in heard.lines if n.startswith("preset cnn"))
+        assert (
+            line.count("learn their rounding for up to 0.01 min in each attempt (--time") == wanted
+        )
 
 
 def _with_a_checkpoint(images, tmp_path):

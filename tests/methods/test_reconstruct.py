@@ -10,6 +10,7 @@ from tests.conftest import spec
 from trtq import quantize
 from trtq.methods.reconstruct import LearnedRange, SoftRounding, _mirrored
 from trtq.quant.encodings import Encodings
+from trtq.train.learning_state import LearningState
 
 
 def test_learned_rounding_beats_rounding_to_nearest(images, tmp_path):
@@ -149,3 +150,20 @@ def test_images_are_mirrored_left_to_right_whatever_the_order_of_their_axes():
     assert torch.equal(first, x.flip(3)) and torch.equal(last.permute(0, 3, 1, 2), first)
     other = (torch.rand(2, 8),)
     assert _mirrored(other) is other
+
+
+def test_the_generator_of_a_gpu_is_taken_up_too(tmp_path, monkeypatch):
+    states = {0: torch.tensor([1], dtype=torch.uint8), 1: torch.tensor([2], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda gpu: states[gpu])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, gpu: states.update({gpu: state}))
+
+    def state(*gpus: int) -> LearningState:
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+        return LearningState(optimizer, torch.Generator(), key="run", gpus=gpus)
+
+    state(1).save(tmp_path, 3, [1.0, 0.5], last=True)
+    states[1] = torch.tensor([9], dtype=torch.uint8)
+    assert state(1).load(tmp_path) == (3, [1.0, 0.5])
+    assert states[1].tolist() == [2]
+    assert states[0].tolist() == [1]
+    assert state(0).load(tmp_path) == (0, [])  # of another GPU: its numbers are not known

@@ -80,6 +80,21 @@ def test_tensors_that_are_no_weights(state, tmp_path, change, text):
     assert re.search(text, refused(tmp_path / "w.pt"))
 
 
+def test_tensors_in_lists_are_left_out_with_a_note(state, tmp_path):
+    shadows = {"shadow_params": [*state.values()], "decay": 0.9}
+    beside = {"losses": [torch.tensor(0.5)], "rng": [torch.get_rng_state()], "numpy": [np.ones(3)]}
+    _, done = loaded(tmp_path, {"state_dict": state, "ema": shadows, **beside})
+    note = next(n for n in done.notes if "in lists" in n)
+    assert "left out: ema.shadow_params.0, ema.shadow_params.1" in note
+    _, done = loaded(tmp_path, {"s": state, **beside})
+    assert [n for n in done.notes if "in lists" in n] == [
+        "tensors in lists have no names and were left out: numpy.0 (save them in a dict by name if "
+        "they are weights)"
+    ]
+    del beside["numpy"]  # neither losses nor states of random numbers are weights
+    assert not any("in lists" in n for n in loaded(tmp_path, {"s": state, **beside})[1].notes)
+
+
 def test_half_of_the_tensors_are_missing(state, tmp_path):
     torch.save({"state_dict": prefixed(dict(list(state.items())[:4]), "model.")}, tmp_path / "w.pt")
     text = refused(tmp_path / "w.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from trtq.quant.observe import merge_, observe
 from trtq.quant.placement import place
 from trtq.workers import Workers
 
+PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
 COUNT = 100  # more than the samples whose moments are taken
 
 
@@ -56,23 +58,31 @@ def numbers(bits: str, calibrator: str, workers: Workers) -> dict[str, list[floa
     }
 
 
-def _one_of(rank: int, world: int, port: int, folder: Path) -> None:
+def settings(folder: Path) -> list[tuple[str, str]]:
+    """Return widths and calibrators: trtq's own, and the one that the documentation shows."""
+    shown = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "SIGMA" in b)
+    (folder / "sigma.py").write_text(shown)
+    return [(b, c) for b in ("w8a8", "w4a4") for c in (*CALIBRATORS, f"{folder}/sigma.py:SIGMA")]
+
+
+def _one_of(rank: int, world: int, port: int, every: list[tuple[str, str]], folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     workers = Workers(rank=rank, world=world)
     with workers.joined():
-        found = {f"{b}/{c}": numbers(b, c, workers) for b in ("w8a8", "w4a4") for c in CALIBRATORS}
+        found = {f"{b}/{c}": numbers(b, c, workers) for b, c in every}
     torch.save(found, folder / f"{rank}.pt")
 
 
 def test_every_calibrator_finds_what_one_process_finds(tmp_path: Path):
-    port, world = free_port(), 3
+    port, world, every = free_port(), 3, settings(tmp_path)
     each = [
-        FORKS.Process(target=_one_of, args=(rank, world, port, tmp_path)) for rank in range(world)
+        FORKS.Process(target=_one_of, args=(rank, world, port, every, tmp_path))
+        for rank in range(world)
     ]
     for process in each:
         process.start()
-    alone = {f"{b}/{c}": numbers(b, c, Workers()) for b in ("w8a8", "w4a4") for c in CALIBRATORS}
+    alone = {f"{b}/{c}": numbers(b, c, Workers()) for b, c in every}
     for process in each:
         process.join(120)
     assert [p.exitcode for p in each] == [0] * world

@@ -10,7 +10,7 @@ import trtq
 from tests.reader.test_files import assert_round_trip, image_model, written
 from tests.support import onnx_files
 from tests.support.onnx_files import random_weight
-from trtq.errors import CalibrationError, ExportError, ModelError
+from trtq.errors import CalibrationError, ModelError
 from trtq.graph.opaque import use_library
 from trtq.reader import read_onnx
 
@@ -127,6 +127,40 @@ def test_a_resize_by_computed_sizes_has_them_as_its_shape(tmp_path, scales):
     assert_round_trip(model, loaded, made)
 
 
+def test_an_axis_that_only_the_data_decide_is_squeezed(tmp_path):
+    """The first place of a value above 0: as many places as there are, cut to one."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["rows"], perm=[1, 0]),
+        helper.make_node("Slice", ["rows", "zero", "one", "zero"], ["first"]),
+        helper.make_node("Squeeze", ["first", "zero"], ["place"]),
+        helper.make_node("Cast", ["place"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = image_model(nodes, {"zero": np.array([0]), "one": np.array([1])}, size=4)
+    loaded, made = written(tmp_path, model)
+    assert loaded.graph.signature.outputs[0].shape == (4,)
+    assert_round_trip(model, loaded, made)
+
+
+def test_an_open_axis_that_must_be_1_is_squeezed(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="c", kernel_shape=[9], strides=[16]),
+        helper.make_node("Squeeze", ["c", "two"], ["y"]),
+    ]
+    model = onnx_files.model_of(
+        nodes,
+        [("x", TensorProto.FLOAT, [1, 3, "length"])],
+        [("y", TensorProto.FLOAT, [1, 4])],
+        {"w": random_weight(4, 3, 9), "two": np.array([2])},
+        opset=17,
+    )
+    loaded, made = written(tmp_path, model)
+    assert [n.op_type for n in made.graph.node] == ["Conv", "Squeeze"]
+    assert_round_trip(model, loaded, made)
+    with pytest.raises(RuntimeError):  # as ONNX Runtime does
+        read_onnx(model)(torch.randn(1, 3, 64))
+
+
 def _loop():
     """A body that says nothing of shapes: results of unknown rank."""
     info = helper.make_tensor_value_info
@@ -183,23 +217,51 @@ def test_results_of_unknown_rank_have_the_rank_that_they_had(tmp_path, model, op
     assert_round_trip(model, loaded, made)
 
 
-def test_a_branch_whose_op_has_another_meaning_is_not_written(tmp_path):
+def test_names_inside_a_branch_are_not_those_of_its_operands(tmp_path):
+    """A branch of a file may call its tensors what an operand is called in the node's own model."""
     out = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
-
-    def branch(axis):
-        node = helper.make_node("ReduceMax", ["x"], ["t"], axes=[axis])
-        return helper.make_graph([node], "g", [], [out])
-
+    body = [
+        helper.make_node("Relu", ["x"], ["x0"], name="first"),
+        helper.make_node("Neg", ["x0"], ["t"], name="second"),
+    ]
+    other = helper.make_tensor_value_info("x1", TensorProto.FLOAT, None)
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
         helper.make_node("Greater", ["s", "zero"], ["c"]),
         helper.make_node(
-            "If", ["c"], ["y"], name="b", then_branch=branch(1), else_branch=branch(2)
+            "If",
+            ["c"],
+            ["y"],
+            name="choice",
+            then_branch=helper.make_graph(body, "then", [], [out]),
+            else_branch=helper.make_graph(
+                [helper.make_node("Abs", ["x"], ["x1"])], "else", [], [other]
+            ),
         ),
     ]
     model = image_model(nodes, {"zero": np.float32(0)}, size=4)
-    with pytest.raises(ExportError, match=r"Cannot write b \(If\) in opset 20: .*--opset 17"):
-        written(tmp_path, model, opset=20)
+    loaded, made = written(tmp_path, model)
+    assert_round_trip(model, loaded, made)
+
+
+def test_a_branch_that_sizes_choose_is_none_of_the_runtimes(tmp_path):
+    """Also the nodes of the branch that is not taken are not counted."""
+
+    def branch(op, made):
+        out = helper.make_tensor_value_info(made, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op, ["x"], [made], name=op)], op, [], [out])
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"], start=1, end=2),
+        helper.make_node("Equal", ["s", "three"], ["c"]),
+        helper.make_node(
+            "If", ["c"], ["y"], then_branch=branch("Relu", "t"), else_branch=branch("Det", "e")
+        ),
+    ]
+    model = image_model(nodes, {"three": np.array([3])}, batch=1)
+    loaded, made = written(tmp_path, model)
+    assert [n.op_type for n in made.graph.node] == ["Relu"]
+    assert not [n for n in loaded.notes if "ONNX Runtime computes" in n]
 
 
 def test_a_library_of_ops_that_is_not_there(tmp_path):

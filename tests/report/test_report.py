@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import trtq
 from tests.conftest import read, run_cli, spec
-from trtq import EvaluateSpec, ReportSpec, evaluate, quantize, write_report
+from trtq import EvaluateSpec, FinetuneSpec, ReportSpec, evaluate, quantize, write_report
 from trtq.artifact import write_json
 from trtq.errors import ArtifactError, UsageError
 from trtq.report.layers import LayerRow, Layers
@@ -85,14 +88,34 @@ def test_a_board_s_record_of_another_version_is_said(run_folder: Path, tmp_path:
     )
 
 
-def test_a_folder_of_training_alone_has_no_report(tmp_path: Path):
-    (tmp_path / "finetune.json").write_text("{}")
-    with pytest.raises(
-        UsageError,
-        match=r"it holds no quantize.json. Train in a recipe \(\[finetune\]\) and name the "
-        r"recipe's folder",
-    ):
-        write_report(ReportSpec(run=(str(tmp_path),)))
+def test_a_folder_of_training_says_how_to_report_it(cnn_out: Path, images: Path, tmp_path: Path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "finetune.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"holds a training and no quantize.json. Copy it to RUN/"):
+        write_report(ReportSpec(run=(str(alone),)))
+    start, trained = tmp_path / "a b", tmp_path / "trained"
+    shutil.copytree(cnn_out, start)
+    asked = {
+        "model": "trtq.testing.models:tiny_cnn",
+        "data": str(images),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "encodings": str(start / "encodings.safetensors"),
+        "out": str(trained),
+        "epochs": 1,
+        "parity_images": 4,
+    }
+    trtq.finetune(FinetuneSpec.make(asked))
+    with pytest.raises(UsageError) as refused:
+        write_report(ReportSpec(run=(str(trained),)))
+    copy, _, line = refused.value.hint.removeprefix("Type ").partition(" && ")
+    subprocess.run(shlex.split(copy), check=True)
+    assert line == f"trtq report '{start}'"
+    write_report(ReportSpec(run=(str(start),)))
+    assert "<h2>Training</h2>" in (start / "report.html").read_text()
+    with pytest.raises(UsageError, match=f"Type {line}"):
+        write_report(ReportSpec(run=(str(start / "finetune"),)))
 
 
 def test_tables_sort_and_filter(run_folder: Path, tmp_path: Path, opened):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -453,6 +454,6 @@ def test_analyse_and_allocate_on_the_command_line(images, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "predicted, of the float model" in done.stdout
-    assert "allowed" in done.stdout
+    assert re.search(r"size: [\d.]+ kB of [\d.]+ kB allowed", done.stdout)
     front = json.loads((tmp_path / "A.json").read_text())["front"]
     assert [p["cost"] for p in front] == sorted(p["cost"] for p in front)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trtq.jobs.store import Done, Store
 from trtq.testing.images import write_classes
 
 RECIPE = """
@@ -45,6 +46,13 @@ class Refuser:
 def open_executor(settings, progress):
     return Refuser()
 """
+
+
+def fetched(store: Store, done: Done, folder: Path) -> Path:
+    """Copy the files of a finished run out of a store and return their folder."""
+    for name in done.upload.files:
+        store.files.get(f"{store.folder(done)}/{name}", folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from tests.sweep.conftest import REFUSER
 from trtq.artifact import read_record
 from trtq.quant.encodings import Encodings
 from trtq.records.sweep import SweepRecord
+from trtq.specs import SweepSpec
+from trtq.sweep.command import sweep
 from trtq.sweep.measured import changed_input
 
 BITS = '"quantize.bits" = ["w8a8", "w4a8"]'
@@ -207,6 +209,18 @@ def test_an_interrupt_ends_the_runs_and_gives_their_claims_up(write_sweep, tmp_p
     assert record_of(out).rows[0].reason == "the sweep was interrupted"
     assert not list(out.glob("store/runs/*/claim.*"))
     assert not list((out / "store/drivers").iterdir())
+
+
+@pytest.mark.slow
+def test_no_executor_is_opened_where_all_runs_are_in_the_store(write_sweep, tmp_path):
+    path, out = str(write_sweep('"quantize.bits" = ["w8a8"]')), tmp_path / "out"
+    assert sweep(SweepSpec(recipe=path, workers=1)).rows[0].state == "done"
+    (tmp_path / "own.py").write_text(
+        "def open_executor(settings, progress):\n    raise OSError('no cluster')\n"
+    )
+    again = sweep(SweepSpec(recipe=path, on=f"{tmp_path}/own.py:open_executor"))
+    assert [r.state for r in again.rows] == states(out) == ["reused"]
+    assert again.workers == 0
 
 
 def test_equal_runs_are_done_once(write_sweep, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import run_cli
+from tests.support.cluster import needs
 from tests.sweep.test_sweep import BITS
 from trtq.artifact import environment
 from trtq.errors import ArtifactError, MissingExtraError
@@ -17,9 +17,7 @@ from trtq.records.sweep import Measured, SweepRecord, SweepRow
 from trtq.sweep.tracking import log_sweep, open_tracker
 from trtq.tasks import Figure
 
-with_mlflow = pytest.mark.skipif(
-    importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed"
-)
+with_mlflow = needs("mlflow")
 
 
 def test_mlflow_is_an_extra(monkeypatch, tmp_path, write_sweep):

@@ -12,6 +12,7 @@ from trtq.artifact import (
     ensure_writable_dir,
     environment,
     header,
+    require_writable_dir,
     write_json,
 )
 from trtq.bench.gate import read_record, row_setup
@@ -85,7 +86,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     began = time.perf_counter()
     paths = [Path(f) for f in spec.file]
     records = _require_comparable(paths)
-    out = ensure_writable_dir(Path(spec.out)) if spec.out else None
+    out = require_writable_dir(Path(spec.out)) if spec.out else None
     device = device_for(spec.device, *paths)
     gpu, _ = open_gpu(device)
     if records:
@@ -106,7 +107,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         environment=environment(),
     )
     if out is not None:
-        write_json(out / COMPARE_JSON, record)
+        write_json(ensure_writable_dir(out) / COMPARE_JSON, record)
     try:
         remember_verdicts(verdicts, record.card, record.environment.time)
     except ArtifactError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -215,14 +216,15 @@ def recall(
     with _open(path or history_path()) as link:
         table = link.execute(query).fetchall()
     rows = [dict(zip(columns, values, strict=True)) for values in table]
-    entries = [Entry(**{**row, "valid": bool(row["valid"])}) for row in rows]
+    entries = (Entry(**{**row, "valid": bool(row["valid"])}) for row in rows)
+    timed = [(_moment(e.time), e) for e in entries]
     return [
         e
-        for e in sorted(entries, key=lambda e: _moment(e.time))  # zones may differ
+        for moment, e in sorted(timed, key=lambda pair: pair[0])  # zones may differ
         if _matches(file, Path(e.file).name, e.file)
         and _matches(device, e.device)
         and mode in (None, e.mode)
-        and (after is None or _moment(e.time) >= after)
+        and (after is None or moment >= after)
         and (e.valid or not valid)
     ]
 
@@ -310,21 +312,33 @@ def plot(entries: list[Entry], out: Path) -> Path:
     return out
 
 
+def _tail(path: str, others: Sequence[str]) -> str:
+    """Return the end of a path that tells it from others: its name, or with folders before it."""
+    parts = Path(path).parts
+    for count in range(1, len(parts)):
+        tail = parts[-count:]
+        if not any(o != path and Path(o).parts[-count:] == tail for o in others):
+            return "/".join(tail)
+    return path
+
+
 def _draw(axes: Any, entries: list[Entry]) -> list[tuple[Any, str]]:
     """Draw one line per file, device, mode and batch; return the lines with their labels."""
     series: dict[tuple[str, str, str, int], list[Entry]] = {}
     for e in entries:
         if e.median_ms is not None:
-            series.setdefault((Path(e.file).name, e.device, e.mode, e.batch), []).append(e)
+            path = os.path.normpath(e.file)
+            series.setdefault((path, e.device, e.mode, e.batch), []).append(e)
+    paths = [path for path, *_ in series]
     lines = []
-    for (name, device, mode, batch), rows in series.items():
+    for (path, device, mode, batch), rows in series.items():
         times = [_moment(e.time) for e in rows]
         values = [e.median_ms for e in rows]
         (line,) = axes.plot(times, values)
         color = line.get_color()
         for e, t, v in zip(rows, times, values, strict=True):
             axes.plot(t, v, "o", color=color, markerfacecolor=color if e.valid else "none")
-        label = visible(f"{name}, {device}, {mode}, batch {batch}")
+        label = visible(f"{_tail(path, paths)}, {device}, {mode}, batch {batch}")
         lines.append(
             (line, f" {label}" if label.startswith("_") else label)
         )  # matplotlib hides such a label

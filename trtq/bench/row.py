@@ -29,7 +29,7 @@ from trtq.bench.trtexec_bench import Fed, second_opinion
 from trtq.bench.workload import LoadOptions, Workload, device_for, device_of_load
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError
-from trtq.export.onnx_file import files_of, require_onnx
+from trtq.export.onnx_file import require_files
 from trtq.progress import Progress
 from trtq.specs import BenchSpec
 
@@ -91,7 +91,7 @@ class RowMeasurement:
         device = device_of_load(self.spec.device, path)
         self.options = replace(load_options(self.spec, batch), device=device)
         self.batch = batch
-        self.sha256 = require_onnx(path) if path.suffix == ".onnx" else sha256_file(path)
+        self.sha256, self.files = require_files(path)
         self.interrupted = False
         self.reasons: list[str] = []
         self.notes: list[str] = []
@@ -121,7 +121,7 @@ class RowMeasurement:
         return BenchRow(
             file=str(self.path),
             file_sha256=self.sha256,
-            file_bytes=sum(f.stat().st_size for f in files_of(self.path)),
+            file_bytes=sum(f.stat().st_size for f in self.files),
             kind="engine" if is_engine(self.path) else "onnx",
             device=workload.label,
             mode=self.spec.mode,
@@ -320,15 +320,15 @@ class RowMeasurement:
         )
 
     def _load(self) -> list[Load]:
-        loads = [measure_load(self.path, self.options)]
+        loads = [measure_load(self.path, self.options, self.files)]
         try:
-            loads.append(measure_load(self.path, self.options, cache="cold"))
+            loads.append(measure_load(self.path, self.options, self.files, cache="cold"))
         except BenchError as exc:
             self.unavailable["cold start"] = f"{exc.message}: {exc.reason}"
         return loads
 
     def _memory(self) -> Memory:
-        return measure_memory(self.path, self.options)
+        return measure_memory(self.path, self.options, self.files)
 
     def _layers(self, workload: Workload) -> list[LayerTime]:
         rows, why = profile_layers(workload, self.path)

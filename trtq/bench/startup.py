@@ -20,7 +20,7 @@ from trtq.bench.record import Load, Memory, Phase
 from trtq.bench.startup_worker import Request
 from trtq.bench.workload import DEFAULTS, LoadOptions
 from trtq.errors import BenchError, last_line
-from trtq.export.onnx_file import files_of
+from trtq.export.onnx_file import require_files
 
 PROCESSES = 5
 LIMIT_S = 600
@@ -37,6 +37,7 @@ class _Start(msgspec.Struct):
 def measure_load(
     path: Path,
     options: LoadOptions = DEFAULTS,
+    files: Sequence[Path] = (),
     *,
     cache: Literal["warm", "cold"] = "warm",
     processes: int = PROCESSES,
@@ -46,6 +47,7 @@ def measure_load(
     Args:
         path: of the file.
         options: device and sizes.
+        files: the model's, where they are known; default: those that it names.
         cache: ``warm`` reads the file, and the files with its tensors, before each start; ``cold``
             drops them from the page cache.
         processes: how many starts.
@@ -55,7 +57,7 @@ def measure_load(
         BenchError: a process fails, or the file stays in the page cache though it should be cold.
     """
     runs = []
-    files = files_of(path)
+    files = files or require_files(path)[1]
     for _ in range(processes):
         for file in files:
             drop_from_cache(file) if cache == "cold" else _read(file)
@@ -77,14 +79,21 @@ def measure_load(
     )
 
 
-def measure_memory(path: Path, options: LoadOptions = DEFAULTS) -> Memory:
+def measure_memory(
+    path: Path, options: LoadOptions = DEFAULTS, files: Sequence[Path] = ()
+) -> Memory:
     """Return the memory of a new process that loads a file and serves ten requests.
+
+    Args:
+        path: of the file.
+        options: device and sizes.
+        files: the model's, where they are known; default: those that it names.
 
     Raises:
         ExportError: the ONNX file cannot be read, or a file with its tensors is missing.
         BenchError: the process fails.
     """
-    memory = _start(path, options, files_of(path), memory=True).memory
+    memory = _start(path, options, files or require_files(path)[1], memory=True).memory
     assert memory is not None
     return memory
 

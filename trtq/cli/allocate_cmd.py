@@ -29,6 +29,7 @@ def command(as_json: bool, **values: Any) -> None:
     require(merged, ("analysis", "out"), "allocate", "analysis")
     spec = AllocateSpec.make(merged)
     from trtq.commands.allocate import allocate
+    from trtq.flow.allocate import shown
 
     record = done(allocate(spec))
     if as_json:
@@ -36,5 +37,5 @@ def command(as_json: bool, **values: Any) -> None:
         return
     say(record.summary)
     for name, limit in record.budgets.items():
-        say(f"  {name}: {record.costs[name]:.6g} of {limit:.6g} allowed")
+        say(f"  {name}: {shown(name, record.costs[name])} of {shown(name, limit)} allowed")
     say(f"  {spec.out}")

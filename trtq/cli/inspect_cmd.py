@@ -21,8 +21,8 @@ PAD = "  "
 def command(path: str, as_json: bool) -> None:
     """Explain the contents of PATH.
 
-    PATH is an ONNX file, encodings, an engine with its manifest, a record, a calibration cache
-    entry, a recipe, a package, or a folder of them.
+    PATH is an ONNX file, encodings, an engine with its manifest, a record, a calibration cache of
+    TensorRT or an entry of trtq's own, a recipe, a package, or a folder of them.
 
     Long lists and deeply nested parts are only counted; --json prints everything.
     """

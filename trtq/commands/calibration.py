@@ -15,6 +15,7 @@ from trtq.artifact import (
     Environment,
     FileRecord,
     Record,
+    ensure_writable_dir,
     environment,
     header,
     sha256_file,
@@ -116,6 +117,7 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
             f"the header says TRT-{number}: a release with another patch ignores it "
             f"(--release-number, such as {number + 1})"
         )
+    ensure_writable_dir(out.parent)
     write_bytes(out, write_cache(ranges.scales, number).encode())
     record = CalibrationRecord(
         **header("export-calib", spec),

@@ -5,12 +5,20 @@ The export is that of ``trtq quantize``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from trtq.artifact import read_json, read_record, sha256_file, spec_values
-from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.commands.loading import (
+    ModelInput,
+    Note,
+    input_of,
+    open_given,
+    open_model,
+    require_val_masks,
+)
 from trtq.commands.together import together
 from trtq.data.opened import Data
 from trtq.errors import ArtifactError, UsageError
@@ -22,6 +30,7 @@ from trtq.flow.finetune_save import FILES, save_finetuned
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device
 from trtq.known_records import known
+from trtq.models.load import LoadedModel
 from trtq.platform.target import check_files
 from trtq.progress import Progress, Silent, or_silent
 from trtq.quant.encodings import Encodings
@@ -58,16 +67,68 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
     run = Run(listener if first else Silent())
     device = choose_device(spec.device, workers)
     work = Workspace(Path(spec.out), FINETUNE_JSON, run.progress, run.clock)
+    request = _open(spec, run)
     with together(work, workers, device, listener.note):
-        training = _prepare(spec, run, workers)
+        training = request.capture(Path(spec.out) / CHECKPOINT, run, workers)
         workers.wait()  # no process writes while another still reads
         training.train()
         record = _write(spec, training, work) if first else None
     return record or read_record(work.folder / FINETUNE_JSON, FinetuneRecord)
 
 
-def _prepare(spec: FinetuneSpec, run: Run, workers: Workers) -> Training:
-    """Return the training of a spec."""
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What a training reads, opened before the folder of its results is created.
+
+    Attributes:
+        spec: what was asked for.
+        options: how to train.
+        given: what the model is captured on.
+        loaded: the model.
+        sets: to learn from, and to measure on.
+        encodings: where training starts.
+        analysis: ranks the layers; None trains all.
+    """
+
+    spec: FinetuneSpec
+    options: FinetuneOptions
+    given: ModelInput
+    loaded: LoadedModel
+    sets: tuple[Data, Data | None]
+    encodings: Encodings
+    analysis: AnalyzeRecord | None
+
+    def capture(self, folder: Path, run: Run, workers: Workers) -> Training:
+        """Return the training.
+
+        Args:
+            folder: of the checkpoint.
+            run: the listener, the notes and the clock.
+            workers: the processes that share every step.
+
+        Raises:
+            TrtqError: the model, the encodings and the samples do not fit each other.
+        """
+        model = self.given.capture(self.loaded)
+        run.note(*model.notes)
+        data, val = self.sets
+        samples = samples_from(data, model), None if val is None else samples_from(val, model)
+        start = Start(
+            model=model,
+            encodings=self.encodings,
+            name=self.spec.encodings,
+            analysis=self.analysis,
+            ranking=str(self.spec.sensitivity),
+        )
+        return Training(start, samples, self.options, folder, run=run, workers=workers)
+
+
+def _open(spec: FinetuneSpec, run: Run) -> _Request:
+    """Return what a training reads.
+
+    Raises:
+        TrtqError: something of it is missing, damaged or contradicts the rest.
+    """
     options = FinetuneOptions.of(spec)
     _check_request(spec)
     check_files(options)
@@ -78,18 +139,15 @@ def _prepare(spec: FinetuneSpec, run: Run, workers: Workers) -> Training:
     if data.source is not None:  # mistakes are found before the capture
         images = None if val is None else val.make(None, given.preprocess)
         check_samples(data.make(None, given.preprocess), images, options)
-    model = given.capture(loaded)
-    run.note(*model.notes)
-    samples = samples_from(data, model), None if val is None else samples_from(val, model)
-    start = Start(
-        model=model,
+    return _Request(
+        spec=spec,
+        options=options,
+        given=given,
+        loaded=loaded,
+        sets=(data, val),
         encodings=Encodings.load(Path(spec.encodings)),
-        name=spec.encodings,
         analysis=analysis,
-        ranking=str(spec.sensitivity),
     )
-    folder = Path(spec.out) / CHECKPOINT
-    return Training(start, samples, options, folder, run=run, workers=workers)
 
 
 def _check_request(spec: FinetuneSpec) -> None:
@@ -104,12 +162,7 @@ def _check_request(spec: FinetuneSpec) -> None:
             "training would overwrite what it starts from",
             "Give another folder",
         )
-    if spec.val is not None and spec.masks is not None and spec.val_masks is None:
-        raise UsageError(
-            "--val needs --val-masks",
-            "the model is trained on masks",
-            "Give the masks of the validation images",
-        )
+    require_val_masks(spec)
 
 
 def _open_data(spec: FinetuneSpec, note: Note) -> tuple[Data, Data | None]:

@@ -43,6 +43,7 @@ def inspect(path: Path | str) -> Info:
         ".onnx": _onnx,
         ".safetensors": _safetensors,
         ".engine": _engine,
+        ".plan": _engine,
         ".json": _record,
         ".toml": _recipe,
         ".cache": _calibration_cache,
@@ -71,7 +72,7 @@ def _digest(path: Path) -> str:
 
 
 def _folder(path: Path) -> Info:
-    suffixes = (".onnx", ".safetensors", ".engine", ".json", ".html")
+    suffixes = (".onnx", ".safetensors", ".engine", ".plan", ".cache", ".json", ".html")
     files = [p for p in sorted(path.iterdir()) if p.suffix in suffixes]
     if not files:
         raise ArtifactError(

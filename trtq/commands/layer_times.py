@@ -17,7 +17,9 @@ from trtq.errors import ArtifactError
 from trtq.known_records import read_known
 
 MYELIN = re.compile(r"(_myl\d+)?_\d+$")  # what TensorRT appends to the name of a generated kernel
-AGAIN = "Measure both: trtq bench INT8.engine FP16.engine --profile --out DIR"
+AGAIN = (
+    "Measure both, trtq bench INT8.engine FP16.engine --profile --out DIR, and give DIR/bench.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def read_measured(paths: Sequence[str], int8_sha256: Iterable[str]) -> Measured:
         ArtifactError: not exactly one file with and one without Q/DQ pairs has layer times, or
             they are of different devices or batches.
     """
-    rows = [r for p in paths for r in read_known(Path(p), "bench").rows if r.layers]
+    rows = [r for p in paths for r in read_known(Path(p), "bench", hint=AGAIN).rows if r.layers]
     known = set(int8_sha256)
     own = [r for r in rows if r.file_sha256 in known]
     other = [r for r in rows if r.file_sha256 not in known]

@@ -110,6 +110,20 @@ def open_given(spec: InputSpec, note: Note, *, limit: int | None = None) -> Data
     )
 
 
+def require_val_masks(spec: FinetuneSpec | SearchSpec) -> None:
+    """Refuse validation images without masks where the other images have some.
+
+    Raises:
+        UsageError: they have none.
+    """
+    if spec.val is not None and spec.masks is not None and spec.val_masks is None:
+        raise UsageError(
+            "--val needs --val-masks",
+            "the images of --data have masks",
+            "Give the masks of the validation images",
+        )
+
+
 def _has_masks(spec: InputSpec) -> bool:
     return getattr(spec, "masks", None) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from trtq.artifact import (
@@ -11,9 +12,10 @@ from trtq.artifact import (
     ensure_writable_file,
     environment,
     header,
+    read_json,
 )
 from trtq.errors import UsageError
-from trtq.files import FINETUNE_JSON, QUANTIZE_JSON, REPORT_HTML
+from trtq.files import FINETUNE_FOLDER, FINETUNE_JSON, QUANTIZE_JSON, REPORT_HTML
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.summary import summarize_run
 from trtq.specs import ReportSpec
@@ -95,8 +97,25 @@ def _folders(spec: ReportSpec) -> list[Path]:
 def _require_run(folder: Path) -> None:
     if (folder / QUANTIZE_JSON).is_file():
         return
-    mend = "Name a folder that trtq run, quantize or search wrote"
     if (folder / FINETUNE_JSON).is_file():
-        mend = "Train in a recipe ([finetune]) and name the recipe's folder"
+        raise UsageError(
+            f"Cannot report on {folder}",
+            f"it holds a training and no {QUANTIZE_JSON}",
+            _report_of_training(folder),
+        )
     why = f"it holds no {QUANTIZE_JSON}" if folder.is_dir() else "there is no such folder"
-    raise UsageError(f"Cannot report on {folder}", why, mend)
+    hint = "Name a folder that trtq run, quantize or search wrote"
+    raise UsageError(f"Cannot report on {folder}", why, hint)
+
+
+def _report_of_training(folder: Path) -> str:
+    """Return what to type: a report shows a training below the folder that it started from."""
+    if (folder.parent / QUANTIZE_JSON).is_file():
+        return f"Type {shlex.join(['trtq', 'report', str(folder.parent)])}"
+    spec = read_json(folder / FINETUNE_JSON).get("spec") or {}
+    encodings = spec.get("encodings") if isinstance(spec, dict) else None
+    start = Path(encodings).parent if isinstance(encodings, str) else None
+    if start is None or not (start / QUANTIZE_JSON).is_file():
+        return "Copy it to RUN/finetune, where RUN has the encodings it started from, and name RUN"
+    copy = shlex.join(["cp", "-r", str(folder), str(start / FINETUNE_FOLDER)])
+    return f"Type {copy} && {shlex.join(['trtq', 'report', str(start)])}"

@@ -8,7 +8,7 @@ import msgspec
 
 from trtq.artifact import spec_values
 from trtq.commands.candidates import Named, candidates_of
-from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.commands.loading import Note, input_of, open_given, open_model, require_val_masks
 from trtq.commands.search_each import Referred, search_each
 from trtq.data.opened import Data
 from trtq.errors import UsageError
@@ -46,12 +46,13 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     if spec.task is not None:
         find_task(spec.task)  # mistakes are found before the models are opened
     _check_models(spec)
+    require_val_masks(spec)
     check_search(options, read_options(options.bits))
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)
+    sets = _open_data(spec, run.note)
+    reference = None if spec.reference is None else Referred.read(Path(spec.reference))
+    opened = [_open(spec, n, sets, options, run) for n in candidates_of(spec)]
     with work.locked():
-        sets = _open_data(spec, run.note)
-        reference = None if spec.reference is None else Referred.read(Path(spec.reference))
-        opened = [_open(spec, n, sets, options, run) for n in candidates_of(spec)]
         if spec.on is not None:
             reference = reference or measure_reference(opened[0], options, Run(run.progress))
             search_each(spec, spec.on, reference, work)
@@ -123,5 +124,5 @@ def _open_data(spec: SearchSpec, note: Note) -> tuple[Data, Data | None]:
     if not spec.val:
         return data, None
     index = spec.val_class_index or spec.class_index
-    other = msgspec.structs.replace(spec, data=spec.val, class_index=index)
+    other = msgspec.structs.replace(spec, data=spec.val, class_index=index, masks=spec.val_masks)
     return data, open_given(other, note)

@@ -68,8 +68,15 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
 
     Raises:
         ArtifactError: the file is missing, or no profile of trtexec.
+        UsageError: the model has no kernels.
     """
     count, layers = _layer_times(path)
+    if not times:
+        raise UsageError(
+            f"Cannot compare the model with the profile {path}",
+            f"the profile has {len(layers)} layers, the model has no kernels",
+            "Give the model that the profile was measured with",
+        )
     by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
     for layer, ms in layers:
         kernels = [

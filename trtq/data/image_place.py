@@ -24,10 +24,6 @@ class ImagePlace(msgspec.Struct, frozen=True, kw_only=True):
     offset: tuple[float, float]
     size: tuple[int, int]
 
-    def to_input(self, xyxy: Floats) -> Floats:
-        """Return boxes [N, 4] of the original image in pixels of the input."""
-        return np.asarray(xyxy * np.tile(self.scale, 2) + np.tile(self.offset, 2))
-
     def to_original(self, xyxy: Floats) -> Floats:
         """Return boxes [N, 4] of the input in pixels of the original image, cut at its borders."""
         boxes = (xyxy - np.tile(self.offset, 2)) / np.tile(self.scale, 2)

@@ -184,7 +184,7 @@ class Preprocess(
         """Return the size that an image is resized to, and the box of that which is kept.
 
         A box beyond the resized image is filled. What is kept is resized to the input where it has
-        another size.
+        another size. Where a size changes, trtq.data.source.PIXELS is raised.
         """
         _, height, width = self.input_size
         if self.fit == "letterbox":

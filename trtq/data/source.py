@@ -22,7 +22,8 @@ from trtq.data.digests import DigestCache
 from trtq.data.listing import list_folder, list_zip
 from trtq.errors import DataError, reason, suggest
 
-DECODING = 2  # raise it when the same bytes give other pixels: results are then computed again
+# Raise it when the same bytes give other pixels, decoded or resized: results are computed again.
+PIXELS = 3
 Note = Callable[[str], None]
 ARRAY_SUFFIX = ".npy"
 MAX_ANNOTATIONS = 4 * 2**30  # bytes of one file, unpacked: those of large sets have more than 1 GiB
@@ -183,8 +184,8 @@ class Source(ABC):
         return [digest[:16] for digest in self.contents(indices)]
 
     def digest(self, indices: Sequence[int]) -> str:
-        """Return a SHA-256 over ids and contents of images, in order, and over the decoding."""
-        total = hashlib.sha256(f"decoding {DECODING}\0".encode())
+        """Return a SHA-256 over ids and contents of images, in order, and over :data:`PIXELS`."""
+        total = hashlib.sha256(f"pixels {PIXELS}\0".encode())
         for i, content in zip(indices, self.contents(indices), strict=True):
             total.update(self.ids[i].encode() + b"\0" + bytes.fromhex(content))
         return total.hexdigest()

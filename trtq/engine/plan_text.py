@@ -15,6 +15,7 @@ from collections import Counter
 import msgspec
 
 KNOWN_VERSIONS = ("1.7",)
+QUOTED = re.compile(rb'"(?:[^"\\\n]|\\.)*"')
 TENSOR = re.compile(
     rb'tensor=\{[^{}]*(?:\{[^{}]*\}[^{}]*)*? name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)'
 )
@@ -47,11 +48,17 @@ def text_of(plan: bytes) -> bytes:
     """Return the readable part of a plan.
 
     It runs from the first tensor row to the zero byte after the last one. The rest is kernels and
-    weights.
+    weights. Quotes and braces inside of names become other signs.
     """
     first, last = plan.find(b"tensor={"), plan.rfind(b"tensor={")
     end = plan.find(b"\0", last) if last >= 0 else 0
-    return plan[first : end if end >= 0 else len(plan)] if first >= 0 else b""
+    text = plan[first : end if end >= 0 else len(plan)] if first >= 0 else b""
+    return QUOTED.sub(_plain, text)
+
+
+def _plain(found: re.Match[bytes]) -> bytes:
+    """Return a quoted text without what ends names and groups of a row."""
+    return found[0].replace(b'\\"', b"'").replace(b"{", b"(").replace(b"}", b")")
 
 
 def type_name(kind: bytes) -> str:

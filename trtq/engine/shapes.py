@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import onnx
 
 from trtq.errors import EngineError, UsageError
+from trtq.export.onnx_file import get_metadata
+from trtq.graph.tensor_spec import SIGNATURE, SizeRange, stored_signature
 from trtq.onnx_node import names_of
 from trtq.onnx_walk import axis_name, is_fixed
 
@@ -24,10 +26,12 @@ class Axis(NamedTuple):
     Attributes:
         size: None where it is open.
         symbol: what the file calls an open axis, "" where it has no name.
+        sizes: for which the model holds, of an open axis.
     """
 
     size: int | None
     symbol: str
+    sizes: SizeRange = SizeRange()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,12 @@ def inputs_of(model: onnx.ModelProto) -> list[Input]:
         EngineError: an input is no tensor, or has no shape.
     """
     held = names_of(model.graph.initializer)
-    return [_input(i) for i in model.graph.input if i.name not in held]
+    signature = stored_signature(get_metadata(model).get(SIGNATURE))
+    ranges = signature.ranges if signature is not None else {}
+    return [_input(i, ranges) for i in model.graph.input if i.name not in held]
 
 
-def _input(value: onnx.ValueInfoProto) -> Input:
+def _input(value: onnx.ValueInfoProto, ranges: Mapping[str, SizeRange]) -> Input:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         form = str(value.type.WhichOneof("value")).removesuffix("_type")
@@ -76,7 +82,7 @@ def _input(value: onnx.ValueInfoProto) -> Input:
     dims = kind.shape.dim
     return Input(
         value.name,
-        tuple(Axis(d.dim_value if is_fixed(d) else None, axis_name(d)) for d in dims),
+        tuple(_axis(d, ranges) for d in dims),
     )
 
 
@@ -115,6 +121,11 @@ def split_profiles(texts: Sequence[str]) -> list[list[str]]:
 def _each(texts: Sequence[str]) -> list[str]:
     """Return one text for each input: several can be in one, separated by commas."""
     return [t for given in texts for t in re.split(r",(?=[^,=]+=)", given)]
+
+
+def _axis(dim: onnx.TensorShapeProto.Dimension, ranges: Mapping[str, SizeRange]) -> Axis:
+    name = axis_name(dim)
+    return Axis(dim.dim_value if is_fixed(dim) else None, name, ranges.get(name, SizeRange()))
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:

@@ -6,12 +6,13 @@ of each input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trtq.engine.settings import Shapes
 from trtq.engine.shapes import Axis, Input, Span, colons, parse_shapes, shapes_text
 from trtq.errors import EngineError, UsageError, suggest
+from trtq.graph.tensor_spec import SizeRange
 from trtq.typed import present
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -267,7 +268,8 @@ class _Solver:
             for i in wrong
             for k in missing[i.name]
         ]
-        texts = [self.request.hint(i.name, _proposal(i, self.batch)) for i in wrong]
+        batch = {i.axes[0].symbol for i in self.inputs if i.axes} - {""}
+        texts = [self.request.hint(i.name, _proposal(i, self.batch, batch)) for i in wrong]
         needs = (
             "a request needs a size"
             if self.request.single
@@ -280,10 +282,27 @@ class _Solver:
         )
 
 
-def _proposal(one: Input, batch: Span | None) -> list[Span]:
-    """Return spans that a user could mean, for hints."""
-    size = PROPOSED[len(one.axes) == IMAGE_RANK]
+def _proposal(one: Input, batch: Span | None, firsts: Collection[str] = ()) -> list[Span]:
+    """Return spans that a user could mean, for hints.
+
+    Args:
+        one: the input.
+        batch: what was given for the batch.
+        firsts: names of the batch, which may be another axis than the first.
+    """
+    usual = PROPOSED[len(one.axes) == IMAGE_RANK]
     return [
-        (a.size,) * 3 if a.size is not None else size if k else batch or DEFAULT_BATCH
+        (a.size,) * 3
+        if a.size is not None
+        else batch or DEFAULT_BATCH
+        if not k or a.symbol in firsts
+        else _within(a.sizes, usual)
         for k, a in enumerate(one.axes)
     ]
+
+
+def _within(sizes: SizeRange, usual: Span) -> Span:
+    """Return a span in the same proportions, from the smallest size on that an axis takes."""
+    factor = -(-sizes.least // usual[0])
+    least, middle, most = (sizes.nearest(size * max(factor, 1)) for size in usual)
+    return least, middle, most

@@ -15,6 +15,7 @@ from trtq import ops
 from trtq.data.metrics import Array
 from trtq.export.feeds import feed_for
 from trtq.export.ort import input_slots, open_session
+from trtq.graph.dtypes import ONNX_TYPES
 from trtq.graph.feed import Feed, arrays_of, as_feed
 from trtq.quant.fake_quantize import FakeQuantizeCall, spacing
 
@@ -129,9 +130,9 @@ def first_divergence(
     )
     selections = _selections(simulated, tapped)
     tapped.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, kind, None)
-        for pair in selections.values()
-        for name, kind in zip(pair, (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64), strict=True)
+        onnx.helper.make_tensor_value_info(name, ONNX_TYPES[result.dtype], None)
+        for node, pair in selections.items()
+        for name, result in zip(pair, node.meta["val"], strict=True)
     )
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)

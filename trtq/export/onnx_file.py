@@ -286,28 +286,25 @@ def checked_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def require_onnx(path: Path) -> str:
-    """Check that a file is ONNX and that its tensors are there, and return its digest.
+def require_files(path: Path) -> tuple[str, list[Path]]:
+    """Return the digest of a model and its files, after checking that they are there.
 
-    No external tensor is loaded.
+    The file is parsed once, and no external tensor is loaded.
 
-    Raises:
-        ExportError: as :func:`read_onnx`.
-    """
-    path = Path(path)
-    model, data = _parse(path)[:2]
-    return _digest(path, data, _require_outside(path, model))
+    Args:
+        path: of an ONNX file, or of an engine, which is one file.
 
-
-def files_of(path: Path) -> list[Path]:
-    """Return an ONNX file and its files of external tensors, or an engine's one file.
+    Returns:
+        The digest as :func:`digest_onnx` gives it; the file, and those of external tensors.
 
     Raises:
         ExportError: as :func:`read_onnx`.
     """
     if path.suffix != ".onnx":
-        return [path]
-    return [path, *(path.parent / name for name in _require_outside(path, _parse(path)[0]))]
+        return sha256_file(path), [path]
+    model, data = _parse(path)[:2]
+    outside = _require_outside(path, model)
+    return _digest(path, data, outside), [path, *(path.parent / name for name in outside)]
 
 
 def digest_onnx(path: Path) -> str:

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import onnx
-from onnx import version_converter
+from onnx import helper, version_converter
 from torch import fx
 
 from trtq.errors import ExportError
 from trtq.export.borrowed import splice
 from trtq.export.writer import Writer
 from trtq.graph.opaque import name_of, unpacked
-from trtq.onnx_walk import all_nodes, has_branches
+from trtq.onnx_walk import all_nodes
 from trtq.ops.table_onnx import CHANGED
 
 OWN = ("", "ai.onnx")
 WRITTEN = range(13, 22)  # opsets of files that trtq writes
+GROUP_NORM, RESIZE = "GroupNormalization", "Resize"
+OLD_RESIZE = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 
 def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str, sizes: Sequence[Any]) -> Any:
@@ -48,15 +50,39 @@ def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     if all(_keeps_meaning(n, own, opset) for n in all_nodes(model)):
         return model
     try:
-        if has_branches(first):
-            raise ValueError("the converter does not enter branches")
-        return version_converter.convert_version(model, opset)
+        return _converted(model, own, opset)
     except Exception as exc:  # the converter's failures share no base
         raise ExportError(
             f"Cannot write {name} in opset {opset}",
             f"it has another form there than in opset {own}, which it was read in",
             f"Give --opset {own}" + ("" if own in WRITTEN else ", or convert the file first"),
         ) from exc
+
+
+def _converted(model: onnx.ModelProto, own: int, opset: int) -> onnx.ModelProto:
+    """Return a model in another opset.
+
+    ONNX's converter keeps a resampling's attributes, though their defaults changed, and the scales
+    of a group norm, though there is one a channel now.
+
+    Args:
+        model: of ONNX's own domain; not changed.
+        own: its opset.
+        opset: of the result.
+
+    Raises:
+        ValueError: it would mean something else there.
+    """
+    if own < CHANGED[GROUP_NORM] <= opset and any(
+        n.op_type == GROUP_NORM for n in all_nodes(model)
+    ):
+        raise ValueError("its scales are of groups")
+    made = version_converter.convert_version(model, opset)
+    if own < CHANGED[RESIZE] <= opset:
+        for node in all_nodes(made):
+            if node.op_type == RESIZE:
+                node.attribute.extend(helper.make_attribute(n, v) for n, v in OLD_RESIZE.items())
+    return made
 
 
 def _keeps_meaning(node: onnx.NodeProto, own: int, opset: int) -> bool:

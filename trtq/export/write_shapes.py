@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from trtq.export.write_base import FAR, converted, dim, ints, same, static, val
 from trtq.export.writer import UnsupportedOpError, Writer
@@ -58,9 +59,9 @@ def unsqueeze(w: Writer, n: fx.Node, x: fx.Node, d: int) -> Any:
 
 
 def squeeze(w: Writer, n: fx.Node, x: fx.Node, dims: int | Sequence[int]) -> Any:
-    """Drop axes of size 1; torch leaves others alone."""
+    """Drop axes of size 1, also open ones that the graph holds at 1; torch leaves others alone."""
     given = [dims] if isinstance(dims, int) else list(dims)
-    ones = [d for d in given if same(val(x).shape[d], 1)]
+    ones = [d for d in given if guard_or_false(val(x).shape[d] == 1)]
     return w.op("Squeeze", x, ones) if ones else w.op("Identity", x)
 
 

@@ -11,7 +11,6 @@ from trtq.quant.formats import BitConfig, read_options
 from trtq.records.allocate import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.records.analyze import AnalyzeRecord
 from trtq.search.allocate import STRATEGIES, Choice, summed
-from trtq.search.budgets import LATENCY
 from trtq.specs import AllocateOptions
 
 MOST_POINTS = 200
@@ -177,11 +176,14 @@ def shown(budget: str, value: float) -> str:
 
     Args:
         budget: ``size``, ``bitops``, ``energy`` or ``latency@DEVICE``.
-        value: bytes, BitOps, units of energy, or milliseconds.
+        value: bytes, BitOps, energy in 32-bit MACs (S1 eq. 7), or milliseconds.
 
-    >>> shown("size", 2_500_000.0), shown("latency@orin", 1.25)
-    ('2.5 MB', '1.25 ms')
+    >>> shown("size", 2_500_000.0), shown("size", 54_224.0), shown("latency@orin", 1.25)
+    ('2.5 MB', '54.22 kB', '1.25 ms')
+    >>> shown("bitops", 3e9), shown("energy", 2e6)
+    ('3e+09 BitOps', '2e+06 32-bit MACs')
     """
     if budget == "size":
-        return f"{value / 1e6:.4g} MB"
-    return f"{value:.4g} ms" if budget.startswith(LATENCY) else f"{value:.4g}"
+        return f"{value / 1e6:.4g} MB" if value >= 1e6 else f"{value / 1e3:.4g} kB"
+    unit = {"bitops": "BitOps", "energy": "32-bit MACs"}.get(budget, "ms")
+    return f"{value:.4g} {unit}"

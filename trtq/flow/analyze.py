@@ -29,7 +29,13 @@ from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzedModel, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
-from trtq.search.sensitivity import Measured, MetricArguments, Sensitivity, SensitivityContext
+from trtq.search.sensitivity import (
+    Measured,
+    MetricArguments,
+    Sensitivity,
+    SensitivityContext,
+    class_loss,
+)
 from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeOptions
 from trtq.tasks import Task, find_task
@@ -94,6 +100,8 @@ def analyze_model(
         ),
         one_by_one=not model.graph.dynamic_batch,
     )
+    if learned is None and options.targets == "labels":
+        context.loss = partial(class_loss, ignored=drawn.ignore)
     if learned is not None:
         outputs = tuple(t.name for t in model.graph.signature.outputs)
         context.loss = partial(_by_task, learned.loss, outputs)
@@ -348,7 +356,9 @@ def _cache(
     """Return the pieces of this analysis that are done."""
     folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
     # what a task compares with follows from the model
-    targets = task.label if task is not None else [t.cpu().tolist() for _, (t,) in batches]
+    targets: object = task.label if task is not None else [t.cpu().tolist() for _, (t,) in batches]
+    if drawn.dense:
+        targets = [targets, drawn.ignore]
     depends = [
         model.weights_sha256,
         structure_digest(model.graph.module),

@@ -20,12 +20,12 @@ from trtq.flow.encoded import quantized_from, require_own
 from trtq.flow.evaluate import Evaluator
 from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.flow.finetune_checks import (
+    augment_images,
     check_samples,
     note_outputs,
     note_shared,
     require_analysis_of,
     require_fit,
-    require_pictures,
     require_scorable,
     require_task_options,
     require_trainable,
@@ -122,7 +122,7 @@ class Training:
         workers: Workers | None = None,
         task: Task | None = None,
     ) -> None:
-        self.options, self.run = options, run or Run()
+        self.run = run or Run()
         self.workers = workers or Workers()
         model = placed(start.model, options.device, self.run, self.workers)
         self.start, self.device = replace(start, model=model), model.device
@@ -134,7 +134,7 @@ class Training:
             raise UsageError("--worst needs --sensitivity")
         own = import_named(options.loss, "loss") if options.loss is not None else None
         check_samples(*samples, options, task)
-        require_pictures(start.model, options.augment)
+        self.options = options = augment_images(start.model, options, self.run)
         if self.val is not None:
             note_shared(self.val, self.train_samples, self.note)
         self.task = self._task(task)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import msgspec
+
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.classes import mirrored_pair
 from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.model import Model
+from trtq.flow.run import Run
 from trtq.flow.task import fitting_targets
 from trtq.graph.device import moved
 from trtq.graph.feed import IMAGE_AXES, arrays_of, computed
@@ -201,23 +204,25 @@ def require_scorable(task: Task, model: Model, val: Samples) -> None:
     fitting_targets(model.name, task, task.decode(outputs, batch.places), batch, val)
 
 
-def require_pictures(model: Model, augment: str) -> None:
-    """Refuse augmentation of what is no single image.
+def augment_images(model: Model, options: FinetuneOptions, run: Run) -> FinetuneOptions:
+    """Return the options, by default without augmentation where a sample is no single image.
 
     Args:
         model: captured.
-        augment: the option; ``none`` is always accepted.
+        options: how to train.
+        run: receives a note.
 
     Raises:
-        UsageError: names the inputs.
+        UsageError: another augmentation than the default was asked for; names the inputs.
     """
     inputs = model.graph.signature.inputs
-    if augment != "none" and (len(inputs) > 1 or len(inputs[0].shape) != IMAGE_AXES):
-        raise UsageError(
-            f"Cannot augment the samples of {model.name}",
-            f"its inputs are {', '.join(i.words for i in inputs)}, not one image",
-            "Add --augment none",
-        )
+    if options.augment == "none" or (len(inputs) == 1 and len(inputs[0].shape) == IMAGE_AXES):
+        return options
+    shown = f"its inputs are {', '.join(i.words for i in inputs)}, not one image"
+    if options.augment != FinetuneOptions().augment:
+        raise UsageError(f"Cannot augment the samples of {model.name}", shown, "Add --augment none")
+    run.note(f"the samples of {model.name} are not augmented: {shown}")
+    return msgspec.structs.replace(options, augment="none")
 
 
 def require_trainable(options: FinetuneOptions, graph: TrainingGraph) -> None:

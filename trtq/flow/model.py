@@ -12,14 +12,16 @@ from torch import nn
 
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import UNKNOWN_NORMALISATION, Preprocess
+from trtq.data.sample_axes import sample_axes
 from trtq.data.samples import Samples
-from trtq.errors import UsageError
+from trtq.errors import ModelError, UsageError
 from trtq.flow.run import Run
 from trtq.graph.capture import CapturedGraph, capture_inputs
 from trtq.graph.device import choose_device, described, device_of, on_device
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.onnx_origin import OnnxOrigin
+from trtq.graph.signature import BATCH
 from trtq.layouts import in_layout, layout_of
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
@@ -72,6 +74,40 @@ def require_float(module: nn.Module, name: str, way: str) -> None:
         )
 
 
+def require_single_samples(model: Model) -> None:
+    """Refuse a file whose batch is fixed to another size than 1: samples come one at a time.
+
+    Args:
+        model: captured.
+
+    Raises:
+        ModelError: names the input and its batch.
+    """
+    inputs = model.graph.signature.inputs
+    axes = sample_axes([i.shape for i in inputs])
+    fixed = [
+        (one, axis)
+        for one, axis in zip(inputs, axes, strict=True)
+        if axis is not None and one.shape and one.shape[axis] != 1
+        if isinstance(one.shape[axis], int)
+    ]
+    if not fixed:
+        return
+    first, axis = fixed[0]
+    size, name = first.shape[axis], first.name
+    opened = " ".join(f"--dynamic {one.name}={_with_open(one.shape, k)}" for one, k in fixed)
+    raise ModelError(
+        f"Cannot give samples to {model.name}",
+        f"its input {name} takes batches of {size} only, expected an open batch or a batch of 1",
+        f"Open it: {opened}",
+    )
+
+
+def _with_open(shape: Sequence[int | str], axis: int) -> str:
+    """Return the sizes of an input with an open batch, as ``--dynamic`` takes them."""
+    return ",".join(BATCH if i == axis else str(size) for i, size in enumerate(shape))
+
+
 def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -> Model:
     """Return a model with a graph that computes where it was asked for; a GPU is noted.
 
@@ -83,7 +119,9 @@ def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -
 
     Raises:
         UsageError: there is no such device.
+        ModelError: it takes only batches of a fixed size above 1.
     """
+    require_single_samples(model)
     device = choose_device(asked, workers)
     if told := described(device):
         run.note(told)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
+from trtq.data.answers import OutputComparison
 from trtq.errors import UsageError
 from trtq.flow.extremes import handle_extremes
 from trtq.flow.inputs import Inputs
@@ -50,7 +51,8 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     names = ", ".join(current.method)
     kept = PRESETS[family].high_precision
     floats = f"; in float: {', '.join(kept)}" if kept else ""
-    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}")
+    learns = _learns_words(options, current)
+    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}{learns}")
     best = attempt(inputs, current)
     inputs = replace(inputs, workers=Workers())  # the others have done their share
     tried = [_tried("as asked" if current == options else f"with {names}", best)]
@@ -70,6 +72,17 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
         high_precision=list(best.options.high_precision),
         attention=best.options.attention,
         extremes=extremes or msgspec.UNSET,
+    )
+
+
+def _learns_words(asked: QuantizeOptions, current: QuantizeOptions) -> str:
+    """Say that rounding is learned where nobody asked for it, and for how long; "" otherwise."""
+    if not set(current.method) & set(LEARN) - set(asked.method):
+        return ""
+    limit = "" if current.time_budget is None else f" for up to {current.time_budget:g} min"
+    return (
+        f"; layers below 8 bits learn their rounding{limit} in each attempt (--time-budget MIN "
+        "changes that, --method bias-correction leaves it out)"
     )
 
 
@@ -125,7 +138,7 @@ def _fall_back(
 
 
 def _tried(name: str, done: Attempt) -> TryRecord:
-    answer = done.parity.answer
+    answer = _worst(done)
     return TryRecord(
         step=name,
         figures=list(done.alike) or msgspec.UNSET,
@@ -173,9 +186,20 @@ def _passes(done: Attempt, floor: float) -> bool:
     return passed and (sqnr >= CHECK_SQNR_DB or agrees)
 
 
+def _worst(done: Attempt) -> OutputComparison:
+    """Return the comparison of the output that is the farthest from the float model's."""
+    return min(done.parity.answers, key=lambda a: _db(a) if a.finite else -math.inf)
+
+
+def _db(answer: OutputComparison) -> float:
+    return math.inf if answer.sqnr_db is None else answer.sqnr_db
+
+
 def _found(done: Attempt) -> str:
-    words = [f.words for f in done.alike[:1]]
-    return ", ".join([*words, done.parity.answer.words])
+    worst = _worst(done)
+    words = [*(f.words for f in done.alike[:1]), worst.words]
+    where = f" (output {worst.name})" if done.parity.others else ""
+    return ", ".join(words) + where
 
 
 def _check_words(done: Attempt, floor: float) -> str:

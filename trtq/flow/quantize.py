@@ -29,6 +29,7 @@ from trtq.tasks import Task
 from trtq.workers import Workers
 
 FEW_IMAGES = 32
+USUAL_IMAGES = QuantizeOptions().calib_images
 COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
 
 
@@ -61,7 +62,7 @@ def quantize_model(
     _require_shares(samples, options, workers)
     _require_float(model, options, run)
     model = placed(_with_preprocess(model, samples), options.device, run, workers)
-    answer = model.answer_kind(samples.classes)
+    answer = model.answer_kind(samples.classes, scored=samples.dense)
     task = bind_task(task or options.task, model, samples, run)
     inputs = Inputs(
         model=model, samples=samples, answer=answer, run=run, task=task, workers=workers
@@ -166,10 +167,10 @@ def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samp
     if chosen.drawn:  # their number says nothing
         return chosen
     if len(chosen) < options.calib_images:
-        run.note(
-            f"{samples.name} has {len(chosen)} {noun}, {options.calib_images} were asked for: all "
-            "are used"
-        )
+        wanted = f"{options.calib_images} were asked for"
+        if options.calib_images == USUAL_IMAGES:
+            wanted = f"fewer than the default of {USUAL_IMAGES}"
+        run.note(f"{samples.name} has {len(chosen)} {noun}, {wanted}: all are used")
     if len(chosen) < FEW_IMAGES:
         run.note(
             f"{len(chosen)} calibration {noun} are few, ranges may be too narrow: 256 or more "

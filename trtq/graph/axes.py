@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from trtq.errors import CaptureError
 from trtq.graph.feed import Feed
@@ -16,6 +19,7 @@ from trtq.graph.inputs import BATCH_OF_TWO
 from trtq.graph.signature import BATCH, Axes, SizeRange, TensorSpec, placeholders
 from trtq.layouts import layout_of
 
+NOT_STEPS = (Mod, PythonMod, sympy.Max, sympy.Min)  # what holds at some sizes, but not between
 HUGE = 100_000_000  # larger bounds are none: a file may slice up to 999,999,999
 
 
@@ -38,9 +42,10 @@ class Open(NamedTuple):
         A model that halves its maps and joins them again holds for multiples only.
         """
         if not self.asked:
-            # An axis of one name is one size in every input, such as the batch.
-            several = sum(map(bool, self.names)) > 1
-            free = {n: torch.export.Dim(n) for n in self.ranges} if several else {}
+            # Axes of one name have one size, such as the batch; only a named one is required to
+            # take every size.
+            counts = Counter(n for names in self.names for n in names.values())
+            free = {n: torch.export.Dim(n) for n in self.ranges if counts[n] > 1}
             yield tuple(
                 {i: free.get(n, torch.export.Dim.DYNAMIC) for i, n in names.items()}
                 for names in self.names
@@ -131,8 +136,17 @@ def open_axes(
                 raise CaptureError(
                     f"The example of the input {name} is outside its range",
                     f"{axis} is {given[i]}, expected {taken[axis].meaning}",
+                    f"Give an example inside it: --input {name}={_inside(wanted, given, ranges)}",
                 )
     return Open(tuple(names), taken, asked=asked)
+
+
+def _inside(
+    wanted: Sequence[int | str], given: Sequence[int], ranges: Mapping[str, SizeRange]
+) -> str:
+    """Return sizes for ``--input``: those given, or the nearest that an axis may have."""
+    spans = (ranges.get(str(axis), SizeRange(least=0)) for axis in wanted)
+    return "x".join(str(r.nearest(d)) for r, d in zip(spans, given, strict=True))
 
 
 def narrowest(graph: fx.GraphModule, opened: Open) -> tuple[Open, list[str]]:
@@ -168,7 +182,43 @@ def _held(size: int | torch.SymInt, own: SizeRange) -> SizeRange:
         least = max(least, int(bounds.lower))
     if bounds.upper.is_finite and bounds.upper < HUGE:
         most = min(most or HUGE, int(bounds.upper))
+    decided = _most(size)
+    if decided is not None:
+        most = min(most or HUGE, decided)
     return SizeRange(least=least, most=most, multiple=own.multiple)
+
+
+def _most(size: torch.SymInt) -> int | None:
+    """Return up to which size an axis gives other axes the fixed sizes that the trace gave them.
+
+    A map that a stride shrinks to one place is such an axis: torch takes it for 1.
+
+    Args:
+        size: of an axis of an input.
+
+    Returns:
+        None without a limit.
+    """
+    symbol, env, least = size.node.expr, size.node.shape_env, size.node.hint
+    if env is None or not isinstance(least, int):
+        return None
+    fixed = [
+        g.expr
+        for g in env.guards
+        if isinstance(g.expr, sympy.Eq) and g.expr.free_symbols == {symbol}
+        if any(side.is_Integer for side in g.expr.args) and not g.expr.has(*NOT_STEPS)
+    ]
+
+    def holds(number: int) -> bool:
+        return all(bool(e.xreplace({symbol: sympy.Integer(number)})) for e in fixed)
+
+    if not fixed or not holds(least) or holds(HUGE):
+        return None
+    beyond = HUGE
+    while beyond - least > 1:
+        middle = (least + beyond) // 2
+        least, beyond = (middle, beyond) if holds(middle) else (least, middle)
+    return least
 
 
 def _batch_of(call: Call, axes: Axes) -> int | None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
+
+from trtq.typed import convert
 
 SIGNATURE = "signature"  # metadata of an ONNX file
 
@@ -30,6 +35,16 @@ class SizeRange(msgspec.Struct, frozen=True, kw_only=True):
         """In words: ``320 to 1280, in multiples of 32``."""
         reach = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
         return reach + (f", in multiples of {self.multiple}" if self.multiple > 1 else "")
+
+    def nearest(self, size: int) -> int:
+        """Return the size of the range that is nearest below another, the smallest for none.
+
+        >>> SizeRange(least=100, most=1280, multiple=32).nearest(7)
+        128
+        """
+        first = -(-self.least // self.multiple) * self.multiple
+        below = size if self.most is None else min(size, self.most)
+        return max(first, below // self.multiple * self.multiple)
 
     def __contains__(self, size: object) -> bool:
         return (
@@ -93,3 +108,11 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         """Inputs and outputs as a person reads them."""
         sides = ("; ".join(t.words for t in side) for side in (self.inputs, self.outputs))
         return " -> ".join(sides)
+
+
+def stored_signature(stored: Mapping[str, Any] | None) -> Signature | None:
+    """Return a stored signature; None without one, and for one of another form."""
+    try:
+        return convert(stored, Signature) if stored is not None else None
+    except msgspec.ValidationError:
+        return None

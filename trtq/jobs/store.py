@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import FileRecord, sha256_file
+from trtq.artifact import FileRecord
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import DONE_JSON, LOCK, RUN_LOCK, STAGING, STORE_JSON
 from trtq.jobs.files import Files, open_files
@@ -202,12 +202,6 @@ class Store:
             return self.leases.is_new(name)
         return self.leases.is_alive(claim.driver)
 
-    def holder(self, key: str) -> str | None:
-        """Return the id of the driver whose claim counts, None for none."""
-        number = self._last_claim(key)
-        last = self.files.read_as(_claim(key, number), Claim) if number >= 0 else None
-        return None if last is None else last.driver
-
     def release(self, key: str) -> None:
         """Give a claim of this driver up.
 
@@ -309,26 +303,6 @@ class Store:
             ArtifactError: the store refuses, or cannot be reached.
         """
         self.files.remove(f"runs/{key}/{DONE_JSON}")
-
-    def fetch(self, done: Done, folder: Path) -> Path:
-        """Copy the files of a finished run into a folder and return it.
-
-        Args:
-            done: the run.
-            folder: to copy to; files of the same names are replaced.
-
-        Raises:
-            ArtifactError: a file is missing, or is not the one that was stored.
-        """
-        for name, record in done.upload.files.items():
-            self.files.get(f"{self.folder(done)}/{name}", folder / name)
-            if sha256_file(folder / name) != record.sha256:
-                raise ArtifactError(
-                    f"Cannot use {name} of the run {done.key[:12]} in the store {self.files.url}",
-                    "its content is not what was stored",
-                    f"Run it again: trtq sweep with --no-resume, or remove runs/{done.key}",
-                )
-        return folder
 
 
 def _is_kept(name: Path, leave_out: Sequence[str]) -> bool:

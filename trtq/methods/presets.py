@@ -113,14 +113,19 @@ def start(spec: QuantizeOptions, family: Family) -> QuantizeOptions:
 
 
 def _methods(preset: Preset, spec: QuantizeOptions) -> tuple[str, ...]:
-    """Return a preset's methods for the widths that were asked for."""
-    bits = BitConfig.parse(spec.bits)
-    if bits.weight_only and not spec.layer_bits:
+    """Return a preset's methods for the widths that were asked for.
+
+    An allocation of equal widths gets the methods of this width.
+    """
+    asked = [BitConfig.parse(b) for b in spec.layer_bits.values() or [spec.bits]]
+    widths = [w for w in asked if w.quantized]
+    if all(w.label == "w8a8" for w in widths):
+        return preset.wide
+    if all(w.weight_only for w in widths):
         return ("gptq",)
-    if bits.kind != "uniform" and not spec.layer_bits:
+    if all(w.kind != "uniform" for w in widths):
         return (*preset.wide, "gptq")
-    wide = spec.bits == "w8a8" and not spec.layer_bits
-    return preset.wide if wide else preset.narrow
+    return preset.narrow
 
 
 def add(

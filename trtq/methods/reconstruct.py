@@ -273,11 +273,13 @@ def _learn(
     )
     generator = torch.Generator().manual_seed(0)
     context.begin("Learning the rounding", steps)
-    with torch.random.fork_rng(rng_devices(device_of(context.graph))):
+    gpus = rng_devices(device_of(context.graph))
+    with torch.random.fork_rng(gpus):
         torch.manual_seed(0)
         state = LearningState(
             optimizer,
             generator,
+            gpus=gpus,
             key=[
                 context.encodings.digest(),
                 asdict(arguments),

@@ -178,6 +178,12 @@ def _read(file: Path, path: Path) -> Stored:
         return Stored(path, tensors, dict.fromkeys(tensors, ""), ordered=False)
     content = read_torch(file, script=kind == "torchscript")
     notes = _notes(content.content, content.skipped, kind)
+    lost = list(_in_lists(content.content, "", ()))
+    if lost:
+        notes.append(
+            f"tensors in lists have no names and were left out: {listed(lost, 4)} (save them in a "
+            "dict by name if they are weights)"
+        )
     stored = Stored(path, {}, {}, ordered=True, notes=notes)
     for table, name, value in _walk(content.content, "", ()):
         if f"{table}{name}" not in stored.tensors:
@@ -233,6 +239,22 @@ def _walk(
                 yield table, f"{key}.{inner}{name}", below
         else:
             yield from _walk(item, f"{table}{key}.", outer)
+
+
+def _in_lists(value: object, name: str, outer: tuple[int, ...]) -> Iterator[str]:
+    """Yield where arrays of floats lie in lists, which give them no names."""
+    if len(outer) > _DEPTH or id(value) in outer or not isinstance(value, (Mapping, list, tuple)):
+        return
+    outer = (*outer, id(value))
+    unnamed = not isinstance(value, Mapping)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, item in items:
+        tensor = array_of(item) if isinstance(item, Inert) else item
+        if isinstance(tensor, torch.Tensor):
+            if unnamed and tensor.is_floating_point() and tensor.ndim:
+                yield f"{name}{key}"
+        else:
+            yield from _in_lists(item, f"{name}{key}.", outer)
 
 
 def _items(value: object) -> Mapping[Any, object]:

@@ -68,5 +68,5 @@ ONNX: tuple[Op, ...] = (
     op("onnx_node", "trtq.onnx_node.default", write="opaque.node"),
 )
 
-# The version in which an op's new attributes changed what it computes without them.
-CHANGED = {"GroupNormalization": 21, "Resize": 11, "RoiAlign": 16}
+# The version in which an op's new attributes changed what it computes without them, or are needed.
+CHANGED = {"GroupNormalization": 21, "Resize": 11, "RoiAlign": 16, "Split": 18}

@@ -11,7 +11,6 @@ import msgspec
 
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import UsageError, reason
-from trtq.graph.tensor_spec import Signature
 from trtq.package.contents import IMAGE_RANK, Tensor
 from trtq.package.preprocessing import Preprocessing
 from trtq.specs.inputs import Picture, PictureSpec
@@ -70,14 +69,6 @@ class Request:
     task: str | None = None
     labels: str | None = None
     picture: Picture = field(default_factory=lambda: PictureSpec().picture)
-
-
-def signature_of(stored: Mapping[str, Any] | None) -> Signature | None:
-    """Return a stored signature; None without one, and for one of another form."""
-    try:
-        return convert(stored, Signature) if stored is not None else None
-    except msgspec.ValidationError:
-        return None
 
 
 def explain(

@@ -20,10 +20,10 @@ from trtq.errors import EngineError, UsageError
 from trtq.export.codes import count_qdq
 from trtq.export.onnx_file import get_metadata, made_with, read_onnx
 from trtq.export.sound import LARGEST_PROTOBUF
-from trtq.graph.tensor_spec import SIGNATURE, Signature
+from trtq.graph.tensor_spec import SIGNATURE, Signature, stored_signature
 from trtq.onnx_walk import axis_name, bytes_of, is_fixed
 from trtq.package.contents import Contents, Span, Tensor
-from trtq.package.meaning import Request, Stored, explain, signature_of
+from trtq.package.meaning import Request, Stored, explain
 
 DTYPES = {
     "FLOAT": "float32",
@@ -69,7 +69,7 @@ def _read_engine(path: Path, request: Request) -> Contents:
             "Build it without --strip-weights",
         )
     stored = Stored.of_manifest(manifest)
-    inputs, outputs = _engine_tensors(manifest, signature_of(stored.signature))
+    inputs, outputs = _engine_tensors(manifest, stored_signature(stored.signature))
     preprocess, task, classes, notes = explain(stored, inputs, outputs, request)
     batch = _batch(inputs, outputs, notes)
     if batch is not None and batch[0] > 1:
@@ -135,7 +135,7 @@ def _read_onnx(path: Path, request: Request) -> Contents:
     preprocess, task, classes, notes = explain(stored, inputs, outputs, request)
     batch = _batch(inputs, outputs, notes)
     if batch is not None:
-        batch = _file_batch(inputs[0].axes[0], signature_of(stored.signature), notes)
+        batch = _file_batch(inputs[0].axes[0], stored_signature(stored.signature), notes)
     data = path.read_bytes() if stamp is not None else b""
     return Contents(
         path=path,

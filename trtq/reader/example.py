@@ -30,7 +30,8 @@ def inputs_of(
     """Return an example of every input and the open axes that the file declares.
 
     An open axis of no known size gets the first of ``LENGTHS``, or 2, with which the model runs;
-    without any the first one.
+    without any the first one. A model that does not run with the first of them has a smallest
+    length: it gets twice that where it runs with it, since axes inside it may be 1 at the smallest.
 
     Args:
         model: takes the inputs in order; sizes are tried on it.
@@ -49,11 +50,16 @@ def inputs_of(
     rest = sorted(open_names - set(known))
     guesses = [known | sizes for sizes in _guesses(rest)]
     small = [g for g in guesses if _values(ports, axes, g) <= LARGEST_TRIAL]
-    trials = (_example(ports, axes, g, rows) for g in small if len(guesses) > 1)
-    fits = next((e for e in trials if _runs(model, e)), None)
-    fits = fits or _example(ports, axes, guesses[0], rows)
+
+    def runs(sizes: dict[str, int]) -> bool:
+        return _runs(model, _example(ports, axes, sizes, rows))
+
+    fits = next(filter(runs, small), guesses[0]) if len(guesses) > 1 else guesses[0]
+    if fits != guesses[0]:
+        twice = next((g for g in small if _is_twice(g, fits, rest)), fits)
+        fits = twice if twice != fits and runs(twice) else fits
     declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
-    return ModelInputs(fits, declared)
+    return ModelInputs(_example(ports, axes, fits, rows), declared)
 
 
 def axes_of(ports: Sequence[Port]) -> dict[str, tuple[int | str, ...]]:
@@ -75,6 +81,16 @@ def _guesses(names: Sequence[str]) -> list[dict[str, int]]:
         for length in LENGTHS
         for sizes in product((length, BATCH_OF_TWO), repeat=len(names))
     ]
+
+
+def _is_twice(sizes: Mapping[str, int], smallest: Mapping[str, int], names: Sequence[str]) -> bool:
+    """Whether each length is twice another one or more; two samples are two samples."""
+    return all(
+        sizes[n] == BATCH_OF_TWO
+        if smallest[n] == BATCH_OF_TWO
+        else sizes[n] >= 2 * smallest[n] and sizes[n] != BATCH_OF_TWO
+        for n in names
+    )
 
 
 def _names(port: Port) -> tuple[int | str, ...]:

@@ -40,7 +40,7 @@ class OnnxNode(nn.Module):
 
     Attributes:
         opaque: why ONNX Runtime computes it; "" where torch does.
-        results: type and rank of each result that ONNX Runtime computed, once it has.
+        results: type and rank of each result that ONNX Runtime computed, once it has; else ().
     """
 
     def __init__(
@@ -330,9 +330,10 @@ class OnnxModule(Nodes):
     def opaque_nodes(self) -> dict[str, str]:
         """Return the names of the nodes that ONNX Runtime computes, each with the reason.
 
-        Forms of ops that the table does not read are known once the model has run.
+        They are known once the model has run: sizes and constants may choose the form of a node,
+        or a branch without it.
         """
-        found = (m for m in self.modules() if isinstance(m, OnnxNode) and m.opaque)
+        found = (m for m in self.modules() if isinstance(m, OnnxNode) and m.results)
         return {m.node.name or m.node.output[0]: m.opaque for m in found}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from trtq.free_names import free_name
 from trtq.graph.dtypes import ONNX_TYPES
-from trtq.reader.call import OWN, Call
+from trtq.onnx_walk import branches
+from trtq.reader.call import OWN, Call, reads_of
 from trtq.reader.read_resample import resized
 from trtq.reader.values import Array, UnreadError, Value
 
@@ -38,7 +40,7 @@ def opaque_model(
     """
     node = onnx.NodeProto()
     node.CopyFrom(call.node)
-    names = [f"x{i}" if n else "" for i, n in enumerate(node.input)]
+    names = _operand_names(node, outer)
     inputs, initializers, places = [], [], []
     node.input[:] = [n if v is not None else "" for n, v in zip(names, call.given, strict=False)]
     for i, (name, value) in enumerate(zip([*names, *outer], call.given, strict=True)):
@@ -62,6 +64,26 @@ def opaque_model(
     opsets = {**domains, "": oldest_form(node, domains.get("", 0))}
     imports = [helper.make_opsetid(d, v) for d, v in sorted(opsets.items()) if v]
     return helper.make_model(graph, opset_imports=imports, ir_version=10), places
+
+
+def _operand_names(node: onnx.NodeProto, outer: Sequence[str]) -> list[str]:
+    """Return a name for each operand: its own where the branches read it, too; "" for none."""
+    inner = {*list(reads_of(node))[len(node.input) :]}
+    taken = {*outer, *inner, *_made(node)}
+    own = {n: i for i, n in reversed([*enumerate(node.input)]) if n in inner}
+    return [
+        (n if own.get(n) == i else free_name(f"x{i}", taken)) if n else ""
+        for i, n in enumerate(node.input)
+    ]
+
+
+def _made(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node and the nodes in its branches make."""
+    yield from node.output
+    for branch in branches(node):
+        yield from (v.name for v in (*branch.input, *branch.initializer))
+        for inner in branch.node:
+            yield from _made(inner)
 
 
 def known_sizes(call: Call) -> list[Any]:

@@ -39,6 +39,7 @@ from trtq.reader.fuse import fuse_
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.refusals import require_readable
 from trtq.reader.tail import split_tail_
+from trtq.reader.unsigned import sign_
 from trtq.reader.values import HALVES, Array
 
 OWN = ("", "ai.onnx")
@@ -127,6 +128,8 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
     prepared.notes += [fused] if fused else []
     _linears_(prepared)
     _drop_unread_(prepared)
+    signed = sign_(prepared.graph, prepared.constants, name)
+    prepared.notes += [signed] if signed else []
     return prepared
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn import functional
 
 from trtq.reader.call import Call
@@ -48,9 +49,19 @@ def transpose(call: Call) -> torch.Tensor:
 
 
 def squeeze(call: Call) -> torch.Tensor:
-    """Axes of size 1 go; by default all of them."""
+    """Axes of size 1 go; by default all of them.
+
+    torch's own leaves an axis of another size alone, also one whose size only the data decide.
+    """
     x, axes = call.x(), call.axes()
-    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+    if axes is None:
+        return x.squeeze()
+    if all(guard_or_false(x.shape[axis] == 1) for axis in axes):
+        return x.squeeze(tuple(axes))
+    for axis in sorted((a % x.ndim for a in axes), reverse=True):
+        torch._check(x.shape[axis] == 1)
+        x = x.select(axis, 0)
+    return x
 
 
 def unsqueeze(call: Call) -> torch.Tensor:

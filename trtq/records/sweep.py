@@ -112,7 +112,7 @@ class SweepRecord(Record, frozen=True, kw_only=True):
         store: where the files are.
         project: whose store it is.
         executor: where runs were executed.
-        workers: runs at a time.
+        workers: runs at a time; 0 where no run was left to do.
         recipes: folder of the runs' recipes, relative to this file.
         notes: what was chosen, repaired or left out.
         seconds: of the sweep.

@@ -17,14 +17,15 @@ from trtq.search.work_cache import WorkCache
 from trtq.tasks.distances import class_divergence
 
 
-def class_loss(answers: Feed, wanted: Feed) -> torch.Tensor:
+def class_loss(answers: Feed, wanted: Feed, ignored: int = -100) -> torch.Tensor:
     """Return the cross-entropy of a classifier [N, C] or of a segmenter [N, C, H, W].
 
     Args:
         answers: the first one is scores of classes.
         wanted: class indices [N] or [N, H, W].
+        ignored: the class index that does not count.
     """
-    return torch.nn.functional.cross_entropy(answers[0], wanted[0])
+    return torch.nn.functional.cross_entropy(answers[0], wanted[0], ignore_index=ignored)
 
 
 def first_divergence(answers: Feed, reference: Feed) -> torch.Tensor:

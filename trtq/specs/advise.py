@@ -71,7 +71,7 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
         tuple[str, ...],
         PathDoc(
             description="Quantized model: bench.json of trtq bench --profile with the layer times "
-            "of the INT8 and of the FP16 file on one device; repeatable."
+            "of the INT8 and of the FP16 file on one device (compare.json has none); repeatable."
         ),
     ] = ()
     shapes: Annotated[

@@ -138,7 +138,10 @@ WeightStorage = Annotated[
 ]
 Augment = Annotated[
     Literal["flip-crop", "flip", "none"],
-    Doc(description="flip-crop: mirrored at random, and moved by up to an eighth."),
+    Doc(
+        description="flip-crop: mirrored at random, and moved by up to an eighth; samples that are "
+        "no images are not augmented."
+    ),
 ]
 ParityImages = Annotated[
     int,

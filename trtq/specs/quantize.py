@@ -61,6 +61,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     method: Methods = ()
     method_arg: MethodArguments = {}
     task: TaskName = None
+    masks: Masks = None
     preset_quant: FamilyPreset = "auto"
     min_agreement: MinAgreement = 90.0
     weight_storage: WeightStorage = "int8"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from trtq.errors import UsageError
 from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import (
     AnalyzeMetric,
@@ -15,6 +16,8 @@ from trtq.specs.fields import (
     CalibImages,
     Calibrator,
     Correct,
+    IgnoreIndex,
+    Masks,
     ModelName,
     Percentile,
     Target,
@@ -88,6 +91,16 @@ class AnalyzeOptions(Options, frozen=True, kw_only=True):
     device: ComputeDevice = "cpu"
 
 
+def _require_masks(ignored: int | None, masks: str | None) -> None:
+    """Refuse an ignored class without masks that have classes.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if ignored is not None and not masks:
+        raise UsageError("--ignore-index needs --masks")
+
+
 class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Measure how much each layer suffers at each width."""
 
@@ -96,6 +109,8 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     ]
     metric: AnalyzeMetric = "jsd"
     task: TaskName = None
+    masks: Masks = None
+    ignore_index: IgnoreIndex | None = None
     bits: AnalyzedBits = (
         "2",
         "4",
@@ -114,6 +129,10 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     seed: Seed = 0
     calib_cache: AnalysisCache = None
     device: ComputeDevice = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_masks(self.ignore_index, self.masks)
 
 
 class AllocateOptions(Options, frozen=True, kw_only=True):
@@ -268,6 +287,8 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     address: Address = ""
     budget: Budgets = ()
     task: TaskName = None
+    masks: Masks = None
+    ignore_index: IgnoreIndex | None = None
     min_accuracy: MinAccuracy = None
     min_score: MinScore = {}
     minimize: Minimize = None
@@ -282,6 +303,7 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     val_class_index: Annotated[
         str | None, PathDoc(description="Like --class-index, for --val; default: the same.")
     ] = None
+    val_masks: Annotated[str | None, PathDoc(description="Like --masks, for --val.")] = None
     limit: Limit = None
     rounds: Rounds = 8
     metric: AnalyzeMetric = "jsd"
@@ -299,3 +321,9 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     seed: Seed = 0
     calib_cache: CalibCache = None
     device: ComputeDevice = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_masks(self.ignore_index, self.masks or self.val_masks)
+        if self.val_masks and not self.val:
+            raise UsageError("--val-masks needs --val")

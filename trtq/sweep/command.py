@@ -71,8 +71,7 @@ def sweep(
         store = _open_store(request)
         tracker = open_tracker(spec.mlflow, file.path) if spec.mlflow else None
         _write_recipes(planned, out / RECIPES)
-        with contextlib.closing(_open_executor(request, work)) as executor:
-            record = _carry_out(request, planned, store, executor, work)
+        record = _carry_out(request, planned, store, work)
     if tracker is not None:
         count = log_sweep(tracker, record)
         told.note(
@@ -160,10 +159,9 @@ def _carry_out(
     request: _Request,
     planned: Sequence[Planned],
     store: Store,
-    executor: Executor,
     work: Workspace,
 ) -> SweepRecord:
-    """Do the runs, and write the record however that ends."""
+    """Do the runs that the store lacks, and write the record however that ends."""
     if not store.files.creates_once:
         work.note(
             f"the store {request.url} does not refuse to create a file twice: of two sweeps that "
@@ -173,18 +171,22 @@ def _carry_out(
     if left_out:
         work.note(f"the store does not get {', '.join(left_out)} of new runs ([sweep] leave_out)")
     drive = Drive(planned, store, work.progress, work.note, left_out)
-    try:
-        with store.leases.held(work.note):
-            if request.spec.resume:
-                drive.reuse()
-            else:
-                drive.forget()
-            drive.finish(executor, Path.cwd())
-    finally:
-        rows = [drive.rows.get(p.name) or _left(p) for p in planned]
-        record = _record(request, rows, executor, work)
-        work.save(record)
-        write_sweep_page(record, work.folder / SWEEP_HTML)
+    with store.leases.held(work.note), contextlib.ExitStack() as stack:
+        if request.spec.resume:
+            drive.reuse()
+        else:
+            drive.forget()
+        executor = None
+        if drive.left:  # no cluster is started for nothing
+            executor = stack.enter_context(contextlib.closing(_open_executor(request, work)))
+        try:
+            if executor is not None:
+                drive.finish(executor, Path.cwd())
+        finally:
+            rows = [drive.rows.get(p.name) or _left(p) for p in planned]
+            record = _record(request, rows, executor, work)
+            work.save(record)
+            write_sweep_page(record, work.folder / SWEEP_HTML)
     return record
 
 

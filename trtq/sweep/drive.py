@@ -105,6 +105,11 @@ class Drive:
             self.told.note(f"{len(self.rows)} runs are in the store already and are reused")
         self._pending = deque(k for k in self._pending if k not in self._taken)
 
+    @property
+    def left(self) -> int:
+        """How many runs are not done."""
+        return sum(len(self._same[k]) for k in self._pending)
+
     def forget(self) -> None:
         """Make the runs of the store unfinished."""
         for key in self.store.known() & set(self._pending):
@@ -131,9 +136,8 @@ class Drive:
             UsageError: the workers have other versions than this machine.
             ArtifactError: the store cannot be reached.
         """
-        left = sum(len(self._same[k]) for k in self._pending)
-        if left:
-            self.told.begin("Runs", left)
+        if self.left:
+            self.told.begin("Runs", self.left)
         just = list[Ended]()
         with ThreadPoolExecutor(THREADS) as pool, self._released(executor):
             while self._pending or self._running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,15 +34,21 @@ class LearningState:
         optimizer: Adam; its parameters are what is learned.
         generator: draws the images.
         key: everything the result depends on. A file of another key is never read.
+        gpus: whose generators the run draws from, beside the CPU's.
 
     Attributes:
         total: steps that are done in the end, 0 before that is known.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Adam, generator: torch.Generator, *, key: object
+        self,
+        optimizer: torch.optim.Adam,
+        generator: torch.Generator,
+        *,
+        key: object,
+        gpus: Sequence[int] = (),
     ) -> None:
-        self.optimizer, self.generator = optimizer, generator
+        self.optimizer, self.generator, self.gpus = optimizer, generator, gpus
         self.key = digest_of([key, str(torch.__version__), __version__])
         self.saved = time.monotonic()
         self.total = 0
@@ -84,13 +90,16 @@ class LearningState:
                     }
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global"])
+        for gpu in self.gpus:
+            torch.cuda.set_rng_state(tensors[f"cuda.{gpu}"], gpu)
         self.total = meta.total
         return meta.done, meta.losses
 
     def _fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Return whether a file has the parameters of this run and both random states."""
+        """Return whether a file has the parameters of this run and every random state."""
         shapes = {name: value.shape for name, value in tensors.items()}
-        return {"generator", "global"} <= shapes.keys() and all(
+        states = {"generator", "global", *(f"cuda.{gpu}" for gpu in self.gpus)}
+        return states <= shapes.keys() and all(
             shapes.get(f"{i}.value") == p.shape for i, p in enumerate(self._parameters())
         )
 
@@ -108,6 +117,7 @@ class LearningState:
         tensors: dict[str, torch.Tensor] = {
             "generator": self.generator.get_state(),
             "global": torch.get_rng_state(),
+            **{f"cuda.{gpu}": torch.cuda.get_rng_state(gpu) for gpu in self.gpus},
         }
         for i, p in enumerate(self._parameters()):
             state: Mapping[str, torch.Tensor] = self.optimizer.state[p]

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +24,11 @@ from trtq.jobs.work import ENDING_S, Ended, Job
 from trtq.progress import Progress
 from trtq.specs.sweep import Slots
 
-HINT = "Start one (ray start --head), or leave --address and RAY_ADDRESS out to use this machine"
+HINT = (
+    "Start one (ray start --head), or leave --address and RAY_ADDRESS out to use this machine; "
+    "the token of a cluster that asks for one belongs into RAY_AUTH_TOKEN"
+)
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ANSWER_S = 10.0
 OWN_MEMORY = ("memory", "object_store_memory")  # resources that no run asks for
 LOST = 1  # code of a run whose worker is lost
@@ -36,13 +41,15 @@ def open_executor(settings: Settings, progress: Progress) -> RayExecutor:
         MissingExtraError: Ray is not installed.
         UsageError: no cluster at the address, or it has none of what a run takes.
     """
+    address = settings.address or os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local"):
+        _show_token()
     try:
         import ray
     except ImportError as exc:
         raise MissingExtraError(
             "Cannot use --on ray", "Ray is not installed", "pip install 'trtq[ray]'"
         ) from exc
-    address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         _start_here(ray, settings)
         progress.note("no Ray cluster is named: Ray is started on this machine for these runs")
@@ -55,6 +62,17 @@ def open_executor(settings: Settings, progress: Progress) -> RayExecutor:
         raise
     workers = settings.workers or capacity
     return RayExecutor(ray, settings, workers, shared=address in ("", "local"))
+
+
+def _show_token() -> None:
+    """Let Ray show the token of a cluster where there is one.
+
+    Clusters of Ray 2.60 and later ask for it; ``ray.init`` shows it only in that mode, which Ray
+    reads when it is imported.
+    """
+    named = any(os.environ.get(n) for n in TOKENS)
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _start_here(ray: Any, settings: Settings) -> None:
