@@ -23,8 +23,10 @@ def command(as_json: bool, **values: Any) -> int:
     machines, or an interval over the limit).
 
     \b
-    Example:
+    Examples:
       trtq gate bench/bench.json --baseline main/bench.json --max-slowdown 3%
+      trtq gate bench/bench.json --baseline main/bench.json --accuracy out/evaluate.json \\
+        --baseline-accuracy main/evaluate.json --max-accuracy-drop 0.5
     """
     merged = collect(GateSpec, values)
     require(merged, ("record", "baseline"), "gate", "record")
