@@ -1,18 +1,23 @@
-"""Writes the list of errors into errors.md from the table that the program reads."""
+"""Writes the list of errors from the table that the program reads, and draws the pictures."""
 
 from __future__ import annotations
 
+import re
 from html import escape
 from itertools import groupby
+
+from pictures import draw  # mkdocs finds modules beside a hook
 
 from trtq.cli.explain_cmd import meaning
 from trtq.error_codes import Closed, Entry, entries, forms
 
 MARK = "<!-- errors -->"
+PICTURE = re.compile(r"<!-- picture: (\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Return the text of a page with the list in place of its mark."""
+    """Return the text of a page with the list and the pictures in place of their marks."""
+    markdown = PICTURE.sub(lambda mark: draw(mark[1]), markdown)
     return markdown.replace(MARK, _errors()) if MARK in markdown else markdown
 
 
