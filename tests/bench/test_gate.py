@@ -318,3 +318,55 @@ def test_gate_refuses_accuracy_without_a_limit(record, tmp_path):
         option = f"--{name.replace('_', '-')}"
         with pytest.raises(UsageError, match=f"{option} has no limit.*--max-accuracy-drop 0.5"):
             gate(GateSpec(**given, **{name: "evaluate.json"}))
+
+
+def evaluated(path: Path, **scores) -> str:
+    path.write_text(
+        json.dumps({"verb": "evaluate", "schema": 1, "images": 96, "data": {}} | scores)
+    )
+    return str(path)
+
+
+def agreeing(value: float) -> list[dict[str, object]]:
+    return [{"name": "agreement mAP", "value": value}]
+
+
+@pytest.mark.parametrize(("score", "code"), [(92.1, 0), (91.8, 1)])
+def test_gate_compares_accuracy_alone(tmp_path, score, code):
+    """92.1 and 91.8 lose 0.4 and 0.7 points against 92.5: one is above the limit of 0.5."""
+    accuracy = evaluated(tmp_path / "evaluate.json", top1=score, reference_top1=92.5)
+    done = run_cli("gate", "--accuracy", accuracy, "--max-accuracy-drop", "0.5")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "top-1 on 96 images | 92.50 |" in done.stdout
+    assert "- accuracy alone: without RECORD no latency is compared" in done.stdout
+
+
+def test_gate_takes_agreement_as_a_score(tmp_path):
+    """Without labels the float model agrees with itself by 100 %: 98.2 % lose 1.8 points."""
+    new = evaluated(tmp_path / "new.json", agreement_figures=agreeing(98.2))
+    old = evaluated(tmp_path / "old.json", agreement_figures=agreeing(98.5))
+    classes = evaluated(tmp_path / "classes.json", agreement=98.2)
+    for file, drop, code in ((new, 2.0, 0), (new, 1.0, 1), (classes, 2.0, 0), (classes, 1.0, 1)):
+        assert gate(GateSpec(accuracy=file, max_accuracy_drop=drop)).exit_code == code
+    assert gate(GateSpec(accuracy=new, max_drop={"agreement mAP": 1.0})).exit_code == 1
+    beside = gate(GateSpec(accuracy=new, baseline_accuracy=old, max_accuracy_drop=0.5))
+    assert (beside.exit_code, beside.checks[0].change) == (0, "-0.30")
+    both = evaluated(
+        tmp_path / "both.json", top1=92.0, reference_top1=92.1, agreement_figures=agreeing(98.2)
+    )
+    assert gate(GateSpec(accuracy=both, max_accuracy_drop=0.5)).checks[0].what.startswith("top-1")
+
+
+def test_gate_names_the_record_that_is_missing(record, tmp_path):
+    base = str(put(tmp_path / "a", record[0]))
+    accuracy = evaluated(tmp_path / "evaluate.json", top1=92.0, reference_top1=92.5)
+    scores = {"accuracy": accuracy, "max_accuracy_drop": 0.5}
+    for given, missing in (
+        ({}, "RECORD and --baseline"),
+        ({"record": base, **scores}, "--baseline"),
+        ({"baseline": base, **scores}, "RECORD"),
+    ):
+        with pytest.raises(UsageError, match=f"trtq gate needs {missing}: latencies are compared"):
+            gate(GateSpec(**given))
+    with pytest.raises(UsageError, match="--max-memory needs RECORD and --baseline.*trtq bench"):
+        gate(GateSpec(**scores, max_memory="5%"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.conftest import read
 from tests.support.bench import QUICK, Ticks
@@ -170,6 +171,9 @@ def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, 
     assert seen == [("model.fp32.onnx", "model.qdq.onnx")]
     assert made.verdicts[0].loads == 8
     assert "taking turns" in made.summary
+    busy = replace(made.verdicts[0], advice="", valid=False, reasons=["the machine was busy"])
+    assert busy.summary.endswith("%); NOT VALID: the machine was busy")
+    assert replace(busy, advice="Keep it.", valid=True).summary.endswith("%). Keep it.")
 
 
 def test_a_quantized_file_without_a_baseline_gets_no_verdict_and_the_reason(cnn_out, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trtq.demos import detect
+from trtq.demos import classify, detect
 from trtq.errors import MissingExtraError
 from trtq.recipe import load_recipe
 
@@ -37,10 +37,20 @@ def test_the_package_of_the_detector_is_named(monkeypatch):
         detect.find_file()
 
 
+def recipe_of(demo, folder):
+    text = demo.RECIPE.format(path="r.toml", out=folder, file="m.onnx", samples="pages")
+    (folder / "r.toml").write_text(text)
+    return load_recipe(folder / "r.toml")
+
+
+@pytest.mark.parametrize("demo", [classify, detect])
+def test_all_files_of_a_demo_are_in_its_folder(demo, tmp_path):
+    recipe = recipe_of(demo, tmp_path)
+    assert recipe.quantize.calib_cache == f"{tmp_path}/calib_cache"
+
+
 def test_the_recipe_of_the_detector_can_be_read(tmp_path):
-    text = detect.RECIPE.format(path="r.toml", out=tmp_path, file="m.onnx", samples="pages")
-    (tmp_path / "r.toml").write_text(text)
-    recipe = load_recipe(tmp_path / "r.toml")
+    recipe = recipe_of(detect, tmp_path)
     assert (recipe.quantize.task, recipe.quantize.preset) == ("detection", "yolo")
     assert [b.target for b in recipe.build] == ["rtx3080", "rtx4090"]
 

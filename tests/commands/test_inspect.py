@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from tests.conftest import run_cli
 from tests.support.recipes import write_recipe
 from trtq import inspect
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, EncodingsError
 
 # ---- inspect -----------------------------------------------------------------------------------
 
@@ -65,6 +65,19 @@ def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match="nothing of trtq's"):
         inspect(tmp_path / "empty")
+
+
+def test_a_calibration_cache_of_tensorrt_is_explained(tmp_path):
+    """0x3c010204 is 0.00787... = 1/127 in float32: the range is 1."""
+    path = tmp_path / "calibration.cache"
+    path.write_text("TRT-8502-EntropyCalibration2\ninput: 3c010204\nconv.out: 3c810204\n")
+    info = inspect(path)
+    assert info["header"] == "TRT-8502-EntropyCalibration2"
+    assert (info["ranges"], info["amax"]) == (2, {"input": 1.0, "conv.out": 2.0})
+    assert run_cli("inspect", str(path)).stdout.startswith("kind: calibration cache of TensorRT")
+    path.write_text("no cache\n")
+    with pytest.raises(EncodingsError, match=r"calibration\.cache"):
+        inspect(path)
 
 
 def test_a_file_with_stored_4_bit_weights_alone_is_a_qdq_file(tmp_path):

@@ -240,6 +240,7 @@ def test_what_is_not_scores_has_no_agreement(kind: str, images: Path, tmp_path: 
         )
     )
     assert (found.agreement, found.top1) == (None, None)
+    assert any("no top-1: " in n and "give --task classification, or" in n for n in found.notes)
     from trtq.report.summary import summarize_run
 
     assert not any("Agreement" in row[0] for row in summarize_run(tmp_path / "out").rows)

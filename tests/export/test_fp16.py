@@ -16,7 +16,13 @@ import trtq
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
 from trtq.export.fp16 import HALF_MAX, convert_to_half, operand_types, rounded
-from trtq.export.fp16_ranges import FLOAT_NODES, IMAGES, constants_beyond_half, find_float_nodes
+from trtq.export.fp16_ranges import (
+    FLOAT_NODES,
+    IMAGES,
+    constants_beyond_half,
+    find_float_nodes,
+    mark_float_nodes_,
+)
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
@@ -150,6 +156,7 @@ def test_a_range_that_comes_too_near_the_end_counts():
         "mul": "its values reach 1.7e+04 on the images seen, FP16 ends at 65504"
     }
     assert find_float_nodes(model, [x * 0.9]) == {}  # four times 15,300 still fits
+    assert mark_float_nodes_(model, [x]).startswith("in FP16 engines 1 node stays in FP32, mul: ")
 
 
 def test_constants_that_fp16_has_not():

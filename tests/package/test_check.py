@@ -77,13 +77,22 @@ def test_altered_missing_and_extra_files_are_named(whole):
     assert (done.returncode, json.loads(done.stdout)["whole"]) == (1, False)
 
 
+def test_one_altered_file_is_named(whole):
+    (whole / "README.md").write_text("other\n")
+    done = run_cli("package", "--check", str(whole))
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "altered: README.md")
+    assert done.stdout.strip().endswith("; 1 file is not as recorded")
+
+
 def test_what_can_be_checked(whole, tmp_path):
     with pytest.raises(ArtifactError, match="Cannot check .*gone: there is no such folder"):
         check_package(tmp_path / "gone")
     with pytest.raises(ArtifactError, match=r"package.json: it is not a folder"):
         check_package(whole / "package.json")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtifactError, match="Cannot read the package record .*no such file"):
+    with pytest.raises(
+        ArtifactError, match="Cannot check .*empty: it has no package.json. Give the"
+    ):
         check_package(tmp_path / "empty")
     record = read(whole / "package.json")
     record["files"]["../../etc/passwd"] = {"sha256": "0", "bytes": 1}

@@ -133,15 +133,36 @@ def test_arrays_by_name(run, packaged, engines, files, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "answers.npz")["embedding"], expected, rtol=1e-5)
 
 
+def loaded(folder: Path):
+    spec = importlib.util.spec_from_file_location("packaged_run", folder / "run.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
+
+
+def test_the_program_names_what_the_machine_lacks(packaged, engines, tensorrt, monkeypatch):
+    def no_driver(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    folder = packaged(engines.text, "python")
+    program = loaded(folder)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(SystemExit, match=r"^tensorrt 10\.3\.0 is needed: "):
+        program.Engine(folder / "model.engine")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.syspath_prepend(str(tensorrt))
+    monkeypatch.setattr(ctypes, "CDLL", no_driver)
+    with pytest.raises(SystemExit, match="^The driver of an NVIDIA GPU is needed: .*cannot open"):
+        program.Engine(folder / "model.engine")
+
+
 def test_what_the_program_refuses(packaged, engines, tensorrt, tmp_path, monkeypatch):
     folder = packaged(engines.text, "python")
     monkeypatch.setattr(ctypes, "CDLL", ctypes.CDLL)
     exec(compile(DRIVER, "sitecustomize.py", "exec"), {})
     monkeypatch.syspath_prepend(str(tensorrt))
     forget(monkeypatch, "tensorrt")
-    spec = importlib.util.spec_from_file_location("packaged_run", folder / "run.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    program = loaded(folder)
     ids, npz = np.ones((2, 4), np.int64), tmp_path / "in.npz"
 
     def refused(text: str, *words: Path, **arrays: np.ndarray) -> None:

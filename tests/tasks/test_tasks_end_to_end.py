@@ -88,6 +88,14 @@ def test_masks_of_another_size_and_pictures(tmp_path):
     assert read_json(tmp_path / "scores/evaluate.json")["pictures"][0]["file"] == "01.jpg"
 
 
+def test_agreement_is_named_once_where_the_model_says_that_it_has_classes():
+    net = Body(nn.Identity(), 4)
+    net.num_classes = 4
+    done = quantized(net, torch.randn(8, 3, SIDE, SIDE), "segmentation")
+    assert done.done.parity.answer.agreement is not None
+    assert done.summary.count("agreement ") == 1 + done.summary.count("agreement mIoU") == 2
+
+
 def test_a_picture_shows_what_the_model_sees():
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (20, 0, 40, 20))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,30 +128,26 @@ def gate(spec: GateSpec) -> GateRecord:
     """Compare a record with its baseline.
 
     Args:
-        spec: the two records and the limits; ``max_slowdown``, ``max_energy`` and ``max_memory``
-            are shares such as ``3%``, the limits of accuracy are in the units of the scores. With
-            ``summary`` the table is appended to that file.
+        spec: the two records and the limits, or ``accuracy`` alone; ``max_slowdown``,
+            ``max_energy`` and ``max_memory`` are shares such as ``3%``, the limits of accuracy are
+            in the units of the scores. With ``summary`` the table is appended to that file.
 
     Raises:
         ArtifactError: a record is missing, or lacks what a comparison needs.
-        UsageError: a limit cannot be read.
+        UsageError: a limit cannot be read, or one record is missing.
     """
     limits = {"slowdown": share(spec.max_slowdown, "--max-slowdown")}
     for name, option in (("energy", spec.max_energy), ("memory", spec.max_memory)):
         if option is not None:
             limits[name] = share(option, f"--max-{name}")
-    candidate = read_record(Path(spec.record))
-    baseline = read_record(Path(spec.baseline))
-    pairs, unpaired, extra = _pair(baseline, candidate)
-    reasons = [*_doubts(baseline, candidate), *unpaired]
-    checks = [c for pair in pairs for c in _row_checks(pair, limits)]
+    measured = _measured(spec, limits)
     scores = accuracy_checks(spec)
     record = GateRecord(
         **header("gate", spec),
-        checks=[*checks, *scores],
-        reasons=reasons,
-        notes=[*_notes(baseline, candidate), *extra],
-        outcome=_worst(checks, scores, reasons),
+        checks=[*measured.checks, *scores],
+        reasons=measured.reasons,
+        notes=measured.notes,
+        outcome=_worst(measured.checks, scores, measured.reasons),
         environment=environment(),
     )
     if spec.summary:
@@ -161,6 +157,49 @@ def gate(spec: GateSpec) -> GateRecord:
         except OSError as exc:
             raise explain_os_error(exc, Path(spec.summary), option="--summary") from exc
     return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What two records of ``trtq bench`` say; nothing without them."""
+
+    checks: list[Check] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _measured(spec: GateSpec, limits: Mapping[str, float]) -> _Measured:
+    """Compare the figures of two records, or none where accuracy alone is compared.
+
+    Raises:
+        UsageError: one record is missing, or both without a score to compare or with limits that
+            only they could meet.
+        ArtifactError: a record lacks what a comparison needs.
+    """
+    missing = [n for n, v in (("RECORD", spec.record), ("--baseline", spec.baseline)) if not v]
+    if len(missing) == 2 and spec.accuracy is not None:
+        alone = [f"--max-{name}" for name in limits if name != "slowdown"]
+        if alone:
+            raise UsageError(
+                f"{alone[0]} needs RECORD and --baseline",
+                "an evaluation has no such figure in it",
+                "Run trtq bench FILE --out DIR, and give DIR/bench.json",
+            )
+        return _Measured(notes=["accuracy alone: without RECORD no latency is compared"])
+    if missing:
+        raise UsageError(
+            f"trtq gate needs {' and '.join(missing)}",
+            "latencies are compared between two records of trtq bench",
+            "Accuracy alone: trtq gate --accuracy out/evaluate.json --max-accuracy-drop 0.5",
+        )
+    candidate = read_record(Path(spec.record))
+    baseline = read_record(Path(spec.baseline))
+    pairs, unpaired, extra = _pair(baseline, candidate)
+    return _Measured(
+        checks=[c for pair in pairs for c in _row_checks(pair, limits)],
+        reasons=[*_doubts(baseline, candidate), *unpaired],
+        notes=[*_notes(baseline, candidate), *extra],
+    )
 
 
 def _doubts(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
@@ -308,7 +347,7 @@ def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Chec
         outcome = "failed"
     elif high <= limit:
         outcome = "passed"
-    inside = "the limit lies inside the interval: measure longer"
+    inside = "the limit lies inside the interval: measure longer (trtq bench --duration)"
     return _check(
         what,
         f"{old.value:.3f} ms",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from trtq.artifact import check_record, read_json
 from trtq.errors import ArtifactError, UsageError, suggest
@@ -47,19 +48,26 @@ class _Evaluation(msgspec.Struct):
     reference_miou: float | None = None
     figures: list[Figure] = []
     reference_figures: list[Figure] = []
+    agreement: float | None = None
+    agreement_figures: list[Figure] = []
     images: int | None = None
     data: Any = None
 
     @property
     def scores(self) -> dict[str, Figure]:
-        """The scores by name, the one that models are compared by first."""
-        return _known(self.figures, {"mIoU": self.miou, "top-1": self.top1})
+        """The scores by name, the one that models are compared by first; agreement is last."""
+        return _known(self.figures, {"mIoU": self.miou, "top-1": self.top1}) | self._agreement
 
     @property
     def reference(self) -> dict[str, Figure]:
-        """The reference's scores by name."""
+        """The reference's scores by name; its agreement with itself is perfect."""
         fields = {"mIoU": self.reference_miou, "top-1": self.reference_top1}
-        return _known(self.reference_figures, fields)
+        alike = {n: replace(f, value=f.perfect) for n, f in self._agreement.items()}
+        return alike | _known(self.reference_figures, fields)
+
+    @property
+    def _agreement(self) -> dict[str, Figure]:
+        return _known(self.agreement_figures, {"agreement": self.agreement})
 
 
 def _known(figures: list[Figure], fields: dict[str, float | None]) -> dict[str, Figure]:
@@ -118,8 +126,8 @@ def _limits(
         if not shared:
             raise ArtifactError(
                 f"There is no accuracy in {spec.accuracy}",
-                "there is no score of both sides, such as top-1, mIoU or mAP",
-                "Evaluate with labels and --reference",
+                "there is no score of both sides, such as top-1, mIoU, mAP or an agreement",
+                "Evaluate with --reference, and with labels or --task",
             )
         yield shared[0], spec.max_accuracy_drop
     for name, most in spec.max_drop.items():

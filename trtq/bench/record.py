@@ -405,7 +405,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         )
         return (
             f"{outcome}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; "
-            f"{how}). {self.advice}{valid}"
+            f"{how}){f'. {self.advice}' if self.advice else ''}{valid}"
         )
 
 

@@ -7,29 +7,27 @@ from typing import Any
 import click
 
 from trtq.cli.display import print_record
-from trtq.cli.options import collect, require, spec_options
+from trtq.cli.options import collect, spec_options
 from trtq.cli.sections import Sectioned
 from trtq.cli.tracked import done
 from trtq.specs import GateSpec
 
 
 @click.command("gate", cls=Sectioned)
-@spec_options(GateSpec, argument="record", required=("baseline",))
+@spec_options(GateSpec, argument="record")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:
     """Compare RECORD with a baseline, for a CI runner, and print a Markdown table.
 
     Exit code 0: within the limits; 1: surely not; 3: these records cannot tell (not valid, other
-    machines, or an interval over the limit).
+    machines, or an interval over the limit). Accuracy alone needs no RECORD and no quiet machine.
 
     \b
     Examples:
       trtq gate bench/bench.json --baseline main/bench.json --max-slowdown 3%
-      trtq gate bench/bench.json --baseline main/bench.json --accuracy out/evaluate.json \\
-        --baseline-accuracy main/evaluate.json --max-accuracy-drop 0.5
+      trtq gate --accuracy out/evaluate.json --max-accuracy-drop 0.5
     """
     merged = collect(GateSpec, values)
-    require(merged, ("record", "baseline"), "gate", "record")
     from trtq.bench.gate import gate
 
     record = done(gate(GateSpec.make(merged)))

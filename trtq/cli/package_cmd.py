@@ -71,6 +71,9 @@ def _check(folder: str, other: dict[str, Any], *, as_json: bool) -> None:
     else:
         for line in checked.lines:
             say(line)
-        state = "whole" if checked.whole else f"{len(checked.lines)} files are not as recorded"
+        wrong = len(checked.lines)
+        state = (
+            f"{wrong} file{' is' if wrong == 1 else 's are'} not as recorded" if wrong else "whole"
+        )
         say(f"{folder}: {checked.record.summary}; {state}")
     click.get_current_context().exit(0 if checked.whole else 1)

@@ -20,14 +20,13 @@ from trtq.artifact import (
     sha256_file,
     write_bytes,
 )
-from trtq.errors import EncodingsError, ExportError, UsageError, reason
+from trtq.errors import EncodingsError, ExportError, UsageError
 from trtq.export.cache_ranges import ranges_for
 from trtq.export.calibration_cache import (
     ENTROPY_2,
-    CalibrationCacheText,
     amax_of,
     cache_number,
-    read_cache,
+    read_cache_file,
     write_cache,
 )
 from trtq.export.insert_qdq import Inserted, insert_qdq
@@ -188,7 +187,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     """
     run = Run(or_silent(progress))
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
-    cache, plain = _read_cache(spec.cache), load_onnx(Path(spec.onnx))
+    cache, plain = read_cache_file(spec.cache), load_onnx(Path(spec.onnx))
     done = insert_qdq(plain, cache.scales)
     if not done.activations:
         first = next(iter(cache.scales), "nothing")
@@ -216,19 +215,6 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         )
         work.publish(paths, record)
     return record
-
-
-def _read_cache(path: str) -> CalibrationCacheText:
-    """Return what a cache says.
-
-    Raises:
-        EncodingsError: it cannot be read.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise EncodingsError(f"Cannot read the calibration cache {path}", reason(exc)) from exc
-    return read_cache(text, path)
 
 
 def _encodings(spec: ImportCalibSpec, done: Inserted) -> Encodings:

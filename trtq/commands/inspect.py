@@ -25,7 +25,8 @@ def inspect(path: Path | str) -> Info:
     """Return what is in ``path`` as a JSON-like dict whose ``kind`` says what it is.
 
     Args:
-        path: of an ONNX file, encodings or weights, an engine, a record, a recipe, or a folder.
+        path: of an ONNX file, encodings or weights, an engine, a record, a recipe, a calibration
+            cache of TensorRT, or a folder.
 
     Returns:
         For a file also ``path``, ``bytes`` and ``sha256``; the other keys depend on ``kind``.
@@ -44,6 +45,7 @@ def inspect(path: Path | str) -> Info:
         ".engine": _engine,
         ".json": _record,
         ".toml": _recipe,
+        ".cache": _calibration_cache,
     }
     reader = readers.get(path.suffix)
     if reader is None:
@@ -140,6 +142,18 @@ def _onnx(path: Path) -> Info:
 
 def _shape(value: Any) -> list[Any]:
     return [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+
+
+def _calibration_cache(path: Path) -> Info:
+    from trtq.export.calibration_cache import amax_of, read_cache_file
+
+    cache = read_cache_file(str(path))
+    return {
+        "kind": "calibration cache of TensorRT",
+        "header": f"TRT-{cache.number}-{cache.algorithm}",
+        "ranges": len(cache.scales),
+        "amax": {name: amax_of(scale) for name, scale in cache.scales.items()},
+    }
 
 
 def _safetensors(path: Path) -> Info:

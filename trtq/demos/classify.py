@@ -49,6 +49,7 @@ data = "{samples}"
 preset = "half"
 calibrator = "mse"
 calib_images = 128
+calib_cache = "{out}/calib_cache"
 
 [evaluate]            # the crops calibration did not see
 

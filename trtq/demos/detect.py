@@ -42,6 +42,7 @@ data = "{samples}"
 task = "detection"
 preset = "yolo"
 calib_images = 16
+calib_cache = "{out}/calib_cache"
 
 [evaluate]            # boxes of both models on the pages that calibration did not see
 

@@ -307,7 +307,7 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         )
     if found:
         notes.append(
-            f"{len(found)} nodes stay in FP32: "
+            f"{len(found)} node{'s stay' if len(found) > 1 else ' stays'} in FP32: "
             f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
         )
     return found

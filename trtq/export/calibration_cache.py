@@ -13,11 +13,12 @@ import math
 import re
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from trtq.errors import EncodingsError
+from trtq.errors import EncodingsError, reason
 
 ALGORITHMS = ("EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration")
 HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
@@ -134,6 +135,22 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
     return CalibrationCacheText(
         number=number, version=version_of(number), algorithm=header.group(2), scales=scales
     )
+
+
+def read_cache_file(path: str) -> CalibrationCacheText:
+    """Return what a file says.
+
+    Args:
+        path: of the cache.
+
+    Raises:
+        EncodingsError: it cannot be read, or is no cache.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EncodingsError(f"Cannot read the calibration cache {path}", reason(exc)) from exc
+    return read_cache(text, path)
 
 
 def _read_line(line: str, number: int, name: str) -> tuple[str, float]:

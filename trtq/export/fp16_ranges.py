@@ -87,6 +87,8 @@ def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
     if not found:
         return ""
     first, why = next(iter(found.items()))
+    if len(found) == 1:
+        return f"in FP16 engines 1 node stays in FP32, {first}: {why}"
     return f"in FP16 engines {len(found)} nodes stay in FP32, the first is {first}: {why}"
 
 

@@ -309,8 +309,8 @@ class Evaluator:
             return self._read(answer, task, samples, batch) if task.takes_targets else None
         if not samples.dense and kind_of_array(answer, self.known) != "classes":
             self._tell(
-                "no top-1: its output is not known to be scores of classes: give folders, or "
-                "--class-index, of as many as it has columns"
+                "no top-1: its output is not known to be scores of classes: give --task "
+                "classification, or folders or --class-index of as many as it has columns"
             )
             return None
         if samples.dense and (answer.ndim != 4 or answer.dtype.kind != "f"):

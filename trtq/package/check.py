@@ -47,6 +47,10 @@ def read_package(folder: Path) -> PackageRecord:
         why = "it is not a folder" if folder.exists() else "there is no such folder"
         raise ArtifactError(f"Cannot check {folder}", why, "Give the --out of trtq package")
     path = folder / PACKAGE_JSON
+    if not path.exists():
+        raise ArtifactError(
+            f"Cannot check {folder}", f"it has no {PACKAGE_JSON}", "Give the --out of trtq package"
+        )
     record = read_record(path, PackageRecord, kind="package record")
     outside = next((n for n in record.files if not _is_inside(n)), None)
     if record.verb != "package" or outside is not None:

@@ -316,7 +316,8 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
 
     @property
     def _alike(self) -> str:
-        return "".join(f"{f.words}, " for f in self.alike or ())
+        known = "agreement" if self.parity.answer.agreement is not None else ""
+        return "".join(f"{f.words}, " for f in self.alike or () if f.name != known)
 
     @property
     def images_words(self) -> str:

@@ -181,8 +181,11 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
 class GateSpec(Spec, frozen=True, kw_only=True):
     """Regression limits of a record against its baseline."""
 
-    record: Annotated[str, PathDoc(description="bench.json of the candidate.")]
-    baseline: Annotated[str, PathDoc(description="bench.json of the baseline.")]
+    record: Annotated[
+        str,
+        PathDoc(description="bench.json of the candidate; without it accuracy alone is compared."),
+    ] = ""
+    baseline: Annotated[str, PathDoc(description="bench.json of the baseline.")] = ""
     max_slowdown: Annotated[
         str, Doc(description="Largest increase of the median of a request: 3% or 0.03.")
     ] = "3%"

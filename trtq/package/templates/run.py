@@ -29,7 +29,10 @@ class Cuda:
     """The calls of the CUDA driver that a run needs; it comes with the GPU's driver."""
 
     def __init__(self, device):
-        self.driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        try:
+            self.driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        except OSError as exc:
+            raise SystemExit("The driver of an NVIDIA GPU is needed: %s" % exc) from exc
         number, context = ctypes.c_int(), ctypes.c_void_p()
         self.call("cuInit", ctypes.c_uint(0))
         self.call("cuDeviceGet", ctypes.byref(number), ctypes.c_int(device))
@@ -82,7 +85,12 @@ class Engine:
         if hashlib.sha256(plan).hexdigest() != self.manifest["engine_sha256"]:
             raise SystemExit("%s is not the engine of its manifest" % path)
         builder = self.manifest["builder"]
-        self.trt = importlib.import_module(builder.get("module") or "tensorrt")
+        try:
+            self.trt = importlib.import_module(builder.get("module") or "tensorrt")
+        except ImportError as exc:
+            raise SystemExit(
+                "%s %s is needed: %s" % (builder["backend"], builder["version"], exc)
+            ) from exc
         self.cuda = Cuda(device)
         self.logger = self.trt.Logger(self.trt.Logger.WARNING)
         self.runtime = self.trt.Runtime(self.logger)
