@@ -14,6 +14,11 @@ def command(as_json: bool) -> None:
     """Show the versions, devices and sensors found here.
 
     Missing parts are listed with their use and how to get them.
+
+    \b
+    Examples:
+      trtq doctor
+      trtq doctor --json
     """
     from trtq.commands.doctor import doctor
 
