@@ -128,7 +128,7 @@ def main() -> None:
     from trtq.machine import cpu_name
 
     lines = [
-        "# FP16: which nodes stay in FP32, and what that saves",
+        "# FP16: which nodes remain in FP32, and what that saves",
         "",
         f"Made by `benchmarks/half.py` on {cpu_name()}. Ranges from {SEEN} images, {EVALUATED} "
         "others evaluated against the float file in ONNX Runtime (CPU),",

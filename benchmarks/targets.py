@@ -224,7 +224,7 @@ def render(results: list[dict[str, Any]], machine: str) -> str:
                 f"| {r['model']} | {b['target']} | {b['mb']:.1f} | {b['seconds']:.1f} | {rows} "
                 f"| {layers} | {', '.join(b['short'][:3])} |"
             )
-    lines += ["", "Why nodes stay in FP32, the first of each:", ""]
+    lines += ["", "Why nodes remain in FP32, the first of each:", ""]
     for r in results:
         seen = {tuple(p["why"]) for p in r.get("profiles", ()) if p["why"]}
         lines += [f"- {r['model']}: {node}: {why}" for node, why in sorted(seen)[:2]]

@@ -1,18 +1,18 @@
-"""What runs on a Jetson: one file, Python 3.6 to 3.13, standard library alone, no root.
+"""The agent on a Jetson: one file, Python 3.6 to 3.13, standard library alone, no root.
 
 Usage: python agent.py parse-tegrastats < LOG
        python agent.py VERB ARGUMENTS
 
 ``parse-tegrastats`` reads lines of tegrastats on standard input and writes one JSON object for
 each: ``ram_used_mb``, ``ram_total_mb``, ``swap_used_mb``, ``gr3d_pct``, ``cpu``, ``temps_c``,
-``rails_mw``. What a line does not say is null or empty; no line raises.
+``rails_mw``. Values that a line lacks are null or empty; no line raises.
 
 The other verbs (``VERBS`` at the end) are for ``trtq deploy``: ARGUMENTS is a JSON object in
 URL-safe base64, so that no shell finds anything to expand in it. They answer with JSON lines behind
 ``@trtq``; what a login script prints before has no such mark. The first line says which copy of
-this file answers: a workstation with another one replaces it. All files lie in one folder of this
+this file answers: a workstation with another one replaces it. All files are in one folder of this
 user alone that has a marker of our own; work is done detached in ``jobs/KEY``: the link may go at
-any moment, and whoever asks for the same KEY again finds it.
+any moment, and a client that asks for the same KEY again finds it.
 
 A workstation starts this file as ``python3 -I`` does: neither the current folder nor PYTHONPATH nor
 the packages of the user's home can put a module in the way of the standard library. Advice to the
@@ -282,7 +282,7 @@ def _number(path: str) -> Optional[int]:
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-# What can be asked of the board.
+# Requests to the board.
 
 TRTEXEC = (
     "/usr/src/tensorrt/bin/trtexec",
@@ -291,7 +291,7 @@ TRTEXEC = (
     "/opt/tensorrt/bin/trtexec",
 )
 TOOL_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin")
-# What a person can do, by name. The workstation fills its own copy of these words in: ``device`` is
+# Hints for a person, by name. The workstation fills its own copy of these words in: ``device`` is
 # the board's name there, arguments that come from the board are quoted for a shell.
 HINTS = {
     "": "",
@@ -326,7 +326,7 @@ def hint(name: str, **arguments: Any) -> Hint:
 
 
 class Refused(Exception):
-    """What the board cannot or must not do; ``mend`` is what a person can do about it."""
+    """A request that the board cannot or must not do; ``mend`` is what a person can do about it."""
 
     def __init__(self, why: str, mend: Optional[Hint] = None) -> None:
         Exception.__init__(self, why)
@@ -377,7 +377,7 @@ def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
 
 
 def as_bytes(argv: List[str]) -> List[bytes]:
-    """Return arguments as UTF-8 whatever the locale is."""
+    """Return arguments as UTF-8 in any locale."""
     return [a.encode("utf-8", "surrogateescape") for a in argv]
 
 
@@ -822,7 +822,7 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
         )
     if not found["root"]:
         add(
-            "no sudo without a password: power mode and clocks stay as they are, and are recorded",
+            "no sudo without a password: power mode and clocks are unchanged, and are recorded",
             "sudoers",
             user=user,
         )
@@ -840,7 +840,7 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
         add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "disk")
     if found["time"] < 1600000000:
         add(
-            "the clock stands in %s: only intervals of it are used"
+            "the clock shows %s: only time differences are used"
             % time.strftime("%Y", time.gmtime(found["time"])),
             "clock",
         )
@@ -1046,7 +1046,7 @@ def put(
 ) -> Dict[str, Any]:
     """Receive a file on standard input, from ``offset`` on.
 
-    What arrived before a cut stays, and the next upload continues behind it.
+    Bytes that arrived before a cut remain, and the next upload continues behind them.
 
     An upload that still waits for a broken link gives way to the next one with its ``token``; an
     upload with another token is waited for.
@@ -1217,7 +1217,7 @@ def status(home: str, key: str) -> Dict[str, Any]:
     if alive(state["pid"], state["started"]) and state["boot"] == boot_id():
         return dict(state, key=key, run=state["started"])
     why = (
-        "the board was started again meanwhile"
+        "the board was restarted during the run"
         if state["boot"] != boot_id()
         else "its process was killed (out of memory, or by somebody)"
     )
@@ -1314,7 +1314,7 @@ def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -
         run: start of the run that ``offset`` is of; None for none.
 
     Returns:
-        What :func:`status` returns, and the new ``offset``.
+        The answer of :func:`status`, and the new ``offset``.
     """
     folder, until = inside(home, os.path.join("jobs", key)), time.monotonic() + seconds
     said = None
@@ -1478,7 +1478,7 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
     Closing the descriptor sets both back. The result is None where nothing was set.
 
     The previous state is on the disk before anything changes. A separate process waits for this one
-    to end, for whatever reason.
+    to end, for any reason.
 
     Args:
         home: our folder.
@@ -1666,7 +1666,7 @@ def work(home: str, key: str) -> int:
             write_json(os.path.join(folder, "state.json"), state)
 
     result = {"ok": False, "steps": [], "why": "", "mend": hint("")}  # type: Dict[str, Any]
-    spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
+    spare = os.path.join(folder, "spare")  # room for the result when the work fills the disk
     _try(lambda: _fill(spare, 1 << 16))
     lock = Lock(
         os.path.join(home, "board.lock"),

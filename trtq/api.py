@@ -56,7 +56,8 @@ def load(
             ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory``,
             ``path/to/file.py:factory``, ``FILE.onnx``, ``FILE.pt2``.
         checkpoint: weights to load.
-        checkpoint_match: how tensors of the checkpoint find theirs in the model.
+        checkpoint_match: whether tensors of the checkpoint match those of the model by name or by
+            order.
         checkpoint_key: where in the checkpoint the weights are.
         model_arg: keyword arguments of the factory.
         input_size: (C, H, W) of the input; default: the model's own, else 3x224x224.

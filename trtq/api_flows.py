@@ -270,7 +270,7 @@ def finetune(
     progress: Progress | None = None,
     **options: Any,
 ) -> Finetuned | FinetuneRecord:
-    """Train a quantized model further, with its codes in place.
+    """Train a quantized model further (quantization-aware training).
 
     Args:
         model: a quantized model; or a float one, as for :func:`analyze`, which starts from
@@ -331,7 +331,7 @@ def _training_samples(data: object) -> object:
         return data
     own = samples(data)
     if isinstance(own, TensorSamples):
-        own = own.select(range(len(own)))  # the caller's object stays strict
+        own = own.select(range(len(own)))  # the caller's object remains strict
         own.varies = True
     return own
 

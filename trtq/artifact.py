@@ -362,7 +362,7 @@ def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Itera
     A file system without locks, as some NFS servers, is no error: the caller is told.
 
     Args:
-        path: of the lock file; it stays.
+        path: of the lock file; it remains.
         waiting: receives a line about a wait, or about a file system without locks.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 class _Room(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # By name: the verb lies in a higher room, which this one must not import.
+        # By name: the verb is in a higher room, which this one must not import.
         verb = self.__name__.rpartition(".")[2]
         place = importlib.import_module("trtq.verbs").public_names()[verb]
         return getattr(importlib.import_module(place), verb)(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a tensor would lose in another type."""
+"""Loss of a tensor in another type."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(NamedTuple):
-    """What a code stands for.
+    """Meaning of a code.
 
     Attributes:
         kind: name of the class of errors.

@@ -11,7 +11,7 @@ HEAD = 1024  # bytes that every rule here can decide on
 
 
 class Content(NamedTuple):
-    """What the first bytes of a file say.
+    """Kind of a file by its first bytes.
 
     Attributes:
         kind: in one word, for readers that know more about it.

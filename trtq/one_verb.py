@@ -48,7 +48,7 @@ def read_one_verb(tables: Mapping[str, Any], path: Path) -> OneVerb | None:
     """Return the verb of a file; None where it is a recipe.
 
     Args:
-        tables: of the file; ``out`` may stand above the table.
+        tables: of the file; ``out`` may be above the table.
         path: of the file, for messages.
 
     Raises:

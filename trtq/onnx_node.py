@@ -1,4 +1,4 @@
-"""What one ONNX node says: its label, operands and attributes."""
+"""One ONNX node: its label, operands and attributes."""
 
 from __future__ import annotations
 

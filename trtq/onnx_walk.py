@@ -211,7 +211,7 @@ class Scope:
     def pair(self, name: str) -> Pair | None:
         """Return the Q/DQ pair that produces an operand, None for a float operand.
 
-        Ops that only move values may lie between the pair and the operand. A Concat of pairs with
+        Ops that only move values may be between the pair and the operand. A Concat of pairs with
         one equal scale counts as the first of them.
         """
         source, path = self.moved(name)
@@ -328,8 +328,8 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of the model for shape inference and checks.
 
     In the copy every domain is declared, and constants of more than
-    :data:`trtq.onnx_constants.SMALL` values have a name, a type and a shape alone: it stays small
-    whatever the model holds, and is not to be run.
+    :data:`trtq.onnx_constants.SMALL` values have a name, a type and a shape alone: it remains small
+    for any model, and is not to be run.
     """
     copy = onnx.ModelProto()
     for name, value in model.ListFields():

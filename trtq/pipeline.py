@@ -120,7 +120,7 @@ def deploy_recipe(
     out, told = Path(recipe.out), or_silent(progress)
     report = plan(recipe, out, told)[
         -1:
-    ]  # of all stages: what is wrong with any of them is said before the work
+    ]  # of all stages: errors in any of them are reported before the work
     file = ready(recipe, progress)
     record = deploy(
         msgspec.structs.replace(
@@ -169,7 +169,7 @@ def _work(stage: Stage, inputs: Mapping[str, object], key: str, out: Path) -> Ou
 
 
 class _State(msgspec.Struct):
-    """What is written down about a stage that has ended.
+    """Record of a stage that has ended.
 
     Attributes:
         key: digest of all inputs; ``parts``: of each.

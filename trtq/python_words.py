@@ -45,7 +45,7 @@ def python_words(function: Function) -> Function:
 
 
 def as_arguments(text: str) -> str:
-    """Return a text with arguments in place of options; commands stay as they are.
+    """Return a text with arguments in place of options; commands are not changed.
 
     >>> as_arguments("Give --input-size CxHxW, or --data IMAGES")
     'Give input_size=(C, H, W), or data=IMAGES'
@@ -82,7 +82,7 @@ def _argument(found: re.Match[str]) -> str:
 
 
 def _literal(value: str) -> str:
-    """Return a value as Python writes it; a placeholder such as DIR stays."""
+    """Return a value as Python writes it; a placeholder such as DIR remains."""
     if re.fullmatch(r"-?\d+(\.\d+)?|[A-Z_]+", value):
         return value
     return f'"{value}"'

@@ -1,4 +1,4 @@
-"""What stages read for their keys, read once for many recipes.
+"""Inputs that stages read for their keys, read once for many recipes.
 
 Outside :func:`recalling` every call reads again, as a run that takes hours must.
 """

@@ -207,8 +207,8 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
 
     def work() -> Outcome:
         if (folder / CHECKPOINT).is_dir() and (folder / FINETUNE_JSON).is_file():
-            # Of a run that has ended; one that was interrupted goes on, and the next to be
-            # interrupted must not look like this one.
+            # The file of a run that has ended; one that was interrupted continues, and the next
+            # to be interrupted must not look like this one.
             shutil.rmtree(folder / CHECKPOINT)
             (folder / FINETUNE_JSON).unlink()
         return _outcome(finetune(spec, progress))

@@ -23,7 +23,7 @@ NO_FIGURES = ("schema", "spec", "environment")  # parts of a record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracked:
-    """What is logged as one run.
+    """Log entry of one run.
 
     Attributes:
         name: of the run.

@@ -1,6 +1,6 @@
 """Values and their types: plain values are read as types, one thread at a time.
 
-What msgspec knows of a type is made when the type is first read; two threads that do so at once
+msgspec builds its facts about a type when the type is first read; two threads that do so at once
 crash the interpreter.
 """
 

@@ -234,7 +234,7 @@ def _of_file(name: str, where: str, what: str) -> ModuleType:
 
 
 def _of_package(where: str) -> ModuleType:
-    # A console script does not see the current folder; a user's own package usually lies there.
+    # A console script does not see the current folder; a user's own package usually is there.
     _neighbours.enter(str(Path.cwd()))
     return importlib.import_module(where)
 

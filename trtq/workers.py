@@ -44,7 +44,7 @@ def _others() -> Iterator[None]:
 
 
 class Assisted(Exception):  # noqa: N818 - not an error
-    """This process has done its share; the first one goes on to the result."""
+    """This process has done its share; the first one continues to the result."""
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):

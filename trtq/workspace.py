@@ -97,8 +97,8 @@ class Workspace:
     ) -> None:
         """Replace the folder's files by those of the staging folder.
 
-        The old record goes first and the new one comes last, so that a record always vouches for a
-        whole set of files.
+        The old record is removed first and the new one is written last, so that a record always
+        vouches for a whole set of files.
 
         Args:
             names: of the files in the staging folder.

@@ -268,7 +268,7 @@ def test_the_command_line(cnn_out, tmp_path):
     done = run_cli("bench", f"{cnn_out}/model.qdq.onnx", *args, "--out", str(tmp_path / "b"))
     assert done.returncode in (0, 3), done.stderr
     assert "CPU (ONNX Runtime), latency, batch 1, e2e " in done.stdout
-    assert "p99.999 n/a (worth " in done.stdout
+    assert "p99.999 n/a (effective sample size " in done.stdout
     assert "needs 368887)" in done.stdout
     assert "n/a: gpu: the request runs on the CPU" in done.stdout
     seen = run_cli("history", "--file", "model.qdq*", "--plot", str(tmp_path / "h.png"))

@@ -67,7 +67,7 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
         ({}, 0, "passed"),
         ({"value": 10.2, "low": 10.19, "high": 10.21}, 0, "passed"),
         ({"value": 10.5, "low": 10.45, "high": 10.55}, 1, "failed"),
-        ({"value": 10.3, "low": 10.0, "high": 10.6}, 3, "the limit lies inside the interval"),
+        ({"value": 10.3, "low": 10.0, "high": 10.6}, 3, "the limit is inside the interval"),
         ({"value": None, "low": None, "high": None}, 3, "too few samples"),
     ],
 )

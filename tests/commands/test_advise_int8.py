@@ -285,7 +285,7 @@ def test_measured_layers_decide(out: Path, tmp_path: Path):
     assert "bench.json on Jetson AGX Orin)" in record.summary
     assert (record.int8.unnamed, round(record.int8.unnamed_ms, 3)) == (2, 0.02)
     assert "cls/Conv" in record.int8.undecided
-    assert any("quantized layers stay in INT8" in n for n in record.notes)
+    assert any("quantized layers remain in INT8" in n for n in record.notes)
     kept = get_metadata(load_onnx(tmp_path / "w" / QDQ))["kept_float"]["big.0/Conv"]
     assert kept.startswith("measured for the Jetson AGX Orin") and "FP16 saves 0.2" in kept
 

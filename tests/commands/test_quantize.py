@@ -223,11 +223,11 @@ def test_a_sharp_softmax_leaves_its_attention_in_float(images, tmp_path):
     assert "one INT8 step would be" in left["blocks.0.softmax.output"]
     assert (
         left["blocks.0.av.rhs"]
-        == "blocks.0.softmax.output stays in float, and an INT8 kernel needs both operands"
+        == "blocks.0.softmax.output remains in float, and an INT8 kernel needs both operands"
     )
     assert (
         left["blocks.0.qk.lhs"]
-        == "blocks.0.softmax.output stays in float, and an attention is one kernel, all INT8 "
+        == "blocks.0.softmax.output remains in float, and an attention is one kernel, all INT8 "
         "or none"
     )
     assert "blocks.1.softmax.output" in {q.name for q in record.quantizers}

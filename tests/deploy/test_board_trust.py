@@ -140,7 +140,7 @@ NESTED = (
         (
             'hello(); out.write(b\'@trtq {"event": "ha\')',
             SshError,
-            "did not answer have: the agent ended without a word",
+            "did not answer have: the agent ended without a message",
         ),
         ("send(event='stale')", SshError, "Cannot put the agent on bad"),
         ("send(event='missing')", SshError, "Cannot put the agent on bad"),
@@ -332,7 +332,7 @@ def test_fleet_bench_writes_inside_its_folder_alone(bad, place, tmp_path):
             f"hello(); send(event='listing', engines=[dict(file={name!r}, bytes=1, model='m')], "
             "jobs=[])",
         )
-        record = fleet(FleetSpec(devices="bad", out=str(tmp_path / "o/f"), patience=0.0))
+        record = fleet(FleetSpec(devices="bad", out=str(tmp_path / "o/f"), reconnect_timeout=0.0))
         assert record.failed[0].startswith(
             "bad: Cannot read the answer of bad: Expected `str` matching regex"
         )

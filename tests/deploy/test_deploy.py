@@ -249,7 +249,7 @@ def test_a_trained_model_goes_as_the_board_reads_it(orin, images, cnn_out, tmp_p
     )  # as on another machine
     assert Path(record.onnx) == tmp_path / "qat/model.qdq.onnx"
     assert any(
-        n.startswith("the file goes as it is: it cannot be written for orin-nano@10.3 here (")
+        n.startswith("the file is sent unchanged: it cannot be written for orin-nano@10.3 here (")
         for n in record.notes
     )
     assert (
@@ -302,7 +302,7 @@ def test_nothing_stale_is_taken_for_new(orin, tmp_path):
         assert deploy(spec(orin, model, tmp_path / "o", **given)).measured
     engine = Path(first.engine)
     before = engine.stat().st_mtime_ns
-    assert deploy(spec(orin, model, tmp_path / "o", again=True, bench=False)).built
+    assert deploy(spec(orin, model, tmp_path / "o", force=True, bench=False)).built
     assert engine.stat().st_mtime_ns > before
     engine.unlink()
     assert deploy(spec(orin, model, tmp_path / "o", bench=False)).built and engine.is_file()
@@ -328,7 +328,9 @@ def test_a_pinned_clock_that_falls_is_throttling(orin, tmp_path):
     record = deploy(
         spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", lock_clocks=True, duration=1.0)
     )
-    assert "the GPU's pinned clock fell to 50% meanwhile: it throttled" in record.rows[0].reasons
+    assert (
+        "the GPU's pinned clock fell to 50% during the run: it throttled" in record.rows[0].reasons
+    )
 
 
 def test_a_board_that_is_pinned_already_stays_so(orin, tmp_path):
@@ -351,7 +353,7 @@ def test_what_a_power_cut_left_set_is_set_back(orin, tmp_path):
         pooling(tmp_path / "m.onnx", "seconds:3"),
         tmp_path / "o",
         power_mode="25W",
-        patience=0.0,
+        reconnect_timeout=0.0,
     )
     worker = threading.Thread(target=lambda: _quietly(asked))
     worker.start()

@@ -63,7 +63,7 @@ def test_the_fleet(place, cnn_out, tmp_path):
         group.get_command(None, "bench").make_context("bench", shlex.split(repeat)[3:])
         assert "--bench-batch 1 " in repeat
         page = (tmp_path / "f/fleet.html").read_text()
-        assert "2 devices, 1 model; 1 gave nothing" in page and "Cannot reach gone" in page
+        assert "2 devices, 1 model; 1 without a latency" in page and "Cannot reach gone" in page
         typed = f"{orin.user}@127.0.0.1:{orin.port}"
         with (
             pytest.MonkeyPatch.context() as patch

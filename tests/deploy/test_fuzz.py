@@ -123,7 +123,7 @@ def conversation() -> Iterator[tuple[dict[str, bytes], Path]]:
             out=str(folder / "o"),
             duration=0.3,
             min_samples=50,
-            patience=0.0,
+            reconnect_timeout=0.0,
         )
         assert deploy(asked).built
         assert not deploy(asked).built

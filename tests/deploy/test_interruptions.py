@@ -95,7 +95,7 @@ def test_an_upload_goes_on_where_it_was_cut(orin, tmp_path):
         cutter.start()
         before = link.sent
         agent.upload(payload, "files/p.bin", sha256_file(payload))
-        assert any("goes on where it stopped" in n for n in agent.told.notes)
+        assert any("continues where it stopped" in n for n in agent.told.notes)
         assert link.sent - before < 1.35 * 4_000_000  # what had arrived was not sent again
         assert sha256_file(orin.home / ".trtq/files/p.bin") == sha256_file(payload)
         agent.close()
@@ -123,7 +123,7 @@ def test_a_reboot_in_the_middle_of_a_build(orin, tmp_path):
     worker.join(90)
     assert done and done[0].built
     assert any(
-        "was lost: the board was started again meanwhile; starting it again" in n
+        "was lost: the board was restarted during the run; starting it again" in n
         for n in heard.notes
     )
     assert (

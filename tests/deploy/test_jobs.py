@@ -96,7 +96,7 @@ def test_a_job_can_be_ended(orin):
         Meanwhile("25W", True),
     )
     assert (
-        "a job holds the power mode 25W, clocks pinned now; the above is what it goes back to"
+        "a job holds the power mode 25W, clocks pinned now; the mode above is restored after it"
         in board.lines
     )
     assert "it was stopped (trtq device stop)" in run_cli("device", "stop", "orin", "abc").stdout
@@ -123,8 +123,8 @@ def test_a_deployment_that_is_left_and_one_that_waits(orin, tmp_path):
     left.send_signal(signal.SIGINT)
     said = left.communicate(timeout=60)[1]
     key = re.search(
-        r"goes on there, and the same command finds it again; to end it: trtq device stop orin "
-        r"(\w+)",
+        r"continues on the board, and the same command finds it again; "
+        r"to end it: trtq device stop orin (\w+)",
         said,
     )
     assert key is not None and left.returncode == 130, said
@@ -239,7 +239,7 @@ def test_logs_clean_and_what_is_not_ours(orin, tmp_path):
     assert list((orin.home / ".trtq/engines").iterdir()) == []
     assert stranger.read_text() == "x"
     assert run_cli("device", "list").stdout.startswith(f"orin: {orin.user}@127.0.0.1:{orin.port}")
-    assert "is forgotten" in run_cli("device", "remove", "orin").stdout
+    assert "is removed from the list" in run_cli("device", "remove", "orin").stdout
 
 
 def test_a_file_outside_the_folder_is_refused(orin):

@@ -164,7 +164,7 @@ def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
         assert (second["built"], second["sent"] + second["received"] < 20_000) == (False, True)
         assert "FP32: it computes in FP16 and INT8 alone" not in done.stderr
         (board.root / "usr/src/tensorrt/bin/trtexec").unlink()
-        done = run_cli(*asked, "--again")
+        done = run_cli(*asked, "--force")
         assert (
             "Cannot build INT8 for the DLA of" in done.stderr
             and "there is no trtexec to read the calibration cache" in done.stderr

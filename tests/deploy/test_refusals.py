@@ -70,7 +70,7 @@ def test_throttling_makes_it_not_valid(orin, tmp_path):
         str(tmp_path / "o"),
     )
     assert done.returncode == 3
-    assert "NOT VALID: the board throttled meanwhile (gpu-throttle-alert 3" in done.stdout
+    assert "NOT VALID: the board throttled during the run (gpu-throttle-alert 3" in done.stdout
 
 
 def test_pain_26_a_build_that_is_killed_for_memory_is_tried_with_less(orin, tmp_path):
@@ -162,7 +162,7 @@ def test_a_clock_of_1970(orin, tmp_path):
     (orin.folder / "python").mkdir(exist_ok=True)
     (orin.folder / "python/sitecustomize.py").write_text("import time\ntime.time = lambda: 400.0\n")
     found = run_cli("device", "probe", "orin")
-    assert "missing: the clock stands in 1970: only intervals of it are used" in found.stdout
+    assert "missing: the clock shows 1970: only time differences are used" in found.stdout
     assert deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o")).valid
 
 

@@ -191,7 +191,7 @@ def test_pain_6_a_build_whose_report_has_no_int8_layer_fails(
     )
     with pytest.raises(
         EngineError,
-        match=r"Orin computes nothing in INT8: the model has .* and 5 quantized layers; the first",
+        match=r"Orin has no layer in INT8: the model has .* and 5 quantized layers; the first",
     ):
         build(wanted)
     assert not (tmp_path / "e.engine").exists()

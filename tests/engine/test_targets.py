@@ -318,7 +318,7 @@ def test_dry_runs_on_the_command_line(old_files: Path, cnn_out: Path, tmp_path: 
     typed = run_cli(
         "build", f"{cnn_out}/model.qdq.onnx", "--target", "orin@10.3", "--precision", "fp16", *asked
     )
-    assert "FP16 stands in the graph" in typed.stderr
+    assert "the graph has FP16 types" in typed.stderr
     assert len(typed.stdout.splitlines()) == len(nano.stdout.splitlines()) == 1
     assert any(
         i.data_type == onnx.TensorProto.FLOAT16

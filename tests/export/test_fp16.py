@@ -156,7 +156,7 @@ def test_a_range_that_comes_too_near_the_end_counts():
         "mul": "its values reach 1.7e+04 on the images seen, FP16 ends at 65504"
     }
     assert find_float_nodes(model, [x * 0.9]) == {}  # four times 15,300 still fits
-    assert mark_float_nodes_(model, [x]).startswith("in FP16 engines 1 node stays in FP32, mul: ")
+    assert mark_float_nodes_(model, [x]).startswith("in FP16 engines 1 node remains in FP32, mul: ")
 
 
 def test_constants_that_fp16_has_not():
@@ -219,7 +219,7 @@ def test_quantize_writes_what_it_saw_and_build_keeps_to_it(images: Path, tmp_pat
         )
     )
     assert made.float_nodes == stored
-    assert f"{len(stored)} nodes stay in FP32" in made.notes[0]
+    assert f"{len(stored)} nodes remain in FP32" in made.notes[0]
     read = (tmp_path / "q/quantize.json").read_text()
     assert "in FP16 engines" in read
 

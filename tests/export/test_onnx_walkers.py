@@ -227,7 +227,7 @@ def agree(file: onnx.ModelProto, folder: Path, layers: int) -> None:
     if not layers:
         with pytest.raises(
             EngineError,
-            match=r"computes nothing in INT8: .*L\d\d: .*trtq lint .*m\.onnx --target rtx4090",
+            match=r"has no layer in INT8: .*L\d\d: .*trtq lint .*m\.onnx --target rtx4090",
         ):
             build(BuildSpec(onnx=str(path), target="rtx4090", out=str(engine)))
         return

@@ -288,7 +288,7 @@ def test_a_float_model_is_quantized_first_and_an_analysis_ranks(net, images, lab
     analysis = trtq.analyze(net, images, bits=(4, 8), **ANALYSED)
     done = trtq.finetune(net, pairs, epochs=1, analysis=analysis, worst=0.3, distill=1.0)
     assert any("training starts from trtq.quantize's defaults" in n for n in done.record.notes)
-    assert any("1 of 3 layers train" in n for n in done.record.notes)
+    assert any("1 of 3 layers are trained" in n for n in done.record.notes)
 
 
 def test_samples_of_other_ranks_are_trained_on():

@@ -23,4 +23,4 @@ def test_layers_of_every_format_are_ranked_at_their_own_width(bits, tmp_path, mo
     chosen = worst_layers(analysis, 0.5, done.encodings, lines.append)
     losses = {layer.name: layer.loss[bits] for layer in analysis.layers}
     assert chosen == set(sorted(losses, key=lambda n: -losses[n])[:2])
-    assert len(lines) == 1 and "2 of 4 layers train" in lines[0]
+    assert len(lines) == 1 and "2 of 4 layers are trained" in lines[0]

@@ -39,7 +39,7 @@ def test_the_report_shows_preset_attempts_and_where_each_tensor_runs(images, tmp
     quantize(spec(images, tmp_path / "e", model=VIT, method=["efficientquant"]))
     text = write_page(tmp_path / "e", tmp_path / "e.html", title="t").read_text()
     assert "simulated: engines compute it in float" in text
-    assert "float: the stored values lie on their codes" in text
+    assert "float: the weights are stored as rounded values" in text
 
 
 # ---- presets -----------------------------------------------------------------------------------

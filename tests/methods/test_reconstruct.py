@@ -133,7 +133,7 @@ def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monke
     with pytest.raises(KilledError):
         quantize(again, Dies())
     record = quantize(again)
-    assert "reconstruct goes on at step 7 of 12, where an earlier run stopped" in record.notes
+    assert "reconstruct resumes at step 7 of 12, where an earlier run stopped" in record.notes
     got = Encodings.load(tmp_path / "cut" / "encodings.safetensors")
     assert all(torch.equal(got.amax[k], v) for k, v in wanted.amax.items())
     assert all(torch.equal(got.constants[k], v) for k, v in wanted.constants.items())

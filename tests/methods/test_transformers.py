@@ -73,7 +73,7 @@ def test_efficientquant_quantizes_convolutions_and_softmax_only(images, tmp_path
     by_role = {q.role: q for q in record.quantizers}
     assert set(by_role) == {"weight", "lhs"}
     assert (by_role["weight"].format, by_role["weight"].runs) == ("asymmetric-8", "simulated")
-    assert by_role["weight"].computes_in == "float: the stored values lie on their codes"
+    assert by_role["weight"].computes_in == "float: the weights are stored as rounded values"
     assert (by_role["lhs"].format, by_role["lhs"].runs, by_role["lhs"].extra_ops) == (
         "log2-8",
         "ops",

@@ -259,7 +259,7 @@ def test_aimet(images: Path, tmp_path: Path):
     assert float(encodings.amax["conv1.input"]) == pytest.approx(3.0, rel=1e-5)
     assert float(encodings.amax["pointwise.input"]) == pytest.approx(4.0, rel=1e-5)
     assert any("pointwise.input was asymmetric" in n for n in record.notes)
-    assert record.unused["head.bias"] == "biases stay in float"
+    assert record.unused["head.bias"] == "biases remain in float"
     assert record.unused["stem.weight"] == "it has 16 bits"
     assert "relu" in record.unused
     assert any(n.startswith("stem has a range of its input alone") for n in record.notes)

@@ -90,7 +90,7 @@ def test_an_attention_stays_in_float_as_a_whole():
     for name in ("blocks.0.qk.lhs", "blocks.0.qk.rhs"):
         assert (
             reasons[name]
-            == "blocks.0.softmax.output stays in float, and an attention is one kernel, all "
+            == "blocks.0.softmax.output remains in float, and an attention is one kernel, all "
             "INT8 or none"
         )
     assert reasons["blocks.1.qk.lhs"] is None

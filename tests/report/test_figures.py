@@ -76,7 +76,7 @@ DRAWINGS = {
     ),
     "training": (
         lambda: figures.training_figure(EPOCHS, "top-1"),
-        ["training loss", "top-1, %, codes in place"],
+        ["training loss", "top-1, %, quantized"],
     ),
     "precision": (
         lambda: figures.precision_figure({"float": [(0.0, 1.0), (1.0, 0.5)]}),

@@ -45,7 +45,7 @@ def test_a_page_is_one_file_with_everything(run_folder: Path, tmp_path: Path):
     for heading in (
         "Layer by layer",
         "All quantizers",
-        "What was not done, and why",
+        "Skipped steps, with reasons",
         "Repeat it",
         "Where this was made",
     ):

@@ -21,7 +21,7 @@ from trtq.progress import Silent
 from trtq.specs import DeploySpec
 from trtq.testing.board import KINDS, StandInBoard, find_sshd
 
-QUICK = {"duration": 0.3, "min_samples": 50, "patience": 30.0}
+QUICK = {"duration": 0.3, "min_samples": 50, "reconnect_timeout": 30.0}
 
 
 @contextlib.contextmanager

@@ -203,10 +203,10 @@ def test_a_stopped_run_ends_in_the_same_bits(changes, images: Path, ptq: Path, t
     told = Told(24)
     with pytest.raises(KeyboardInterrupt):
         finetune(asked(images, ptq, tmp_path / "cut", **changes), told)
-    assert any("the same command goes on from there" in n for n in told.notes)
+    assert any("the same command resumes there" in n for n in told.notes)
     assert not (tmp_path / "cut/finetune.json").exists()
     record = finetune(asked(images, ptq, tmp_path / "cut", **changes))
-    assert any("going on from epoch 1, step" in n for n in record.notes)
+    assert any("resuming from epoch 1, step" in n for n in record.notes)
     digests = [
         Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")
     ]

@@ -366,7 +366,7 @@ def test_only_the_worst_layers_train(images: Path, ptq: Path, tmp_path: Path):
             worst=0.2,
         )
     )
-    assert any("1 of 5 layers train, the worst by l2" in n for n in record.notes)
+    assert any("1 of 5 layers are trained, the worst by l2" in n for n in record.notes)
     own = {"stem": "w8a8", "head": "w8a8"}  # first and last keep 8 bits
     worst = max(
         read(ranking)["layers"], key=lambda layer: layer["loss"][own.get(layer["name"], "w4a4")]

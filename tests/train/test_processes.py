@@ -106,7 +106,7 @@ def test_a_killed_run_ends_in_the_same_bits(images: Path, ptq: Path, tmp_path: P
         process.communicate()
     last = run_cli(*words(images, ptq, tmp_path / "cut", **more))
     assert last.returncode == 0, last.stderr
-    assert "going on from epoch" in last.stderr
+    assert "resuming from epoch" in last.stderr
     digests = [
         Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")
     ]

@@ -60,9 +60,9 @@ def locked_clocks(gpu: Gpu, mhz: int | None = None) -> Iterator[str]:
 
 
 def guard(uuid: str) -> int:
-    """Wait until whoever started this process ends, then free the clocks.
+    """Wait until the parent process ends, then free the clocks.
 
-    Standard input is the pipe from that process: it ends when the process does, for whatever
+    Standard input is the pipe from that process: it ends when the process does, for any
     reason.
 
     Args:

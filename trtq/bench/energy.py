@@ -109,7 +109,7 @@ class Power:
     Attributes:
         watts: the mean.
         start, end: of the interval that the readings cover, seconds of ``time.perf_counter``; it
-            lies inside the requested one.
+            is inside the requested one.
         readings: ticks of a counter, or readings of power.
     """
 
@@ -158,7 +158,7 @@ def _counted_power(
     Args:
         times: seconds [N].
         values: joules [N], of the whole track.
-        inside: which readings lie in the window [N].
+        inside: which readings are in the window [N].
         seconds: length of the window, for the error.
     """
     if bool((np.diff(values) < 0).any()):
@@ -382,7 +382,7 @@ def _load(
 def _requests(began: float, request_ends: list[float], start: float, end: float) -> float:
     """Return how many requests were served between two times.
 
-    Requests in progress at either end count by the share that lies inside. A request lasts from the
+    Requests in progress at either end count by the share that is inside. A request lasts from the
     end of the one before it, the first one from the start of the load.
     """
     ends = np.asarray([began, *request_ends])

@@ -105,7 +105,7 @@ class EngineWorkload:
             with self.cuda.graph(graph, stream=self.stream):
                 self.bound.launch(self.stream.cuda_stream)
             self.graph = graph
-        except Exception as exc:  # whatever CUDA raises: the launch works without
+        except Exception as exc:  # any error of CUDA: the launch works without
             return first_line(exc)
         return ""
 
@@ -150,7 +150,7 @@ class EngineWorkload:
 
     @property
     def io_bytes(self) -> int:
-        """Of the inputs and the outputs on the GPU."""
+        """Buffers of the inputs and the outputs on the GPU."""
         return sum(int(b.numel() * b.element_size()) for b in self.bound.buffers.values())
 
     def profile(self, runs: int) -> dict[str, float]:

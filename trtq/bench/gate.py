@@ -161,7 +161,7 @@ def gate(spec: GateSpec) -> GateRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
-    """What two records of ``trtq bench`` say; nothing without them."""
+    """Comparison of two records of ``trtq bench``; empty without them."""
 
     checks: list[Check] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -332,7 +332,7 @@ def _speed_check(label: str, before: BenchRow, after: BenchRow, limit: float) ->
 def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Check:
     """Compare medians: passed or failed only where the interval of the change says so.
 
-    The change lies between new.low / old.high - 1 and new.high / old.low - 1. A limit inside that
+    The change is between new.low / old.high - 1 and new.high / old.low - 1. A limit inside that
     interval decides nothing: medians of 10.0 [9.9, 10.1] and 10.3 [10.2, 10.4] ms are between +1.0
     % and +5.1 % apart, so a limit of 3 % is not valid and one of 6 % passes.
     """
@@ -347,7 +347,7 @@ def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Chec
         outcome = "failed"
     elif high <= limit:
         outcome = "passed"
-    inside = "the limit lies inside the interval: measure longer (trtq bench --duration)"
+    inside = "the limit is inside the interval: measure longer (trtq bench --duration)"
     return _check(
         what,
         f"{old.value:.3f} ms",

@@ -1,4 +1,4 @@
-"""What the gate says of accuracy: the scores of ``trtq evaluate``, each against its limit."""
+"""Accuracy in the gate: the scores of ``trtq evaluate``, each against its limit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Evaluation(msgspec.Struct):
-    """What the gate reads of an evaluation; other tools may write it, too."""
+    """The part of an evaluation that the gate reads; other tools may write it, too."""
 
     top1: float | None = None
     reference_top1: float | None = None

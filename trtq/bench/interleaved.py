@@ -1,7 +1,7 @@
 """Compare two models that take turns in short blocks in random order.
 
 Drift affects both models, since turns are short. Two loads of the same file also differ: their
-memory lies elsewhere, and on a CPU that alone makes a difference of some percent. The models are
+memory is elsewhere, and on a CPU that alone makes a difference of some percent. The models are
 therefore loaded repeatedly: in each group the first model is loaded twice and the second once, and
 the ratio's interval comes from the spread between groups. The two loads of the first model show the
 noise floor.
@@ -30,13 +30,13 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """What taking turns showed.
+    """Result of an interleaved comparison.
 
     Attributes:
         first_ms, second_ms: medians over blocks.
         ratio, low, high: time of the second over time of the first, 95 %.
         noise: how far from 1 the interval of the first against itself reaches.
-        outcome: of the second: a difference when the interval lies outside the margin and the ratio
+        outcome: of the second: a difference when the interval is outside the margin and the ratio
             outside the noise.
         groups: loads of each (twice as many of the first).
         stopped: which rule ended it.
@@ -64,7 +64,7 @@ class TurnSettings:
         min_groups: fewest loads of the second model.
         max_groups: most.
         narrow: half width of the ratio's interval that ends the run.
-        margin: a smaller difference is none.
+        margin: differences below this fraction count as equal.
         seed: of the order.
     """
 
@@ -174,7 +174,7 @@ def judge(groups: Values, *, margin: float = MARGIN) -> tuple[float, float, floa
 
     Args:
         groups: [N, 2], logarithms: second over first, and the first's second load over its first.
-        margin: a smaller difference is none.
+        margin: differences below this fraction count as equal.
 
     Returns:
         ratio; low and high end of its 95 % interval; noise, the largest distance of the interval of

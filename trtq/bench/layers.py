@@ -124,7 +124,7 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
     return read_onnx_profile(events, runs, skip=5)
 
 
-# What ONNX Runtime appends to the name of a node that it makes from others.
+# Suffixes that ONNX Runtime appends to the name of a node that it makes from others.
 MADE = re.compile(r"(\.out_nchwc|_nchwc|/duplicated|_bias_dq|/MatMulAddFusion|_token_\d+)+$")
 
 

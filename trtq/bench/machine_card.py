@@ -86,7 +86,7 @@ class Card(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def machine(self) -> str:
-        """What to call it: its GPU, its board or its CPU."""
+        """Its name: its GPU, its board or its CPU."""
         gpu, board = self.gpu or GpuCard(), self.jetson or JetsonCard()
         return gpu.name or board.model or self.cpu or "unknown"
 

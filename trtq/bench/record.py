@@ -350,8 +350,8 @@ def shown(value: Quantile, *, samples: int | None = None) -> str:
         samples: number of independent samples that it comes from, for the text without an interval.
     """
     if value.low is None or value.high is None:
-        worth = "" if samples is None else f"worth {samples} independent samples, "
-        missing = f"n/a ({worth}needs {value.needs})"
+        size = "" if samples is None else f"effective sample size {samples}, "
+        missing = f"n/a ({size}needs {value.needs})"
         return missing if value.value is None else f"{value.value:.3f} ms [{missing}]"
     return f"{value.value:.3f} ms [{value.low:.3f}, {value.high:.3f}]"
 

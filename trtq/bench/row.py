@@ -38,7 +38,7 @@ PACED_SAMPLES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchContext:
-    """What all rows of one call share.
+    """Values that all rows of one call share.
 
     Attributes:
         spec: what is measured.
@@ -283,7 +283,7 @@ class RowMeasurement:
                 self.figures[name] = measure()
             except TrtqError as exc:
                 self.unavailable[name] = _brief(exc)
-            except (Exception, KeyboardInterrupt) as exc:  # whatever a runtime raises
+            except (Exception, KeyboardInterrupt) as exc:  # any error of a runtime
                 self.interrupted = isinstance(exc, KeyboardInterrupt)
                 self.unavailable[name] = said(exc)
                 self.reasons.append(f"{name}: {said(exc)}")

@@ -94,7 +94,8 @@ class StopRule:
 def quiet_interpreter() -> Iterator[None]:
     """Keep the garbage collector out of a timed loop.
 
-    What is old already is left alone: a whole collection takes 0.3 s where torch is loaded.
+    Objects that are old already are left alone: a whole collection takes 0.3 s where torch is
+        loaded.
     """
     was = gc.isenabled()
     gc.collect(1)

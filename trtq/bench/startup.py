@@ -27,7 +27,7 @@ LIMIT_S = 600
 
 
 class _Start(msgspec.Struct):
-    """What the worker prints: phases and the second answer, ns, and the memory where asked for."""
+    """Output of the worker: phases and the second answer, ns, and the memory where asked for."""
 
     laps: list[tuple[str, int]]
     second: int
@@ -54,7 +54,7 @@ def measure_load(
 
     Raises:
         ExportError: the ONNX file cannot be read, or a file with its tensors is missing.
-        BenchError: a process fails, or the file stays in the page cache though it should be cold.
+        BenchError: a process fails, or the file remains in the page cache though it should be cold.
     """
     runs = []
     files = files or require_files(path)[1]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple  # noqa: E402
 
 
 class Request(NamedTuple):
-    """What to load, and what to measure.
+    """The file to load, and the figures to measure.
 
     Attributes:
         file: what is loaded.

@@ -29,8 +29,8 @@ class Quantile(msgspec.Struct, frozen=True, kw_only=True):
 
     Values are None when there are too few samples for the interval.
 
-    The median always has a value: half of the samples lie on either side of it, whatever is known
-    about the next run.
+    The median always has a value: half of the samples are on either side of it, regardless of what
+    is known about the next run.
 
     Attributes:
         q: 0 to 1.
@@ -46,7 +46,7 @@ class Quantile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outliers(msgspec.Struct, frozen=True, kw_only=True):
-    """Samples far above the median; they stay in every figure.
+    """Samples far above the median; they remain in every figure.
 
     Attributes:
         count: samples above median + 5 x 1.4826 x MAD (the median distance from the median).
@@ -131,7 +131,7 @@ def inefficiency(indicator: Values) -> float:
         return 1.0
     length = min(
         n, LONGEST
-    )  # a dependence that reaches further would show within it; memory stays small
+    )  # a dependence that reaches further would show within it; memory remains small
     starts = np.unique(np.linspace(0, n - length, MOST_PARTS if n > length else 1).astype(int))
     mean, total = float(indicator.mean()), np.zeros(length)
     for start in starts:
@@ -161,15 +161,15 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
         alpha: 1 less the confidence.
 
     Returns:
-        without an interval where the samples are worth fewer than ``needs``; the value is then
+        without an interval where the effective sample size is below ``needs``; the value is then
         None, too, except for the median of at least one sample.
     """
     n, needs = len(samples), samples_needed(q, alpha=alpha)
     ordered, effective = np.sort(samples), n
     if n >= needs:
         spread = inefficiency(_below(samples, ordered, q))
-        # A tail has too few samples to see its own dependence: it must be worth its number by that
-        # of the median, too.
+        # A tail has too few samples to see its own dependence: its effective sample size
+        # by the median's dependence must reach its number, too.
         enough = n / inefficiency(_below(samples, ordered, 0.5)) >= needs
         effective = max(1, round(n / spread)) if enough else 0
     positions = ranks(effective, q, alpha=alpha)
@@ -221,7 +221,7 @@ def effective_samples(samples: Values) -> int:
 
 
 def outliers(samples: Values) -> Outliers:
-    """Return how many samples lie far above the rest."""
+    """Return how many samples are far above the rest."""
     middle = float(np.median(samples))
     spread = MAD_TO_SIGMA * float(np.median(np.abs(samples - middle)))
     far = samples[samples > middle + OUTLIER_SIGMAS * spread] if spread > 0.0 else samples[:0]

@@ -57,7 +57,7 @@ def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) ->
         card.jetson = _jetson(root, missing)
     elif gpu is not None:
         card.gpu = gpu.card()
-        gpu.state()  # what it does not say goes into "missing", too
+        gpu.state()  # values that it lacks are entered in "missing", too
         missing["locked_clocks"] = "clocks were not locked by trtq"
         missing |= {NAMES.get(k, k): v for k, v in gpu.missing.items()}
     elif device != "cpu":
@@ -71,7 +71,7 @@ def _kind(device: str, root: Path) -> str:
     return "cpu" if device == "cpu" else "gpu"
 
 
-# What NVML's figures are called on the card.
+# Names of NVML's figures on the card.
 NAMES = {
     "power limit": "power_limit_w",
     "power limits": "power_limits_w",
@@ -99,7 +99,7 @@ class Reading(NamedTuple):
 
 
 class Watch:
-    """What changed on the machine while something was measured.
+    """Changes of the machine during a measurement.
 
     Args:
         device: ``cpu`` or ``cuda:N``.

@@ -27,8 +27,8 @@ Scenario = Literal["closed", "single", "multi", "offline", "server"]
 QUANTILES = {"single": 0.9, "multi": 0.99, "server": 0.99}
 SAMPLES_PER_QUERY = {"multi": 8}
 MLPERF_SECONDS = 600.0
-# What MLPerf's rules ask for beside the time: queries for early stopping at the scenario's quantile
-# (99 % confidence), images of offline.
+# Counts that MLPerf's rules require beside the time: queries for early stopping at the scenario's
+# quantile (99 % confidence), images of offline.
 MLPERF_QUERIES = {"single": 64, "multi": 662, "server": 662}
 MLPERF_IMAGES = {"offline": 24_576}
 NO_RESULT = "the pattern is MLPerf Inference's; this is no MLPerf result"
@@ -61,8 +61,8 @@ def measure_throughput(
         bound_ms: of ``server``.
         seed: of the arrivals.
         between: called about twice a second during the measurement.
-        counts: go on until there are as many queries as MLPerf's rules ask for, however long that
-            takes.
+        counts: continue until there are as many queries as MLPerf's rules ask for, however long
+            that takes.
 
     Raises:
         BenchError: ``server`` without a bound, or not one request succeeds.

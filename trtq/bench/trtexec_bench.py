@@ -44,7 +44,7 @@ class Duration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fed:
-    """What an engine is fed by trtexec.
+    """Inputs that trtexec feeds to an engine.
 
     trtexec itself draws inputs at random. Integers that it draws are indices that may not exist, so
     integers come from files.

@@ -51,7 +51,7 @@ class Workload(Protocol):
 
     @property
     def io_bytes(self) -> int:
-        """Of the inputs and the outputs."""
+        """Descriptions of the inputs and the outputs."""
 
     def call(self) -> None:
         """Serve one request and wait for the answer."""
@@ -262,7 +262,7 @@ class OnnxWorkload:
 
     @property
     def io_bytes(self) -> int:
-        """Of the inputs and the outputs of the last call."""
+        """Descriptions of the inputs and the outputs of the last call."""
         return sum(v.nbytes for v in (*self.feed.values(), *self.answer()))
 
     def again(self) -> OnnxWorkload:

@@ -24,7 +24,7 @@ FAILED = {"gate": 3}  # exit code of a failure where 1 has a meaning of its own
 
 
 class LazyGroup(click.Group):
-    """Imports a subcommand's module when that subcommand is used, so that help stays fast."""
+    """Imports a subcommand's module when that subcommand is used, so that help remains fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table."""

@@ -1,4 +1,4 @@
-"""What the Tab key offers as values of options and arguments."""
+"""Shell completion of the values of options and arguments."""
 
 from __future__ import annotations
 

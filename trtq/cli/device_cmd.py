@@ -201,7 +201,7 @@ def remove(name: str) -> None:
     from trtq.deploy.devices import forget_device
 
     forget_device(name)
-    say(f"{name} is forgotten; what lies on it stays")
+    say(f"{name} is removed from the list of devices; files on the board are kept")
 
 
 @command.command("probe")
@@ -319,7 +319,7 @@ def clean(name: str, everything: bool) -> None:
     with _reached(name) as agent:
         found = agent.ask("clean", Cleaned, everything=everything)
     kept = (
-        f"; {len(found.kept)} jobs are still at work, so files and engines stay"
+        f"; {len(found.kept)} jobs are still running, so files and engines are kept"
         if found.kept
         else ""
     )

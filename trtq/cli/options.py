@@ -195,7 +195,7 @@ def spec_options(
 ) -> Callable[[F], F]:
     """Return a decorator that adds one option per field of a spec to a command.
 
-    Omitted options stay out of the values, so that a recipe file or the default of the spec can
+    Omitted options remain out of the values, so that a recipe file or the default of the spec can
     fill them.
 
     Args:

@@ -59,7 +59,7 @@ class Sectioned(click.Command):
     """A command whose help has its options in sections, where it takes a model or data."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write arguments and options, each group under its title; a short list stays one."""
+        """Write arguments and options, each group under its title; a short list remains one."""
         params = self.get_params(ctx)
         arguments = [p for p in params if isinstance(p, Documented)]
         if arguments:

@@ -273,7 +273,7 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
     if not facts.labels and facts.training == 0:
         notes.append("without labels accuracy is agreement with the float model")
     if device is None:
-        notes.append("no target was named: INT8 kernels are taken for granted (--target)")
+        notes.append("no target is given: INT8 kernels are assumed (--target)")
     return notes
 
 

@@ -127,7 +127,7 @@ def _advice(subject: Subject, basis: Basis) -> Int8Advice:
     left = basis.left
     if left:
         subject.notes.append(
-            f"{len(left)} quantized layers stay in INT8, {basis.source} does not name them: "
+            f"{len(left)} quantized layers remain in INT8, {basis.source} does not name them:  "
             f"{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}"
         )
     return Int8Advice(
@@ -173,8 +173,8 @@ def _line(*words: object) -> str:
 def keep_float(model: Int8Model, layers: Sequence[str]) -> onnx.ModelProto:
     """Return the Q/DQ file of a model with some quantized layers in float.
 
-    The other pairs stay as they are. A pair on another operand of what such a layer's kernel
-    computes, such as the shortcut of an Add, goes with it.
+    The other pairs are not changed. A pair on another operand of what such a layer's kernel
+    computes, such as the shortcut of an Add, is removed as well.
 
     Args:
         model: of a Q/DQ file; not changed.

@@ -41,7 +41,7 @@ MEASURED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is advised on.
+    """The model that advice is for.
 
     Attributes:
         path: the Q/DQ file.
@@ -73,7 +73,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """What the times are.
+    """Source of the times.
 
     Attributes:
         choice: the regions.

@@ -21,7 +21,7 @@ from trtq.workspace import Workspace
 def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecord:
     """Measure the sensitivity of every layer of a model and write it to ``spec.out``.
 
-    A plot of the losses is written beside the record, as ``.svg``. Of several processes, as
+    A plot of the losses is written beside the record, as ``.svg``. With several processes, as
     torchrun starts them, the first one writes.
 
     Args:

@@ -121,7 +121,7 @@ def _require_outputs(compared: Compared, outputs: Mapping[str, AnyArray]) -> Non
             "Cannot compare the engine on the board",
             f"it lacks the outputs {', '.join(missing)}{reads}; it answers with "
             f"{', '.join(outputs)}",
-            "Build it again: --again",
+            "Rebuild it: --force",
         )
 
 

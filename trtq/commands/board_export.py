@@ -51,7 +51,7 @@ Origin = dict[str, str | int]
 
 
 class _Source(msgspec.Struct):
-    """What the files of a folder were made from; written as source.json."""
+    """The sources of the files of a folder; written as source.json."""
 
     made_from: Origin
     files: dict[str, str]
@@ -59,7 +59,7 @@ class _Source(msgspec.Struct):
 
 
 class _Profile(msgspec.Struct):
-    """What is read of a row of export.json, whose own type needs torch."""
+    """The part of a row of export.json that is read here, whose own type needs torch."""
 
     fallback: str
     opset: int
@@ -72,7 +72,7 @@ class _Exported(msgspec.Struct):
 
 
 class _Made(msgspec.Struct):
-    """What is read of the record beside a Q/DQ file, of whichever verb."""
+    """The part of the record beside a Q/DQ file that is read here, of any verb."""
 
     spec: dict[str, object]
     files: dict[str, FileRecord]
@@ -130,7 +130,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     try:
         export_profiles(ExportSpec.make(given), told)
     except (ModelError, DataError) as exc:  # trained on another machine, say
-        said = f"the file goes as it is: it cannot be written for {label} here ({exc})"
+        said = f"the file is sent unchanged: it cannot be written for {label} here ({exc})"
         told.note(said)
         return Profiled(onnx, notes=(said,))
     _sign(folder, source, name, EXPORT_JSON)

@@ -1,4 +1,4 @@
-"""What a deployment asks of a board: its power mode, its clocks, and what is built there."""
+"""Requests of a deployment to a board: its power mode, its clocks, and what is built there."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Pa
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is built.
+    """The engine to build.
 
     Attributes:
         job: the build.
@@ -152,9 +152,9 @@ def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str])
         )
     plain, cache, said = for_dla(Path(asked.onnx), board.number, folder)
     notes.append(
-        "a DLA takes no Q/DQ pairs: the float file goes, with the scales of activations in a "
-        f"calibration cache for TRT-{board.number}; "
-        "TensorRT takes those of weights from the weights"
+        "the DLA does not support Q/DQ nodes: the float file is sent, with the scales of "
+        f"activations in a calibration cache for TRT-{board.number}; "
+        "TensorRT computes those of weights from the weights"
     )
     notes += said
     return msgspec.structs.replace(asked, onnx=str(plain), calibration=str(cache))

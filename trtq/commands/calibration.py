@@ -80,7 +80,7 @@ class CalibrationRecord(Record, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        what = "tensors have no range" if self.verb == "export-calib" else "layers stay in float"
+        what = "tensors have no range" if self.verb == "export-calib" else "layers remain in float"
         return (
             f"{self.header}: {self.tensors} ranges in use, {len(self.missing)} {what}, "
             f"{len(self.unused)} ranges unused"
@@ -160,7 +160,7 @@ def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
 
     Raises:
         ExportError: names the methods.
-        EncodingsError: the file is trtq's, and its encodings do not lie beside it.
+        EncodingsError: the file is trtq's, and its encodings are not beside it.
     """
     if "encodings_sha256" not in get_metadata(model):
         return  # of another tool

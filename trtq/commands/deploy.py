@@ -81,7 +81,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     Raises:
         UsageError: an unknown device, or a setting that the board cannot have.
         DeviceError: the board cannot be reached, or refuses.
-        EngineError: the builder there refuses, or the engine computes nothing in INT8.
+        EngineError: the builder there refuses, or no layer of the engine runs in INT8.
     """
     progress, clock = or_silent(progress), Clock()
     device, source = find_device(spec.device), Path(spec.model)
@@ -90,7 +90,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
     # Opened before minutes are spent on the board.
     data = _opened(spec, progress.note)
-    with Agent(device, progress, patience_s=spec.patience) as agent:
+    with Agent(device, progress, patience_s=spec.reconnect_timeout) as agent:
         board = probe(agent)
         require_mode(spec, board)
         if spec.dla is not None:
@@ -172,7 +172,7 @@ class _Deployment:
         self.mode = spec.power_mode or board.power_mode.name
         self.key = self._key()
         self.engine = f"engines/{self.key[:32]}.engine"
-        self.altered = False  # whether what lies there must not be taken
+        self.altered = False  # whether the engine on the board must not be used
         self.unavailable: dict[str, str] = {}
 
     def _key(self) -> str:
@@ -277,7 +277,7 @@ class _Deployment:
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
-        there = None if self.spec.again else self._there()
+        there = None if self.spec.force else self._there()
         if there is not None:
             return there, False
         job, told = self.job, self.told
@@ -287,7 +287,7 @@ class _Deployment:
             self.engine,
             told,
             self.power,
-            again=self.spec.again or self.altered,
+            again=self.spec.force or self.altered,
         )
         settings = job.settings(builder, self.board.number)
         self.note(*job.unkept(settings))
@@ -357,7 +357,7 @@ class _Deployment:
             return known
         key = self._bench_key(manifest)
         valid = bool(seen.rows) and all(r.valid for r in seen.rows)
-        if seen.bench_key == key and valid and not self.spec.again:
+        if seen.bench_key == key and valid and not self.spec.force:
             return Rows(list(seen.rows), False, key)
         return Rows(self._measure(manifest, path, key), True, key)
 
@@ -376,7 +376,7 @@ class _Deployment:
         """Measure the engine.
 
         The job of a measurement that was interrupted is found again; one that has ended is not
-        taken for a new one.
+        mistaken for a new one.
         """
         from trtq.deploy.measure import measure
 
@@ -395,7 +395,7 @@ class _Deployment:
         """Return the accuracy on the images, None where none are given or they cannot be run."""
         if self.data is None:
             return None
-        if seen.accuracy is not None and seen.images_key == key and not self.spec.again:
+        if seen.accuracy is not None and seen.images_key == key and not self.spec.force:
             return seen.accuracy
         try:
             return self._accuracy(self.data, manifest, path)

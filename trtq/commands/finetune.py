@@ -1,4 +1,4 @@
-"""``trtq finetune``: train a quantized model further with its codes in place, and export it.
+"""``trtq finetune``: quantization-aware training of a quantized model, and its export.
 
 The export is that of ``trtq quantize``.
 """
@@ -78,7 +78,7 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What a training reads, opened before the folder of its results is created.
+    """Inputs of a training, opened before the folder of its results is created.
 
     Attributes:
         spec: what was asked for.

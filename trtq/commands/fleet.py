@@ -170,9 +170,9 @@ def _one(
 def _measure_engines(
     device: Device, spec: FleetSpec, folder: Path, told: Progress
 ) -> list[FleetRow]:
-    """Measure every engine that lies on a device."""
+    """Measure every engine that is on a device."""
     rows = list[FleetRow]()
-    agent = Agent(device, told, patience_s=spec.patience)
+    agent = Agent(device, told, patience_s=spec.reconnect_timeout)
     try:
         board = probe(agent)
         require_mode(spec, board)
@@ -213,7 +213,7 @@ def _measure_engine(
 
 
 def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
-    """Return the manifest of an engine that lies on a device.
+    """Return the manifest of an engine that is on a device.
 
     Raises:
         BoardError: there is none, or it is not the one that was kept here.

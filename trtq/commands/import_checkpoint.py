@@ -50,7 +50,7 @@ from trtq.workspace import Workspace, file_records
 
 WEIGHTS = "weights.safetensors"
 FILES = (*MODEL_FILES, WEIGHTS)
-EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
+EXACT = 1e-3  # how far a folded channel may be from a multiple of the channel before
 
 
 class ImportRecord(Record, frozen=True, kw_only=True):
@@ -271,7 +271,7 @@ def _range_name(q: Quantizer, known: Collection[str]) -> str:
 
 
 class _Taken:
-    """What was taken over so far.
+    """Ranges and weights taken over so far.
 
     Args:
         found: ranges of the file.
@@ -361,7 +361,7 @@ def _folded(
         amax: range of the weight before, one number or [C].
         before: tensors of the model before capture, by name.
         graph: captured.
-        either: the range may already be that of the folded weight: it is taken for the one whose
+        either: the range may already be that of the folded weight: it is treated as the one whose
             values it fits.
 
     Returns:

@@ -38,7 +38,7 @@ class Measured:
 
     @property
     def words(self) -> str:
-        """What was measured, for a person."""
+        """The measurements, for a person."""
         return f"layers of {self.int8.file} and {self.fp16.file} in {', '.join(self.files)}"
 
 

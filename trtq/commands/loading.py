@@ -130,7 +130,7 @@ def _has_masks(spec: InputSpec) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
-    """What a model of a spec is captured on.
+    """The inputs on which a model of a spec is captured.
 
     Attributes:
         spec: names the model.
@@ -218,7 +218,7 @@ def require_no_picture(spec: InputSpec, data: Data) -> None:
 def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     """Return a SHA-256 over the weights and the structure of a spec's model, as captured.
 
-    Whatever the factory reads or imports to make the model is in it.
+    All that the factory reads or imports to make the model is in it.
 
     Args:
         spec: names the model and its data.

@@ -33,7 +33,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     ``quantize.json``. The record is written last: a folder with quantize.json holds a whole,
     consistent set of files.
 
-    Started by torchrun, the processes share the samples of calibration; the first goes on alone
+    Started by torchrun, the processes share the samples of calibration; the first continues alone
     and writes the files, and all return the same record.
 
     Args:
@@ -41,7 +41,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
         progress: receives what happens.
 
     Raises:
-        TrtqError: any of its branches; nothing half-written stays behind.
+        TrtqError: any of its branches; nothing half-written remains behind.
     """
     workers = Workers.from_environment()
     first, listener = workers.rank == 0, or_silent(progress)

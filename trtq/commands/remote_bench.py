@@ -16,8 +16,8 @@ from trtq.files import BENCH_JSON
 from trtq.progress import Clock, Progress, or_silent
 from trtq.specs import BenchSpec, DeploySpec, changed_words, option_name
 
-# What a deployment can be asked for, what it measures anyway, and what asks for nothing there; the
-# rest is refused.
+# Options that a deployment has, that it measures in any case, and that change nothing there; others
+# are refused.
 MEANT_THERE = (
     "file",
     "device",

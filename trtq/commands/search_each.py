@@ -18,7 +18,7 @@ from trtq.workspace import Workspace
 
 
 class Referred(msgspec.Struct, frozen=True):
-    """What searches are compared with: a search.json, or the file that several of them share.
+    """The reference of a search: a search.json, or the file that several of them share.
 
     Attributes:
         reference: the float model.
@@ -42,8 +42,8 @@ class Referred(msgspec.Struct, frozen=True):
 def search_each(spec: SearchSpec, on: str, reference: Reference, work: Workspace) -> None:
     """Search every candidate alone.
 
-    Each leaves its analysis and its tries where the search of all of them reads them. What one
-    fails to leave is measured by that search, or refused with its reason.
+    Each leaves its analysis and its tries where the search of all of them reads them. A try
+    that one does not leave is measured by that search, or refused with its reason.
 
     Args:
         spec: of the search of all.

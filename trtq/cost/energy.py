@@ -60,7 +60,7 @@ def layer_picojoules(layer: LayerCost, weight_bits: int, input_bits: int) -> flo
     """Return a layer's energy for one image in pJ (Horowitz 2014: 45 nm, 20 pJ a bit of DRAM).
 
     Below 8 bits the multiplier's energy scales with the product of the widths (an extrapolation);
-    the accumulator stays INT32.
+    the accumulator remains INT32.
 
     Args:
         layer: its counts.

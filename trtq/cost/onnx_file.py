@@ -32,7 +32,7 @@ BITS: dict[int, int] = {
 
 
 class _Reader:
-    """What is known about each tensor of a graph while its nodes are read in order.
+    """Facts about each tensor of a graph while its nodes are read in order.
 
     A branch also sees the tensors of the graph around it.
     """
@@ -85,7 +85,7 @@ def list_onnx_ops(
 ) -> list[Op]:
     """Return every call of an ONNX model for one image, in order, without those on constants alone.
 
-    Of the branches of an If, the one with the most multiply-accumulates counts. The body of a Loop
+    The branch of an If with the most multiply-accumulates counts. The body of a Loop
     or Scan counts once.
 
     Args:
@@ -280,7 +280,7 @@ def op_name(node: onnx.NodeProto, *, own: bool) -> str:
     """Return the name of a node in counts.
 
     It is the name of the node without the op type that trtq appends. Names of other tools' files,
-    which trtq keeps, stay whole.
+    which trtq keeps, remain whole.
 
     Args:
         node: of a file.

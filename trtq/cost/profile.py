@@ -154,7 +154,7 @@ def layer_names(layer: str, known: Container[str] = ()) -> list[str]:
 
     Args:
         layer: as TensorRT calls it.
-        known: names that stay whole; others lose the op at their end.
+        known: names that remain whole; others lose the op at their end.
     """
     parts = (part for part in SEPARATORS.split(layer) if part)
     return [part if part in known else part.rpartition("/")[0] or part for part in parts]

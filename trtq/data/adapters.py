@@ -1,7 +1,8 @@
 """The table of data adapters: from the text of ``--data`` to samples.
 
 A row is a word before a colon, a suffix or a kind of folder, and the function of one file that
-opens it. What no row knows is an extension: ``file.py:factory``, ``module:factory``, entry point.
+opens it. A name without a row is an extension: ``file.py:factory``, ``module:factory``, entry
+point.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an output of a model is, and how the answers of two models compare.
+"""Kinds of model outputs, and how the answers of two models compare.
 
 Every verb uses this module for it.
 
@@ -213,7 +213,7 @@ class Tally:
 
     @property
     def result(self) -> OutputComparison:
-        """What the batches say together."""
+        """Result of all batches."""
         share: float | None = None
         if self.compared and self.finite:
             share = round(100.0 * self.same / self.compared, 6)

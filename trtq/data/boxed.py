@@ -1,4 +1,4 @@
-"""What adapters of images with boxes share: images found by name, sizes compared, samples made."""
+"""Shared parts of adapters of images with boxes: images by name, compared sizes, samples."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def boxed_data(
 class CheckedBoxes:
     """Boxes by position, in pixels and inside their image.
 
-    Boxes are cut at the borders of their image, which is said once. Where the annotations do not
+    Boxes are cut at the borders of their image, with one note. Where the annotations do not
     have its size, it is read when the boxes are.
 
     Args:

@@ -61,7 +61,7 @@ class Arrangement:
 
 
 class Labelled(Protocol):
-    """What has classes."""
+    """A source with classes."""
 
     name: str
     labels: list[int] | None
@@ -85,7 +85,7 @@ def arrange(
         folders: on the first level.
         class_index: the order of classes.
         forms: ``classes`` as above; ``arrays`` takes arrays in .npy files as images, too; ``flat``
-            gives no classes, whatever the folders are, and leaves other files to the caller.
+            gives no classes, regardless of the folders, and leaves other files to the caller.
 
     Raises:
         DataError: no images, images beside class folders, folders that are not classes, or a class

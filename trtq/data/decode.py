@@ -211,7 +211,7 @@ def words_of(exc: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """What a file says about its samples.
+    """Facts about samples from their file.
 
     Attributes:
         bits: of one sample, as stored.

@@ -20,7 +20,7 @@ class Fitting:
 
     Attributes:
         name: of the data, for errors.
-        needs: what the model takes; None where it is not known yet: values stay as they are.
+        needs: what the model takes; None where it is not known yet: values are not changed.
         note: receives a line for each kind of cast.
         told: lines that :attr:`note` has received.
     """

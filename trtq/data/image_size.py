@@ -1,4 +1,4 @@
-"""What an ONNX file says of the size of its images, and what is taken where it leaves it open."""
+"""Image size from an ONNX file, and the default where the file leaves it open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the answers should be: the class of an image, or of each of its pixels."""
+"""Targets: the class of an image, or of each of its pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trtq.errors import DataError, reason
 
 ARRAYS = "images:"  # in front of a folder: arrays in .npy files count as images
 MAP_AXES = 2
-# Cityscapes names an image and its mask with other endings; what lies between is the same.
+# Cityscapes names an image and its mask with other endings; what is between is the same.
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_labelTrainIds")
 
 
@@ -30,7 +30,7 @@ class Labels:
     Attributes:
         source: the images.
         dense: whether every pixel has a class.
-        ignore: the class index that counts for nothing.
+        ignore: the class index that is ignored.
     """
 
     dense = False
@@ -79,7 +79,7 @@ class Labels:
         if highest < classes:
             return
         hint = (
-            "the index that means nothing with --ignore-index, or another model"
+            "the ignored class index with --ignore-index, or another model"
             if self.dense
             else "the class order with --class-index"
         )
@@ -95,9 +95,9 @@ class PixelLabels(Labels):
 
     Args:
         source: the images.
-        masks: where the masks lie, written as for images; one of the same name for each image.
+        masks: where the masks are, written as for images; one of the same name for each image.
         preprocess: of the images; masks follow its geometry.
-        ignore: the class index of pixels that count for nothing.
+        ignore: the class index of pixels that are ignored.
 
     Raises:
         DataError: an image has no mask.
@@ -202,7 +202,7 @@ class PixelLabels(Labels):
 class PixelMaps(PixelLabels):
     """Numbers of pixels, such as depths, from one ``.npy`` file per image.
 
-    What a crop or a letterbox adds beyond the image is 0, which counts for nothing.
+    Pixels that a crop or a letterbox adds beyond the image are 0, which is ignored.
 
     Args:
         source: the images.
@@ -286,7 +286,7 @@ def open_labels(
         source: the images.
         masks: folder or .zip of masks or of ``.npy`` maps; None for class folders.
         preprocess: of the images.
-        ignore: the class index that counts for nothing.
+        ignore: the class index that is ignored.
 
     Raises:
         DataError: an image has no mask.

@@ -1,4 +1,4 @@
-"""What a folder or a zip contains: no name is lost, doubled or followed in circles silently."""
+"""Contents of a folder or a zip: no name is lost, doubled or followed in circles silently."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def is_hidden(part: str) -> bool:
 
 
 def list_folder(name: str, root: Path) -> Listing[Path]:
-    """Return what lies below a folder; links to files and folders are followed, never in circles.
+    """Return what is below a folder; links to files and folders are followed, never in circles.
 
     Args:
         name: what the user calls it.
@@ -157,7 +157,7 @@ def _inode(name: str, folder: Path) -> tuple[int, int]:
 def list_zip(
     name: str, path: Path, entries: Iterable[zipfile.ZipInfo], inner: str
 ) -> Listing[zipfile.ZipInfo]:
-    """Return what lies in a folder of a zip.
+    """Return what is in a folder of a zip.
 
     Args:
         name: what the user calls it.

@@ -1,4 +1,4 @@
-"""What is counted on logits: accuracy, agreement, signal to quantization noise."""
+"""Scores of logits: accuracy, agreement, signal to quantization noise."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def predictions(logits: Array) -> npt.NDArray[np.int64]:
 def confusion(
     predicted: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int
 ) -> npt.NDArray[np.int64]:
-    """Return how often each class (row) was taken for each (column), [classes, classes].
+    """Return how often each class (row) was predicted as each (column), [classes, classes].
 
     Labels equal to ``ignore`` do not count.
 

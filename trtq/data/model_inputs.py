@@ -1,4 +1,4 @@
-"""What a model takes, and how the values of one sample are fitted to it."""
+"""Inputs of a model, and how the values of one sample are fitted to them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class InputSpec(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InputNeeds:
-    """What a model takes.
+    """Inputs of a model.
 
     Attributes:
         model: its name, for errors.

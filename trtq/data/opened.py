@@ -16,7 +16,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asked for.
+    """Request of a user.
 
     Attributes:
         text: as it was written.
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a text named.
+    """Source that a text names.
 
     Attributes:
         name: the text.

@@ -183,14 +183,14 @@ class Preprocess(
     def _steps(self, w: int, h: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
         """Return the size that an image is resized to, and the box of that which is kept.
 
-        A box beyond the resized image is filled. What is kept is resized to the input where it has
+        A box beyond the resized image is filled. The kept part is resized to the input where it has
         another size. Where a size changes, trtq.data.source.PIXELS is raised.
         """
         _, height, width = self.input_size
         if self.fit == "letterbox":
             ratio = min(width / w, height / h)
             size = (max(1, round(w * ratio)), max(1, round(h * ratio)))
-            # Of an odd border the smaller half is left and on top, as in training.
+            # The smaller half of an odd border is left and on top, as in training.
             left, top = (width - size[0]) // 2, (height - size[1]) // 2
             return size, (-left, -top, width - left, height - top)
         if self.resize is None:
@@ -231,7 +231,7 @@ def resolve_preprocess(
 ) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing and what the user should know about it.
 
-    What is given wins over the preset, the preset over what the model's authors say (``hints``),
+    Given values win over the preset, the preset over what the model's authors say (``hints``),
     and that over ImageNet's.
 
     Args:
@@ -276,7 +276,7 @@ def _normalisation(
         defaults: of red, green and blue.
         channels: of the input.
         reverse: the input is blue, green, red.
-        plain: pixels stay as they are.
+        plain: pixels are not changed.
     """
     known = {n: tuple(defaults[n]) for n in options}
     if reverse:

@@ -1,4 +1,4 @@
-"""Reading the raw samples of a program's own data again and again, whatever holds them."""
+"""Reading the raw samples of a program's own data again and again, in any container."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ class KeptRows:
         return len(self.places)
 
     def add(self, row: object) -> None:
-        """Keep one sample: its values now, whatever the program does to its buffers later.
+        """Keep one sample: its values now, regardless of later changes of the program's buffers.
 
         Args:
             row: one sample: tensors, arrays, numbers, and lists, tuples and dicts of them.

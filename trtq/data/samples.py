@@ -1,6 +1,6 @@
 """Samples: inputs by name, a target where there is one, an id; read as often as needed.
 
-Whatever the data are, a folder of images or a program's own DataLoader, everything behind them sees
+For all data, a folder of images or a program's own DataLoader, everything behind them sees
 :class:`Samples`: countable, repeatable, with a digest of their content.
 """
 
@@ -100,7 +100,7 @@ class Samples(ABC):
         name: what the data were asked for by.
         ids: one text a sample, stable between runs.
         preprocess: how images became inputs; None for data that are inputs already.
-        classes: how many classes the targets are said to have; None where nothing says so.
+        classes: number of classes of the targets as declared; None where it is not.
         ignore: the target value that is not counted.
         drawn: the inputs are random numbers, which say nothing about real data.
     """
@@ -420,7 +420,7 @@ def target_array(
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    """Return the values of a tensor of any type, as they lie in memory.
+    """Return the values of a tensor of any type, as they are in memory.
 
     Args:
         tensor: on the CPU.

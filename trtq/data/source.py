@@ -359,7 +359,7 @@ class ZipSource(FileSource):
         self._require_size(name, entry.file_size, limit)
         try:
             with self.zip.open(entry) as handle:
-                # What a zip announces need not be what it unpacks to.
+                # The size that a zip announces may differ from its unpacked size.
                 data = handle.read(limit + 1)
         except (
             zipfile.BadZipFile,

@@ -14,7 +14,7 @@ from trtq.specs.inputs import Picture
 
 PLACE = ("resize", "crop")
 VALUES = ("mean", "std")
-# What is no longer the file's where a user gives the first: it follows from that.
+# Settings of the file that no longer hold where a user gives the first: they follow from it.
 BRINGS: Mapping[str, tuple[str, ...]] = {
     "preset": (*VALUES, *PLACE, "fit", "interpolation"),
     "input_size": PLACE,
@@ -32,7 +32,7 @@ def file_preprocess(
     """Return the preprocessing, and what the user should know about it.
 
     Args:
-        given: what the user says; None is not said. What is not said remains as the file has it,
+        given: values of the user; None where there is none. Such values remain as in the file,
             but for what follows from the rest: a preset, a size, a type and a fit bring their own.
         stored: what the file carries; None where it carries nothing.
         shape: of the image input, the batch included.

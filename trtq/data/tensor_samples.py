@@ -32,7 +32,7 @@ class TensorSamples(Samples):
         name: what to call them.
         rows: the raw samples: a tensor or array, a tuple of inputs with a target behind them, a
             mapping by name, or a pair of a mapping and a target; read again in every pass.
-        needs: what the model takes; None where it is not known yet: values stay as they are.
+        needs: what the model takes; None where it is not known yet: values are not changed.
         order: positions of the samples in ``rows``.
         note: receives a line for each kind of cast.
 

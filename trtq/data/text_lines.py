@@ -204,7 +204,7 @@ class TextRows:
     def padded(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         """Return the texts of a batch with the length of the longest, marked by their masks.
 
-        They stay as they are for a model without a mask.
+        They are not changed for a model without a mask.
 
         Args:
             rows: the inputs of each text by name, [length] each.

@@ -167,7 +167,7 @@ def _set_of(name: str) -> PurePosixPath:
 def _image_names(source: FileSource, files: Mapping[str, VocFile]) -> list[str]:
     """Return the image of each annotation file: that of its own name, else that it names.
 
-    Of several images with its name it is that of the written path, or in the same set (VOC2007).
+    With several images of its name it is that of the written path, or in the same set (VOC2007).
     """
     by_stem: dict[str, list[str]] = {}
     for image in source.ids:

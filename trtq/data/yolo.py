@@ -254,7 +254,7 @@ class _Row(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """What a line of a label file has.
+    """Form of a line of a label file.
 
     Attributes:
         classes: how many there are.
@@ -266,7 +266,7 @@ class _Form(NamedTuple):
 
     @property
     def hint(self) -> str:
-        """What a line should be."""
+        """The expected form of a line."""
         more = ", then the keypoints that kpt_shape says" if self.points else ""
         return f"A line has a class, then centre, width and height as shares of the image{more}"
 

@@ -1,4 +1,4 @@
-"""What a demonstration is, and how one is run."""
+"""Demonstrations, and how one is run."""
 
 from __future__ import annotations
 

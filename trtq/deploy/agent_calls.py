@@ -93,7 +93,7 @@ class AgentCalls:
 
         Raises:
             BoardError: the board refuses, with its reason, or gives another answer.
-            LinkError: the device stayed away.
+            LinkError: the device did not answer.
             SshError: the agent cannot be installed.
         """
         return self._patiently(lambda: self._once(verb, kind, question))
@@ -139,7 +139,7 @@ class AgentCalls:
         answers = list(self._answers(verb, question, stdin, limits))
         if not answers:
             raise SshError(
-                f"{self.device.name} did not answer {verb}", "the agent ended without a word"
+                f"{self.device.name} did not answer {verb}", "the agent ended without a message"
             )
         return self._of_kind(answers[-1], kind, verb)
 
@@ -276,7 +276,7 @@ class AgentCalls:
             )
         if heard or code <= 0 or code in SIGNALS or self._reached:
             return LinkError(f"{name} stopped answering", output or f"exit status {code}")
-        words = f": {output}" if output else " without a word"
+        words = f": {output}" if output else " without a message"
         return BoardError(
             f"The agent does not start on {name}",
             f"python3 there ends with status {code}{words}",

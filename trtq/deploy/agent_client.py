@@ -20,12 +20,12 @@ from trtq.progress import Progress
 
 WATCH_S = 20.0
 JOB_S = 48 * 3600.0  # no build takes that long
-# Of one job.
+# Limit for one job.
 MOST_LOG = 64 * MIB
 MOST_LINES = 1_000_000
 MOST_LINE = 4 * MIB
 MOST_FILE = 64 << 30
-# Uploads in a row that bring nothing further, answers in a row that come before their time.
+# Consecutive uploads without progress, consecutive answers that come before their time.
 IDLE_TRIES = 20
 BUSY_TRIES = 180  # of 20 s each
 
@@ -71,7 +71,7 @@ class Agent(AgentCalls):
                 state = answer.state
             except LinkError as exc:
                 self.told.note(
-                    f"{self.device.name}: {exc.reason}; the upload goes on where it stopped"
+                    f"{self.device.name}: {exc.reason}; the upload continues where it stopped"
                 )
                 self.link.close(stale=True)
                 time.sleep(0.3)
@@ -244,7 +244,7 @@ class Agent(AgentCalls):
 
         Raises:
             BoardError: it writes more than 64 MiB or a million lines, or has no end in 48 h.
-            LinkError: the device stayed away.
+            LinkError: the device did not answer.
         """
         log = _JobLog(self.device.name, self.told, line)
         began = time.monotonic()
@@ -293,7 +293,7 @@ def _path_of(answer: Upload, name: str) -> str:
 
 
 class _JobLog:
-    """What a job has written so far."""
+    """Output of a job so far."""
 
     def __init__(self, name: str, told: Progress, line: Callable[[str], None]) -> None:
         self.name = name

@@ -71,17 +71,17 @@ class Stale(Answer, frozen=True):
 
 
 class Done(Answer, frozen=True):
-    """What was asked for is done."""
+    """The request is done."""
 
 
 class Installed(Answer, frozen=True):
-    """Of ``install``."""
+    """Answer of ``install``."""
 
     whole: bool
 
 
 class Upload(Answer, frozen=True):
-    """Of ``have`` and ``put``: how much of a file is there.
+    """Answer of ``have`` and ``put``: how much of a file is there.
 
     Attributes:
         state: ``stored`` (whole, with the right digest), ``part``, ``cut`` (the link broke),
@@ -103,7 +103,7 @@ class File(Answer, frozen=True):
 
 
 class EngineAnswer(Answer, frozen=True):
-    """Of ``engine``.
+    """Answer of ``engine``.
 
     Attributes:
         manifest: where it is that of this very file; None where there is no engine or no manifest,
@@ -193,7 +193,7 @@ class Card(msgspec.Struct, frozen=True):
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """What was seen beside a job.
+    """Observations during a job.
 
     Attributes:
         columns: of the table of readings, which is a file of its own.
@@ -220,7 +220,7 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a job gave, and the state of the board around it; a job that never began has none.
+    """Result of a job, and the state of the board around it; a job that never began has none.
 
     Attributes:
         ok: whether every step ended with status 0.
@@ -297,28 +297,28 @@ class JobEntry(msgspec.Struct, frozen=True):
 
 
 class Listing(Answer, frozen=True):
-    """Of ``list``."""
+    """Answer of ``list``."""
 
     engines: Annotated[list[EngineEntry], Meta(max_length=100_000)]
     jobs: Annotated[list[JobEntry], Meta(max_length=100_000)]
 
 
 class Logs(Answer, frozen=True):
-    """Of ``logs``: the last MiB of a log; ``left_out`` bytes lie before it."""
+    """Answer of ``logs``: the last MiB of a log; ``left_out`` bytes are before it."""
 
     text: Annotated[str, Meta(max_length=1 << 21)]
     left_out: Count
 
 
 class Cleaned(Answer, frozen=True):
-    """Of ``clean``: how many bytes were removed, and the keys of jobs that wait or run."""
+    """Answer of ``clean``: how many bytes were removed, and the keys of jobs that wait or run."""
 
     bytes: Count
     kept: list[Key]
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """What a board lacks."""
+    """Missing parts of a board."""
 
     what: Text
     mend: Hint
@@ -339,7 +339,7 @@ class Trtexec(msgspec.Struct, frozen=True):
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """Of the work folder."""
+    """State of the work folder."""
 
     free: Count
     inodes: Count
@@ -368,14 +368,14 @@ class Power(msgspec.Struct, frozen=True):
 
 
 class Meanwhile(msgspec.Struct, frozen=True):
-    """What a job holds now."""
+    """Settings that a job holds now."""
 
     mode: Short | None
     pinned: bool
 
 
 class BoardFacts(Answer, frozen=True, kw_only=True):
-    """What a board is; what could not be told is None.
+    """Facts about a board; unknown ones are None.
 
     Attributes:
         board: name of the target, such as ``orin-nano``.
@@ -423,7 +423,7 @@ class BoardFacts(Answer, frozen=True, kw_only=True):
 
 
 class BoardAnswer(BoardFacts, frozen=True, kw_only=True):
-    """Of ``probe``; ``missing`` is what is not as it should be."""
+    """Answer of ``probe``; ``missing`` lists what a board lacks."""
 
     missing: Annotated[list[Missing], Meta(max_length=64)]
 

@@ -1,4 +1,4 @@
-"""What the agent found out about a board, and what follows for a build."""
+"""Facts that the agent reports about a board, and their consequences for a build."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtq.platform.target import Target
 
 
 class Lack(msgspec.Struct, frozen=True):
-    """What is not as it should be on a board.
+    """A defect of a board.
 
     Attributes:
         what: in words.
@@ -38,7 +38,7 @@ class Board(BoardFacts, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Its name in messages."""
         return self.model or (f"a {self.soc} board" if self.soc else "a machine that is no Jetson")
 
     @property
@@ -140,7 +140,7 @@ class Board(BoardFacts, frozen=True, kw_only=True):
 
     @property
     def lines(self) -> list[str]:
-        """What a person should know, line by line."""
+        """Lines for a person."""
         return [*self._identity, *self._state, *self._advice]
 
     @property
@@ -178,7 +178,7 @@ class Board(BoardFacts, frozen=True, kw_only=True):
             clocks = ", clocks pinned" if self.meanwhile.pinned else ""
             state.append(
                 f"a job holds the power mode {self.meanwhile.mode or 'unknown'}{clocks} now; "
-                "the above is what it goes back to"
+                "the mode above is restored after it"
             )
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
@@ -201,7 +201,7 @@ def _gb(value: int | None) -> str:
 def probe(agent: Agent) -> Board:
     """Return what a board is.
 
-    What an interrupted job left set on an idle board is set back first.
+    Settings that an interrupted job left on an idle board are restored first.
 
     Raises:
         DeviceError: it cannot be reached, or its answer cannot be read.

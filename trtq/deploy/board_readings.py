@@ -1,4 +1,4 @@
-"""What a board's readings and trtexec's log say: times, load, memory, energy."""
+"""Figures from a board's readings and trtexec's log: times, load, memory, energy."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Readings:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one job on the board gave.
+    """Result of one job on the board.
 
     Attributes:
         steps: what the agent says of each program; the last one is the timed run.
@@ -319,7 +319,7 @@ def _windows(timed: Step, t: Values) -> tuple[np.ndarray, np.ndarray]:
     """Return which readings are of the timed run without its edges, and which of the idle board.
 
     Under load: from 2 s after the first request to 0.2 s before the end. Idle: the 18 s before the
-    run without the last 0.2 s, and what lies 2 s behind it.
+    run without the last 0.2 s, and what is 2 s behind it.
 
     Args:
         timed: the timed run.

@@ -1,4 +1,4 @@
-"""A board as a builder: the local builders' protocol, but the engine stays on the board."""
+"""A board as a builder: the local builders' protocol, but the engine remains on the board."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class BoardBuilder:
 
     @property
     def target_path(self) -> str:
-        """Where the engine will lie."""
+        """The path of the engine."""
         return f"{self.board.home}/{self.engine}"
 
     def build(self, source: Path, settings: Settings) -> Built:
@@ -106,7 +106,7 @@ class BoardBuilder:
             settings: of the build; a calibration cache is sent, too.
 
         Returns:
-            the engine without its bytes: ``away`` has its SHA-256 and size, since it lies on the
+            the engine without its bytes: ``away`` has its SHA-256 and size, since it is on the
             board.
 
         Raises:

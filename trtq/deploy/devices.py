@@ -14,7 +14,7 @@ from trtq.artifact import decode_json, explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
 from trtq.paths import expand_home, path_variable, user_folder
 
-# What an address may contain: nothing that ssh could take for an option or a shell for more than a
+# Characters of an address: nothing that ssh could read as an option or a shell for more than a
 # word.
 USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]"
 ADDRESS = re.compile(rf"(?:(?P<user>{USER})@)?(?P<host>{HOST})(?::(?P<port>\d{{1,5}}))?")
@@ -141,7 +141,7 @@ def _require_jump_hosts(jump: str) -> None:
 
 
 def _identity_path(identity: str) -> str:
-    """Return the absolute path of a private key; links stay, a certificate lies beside the name."""
+    """Return the absolute path of a private key; links remain, a certificate is beside the name."""
     path = os.path.abspath(expand_home(identity, "--identity"))  # noqa: PTH100
     if not Path(path).is_file():
         raise UsageError(f"Cannot use --identity {identity}", "there is no such file")

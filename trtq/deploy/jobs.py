@@ -18,7 +18,7 @@ MOST_RESTARTS = 2
 
 
 class JobPower(msgspec.Struct, frozen=True):
-    """What a job wants of the board.
+    """Requests of a job to the board.
 
     The agent decides what must be set for it once the board is the job's own.
 
@@ -53,7 +53,7 @@ class JobStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class BoardJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the agent is given to do.
+    """Work for the agent.
 
     Attributes:
         again: do it even where it was done before.
@@ -90,7 +90,7 @@ def owner() -> str:
 def do(
     agent: Agent, key: str, job: BoardJob, *, line: Callable[[str], None] = lambda _: None
 ) -> tuple[Result, list[str]]:
-    """Return the result of a job and the lines that its programs wrote, whoever started it.
+    """Return the result of a job and the lines that its programs wrote, started by any workstation.
 
     A job whose process or board went away is started again, twice at most. It may be another
     workstation's: the same work has the same key.
@@ -106,7 +106,7 @@ def do(
 
     Raises:
         BoardError: it was lost again and again, it could not begin, or the board refused.
-        LinkError: the device stayed away; the job goes on there.
+        LinkError: the device did not answer; the job continues there.
     """
     for attempt in range(MOST_RESTARTS + 1):
         try:
@@ -116,8 +116,8 @@ def do(
         except KeyboardInterrupt:
             stop = shlex.join(["trtq", "device", "stop", called(agent.device), key[:8]])
             agent.told.note(
-                f"{agent.device.name}: {job.title} goes on there, and the same command finds "
-                f"it again; to end it: {stop}"
+                f"{agent.device.name}: {job.title} continues on the board, and the same "
+                f"command finds it again; to end it: {stop}"
             )
             raise
         if status.state == "done":

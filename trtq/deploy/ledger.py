@@ -1,9 +1,9 @@
-"""What this workstation knows of the engines on boards.
+"""Ledger of this workstation about the engines on boards.
 
 It keeps a digest of each manifest, which has the digest of its engine.
 
-A board keeps engine and manifest side by side, so whoever changes one there can change the other.
-What is used again is therefore compared with what was seen when it was built.
+A board keeps engine and manifest side by side, so a person who changes one there can change the
+other. An engine that is used again is therefore compared with the digest of its build.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Tensor(TypedDict):
 
 
 class _Used(msgspec.Struct):
-    """What trtq reads of a manifest from a board that the manifest itself leaves open."""
+    """Parts of a manifest from a board that the manifest itself leaves open."""
 
     engine_sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     engine_bytes: Annotated[int, Meta(ge=1, le=1 << 40)]
@@ -58,7 +58,7 @@ def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None
     """Keep the digest of an engine's manifest, in place of an earlier one.
 
     Args:
-        device: where it lies; its address, jump hosts and work folder tell engines apart.
+        device: where it is; its address, jump hosts and work folder tell engines apart.
         name: of the engine in the work folder.
         manifest: of the engine.
 
@@ -78,7 +78,7 @@ def is_known_engine(device: Device, name: str, manifest: EngineManifest) -> bool
     """Return whether an engine's manifest is the one that was kept here; None where none was.
 
     Args:
-        device: where it lies.
+        device: where it is.
         name: of the engine in the work folder.
         manifest: that the board sent.
 

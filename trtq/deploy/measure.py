@@ -74,7 +74,7 @@ def measure(
         power: power mode and pinning of the jobs.
         folder: where the times and the readings go.
         nonce: of this measurement: one that was interrupted is found again by it, one that is done
-            is never taken for a new one.
+            is never mistaken for a new one.
 
     Raises:
         BoardError: there is no trtexec, or the engine does not run.
@@ -362,13 +362,17 @@ class BoardBench:
         reasons = []
         if watch.throttled:
             counted = ", ".join(f"{k} {v}" for k, v in watch.throttled.items())
-            reasons.append(f"the board throttled meanwhile ({counted}; hottest {hottest:.0f} C)")
+            reasons.append(
+                f"the board throttled during the run ({counted}; hottest {hottest:.0f} C)"
+            )
         if watch.swapped > 2**20:
-            reasons.append(f"{watch.swapped / 1e6:.0f} MB went to swap meanwhile")
+            reasons.append(f"{watch.swapped / 1e6:.0f} MB were swapped during the run")
         if mode is not None and before.power_mode != mode:
             reasons.append(f"the board was in power mode {before.power_mode}, not {mode}")
         if slow is not None:
-            reasons.append(f"the GPU's pinned clock fell to {slow:.0%} meanwhile: it throttled")
+            reasons.append(
+                f"the GPU's pinned clock fell to {slow:.0%} during the run: it throttled"
+            )
         row = board_row(name)
         if row is not None and hottest >= row.throttles_c:
             title = catalogue().devices[name].title
@@ -376,7 +380,7 @@ class BoardBench:
                 f"it was {hottest:.0f} C hot: {title} throttles from {row.throttles_c:g} C on"
             )
         if before.boot != run.after.boot:
-            reasons.append("the board was started again meanwhile")
+            reasons.append("the board was restarted during the run")
         return reasons
 
 

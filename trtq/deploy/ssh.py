@@ -3,7 +3,7 @@
 Each device has one multiplexed connection.
 
 ssh writes its own messages to a separate log file (``-E``): what a board writes to standard error
-is never taken for them.
+is never mistaken for them.
 """
 
 from __future__ import annotations

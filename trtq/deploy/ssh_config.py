@@ -1,4 +1,4 @@
-"""ssh's settings for boards, and the private folder where its sockets lie."""
+"""ssh's settings for boards, and the private folder where its sockets are."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def socket_folder() -> tuple[Path, str]:
 
 
 def _unfit(folder: Path) -> str | None:
-    """Return why sockets cannot lie in ``folder``, or None where they can.
+    """Return why sockets cannot be in ``folder``, or None where they can.
 
     The folder is made where it is missing.
     """
@@ -91,7 +91,7 @@ def _unfit(folder: Path) -> str | None:
 
 
 def _is_protected(base: os.stat_result) -> bool:
-    """Return whether nobody else can replace what lies in a folder."""
+    """Return whether nobody else can replace what is in a folder."""
     writable = base.st_mode & 0o022 and not base.st_mode & stat.S_ISVTX
     return base.st_uid in (0, os.getuid()) and not writable
 

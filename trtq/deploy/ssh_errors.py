@@ -1,4 +1,4 @@
-"""What OpenSSH's own words mean, and what to do."""
+"""Meaning of OpenSSH's messages, and what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Diagnosis:
 
         Args:
             own: what this machine's ssh said.
-            errors: standard error of the device, shown but never taken for ssh's words.
+            errors: standard error of the device, shown but never read as ssh's words.
 
         Returns:
             a :class:`LinkError` for what may pass, a :class:`HostKeyError` or another
@@ -67,7 +67,7 @@ class Diagnosis:
             error = meaning(text)
             if error is not None:
                 return error
-        # All else passes: a cut connection leaves whatever the board happened to write last.
+        # All else passes: a cut connection leaves the last output of the board.
         output = last_line(errors)
         end = (
             f"the connection ended; the board wrote: {output}" if output else "the connection ended"

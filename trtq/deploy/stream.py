@@ -19,7 +19,7 @@ from trtq.errors import BoardError, LinkError, last_line
 
 MIB = 1 << 20
 BLOCK = MIB
-SILENCE_S = 90.0  # the agent says a word every five seconds, whatever it does
+SILENCE_S = 90.0  # the agent says a word every five seconds in every state
 CALL_S = 900.0
 SLOWEST_BYTES_S = 16384  # of a transfer that counts as one
 KEPT_ERRORS = 8192  # of standard error, its end
@@ -169,7 +169,7 @@ class Stream:
     def end(self) -> int:
         """Wait for the process to end and return its exit status.
 
-        What is left of standard error is read.
+        The rest of standard error is read.
 
         Returns:
             the status of the command; 255 is ssh's own, negative ones are signals that ended ssh.
@@ -199,7 +199,7 @@ class Stream:
 
     @property
     def own(self) -> str:
-        """What this machine's ssh itself said."""
+        """Messages of this machine's ssh itself."""
         try:
             with self.log.open("rb") as handle:
                 return handle.read(65536).decode("utf-8", "replace")
@@ -207,7 +207,7 @@ class Stream:
             return ""
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process in any state."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -1,6 +1,6 @@
 """After a build, compare what was built with the ONNX file.
 
-Both compute the same images, with whatever can run here.
+Both compute the same images, with the runtimes available here.
 
 The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Two things are compared with
 it: the model that was really built (FP16 types, pairs taken out), in ONNX Runtime with every FP16
@@ -56,7 +56,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             missing or not finite.
         outputs: each by itself.
         finite: every output is there and finite.
-        margin_db: how far the difference lies below the file's own quantization error; None for a
+        margin_db: how far the difference is below the file's own quantization error; None for a
             float file.
         alike: what the task of the file says of the answers against the file's; unset without one,
             and for inputs that are no real data.
@@ -93,7 +93,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What was compared, on how many images, and what could not be.
+    """The comparison: of what, on how many images, and what was left out.
 
     Attributes:
         images: how many.
@@ -137,7 +137,7 @@ def check_agreement(
             engine parts.
         missing: why something is not compared, for the record.
         yardstick: what ``model`` is, for the record.
-        real: the images are no random numbers, so that answers mean something.
+        real: the images are no random numbers, so that answers are meaningful.
         task: what the answers mean; default: what the file says.
     """
     wanted, known = answers(OnnxRunner(model), images), kind_in(get_metadata(model))
@@ -258,7 +258,7 @@ def compare(
 
     A float file must reach :data:`FLOAT_SQNR_DB`; a Q/DQ file the SQNR of its own quantization less
     :data:`SLACK_DB`, at least :data:`LEAST_SQNR_DB` and at most :data:`FLOAT_SQNR_DB`. A file that
-    keeps 22 dB asks for 16 dB. Of integers :data:`MIN_EQUAL` percent must be equal.
+    keeps 22 dB asks for 16 dB. For integers :data:`MIN_EQUAL` percent must be equal.
 
     Args:
         name: of what gave ``got``, for the record.

@@ -1,4 +1,4 @@
-"""What an engine computes in, module by module.
+"""Precision of each module of an engine.
 
 The source is TensorRT's own layer report, or the rows inside a TensorRT-RTX plan.
 

@@ -297,7 +297,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     model = job.source(settings, builder.version)
     if job.half and settings.typed(builder.version):
-        said.append("FP16 stands in the graph")
+        said.append("the graph has FP16 types")
     source = _changed(spec, model, said) if said else Path(spec.onnx)
     for line in (*job.notes, *job.unkept(settings), *said, *_newer(builder)):
         told.note(line)
@@ -305,7 +305,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
 
 
 def _newer(builder: Builder) -> list[str]:
-    """Return what is said of a builder that is newer than the catalogue."""
+    """Return the note about a builder that is newer than the catalogue."""
     note = newer_note(builder.version)
     return [note] if note else []
 

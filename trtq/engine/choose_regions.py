@@ -160,7 +160,7 @@ def choose(costs: Costs) -> Choice:
 
     The choice starts from all regions in INT8 and from all in FP16 and moves one region at a time
     as long as that saves :data:`LEAST` of the INT8 time; the faster of the two results is taken.
-    All layers stay in INT8 where it saves less than that.
+    All layers remain in INT8 where it saves less than that.
 
     Args:
         costs: predicted over a graph or measured of two engines.
@@ -185,7 +185,7 @@ def choose(costs: Costs) -> Choice:
 def _descend(costs: Costs, start: frozenset[str], least: float) -> tuple[frozenset[str], float]:
     """Return the choice that no single region improves by ``least`` ms, and its time.
 
-    A region goes back to INT8 where that costs nothing.
+    A region returns to INT8 where that costs nothing.
     """
     now, ms, moved = start, costs.ms(start), True
     while moved:

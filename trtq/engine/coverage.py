@@ -1,4 +1,4 @@
-"""What a new engine computes in, compared with what its Q/DQ graph asked for."""
+"""Precision of a new engine, compared with that of its Q/DQ graph."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def require_codes(
     rows: PlanAudit | None,
     target: Target,
 ) -> None:
-    """Refuse a Q/DQ model whose engine computes nothing in codes: it must not be called INT8.
+    """Refuse a Q/DQ model when no layer of its engine is quantized: it must not be called INT8.
 
     Args:
         model: with the pairs that the engine should compute.
@@ -135,7 +135,7 @@ def require_codes(
     reasons = why_float(model, target)
     places = f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
     raise EngineError(
-        f"The engine for {target.device} computes nothing in {codes_of(model)}",
+        f"The engine for {target.device} has no layer in {codes_of(model)}",
         f"the model has {pairs} Q/DQ pairs{asked}{first}" + _likely(reasons),
         places
         if reasons

@@ -1,4 +1,4 @@
-"""What a builder's last words mean: out of memory, no kernel for a node, or something else."""
+"""Meaning of a builder's last words: out of memory, no kernel for a node, or something else."""
 
 from __future__ import annotations
 

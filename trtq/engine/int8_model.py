@@ -1,8 +1,8 @@
 """The kernels that a builder would make of a Q/DQ file, for the roofline, without an engine.
 
-What fuses was read from plans of TensorRT for RTX 1.7 and from the documentation of TensorRT. The
-whole model is priced for each choice of layers that stay in FP16, since a layer in FP16 between two
-in INT8 needs kernels that convert.
+Fusions were read from plans of TensorRT for RTX 1.7 and from the documentation of TensorRT. The
+whole model is priced for each choice of layers that remain in FP16, since a layer in FP16 between
+two in INT8 needs kernels that convert.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trtq.engine.plan_kernels import PlanKernel
 from trtq.engine.regions import ATTENTION, Quantized, partners, read_quantized
 from trtq.onnx_node import label_of
 
-# What an INT8 product of TensorRT for RTX writes before its epilogue, bits, and by how much it pads
+# Bits that an INT8 matmul of TensorRT for RTX writes before its epilogue, and its padding of
 # the channels of a depthwise convolution: plans of 1.7 were read.
 ACCUMULATOR, ACCUMULATOR_LINEAR = 32, 16
 DEPTHWISE_PAD = 4
@@ -214,7 +214,7 @@ class _Choice:
         }
         self.codes: dict[str, bool] = {}  # read as codes; True: by depthwise convolutions alone
         self.floats = set(model.leaving)
-        self.moving: set[int] = set()  # kernels that move codes in place of values
+        self.moving: set[int] = set()  # kernels that move quantized values
         for group in reversed(model.groups):
             self._note(group)
 

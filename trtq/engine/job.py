@@ -197,7 +197,7 @@ class Job:
             )
 
     def unkept(self, settings: Settings) -> list[str]:
-        """Return what a user must know about nodes that should stay in FP32 and cannot."""
+        """Return what a user must know about nodes that should remain in FP32 and cannot."""
         lost = [n for n in self.float_nodes if n not in settings.float_nodes]
         if not lost:
             return []
@@ -305,7 +305,7 @@ def _target(asked: Target | None, model: onnx.ModelProto, file: str, notes: list
 
 def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
     if has_half(model):
-        notes.append("FP16: the file has types of its own, they stay")
+        notes.append("FP16: the types in the file are kept")
         return {}
     stored = get_metadata(model).get(FLOAT_NODES)
     there = names_of(model.graph.node)
@@ -321,7 +321,7 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         )
     if found:
         notes.append(
-            f"{len(found)} node{'s stay' if len(found) > 1 else ' stays'} in FP32: "
+            f"{len(found)} node{'s remain' if len(found) > 1 else ' remains'} in FP32: "
             f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
         )
     return found

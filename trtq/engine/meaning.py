@@ -1,4 +1,4 @@
-"""What the answers of a built model mean: boxes may be gone although the numbers are close."""
+"""Meaning of the answers of a built model: boxes may be gone although the numbers are close."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trtq.export.onnx_file import get_metadata, made_with
 from trtq.layouts import IMAGE_AXES
 from trtq.tasks import Facts, Figure, Task, find_task, stored_task
 
-# Points below what the file's own codes keep of its float model's answers. What an engine may do is
-# to round results to FP16: in ONNX Runtime that cost 0 points of agreement mAP on 32 images and 3.4
+# Points below what the file's own codes keep of its float model's answers. An engine may
+# round results to FP16: in ONNX Runtime that cost 0 points of agreement mAP on 32 images and 3.4
 # on 12 pages (docs/decisions.md). The rest is for few samples: one box of ten is ten points of its
 # class.
 SLACK = 10.0

@@ -1,4 +1,4 @@
-"""What a file or an engine takes, for the samples that it is given."""
+"""Inputs of a file or an engine, for its samples."""
 
 from __future__ import annotations
 

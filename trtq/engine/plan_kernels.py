@@ -156,7 +156,7 @@ def _end_of_main(plan: bytes) -> int:
 def _with_products(kernels: Sequence[PlanKernel], inner: Sequence[PlanKernel]) -> list[PlanKernel]:
     """Return the kernels of a plan, each fused one with the product of its body.
 
-    A row of a body that belongs to no fused kernel stays a kernel.
+    A row of a body that belongs to no fused kernel remains a kernel.
     """
     done = list(kernels)
     for part in inner:

@@ -55,7 +55,7 @@ class Event(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker wrote.
+    """Output of a worker.
 
     Attributes:
         events: without its progress.
@@ -217,7 +217,7 @@ def _event(line: str) -> Event | None:
 def installed_version(name: str) -> Version:
     """Return the release whose Python API is installed here.
 
-    Another process is asked: loading TensorRT takes memory that stays in use. The release of
+    Another process is asked: loading TensorRT takes memory that remains in use. The release of
     TensorRT for RTX is the one that the catalogue knows.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a builder's process is asked for, here or on a board: one JSON object."""
+"""The request to a builder's process, here or on a board: one JSON object."""
 
 from __future__ import annotations
 

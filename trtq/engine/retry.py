@@ -142,7 +142,7 @@ def _unbuilt(
 
 
 def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
-    """Build from the file where it lies; it must be the one that was read."""
+    """Build from the file where it is; it must be the one that was read."""
     path = Path(job.spec.onnx)
     try:
         built = builder.build(path, settings)

@@ -1,4 +1,4 @@
-"""Running an ONNX file or an engine: one method, whatever runs it.
+"""Running an ONNX file or an engine: one method for every runtime.
 
 Engines run through TensorRT's Python API: by tensor names from 8.5 on, by bindings before. Buffers
 are torch tensors on the GPU.
@@ -95,7 +95,7 @@ class OnnxRunner:
 
 @dataclass
 class _Calls:
-    """What differs between the tensor-name API and the bindings API.
+    """Differences between the tensor-name API and the bindings API.
 
     Attributes:
         names: of all inputs and outputs of an engine.
@@ -167,7 +167,7 @@ class EngineRunner:
     Args:
         plan: the engine's bytes, from a file that was checked (:func:`open_engine`).
         module: ``tensorrt`` or ``tensorrt_rtx``.
-        device: where the buffers lie, for torch.
+        device: where the buffers are, for torch.
         label: what this is, for records.
         batch: smallest and largest batch of its profile; larger ones run in parts, smaller ones are
             filled up.
@@ -199,7 +199,7 @@ class EngineRunner:
         runtime = trt.Runtime(logger)
         if has_api("engine_host_code_allowed", self.version):
             runtime.engine_host_code_allowed = (
-                True  # version-compatible plans hold code; whoever calls this trusts the plan
+                True  # version-compatible plans hold code; the caller trusts the plan
             )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:

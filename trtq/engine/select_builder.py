@@ -158,7 +158,7 @@ def require_local_gpu(target: Target) -> None:
     if not torch.cuda.is_available():
         raise EngineError(
             f"Cannot build for {target.device} here",
-            "full TensorRT builds on the GPU it builds for, and there is none",
+            "the engine must be built on the target GPU; no CUDA device was found",
             "Run this on that device, or use --backend tensorrt-rtx for a target it covers",
         )
     major, minor = torch.cuda.get_device_capability()
@@ -238,7 +238,7 @@ def refuse_silent_failures(
         raise EngineError(
             f"Refusing to build a Q/DQ model for {target.device} with TensorRT-RTX",
             f"its INT8 convolutions for compute capability {target.capability} are computed in "
-            "float without a word: the engine would be called INT8 and not be it",
+            "float without a message: the engine would not be an INT8 engine",
             "Build the float model (model.fp32.onnx with --precision fp16), or build with full "
             "TensorRT on that device",
         )

@@ -1,4 +1,4 @@
-"""What a builder is told, whichever builder it is, and what it gives back."""
+"""Settings and results of every builder."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Built:
         log: warnings.
         numbers: times and sizes that trtexec printed, seconds and bytes.
         layers: the builder's own report of the layers, JSON; None where it gives none.
-        away: digest and size of an engine that stays on the board where it was built; ``plan`` is
+        away: digest and size of an engine that is kept on the board where it was built; ``plan`` is
             empty then.
     """
 

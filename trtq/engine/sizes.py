@@ -16,14 +16,14 @@ from trtq.graph.tensor_spec import SizeRange
 from trtq.typed import present
 
 DEFAULT_BATCH = (1, 8, 32)
-# What a hint proposes for an axis whose size only the user knows.
+# Sizes that a hint proposes for an axis whose size only the user knows.
 PROPOSED = {True: (320, 640, 1280), False: (16, 64, 128)}  # of images; of others
 IMAGE_RANK = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for.
+    """The requested sizes.
 
     Attributes:
         texts: of ``--shapes``.

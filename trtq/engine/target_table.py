@@ -1,4 +1,4 @@
-"""What is known of every target, as rows for a person or a program."""
+"""Facts about every target, as rows for a person or a program."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What trtexec 8.0 to 11 printed and exported.
+"""Output and exports of trtexec 8.0 to 11.
 
-This covers times, percentiles, sizes, memory and warnings. What a release does not print is None.
+This covers times, percentiles, sizes, memory and warnings. Values that a release does not print are
+None.
 
 Parsing is anchored on labels, with any number of percentiles; numbers are C++ defaults (six digits,
 exponents, ``nan``). Source: sampleReporting.cpp, trtexec.cpp and sampleEngines.cpp of the tags;
@@ -70,7 +71,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrtexecLog(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run of trtexec said.
+    """Output of one run of trtexec.
 
     Attributes:
         passed: its last line says so.
@@ -173,7 +174,7 @@ def dotted(number: int) -> str:
 
 
 def _last(bodies: list[str], label: str) -> str | None:
-    """Return what stands behind a label in the last line with it; None where nothing does."""
+    """Return the text behind a label in the last line with it; None where there is none."""
     values = [body[len(label) :].strip() for body in bodies if body.startswith(label)]
     return next((value for value in reversed(values) if value), None)
 

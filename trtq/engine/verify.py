@@ -30,7 +30,7 @@ def yardstick(job: Job) -> str:
 def verify(
     job: Job, builder: Builder, settings: Settings, found: Climb, samples: GateSamples
 ) -> AgreementRecord:
-    """Compare what was built with the file, on whatever can run here.
+    """Compare the engine with the file, on the runtimes available here.
 
     Args:
         job: what was asked for.
@@ -88,7 +88,7 @@ class _Parity(msgspec.Struct):
 
 
 class _Simulated(msgspec.Struct):
-    """What is read of a record: the files that it vouches for, and its comparison with torch."""
+    """The part of a record that is read here: its files, and its comparison with torch."""
 
     files: dict[str, _File]
     parity: _Parity

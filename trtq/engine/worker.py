@@ -5,9 +5,9 @@ It runs apart, because a bad graph can crash a native builder.
 Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, where MODULE is
 ``tensorrt`` or ``tensorrt_rtx``: one API. TensorRT is loaded before the request is read: a worker
 can be started early. Without a request it ends. Writes one JSON object a line to standard output:
-``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``. What only
-some releases have is called when the version table says so; mypy checks the calls against the types
-of 10.13.
+``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``. Calls that
+only some releases have are made when the version table says so; mypy checks the calls
+against the types of 10.13.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
     held = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(held)
     if held and (cache is None or not config.set_timing_cache(cache, False)):
-        text = f"the timing cache {path} is damaged, or of another GPU or TensorRT: it is made anew"
+        text = f"ignoring the incompatible timing cache {path}; creating a new one"
         _emit("log", severity="warning", text=text)
         cache, held = config.create_timing_cache(b""), b""
     if not held and cache is not None:
@@ -221,7 +221,7 @@ def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> No
 def build(request: BuildRequest) -> bool:
     """Build as ``request`` says; True when the plan was written.
 
-    What the parser and the builder say is written to standard output, as the module describes.
+    Messages of the parser and the builder are written to standard output, as the module describes.
     """
     version, logger = release_of_module(trt), _Logger()
     builder = trt.Builder(logger)

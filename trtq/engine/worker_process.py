@@ -32,7 +32,8 @@ class Worker:
     Attributes:
         module: of TensorRT that it loads.
         process: its standard input takes one request as JSON, and must then be closed.
-        errors: its error output, a file without a name; whoever waits for the worker closes it.
+        errors: its error output, a file without a name; the caller that waits for the worker closes
+            it.
     """
 
     module: str
@@ -46,7 +47,7 @@ def start(module: str) -> Worker:
     if found is not None:
         _early.remove(found)
         return found
-    errors = scratch_file()  # whoever waits for the worker closes it
+    errors = scratch_file()  # the caller that waits for the worker closes it
     process = subprocess.Popen(
         [sys.executable, "-m", "trtq.engine.worker"],
         stdin=subprocess.PIPE,
@@ -62,7 +63,7 @@ def start(module: str) -> Worker:
 def start_early(spec: BuildSpec) -> None:
     """Start the worker of TensorRT for RTX early.
 
-    This happens where the build needs it whatever the file holds. The worker loads TensorRT while
+    This happens where the build needs it for every file. The worker loads TensorRT while
     the file is read.
     """
     if spec.target is None:  # the file says it

@@ -157,7 +157,7 @@ class _Program:
     """A region as a program of its own; each of its forms is made once and only read.
 
     Args:
-        export: makes the program anew for each form, since torch's passes use up its open sizes.
+        export: makes a new program for each form, since torch's passes use up its open sizes.
     """
 
     def __init__(self, export: Callable[[], torch.export.ExportedProgram]) -> None:
@@ -297,7 +297,7 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
 def _translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Any]:
     """Return what is written otherwise than torch does: // on sizes that may be negative.
 
-    It takes ONNX's Mod, which TensorRT reads from 8.5 on, so others stay as they are.
+    It takes ONNX's Mod, which TensorRT reads from 8.5 on, so others are not changed.
     """
     calls = (n for n in program.graph.nodes if n.target is operator.floordiv)
     whole = all(is_natural(v) for n in calls for v in n.args)
@@ -315,7 +315,7 @@ def _older(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
     It is returned as it is where its ops already have the older form; otherwise it is converted.
 
-    What a form computes may have changed between opsets; the file is compared with torch before it
+    The values of a form may have changed between opsets; the file is compared with torch before it
     is used.
     """
     same = onnx.ModelProto()

@@ -26,7 +26,7 @@ ENTROPY_2 = ALGORITHMS[0]  # the only one trtexec reads
 
 
 class CalibrationCacheText(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cache says.
+    """Contents of a calibration cache.
 
     Attributes:
         number: of the release that wrote it, down to the patch, such as 8502.

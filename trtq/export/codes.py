@@ -1,4 +1,4 @@
-"""What the Q/DQ pairs of an ONNX file are: how many, of which layers, and what they round to."""
+"""The Q/DQ pairs of an ONNX file: how many, of which layers, and what they round to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trtq.onnx_walk import all_nodes, scopes
 def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
     """Return the nodes of these kinds whose first two operands come from pairs.
 
-    Ops that only move values may lie between. Nodes in branches are included.
+    Ops that only move values may be between. Nodes in branches are included.
 
     Args:
         model: any.

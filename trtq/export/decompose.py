@@ -28,7 +28,7 @@ def holds_fp4(model: onnx.ModelProto) -> bool:
 def without_fp4(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that computes the same with float32 values in place of FP4 codes.
 
-    Names of tensors stay. It is the model itself where there are no such codes.
+    Names of tensors remain. It is the model itself where there are no such codes.
 
     Args:
         model: as trtq writes NVFP4: scales of blocks of 16 are E4M3 numbers times one float32 unit;

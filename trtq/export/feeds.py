@@ -1,4 +1,4 @@
-"""What a runner is given: arrays by the names of a model's inputs, checked before they run."""
+"""Feeds of a runner: arrays by the names of a model's inputs, checked before they run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Conversion of a float32 graph to a strongly typed FP16 graph.
 
-What is safe in FP16 becomes FP16. The rest, inputs, outputs and Q/DQ stay in float32.
+Nodes that are safe in FP16 become FP16. The rest, inputs, outputs and Q/DQ remain in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PRODUCTS = ops.onnx_types("linear", "matmul")
 def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Return ``model`` with FP16 weights and computation.
 
-    Inputs and outputs stay float32. Scales keep their calibrated values to the last bit: a Q/DQ
+    Inputs and outputs remain float32. Scales keep their calibrated values to the last bit: a Q/DQ
     pair is FP16 where FP16 has its scale (``Encodings.round_scales_to_fp16_`` ensures that), so
     that INT8 kernels output FP16, and float32 between two casts elsewhere. The codes of weights
     are always those of float32. A file that has FP16 types is returned as it is.
@@ -234,8 +234,8 @@ def _float_products(graph: onnx.GraphProto, weights: Mapping[str, onnx.TensorPro
     """Return results of matrix products, and of what is between them and their DQ nodes, to keep.
 
     TensorRT's matrix products need scales of one type. Where FP16 lacks a scale of one operand, as
-    of a weight with a channel of nearly zero, both pairs and the product stay in float32, and so do
-    products that share a pair with it.
+    of a weight with a channel of nearly zero, both pairs and the product remain in float32, and so
+    do products that share a pair with it.
     """
     producer = {o: n for n in graph.node for o in n.output}
     chains = [

@@ -1,8 +1,8 @@
-"""Which nodes must stay in float32 when the rest becomes FP16: measured on images, node by node.
+"""Which nodes must remain in float32 when the rest becomes FP16: measured on images, node by node.
 
 Every node is computed twice on the same float32 tensors: as written, and as it would run with its
-operands and result rounded to FP16. A node stays in float32 when a range comes too near to the end
-of FP16, or when the rounding alone costs it more than a set SQNR. What is kept then runs in float32
+operands and result rounded to FP16. A node remains in float32 when a range comes too near to the
+end of FP16, or when the rounding alone costs it more than a set SQNR. Such nodes run in float32
 on rounded operands and is measured again; where that does not help, the nodes that make its
 operands are kept, too, since a difference of large numbers is lost before it is computed; and so
 on, until nothing is added.
@@ -69,14 +69,14 @@ def find_float_nodes(
 
 
 def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
-    """Write into a model's metadata which nodes must stay in float32 beside FP16.
+    """Write into a model's metadata which nodes must remain in float32 beside FP16.
 
     Args:
         model: float32; its metadata gets :data:`FLOAT_NODES`.
         batches: of its inputs, as for :func:`find_float_nodes`.
 
     Returns:
-        What a user should know, "" for nothing. Where ONNX Runtime cannot compute the model this
+        A note for the user, "" for none. Where ONNX Runtime cannot compute the model this
         says so, and nothing is written.
     """
     try:
@@ -88,8 +88,8 @@ def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
         return ""
     first, why = next(iter(found.items()))
     if len(found) == 1:
-        return f"in FP16 engines 1 node stays in FP32, {first}: {why}"
-    return f"in FP16 engines {len(found)} nodes stay in FP32, the first is {first}: {why}"
+        return f"in FP16 engines 1 node remains in FP32, {first}: {why}"
+    return f"in FP16 engines {len(found)} nodes remain in FP32, the first is {first}: {why}"
 
 
 def constants_beyond_half(
@@ -238,7 +238,7 @@ class _Shadow:
         self.taps: dict[str, dict[str, str]] = {}
         self.made: dict[tuple[str, ...], str] = {}
         self.wanted: list[str] = []
-        self.twins = dict[str, str]()  # by the tensor that they stand beside
+        self.twins = dict[str, str]()  # by the tensor that they are beside
 
     def build(self) -> onnx.ModelProto:
         """Return the model and set ``taps``: for each node, the outputs that measure it."""
@@ -339,7 +339,7 @@ class _Shadow:
     def _rounded(self, name: str) -> str:
         """Return a tensor rounded to FP16 and cast back to float32.
 
-        The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ops.
+        The ops themselves remain in float32: ONNX Runtime drops casts around FP16 ops.
         """
         return self._op(
             "Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT

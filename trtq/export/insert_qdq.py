@@ -24,7 +24,7 @@ PARTS = ("scale", "zero", "codes", "values")  # tensors of a pair, behind the na
 
 @dataclass(slots=True)
 class Inserted:
-    """What was done.
+    """The result.
 
     Attributes:
         model: with Q/DQ pairs.
@@ -159,7 +159,7 @@ class _Work:
         return name
 
     def branch(self, graph: onnx.GraphProto, owner: str) -> None:
-        """List the layers inside a branch: they stay in float."""
+        """List the layers inside a branch: they remain in float."""
         for node in graph.node:
             if node.op_type in COMPUTE:
                 self.done.missing[label_of(node)] = (
@@ -178,7 +178,8 @@ class _Work:
     def ranged(self, name: str) -> str:
         """Return the nearest tensor with these values, in any order, that has a range.
 
-        Where none has a range, this is the tensor itself. The search goes back through ops that
+        Where none has a range, this is the tensor itself. The search follows operands through ops
+        that
         reorder: Reshape, Transpose and the like.
         """
         now = name

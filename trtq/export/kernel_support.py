@@ -44,7 +44,7 @@ def where_it_runs(
     """
     if not fmt.has_kernel:
         if is_weight:
-            return Runs("simulated", 0, "float: the stored values lie on their codes")
+            return Runs("simulated", 0, "float: the weights are stored as rounded values")
         return Runs("ops", LOG2_OPS, "float")
     if fmt.kind in FLOATS:
         alone = "float: what it is multiplied with has no codes"

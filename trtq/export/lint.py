@@ -103,7 +103,7 @@ def repair(
     Args:
         model: not changed.
         reader: who will read the copy.
-        change_values: also the repairs that change values; without it values stay what they were.
+        change_values: also the repairs that change values; without it values are not changed.
 
     Returns:
         The copy, and counts by the number of the rule, such as ``{"L09": 2}``; rules that touched

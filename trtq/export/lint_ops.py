@@ -1,4 +1,4 @@
-"""What the ONNX parser of TensorRT reads: an allow-list of ops, plugins and tensor types.
+"""Inputs of TensorRT's ONNX parser: an allow-list of ops, plugins and tensor types.
 
 Releases are in the catalogue (``trtq/platform/releases.toml``); here is what is the same in all.
 """

@@ -125,7 +125,7 @@ def single_scales(view: View) -> Iterator[Finding]:
         return
     for node in _single(view):
         why = (
-            "an activation scale of shape [1], which is taken for a scale for each channel: the "
+            "an activation scale of shape [1], which is read as a scale for each channel: the "
             "layer behind it runs in float"
         )
         severity: Severity = (

@@ -89,7 +89,7 @@ def fix_stored_weights(view: View) -> int:
         value = dequantized(view, node)
         if (
             _stored_as(view, node) == np.uint8
-        ):  # no INT8 codes hold it: its values stay, its pair is removed
+        ):  # no INT8 codes hold it: its values remain, its pair is removed
             replace_node_(view, node, value)
             continue
         if len(node.input) < 3 or not node.input[2]:  # a QuantizeLinear would then mean UINT8 codes

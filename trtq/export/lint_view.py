@@ -1,4 +1,4 @@
-"""What lint rules look at: one graph of a model, and who will read it."""
+"""Input of lint rules: one graph of a model, and who will read it."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def named(node: onnx.NodeProto) -> str:
 
 
 def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
-    """Return the axis of a layer's weight that its output channels lie along.
+    """Return the axis of a layer's weight that its output channels are along.
 
     It is 0 for a Conv [O, I, ...] and a Gemm with ``transB`` [N, K], and the last for a MatMul or a
     Gemm [K, N].
@@ -164,7 +164,8 @@ def add_named(view: View, name: str, value: np.ndarray) -> str:
 
     Args:
         view: whose graph gets it.
-        name: wanted; a second call with this name returns the first constant, whatever its value.
+        name: wanted; a second call with this name returns the first constant, regardless of its
+            value.
         value: any shape; stored in its own dtype.
 
     Returns:
@@ -239,8 +240,8 @@ def replace_node_(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
 def drop_unread_(model: onnx.ModelProto) -> None:
     """Remove nodes, constants and shape annotations that nothing reads any more.
 
-    What branches read is kept. All shape annotations of all graphs are removed: types may have
-    changed.
+    Tensors that branches read are kept. All shape annotations of all graphs are removed: types may
+    have changed.
     """
     for scope in reversed(
         scopes(model)

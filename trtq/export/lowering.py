@@ -93,7 +93,7 @@ def lower_into(writer: Writer, graph: fx.GraphModule, inputs: Mapping[fx.Node, A
 
 
 class _Lowering:
-    """One walk over a graph. A node is written after its operands, whatever the order of the graph.
+    """One walk over a graph. A node is written after its operands, in any order of the graph.
 
     Args:
         writer: receives the nodes.

@@ -183,7 +183,7 @@ def _parse(path: Path) -> tuple[onnx.ModelProto, bytes, Stamp]:
         model = onnx.load_from_string(data)
     except (
         Exception
-    ) as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
+    ) as exc:  # protobuf's DecodeError is not public; after any error the file is not ONNX
         raise ExportError(f"Cannot read {path}", *_what_it_is(path, data)) from exc
     if not model.graph.node:
         if model.ir_version and model.HasField("graph") and model.opset_import:
@@ -267,7 +267,7 @@ def _starts_like_onnx(data: bytes) -> bool:
 def parse_onnx(path: Path) -> onnx.ModelProto:
     """Return the model as it is in the file.
 
-    Local functions stay functions, and external tensors are not loaded.
+    Local functions remain functions, and external tensors are not loaded.
 
     Raises:
         ExportError: it is missing, or no ONNX file.
@@ -333,10 +333,10 @@ def _outside(model: onnx.ModelProto) -> list[str]:
 def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
     """Return the model's files of external tensors, after checking them.
 
-    They must exist and lie beside the model.
+    They must exist and are beside the model.
 
     Raises:
-        ExportError: names the file that is missing, or lies outside the model's folder.
+        ExportError: names the file that is missing, or is outside the model's folder.
     """
     outside = _outside(model)
     # A cache of downloads links both the model and its data into one folder: that folder is the
@@ -378,7 +378,7 @@ def _load_outside_(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
-    """Return the bytes of a tensor whose file is known to lie beside the model.
+    """Return the bytes of a tensor whose file is known to be beside the model.
 
     Raises:
         ExportError: its file ends before the tensor does, or cannot be read.

@@ -60,7 +60,7 @@ def settings_of(options: Any, provider: str, device_id: int = 0) -> Settings | N
 def _require_certain(provider: str, count: int) -> None:
     """Refuse a plugin that leaves GPUs out: its numbers are then not those of CUDA.
 
-    Clocks, power and memory would be read of another GPU.
+    Otherwise clocks, power and memory would be those of a different device.
 
     Raises:
         ExportError: CUDA has another number of GPUs.

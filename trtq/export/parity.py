@@ -3,7 +3,7 @@
 The two sum float32 in different orders, so a value on the edge between two codes may fall to either
 side. Two rules:
 
-* Predictions: equal on at least 99.5 % of the images whose two best classes lie further apart than
+* Predictions: equal on at least 99.5 % of the images whose two best classes are further apart than
   the drift explains.
 * Codes: torch runs with ONNX Runtime's own quantized tensors as inputs of every step; the codes it
   finds at each quantizer must equal ONNX Runtime's except for scattered ties of one code. This
@@ -49,7 +49,7 @@ MAX_OTHER_ROWS = 0.2
 
 
 class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate measured.
+    """Measurements of the parity gate.
 
     Attributes:
         name: of the output.
@@ -61,7 +61,7 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
             closer than the drift.
         quantization_sqnr_db: signal to (float - simulation); None when they are equal.
         runtime_sqnr_db: signal to (simulation - ONNX Runtime); None when they are equal bit by bit.
-        margin_db: how far the runtimes' difference lies below the quantization error; None when
+        margin_db: how far the runtimes' difference is below the quantization error; None when
             either is zero.
         agreement: share of equal predictions of float and simulation, percent; None where there are
             none.
@@ -418,7 +418,7 @@ def require_parity(record: ParityRecord) -> None:
     place = (
         f"they part first at {where}"
         if where
-        else "no single quantizer stands out, the ties of many add up"
+        else "no single quantizer is the cause; ties of many quantizers add up"
     )
     raise ParityError(
         "The exported model does not compute what was simulated",

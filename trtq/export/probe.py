@@ -1,4 +1,4 @@
-"""What each quantizer does to its tensor on compared samples."""
+"""Effect of each quantizer on its tensor, on compared samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COARSE_BINS = 64
 
 
 class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What one quantizer did to its tensor on the compared images.
+    """Effect of one quantizer on its tensor, on the compared images.
 
     Attributes:
         sqnr_db: signal to its own rounding and clipping error; None when exact or never active.
@@ -40,7 +40,7 @@ class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class _Sums:
-    """What one quantizer did so far, on the device of its tensor; only reading waits for it.
+    """Effect of one quantizer so far, on the device of its tensor; only reading waits for it.
 
     Attributes:
         signal, noise: sums of squares of its tensor, and of what it changed, float64.
@@ -144,7 +144,7 @@ class Probe(fx.Interpreter):
 def _energy(x: torch.Tensor) -> torch.Tensor:
     """Return the sum of squares, float64, shape [].
 
-    Dot products in float32 are blocked, so their error stays near 1e-6.
+    Dot products in float32 are blocked, so their error remains near 1e-6.
     """
     flat = dense_view(x)
     return torch.dot(flat, flat).double()

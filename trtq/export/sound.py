@@ -124,7 +124,7 @@ def _tensor_faults(tensor: TensorProto, what: str) -> Iterator[str]:
     elif tensor.data_type != TensorProto.STRING and tensor.data_type not in BITS:
         yield f"{what} has the unknown type {tensor.data_type}"
     elif tensor.data_location == TensorProto.EXTERNAL:
-        return  # whoever needs it says whether its file is there
+        return  # the reader of the values checks whether its file exists
     elif tensor.HasField("raw_data"):
         wanted = bytes_of(tensor)
         if len(tensor.raw_data) != wanted:

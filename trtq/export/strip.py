@@ -16,7 +16,7 @@ from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, na
 from trtq.onnx_node import label_of, names_of
 from trtq.onnx_walk import QDQ, all_nodes, rename_, scopes
 
-# What may lie between the halves of a pair: it moves codes as it moves values.
+# Ops that may be between the halves of a pair: they move codes as they move values.
 BETWEEN = ops.onnx_types(trait="moves_codes")
 
 
@@ -30,7 +30,7 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
         model: not changed.
 
     Raises:
-        ExportError: an op that computes lies between the two halves of a pair, codes are stored in
+        ExportError: an op that computes is between the two halves of a pair, codes are stored in
             blocks, or an output or another node reads codes.
     """
     result = onnx.ModelProto()
@@ -127,7 +127,7 @@ def _unpaired(view: View, name: str, clamps: Mapping[str, float]) -> str:
     if source in view.scope.local:
         return source
     if name not in view.producer:
-        return name  # a pair outside of the branch stays
+        return name  # a pair outside of the branch remains
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     copy.name = f"{label_of(node)}/float"

@@ -10,7 +10,7 @@ from trtq import ops
 from trtq.onnx_node import integer
 
 INDICES = 1  # which operand of a Gather holds the indices
-# What may lie between a stored table and the Gather that reads it.
+# Ops that may be between a stored table and the Gather that reads it.
 MOVES = ops.onnx_types("identity", "cast", "permute", "quantize")
 
 

@@ -32,7 +32,7 @@ def export_onnx(
 ) -> onnx.ModelProto:
     """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
-    Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are
+    Weights remain float in front of their Q/DQ pair, per-channel pairs say their axis, biases are
     float, inputs and outputs have the names of the graph's signature, node names start with the
     layer they come from. Single ops that trtq does not write itself are written by torch's
     exporter.
@@ -76,8 +76,8 @@ def export_onnx(
 def _restore_(model: onnx.ModelProto, graph: fx.GraphModule) -> None:
     """Give nodes the names that they have in the file that a graph was read from.
 
-    The last node of the file's type has the name where a call is written as several. What other
-    tools wrote into that file is kept, too.
+    The last node of the file's type has the name where a call is written as several. Metadata that
+    other tools wrote into that file is kept, too.
     """
     for key, value in origin_of(graph).metadata.items():
         model.metadata_props.add(key=key, value=value)

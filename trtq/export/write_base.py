@@ -1,4 +1,4 @@
-"""What the functions that write operators as ONNX share, and how one is looked up.
+"""Shared parts of the functions that write operators as ONNX, and how one is looked up.
 
 A function takes the writer, the FX node and the call's arguments, and returns the name of the
 result (or names). Forms are chosen by the writer's opset, so that one graph can be written for

@@ -31,7 +31,7 @@ def reshape(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> Any:
 
 
 def expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
-    """Repeat sizes of 1; a size that stays is written as 1."""
+    """Repeat sizes of 1; a size that remains is written as 1."""
     have, want = list[Any](val(x).shape), list[Any](val(n).shape)
     have = [None] * (len(want) - len(have)) + have
     keep = [

@@ -48,7 +48,7 @@ class Writer:
         self._taken: Counter[str] = Counter(taken)
 
     def mark(self) -> tuple[int, int, int, Counter[str]]:
-        """Return a place that :meth:`rewind` goes back to."""
+        """Return a place for :meth:`rewind`."""
         return len(self.nodes), len(self.initializers), len(self._constants), self._taken.copy()
 
     def rewind(self, mark: tuple[int, int, int, Counter[str]]) -> None:
@@ -224,7 +224,7 @@ class Writer:
             kind: ONNX op type, such as ``ReduceMean``.
             x: as for :meth:`op`.
             axes: which are reduced, negative ones from the end; None or none: all.
-            keepdims: reduced axes stay with size 1.
+            keepdims: reduced axes remain with size 1.
         """
         axes = None if axes is None else list(axes)
         if self.opset >= 18 or kind == "ReduceSum":

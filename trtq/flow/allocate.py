@@ -68,7 +68,7 @@ def decide(
     """Return the allocation of a strategy under absolute budgets.
 
     Args:
-        asked: the strategy, the widths on offer, the target; its own budgets are not read.
+        asked: the strategy, the candidate widths, the target; its own budgets are not read.
         analysis: losses and costs of the layers.
         pricing: of the same model.
         budgets: absolute limits, by name.
@@ -148,7 +148,7 @@ def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
 
 
 def offered(asked: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
-    """Return the widths on offer, narrowest first: those asked for, or all that were analysed.
+    """Return the candidate widths, narrowest first: those asked for, or all that were analysed.
 
     Args:
         asked: its widths, and the target.

@@ -58,7 +58,7 @@ def analyze_model(
 ) -> AnalyzeRecord:
     """Measure the sensitivity of every layer.
 
-    What a long metric has done is kept in the calibration cache, and taken up by the next call.
+    Finished parts of a long metric are kept in the calibration cache, and reused by the next call.
 
     Args:
         model: captured, float32; it is not changed.
@@ -159,7 +159,7 @@ def _task(
 def check_analysis(
     samples: Samples, options: AnalyzeOptions, task: Task | None = None
 ) -> list[BitConfig]:
-    """Return the widths on offer, once they and the targets are known to serve.
+    """Return the candidate widths, once they and the targets are known to serve.
 
     Args:
         samples: whose targets the metric may need.
@@ -281,10 +281,10 @@ def _no_codes(layer: Layer, widths: Sequence[BitConfig]) -> str:
     shown = ", ".join(o.label for o in lacking)
     if all(o.in_blocks for o in lacking):
         return (
-            f"{layer.name} stays in float: {shown} is for linear layers whose inputs the block "
+            f"{layer.name} remains in float: {shown} is for linear layers whose inputs the block "
             "divides (leave it out of --bits to offer this layer others)"
         )
-    return f"{layer.name} stays in float: outliers leave it no codes at {shown}"
+    return f"{layer.name} remains in float: outliers do not allow {shown}"
 
 
 def _size(model: Model, options: AnalyzeOptions) -> int:

@@ -51,7 +51,7 @@ class Candidate:
 
     @property
     def notes(self) -> list[str]:
-        """What a user must know about the model, by its label."""
+        """Notes about the model, by its label."""
         return [f"{self.label}: {n}" if self.label else n for n in self.model.notes]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a simulation answers: against the float model, and against ONNX Runtime on its file."""
+"""Answers of a simulation: against the float model, and against ONNX Runtime on its file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEWEST_COMPARED = 8
 
 
 class Comparison(NamedTuple):
-    """What a simulation answers.
+    """Answers of a simulation.
 
     Attributes:
         parity: against float and against ONNX Runtime.

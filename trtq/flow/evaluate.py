@@ -32,7 +32,7 @@ Outputs = Mapping[str, Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What samples said about a model, and about its reference.
+    """Scores of a model, and of its reference.
 
     Attributes:
         samples: how many samples were run.
@@ -73,7 +73,7 @@ class Evaluation:
 
     @property
     def agreement(self) -> dict[str, Figure]:
-        """What the task says of the two models' answers, by name."""
+        """Scores of the two models' answers by the task, by name."""
         return {} if self.alike is None else {f.name: f for f in self.alike.figures}
 
     def __str__(self) -> str:

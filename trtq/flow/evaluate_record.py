@@ -17,7 +17,7 @@ from trtq.tasks.segmentation import PixelScore
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What was evaluated, and how.
+    """The evaluated models and data.
 
     Attributes:
         spec: what was asked for, as plain values.

@@ -23,8 +23,8 @@ def handle_extremes(
 ) -> tuple[QuantizeOptions, list[ExtremeRecord]]:
     """Return options under which extreme channels cost little, and what was found.
 
-    A tensor between two layers through which factors pass is balanced. Where none pass, the layers
-    that read it stay in float.
+    A tensor between two layers with scale-equivariant ops between them is balanced. Where none
+    pass, the layers that read it remain in float.
 
     Args:
         inputs: the model and its samples.
@@ -57,7 +57,7 @@ def _row(extreme: Extreme, options: QuantizeOptions) -> ExtremeRecord:
     elif exact and not contradicts(BALANCE, options.method):
         action, why = "balanced", "its factors move into the next layer"
     else:
-        action, why = "float", "no factor passes from one layer into the next there"
+        action, why = "float", "the activation is not scale-equivariant"
     return ExtremeRecord(
         tensor=extreme.tensor,
         layers=list(extreme.layers),

@@ -1,4 +1,4 @@
-"""Train a quantized model further with its codes in place."""
+"""Quantization-aware training of a quantized model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from trtq.typed import present
 from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
-# What does not change the result; the content of samples is in the key.
+# Settings that do not change the result; the content of samples is in the key.
 NOT_IN_KEY = ("parity_images", "opset", "target", "device", "compile")
 PARITY_BATCH = 16
 WEIGHED_IMAGES = 1000  # whose masks are counted for class weights
@@ -78,7 +78,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """A model that was trained with its codes in place.
+    """A model after quantization-aware training.
 
     Attributes:
         record: what was done.
@@ -162,7 +162,7 @@ class Training:
         )
         at = self.trainer.position
         if at.epoch or at.step:
-            self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
+            self.note(f"resuming from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
 
     def _task(self, task: Task | None) -> Task | None:

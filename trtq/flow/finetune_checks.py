@@ -1,4 +1,4 @@
-"""What training refuses before it begins, and which layers it trains."""
+"""Checks before training, and the choice of layers to train."""
 
 from __future__ import annotations
 
@@ -292,8 +292,8 @@ def worst_layers(
             f"ranked at {narrowest}"
         )
     note(
-        f"{len(chosen)} of {len(ranked)} layers train, the worst by {analysis.metric}; the "
-        "others stay as they are"
+        f"{len(chosen)} of {len(ranked)} layers are trained, the worst by {analysis.metric}; the "
+        "others are not changed"
     )
     return {layer.name for layer in chosen}
 

@@ -30,7 +30,7 @@ PAGE = (
 
 
 class View(NamedTuple):
-    """What a model sees of an image.
+    """An image as the model sees it.
 
     Attributes:
         place: where the image is in the input.

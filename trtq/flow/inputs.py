@@ -1,4 +1,4 @@
-"""What all attempts at quantizing a model share: the model, the samples, what the answers mean."""
+"""Inputs that all attempts at quantizing a model share: model, samples and task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USUAL_VALUES = 3 * 224 * 224  # of a sample; larger ones are looked at in smalle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What all attempts of one run share.
+    """Inputs that all attempts of one run share.
 
     Attributes:
         model: to quantize; never changed.

@@ -1,4 +1,4 @@
-"""From whatever a program calls a model to a captured one."""
+"""From any object that a program calls a model to a captured one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the text of a model to a module, whatever kind of file or factory it names."""
+"""From the text of a model to a module, for every kind of file or factory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_text(
         name: ``FILE.onnx``, ``FILE.pt2`` or what :func:`trtq.models.load.load_model` takes.
         args: keyword arguments of the factory.
         checkpoint: weights to load into what the factory makes.
-        match: how tensors of the checkpoint find theirs in the model.
+        match: whether tensors of the checkpoint match those of the model by name or by order.
         key: where in the checkpoint the weights are.
         seed: makes random weights repeatable.
 

@@ -140,7 +140,7 @@ def about_weights(loaded: LoadedModel) -> list[str]:
     if not is_random(loaded.weights):
         return []
     return [
-        f"the weights are {loaded.weights}: speed and size mean something, accuracy does not "
+        f"the weights are {loaded.weights}: accuracy is meaningless, speed and size are valid "
         "(--checkpoint)"
     ]
 
@@ -181,7 +181,7 @@ class Model:
             loaded: the model and its weights.
             preprocess: how images become its input; None for other data.
             about_input: what a user must know about that and about the model.
-            inputs: what goes in; default: the image that ``preprocess`` makes.
+            inputs: the inputs; default: the image that ``preprocess`` makes.
 
         Raises:
             CaptureError: it cannot be captured as one graph.
@@ -245,7 +245,7 @@ class Model:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the maker of an ONNX file wrote into it; empty for other models."""
+        """Metadata that the maker of an ONNX file wrote; empty for other models."""
         origin = getattr(self.module, "origin", None)
         return origin.metadata if isinstance(origin, OnnxOrigin) else {}
 
@@ -261,12 +261,12 @@ class Model:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the model's own weights, before any method."""
+        """Digest of the model's own weights, before any method."""
         return weights_digest(self.graph.module)
 
     @cached_property
     def answers(self) -> Feed:
-        """What the model itself answers for the example: every output."""
+        """Answer of the model itself to the example: every output."""
         with torch.no_grad():
             return outputs_of(self.graph.module(*self.graph.examples))
 
@@ -282,7 +282,7 @@ class Model:
 
         Args:
             labelled: classes of the images; as many as the output has columns make it scores.
-            scored: labels or masks say that the output is scores, whatever their number.
+            scored: labels or masks say that the output is scores, in any number.
         """
         shape = self.reference.shape
         integer = not self.reference.is_floating_point()

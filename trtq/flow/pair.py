@@ -14,7 +14,7 @@ from trtq.flow.inputs import Inputs
 from trtq.graph.feed import arrays_of
 from trtq.quant.encodings import Encodings
 
-AT_ONCE = 4  # samples: every tensor of the file lies in memory beside its twin
+AT_ONCE = 4  # samples: every tensor of the file is in memory beside its twin
 FEWEST = 2  # samples whose ranges of FP16 are looked at, however large they are
 
 

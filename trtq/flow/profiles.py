@@ -59,9 +59,9 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         opset: of it.
         kind: what of it is quantized and which types it contains.
         pairs: Q/DQ pairs.
-        scales_ulp: how far its scales lie from the encodings', units in the last place.
-        float_nodes: nodes that must stay in FP32 beside FP16, and why; types say so from 10 on, the
-            builder before.
+        scales_ulp: how far its scales are from the encodings', units in the last place.
+        float_nodes: nodes that must remain in FP32 beside FP16, and why; types say so from 10 on,
+            the builder before.
         findings: of the lint rules for this target.
         agreement: share of predictions equal to torch's simulation, percent, in ONNX Runtime on the
             CPU, every FP16 result rounded; None where the output is no scores of classes.
@@ -128,7 +128,7 @@ class ProfileWriter:
         batches: inputs that ranges are taken from and the files compared on.
         origin: metadata of every file.
         half: write FP16 types where a release reads types.
-        half_sqnr: dB below which a node stays in FP32 beside FP16.
+        half_sqnr: dB below which a node remains in FP32 beside FP16.
         note: receives what a user should know.
     """
 
@@ -155,7 +155,7 @@ class ProfileWriter:
 
     @cached_property
     def answers(self) -> dict[bool, dict[str, Array]]:
-        """What torch answers, by output: quantized (True) and in float (False), float64."""
+        """Answers of torch, by output: quantized (True) and in float (False), float64."""
         graphs = {True: self.simulated, False: self.model.graph.module}
         with torch.inference_mode():
             return {q: _answers_of(g, self.batches) for q, g in graphs.items()}

@@ -170,7 +170,7 @@ def fitting(
 ) -> QuantizeOptions:
     """Return ``options`` without the methods that have nothing to do on this model.
 
-    Methods in ``asked`` stay, and raise later. ``note`` receives a line about each that does not.
+    Methods in ``asked`` remain, and raise later. ``note`` receives a line about each that does not.
 
     Args:
         inputs: the model and its samples.
@@ -231,7 +231,7 @@ def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
 
 
 def _nothing_to_quantize(name: str, graph: fx.GraphModule) -> CalibrationError:
-    """Return the error about a graph without layers, which may lie in nodes that nobody read."""
+    """Return the error about a graph without layers, which may be in nodes that nobody read."""
     what = f"There is nothing to quantize in {name}"
     opaque = sum(ops.of(n).name == "onnx_node" for n in graph.graph.nodes)
     if not opaque:
@@ -300,7 +300,7 @@ def _require_same_function(model: Model, context: MethodContext, method: str) ->
 def _observed(inputs: Inputs, options: QuantizeOptions, context: MethodContext) -> dict[str, Range]:
     """Return what every activation was seen to do on all samples.
 
-    Of several processes each observes a run of the samples; all return the same.
+    With several processes each observes a run of the samples; all return the same.
     """
     workers, progress = inputs.workers, inputs.run.progress
     mode = GATHERED_AS if options.calibrator == AUTO else options.calibrator

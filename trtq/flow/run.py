@@ -1,4 +1,4 @@
-"""What one run shares: whom to tell, what to note, how long each step took."""
+"""State that one run shares: progress, notes, and how long each step took."""
 
 from __future__ import annotations
 

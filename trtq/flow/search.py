@@ -287,7 +287,7 @@ class _Search:
             self._loosen(walk, candidate, helped=helped)
 
     def _loosen(self, walk: Walk, candidate: Candidate, *, helped: bool) -> None:
-        """Find by how much the budgets must be loosened for accuracy to hold."""
+        """Find how far the budgets must be relaxed for accuracy to hold."""
         if walk.left <= 0:
             self.note(
                 f"{candidate.name}: --rounds {self.options.rounds} were too few to find what "

@@ -1,4 +1,4 @@
-"""What a search refuses before long work."""
+"""Checks of a search before long work."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _check_goals(options: SearchOptions) -> None:
 
 
 def _check_floor(options: SearchOptions) -> None:
-    """Refuse several scores to keep, and values that mean nothing."""
+    """Refuse several scores to keep, and invalid values."""
     if options.min_score and options.min_accuracy is not None:
         raise UsageError("--min-score does not go with --min-accuracy", "both name a score to keep")
     if len(options.min_score) > 1:

@@ -1,4 +1,4 @@
-"""What a search comes to: the chosen try, the constraints, the frontier."""
+"""Outcome of a search: the chosen try, the constraints, the frontier."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Outcome:
         budgets: absolute limits.
         minimize: the cost to minimize; None for none.
         full: costs of the float model.
-        widths: on offer.
+        widths: available.
         devices, factors: for latencies.
         notes: for the user.
     """

@@ -25,7 +25,7 @@ RESULT = (*MODEL_FILES, QUANTIZE_JSON, ALLOCATION_JSON, EVALUATE_JSON)
 def save_search(searched: Searched, record: SearchRecord, work: Workspace) -> None:
     """Write what a search found into a folder that the caller has locked.
 
-    Every try stays below ``tries``; the chosen one's files are copied.
+    Every try is kept below ``tries``; the chosen one's files are copied.
 
     Args:
         searched: a search that kept its tries below the folder.

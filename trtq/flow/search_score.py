@@ -45,7 +45,7 @@ class Floor:
 
     @property
     def called(self) -> str:
-        """What a constraint is called."""
+        """Name of a constraint."""
         return self.name or "accuracy"
 
     def words(self, unit: str) -> str:
@@ -90,7 +90,7 @@ def judged_by(candidate: Candidate, scored: EvaluateRecord, name: str | None) ->
         name: of the score; None for the one that models are compared by.
 
     Raises:
-        UsageError: there is none, or the answers mean nothing.
+        UsageError: there is none, or the answers are meaningless.
     """
     if not scored.valid:
         raise no_accuracy(candidate, scored.doubt)

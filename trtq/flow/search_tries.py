@@ -77,7 +77,7 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Tries:
-    """What measures allocations.
+    """Measures allocations.
 
     Attributes:
         options: of the search.

@@ -34,11 +34,11 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Goals:
-    """What a walk keeps to.
+    """Limits of a walk.
 
     Attributes:
         asked: the options of the search.
-        widths: on offer, narrowest first.
+        widths: available, narrowest first.
         budgets: absolute limits.
         minimize: the cost to minimize; None for none.
         measure: measures an allocation.
@@ -92,7 +92,7 @@ class Walk:
     def shrunk(self, t: float, first: Try, *, methods: bool) -> Try:
         """Return the file within the budgets whose cost to minimize is at most a limit.
 
-        The limit lies at the share ``t`` of the way up to that cost of ``first``.
+        The limit is at the share ``t`` of the way up to that cost of ``first``.
 
         Args:
             t: 0 to 1.

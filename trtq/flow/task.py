@@ -22,7 +22,7 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
     """Return what the outputs of a model mean; None where nothing was asked and nothing is known.
 
     Samples with boxes, or a file whose maker says that it detects, make it detection where exactly
-    one head fits the outputs, which is said.
+    one head fits the outputs, with a note.
 
     Args:
         asked: name or task; None for what is known.

@@ -85,7 +85,7 @@ def open_batch(call: Call) -> Open:
     """Return the first axis of every input, where it is as long as the first input's.
 
     Args:
-        call: the example; scalars count for nothing.
+        call: the example; scalars are ignored.
     """
     first = next((len(t) for t in call.feed if t.ndim), 0)
     names = tuple({0: BATCH} if t.ndim and len(t) == first else {} for t in call.feed)
@@ -191,7 +191,7 @@ def _held(size: int | torch.SymInt, own: SizeRange) -> SizeRange:
 def _most(size: torch.SymInt) -> int | None:
     """Return up to which size an axis gives other axes the fixed sizes that the trace gave them.
 
-    A map that a stride shrinks to one place is such an axis: torch takes it for 1.
+    A map that a stride shrinks to one place is such an axis: torch treats it as 1.
 
     Args:
         size: of an axis of an input.

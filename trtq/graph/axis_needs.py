@@ -1,4 +1,4 @@
-"""What a model needs of its open axes, read from torch's refusal to leave them as open as asked."""
+"""Conditions of a model on its open axes, read from torch's refusal to leave them open."""
 
 from __future__ import annotations
 

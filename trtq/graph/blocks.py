@@ -37,7 +37,7 @@ def identify_blocks(model: nn.Module) -> Blocks:
     """Return the convolutional and the transformer parts (S3, Algorithm 1).
 
     Each convolution is CNN; each linear, and each module whose name or class contains attn,
-    Attention or Transformer, is transformer. A convolution inside an attention stays CNN, as the
+    Attention or Transformer, is transformer. A convolution inside an attention remains CNN, as the
     algorithm asks for the layer's type first.
     """
     cnn, transformer = list[str](), list[str]()
@@ -52,7 +52,7 @@ def identify_blocks(model: nn.Module) -> Blocks:
 def family_of(graph: fx.GraphModule, *, detects: bool = False) -> tuple[Family, str]:
     """Return the family of a captured graph and the reason.
 
-    What the graph computes decides, not its name.
+    The computation of the graph decides, not its name.
 
     Args:
         graph: normalised.

@@ -31,7 +31,7 @@ from trtq.graph.signature import (
 from trtq.graph.ties import place_of_failure
 from trtq.graph.tracing import quiet, trace_best
 
-# Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular
+# Folding BatchNorm reorders float32 operations: most models remain below 1e-6, near-singular
 # variances reach 1e-5.
 MAX_REL_DIFF = 1e-4
 MAX_TIED = 1e-3  # share of class indices that two nearly equal scores may decide
@@ -49,7 +49,7 @@ class CapturedGraph:
         notes: why the batch is fixed, which outputs were dropped; what the user must know.
         max_rel_diff: max |graph - eager| / max |eager| on a random batch, of the worst output.
         passes: what normalisation did, by name and count.
-        signature: names, types and shapes of what goes in and what comes out.
+        signature: names, types and shapes of inputs and outputs.
     """
 
     module: fx.GraphModule
@@ -127,7 +127,7 @@ def capture(
 
 
 class _Start(NamedTuple):
-    """What the first call of a model needs.
+    """Inputs of the first call of a model.
 
     Attributes:
         call: the example as the model takes it.

@@ -150,7 +150,7 @@ def _capability(name: str) -> tuple[str, str]:
 
 
 def described(device: torch.device) -> str:
-    """Return what is said of a run on a GPU, "" for the CPU."""
+    """Return the note about a run on a GPU, "" for the CPU."""
     if device.type != "cuda":
         return ""
     name = torch.cuda.get_device_name(device) if _in_use(device) else "a GPU"

@@ -67,7 +67,7 @@ def first_output(answer: object) -> torch.Tensor:
 
 
 def channels_last(feed: Feed) -> Feed:
-    """Return a batch whose images lie channels last, as CPU convolutions like them.
+    """Return a batch whose images are channels last, as CPU convolutions like them.
 
     Depthwise convolutions above all are faster so.
     """
@@ -80,7 +80,7 @@ def joined(batches: Iterable[torch.Tensor | Sequence[torch.Tensor]]) -> Feed:
     """Return all batches as one, in order.
 
     Args:
-        batches: at least one; a tensor, or one an input. Inputs that are one number stay so.
+        batches: at least one; a tensor, or one an input. Inputs that are one number remain so.
 
     Raises:
         DataError: they are another number in each batch.

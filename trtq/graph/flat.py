@@ -128,7 +128,7 @@ def _arguments(
 
 
 def doubled(call: Call) -> Call | None:
-    """Return an example of one sample twice, None where it has more: an axis of 1 stays closed.
+    """Return an example of one sample twice, None where it has more: an axis of 1 remains closed.
 
     Returns:
         None also for an example of scalars alone.
@@ -149,7 +149,7 @@ def _parameters(model: nn.Module) -> tuple[list[str], bool]:
 
 
 class Answer(NamedTuple):
-    """What a model gave for one batch, flat.
+    """Outputs of a model for one batch, flat.
 
     Attributes:
         names: of its tensors: the keys that lead to each.
@@ -211,7 +211,7 @@ class Flat(nn.Module):
     """A model with its tensors in a row, in and out; modules keep the model's own names.
 
     Args:
-        model: whatever goes in and out.
+        model: any inputs and outputs.
         call: how it is called.
     """
 

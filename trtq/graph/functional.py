@@ -46,7 +46,7 @@ def make_functional_(graph: fx.GraphModule) -> bool:
 def drop_writes_(graph: fx.GraphModule) -> None:
     """Remove the writes into inputs and buffers that end a functionalised graph.
 
-    What reads such a tensor afterwards reads the value that was written.
+    Later reads of such a tensor see the value that was written.
     """
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.copy_.default and node.args[0].op != "call_function":

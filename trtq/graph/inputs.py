@@ -1,4 +1,4 @@
-"""What a model is given where it does not say so itself: an example, open axes, kept outputs."""
+"""Input description for a model that has none of its own: an example, open axes, kept outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH_OF_TWO = 2
 
 
 class ModelInputs(NamedTuple):
-    """What a model is given.
+    """Input description of a model.
 
     Attributes:
         example: (C, H, W) of one image, or one batch: a tensor, a tuple of arguments or a mapping

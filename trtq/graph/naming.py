@@ -109,14 +109,14 @@ def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def _passes(node: fx.Node) -> bool:
-    """Whether a call may lie between the matmuls of an attention and its softmax."""
+    """Whether a call may be between the matmuls of an attention and its softmax."""
     return "attention" in ops.of(node).traits
 
 
 def _before(node: object) -> fx.Node | None:
     """Return the matmul of queries and keys that the operand of a softmax comes from.
 
-    A mask may be the first operand of what lies between, such as the condition of a where.
+    A mask may be the first operand of what is between, such as the condition of a where.
     """
     if not isinstance(node, fx.Node):
         return None
@@ -129,7 +129,7 @@ def _before(node: object) -> fx.Node | None:
 def _behind(node: fx.Node) -> list[fx.Node]:
     """Return the matmuls that read the result of a softmax, also behind a mask.
 
-    What a mask hands on is marked as the probabilities of the softmax.
+    The output of a mask is marked as the probabilities of the softmax.
     """
     found = list[fx.Node]()
     for user in node.users:

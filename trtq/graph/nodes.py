@@ -98,7 +98,7 @@ def add_constant(
 
 
 def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
-    """Replace the tensor behind a ``get_attr`` node; a parameter stays one, without a gradient.
+    """Replace the tensor behind a ``get_attr`` node; a parameter remains one, without a gradient.
 
     Args:
         graph: the node's own.
@@ -129,7 +129,7 @@ def _owner(graph: fx.GraphModule, path: str) -> tuple[torch.nn.Module, str]:
 def like(new: fx.Node, old: fx.Node) -> fx.Node:
     """Give ``new`` the origin (module path, value) of the node it stands for, and return it.
 
-    What ``new`` has of its own stays.
+    Entries of ``new`` itself are kept.
     """
     for key in ("nn_module_stack", "stack_trace", "val"):
         if key in old.meta:

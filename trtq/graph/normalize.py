@@ -98,7 +98,7 @@ def _free_view(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Replace one view; return whether it was one."""
     if node.target in (aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
-    elif node.target is aten.view_as_complex.default:  # reads pairs that lie side by side
+    elif node.target is aten.view_as_complex.default:  # reads pairs that are side by side
         source = operands(node)[0]
         parts = [insert_call(graph, node, aten.select.int, source, -1, i) for i in (0, 1)]
         _rewrite_(node, aten.complex.default, *parts)

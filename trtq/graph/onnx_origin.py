@@ -1,4 +1,4 @@
-"""What a graph keeps of the ONNX file that it was read from, so that it is written back alike."""
+"""Facts of the source ONNX file that a graph keeps, so that it is written back alike."""
 
 from __future__ import annotations
 

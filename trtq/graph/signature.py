@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out: names, types and shapes."""
+"""Inputs and outputs of a model: names, types and shapes."""
 
 from __future__ import annotations
 

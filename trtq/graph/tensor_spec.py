@@ -1,4 +1,4 @@
-"""What one input or output is, without torch: records and packages read it, too."""
+"""Description of one input or output, without torch: records and packages read it, too."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
         opened: the axes to leave open.
 
     Raises:
-        Exception: whatever torch.export raises.
+        Exception: any exception of torch.export.
     """
     with quiet(), torch.no_grad():
         program = _export(module, feed, opened)

@@ -55,7 +55,7 @@ def this_driver(lease: float) -> Driver:
     """Return this process as a driver with a new id.
 
     Args:
-        lease: seconds without a renewal after which others take it for dead.
+        lease: seconds without a renewal after which others consider it dead.
     """
     return Driver(
         id=secrets.token_hex(8),

@@ -118,7 +118,7 @@ class Store:
         owner = files.read_as(STORE_JSON, _Owner)
         if owner is None:
             names = [n for n in files.names() if not n.startswith(".")]
-            # Another driver has made it meanwhile, perhaps.
+            # Another driver may have made it in between.
             owner = files.read_as(STORE_JSON, _Owner) if names else None
             if owner is None:
                 _require_empty(files, names)
@@ -257,7 +257,7 @@ class Store:
     def commit(self, done: Done) -> Done:
         """Declare a run finished, and return the one that counts.
 
-        Another driver that took the run over may have finished first: its files stay then.
+        Another driver that took the run over may have finished first: its files remain then.
 
         Args:
             done: the run, with its files uploaded.

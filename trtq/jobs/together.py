@@ -95,7 +95,7 @@ def require_same_versions(ended: Sequence[Ended]) -> None:
 
 
 class _Log:
-    """What a job prints, line by line, until its result.
+    """Output of a job, line by line, until its result.
 
     Args:
         job: in a folder that this machine sees.

@@ -33,7 +33,7 @@ from trtq.recipe import read_toml
 PACKAGES = ("trtq", "torch", "timm", "torchvision", "onnx", "onnxruntime", "onnxscript", "numpy")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ANOTHER = -1000  # exit code of a run that a worker with other versions refused
-LOG_BYTES = 20_000  # of a log that comes back from another machine
+LOG_BYTES = 20_000  # of a log that is restored from another machine
 NOT_VALID = 3  # exit code of a command whose figures may not be used
 ENDING_S = 10.0  # that a run has to end after SIGTERM
 
@@ -41,7 +41,7 @@ Started = Callable[["subprocess.Popen[bytes]"], None]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker needs to do one run.
+    """Input of a worker for one run.
 
     Attributes:
         name: of the run; key: its content address.

@@ -1,8 +1,8 @@
 """Extreme channels: one tensor, one scale, and channels whose ranges differ by orders of magnitude.
 
 They are found in the weights, before calibration, and confirmed on a few samples. A channel range
-is balanced by factors that move exactly into the next layer; a layer behind an activation that no
-factor passes is left in float.
+is balanced by factors that move exactly into the next layer; a layer behind an activation that is
+not scale-equivariant is left in float.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Extreme:
 def range_ratio(ranges: torch.Tensor) -> float:
     """Return the largest over the low range of the channels that have values.
 
-    Low is the range below which a tenth of the channels lies.
+    Low is the range below which a tenth of the channels is.
 
     Args:
         ranges: largest magnitude of each channel, float32 [C].
@@ -226,7 +226,7 @@ METHOD = Method(
         (
             lambda context: next(_extreme_pairs(context, EXTREME), None) is not None,
             f"no activation between two layers has channels whose ranges differ {EXTREME:g} times "
-            "or more and lets factors through",
+            "or more and is scale-equivariant",
         )
     ),
 )

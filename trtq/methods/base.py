@@ -1,4 +1,4 @@
-"""What a method is: a name, where it runs, when it acts, and one function on a context."""
+"""Description of a method: a name, where it runs, when it acts, and one function on a context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Report: TypeAlias = dict[str, Any]  # what a method did, as the record has it
 
 @dataclass(slots=True, kw_only=True)
 class MethodContext:
-    """What a method works on.
+    """Context of a method.
 
     Attributes:
         graph: captured; :meth:`fold` changes its constants.
@@ -80,7 +80,7 @@ class MethodContext:
         """Make every reader of ``old``, quantizers included, read ``new`` instead.
 
         Args:
-            old: stays in the graph.
+            old: remains in the graph.
             new: may itself read ``old``.
         """
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
@@ -102,7 +102,7 @@ class MethodContext:
 
 
 class NoArguments(msgspec.Struct, frozen=True):
-    """What a method without arguments takes."""
+    """Arguments of a method without any."""
 
 
 NO_ARGUMENTS = NoArguments()
@@ -125,7 +125,7 @@ class Method:
             label that says so), or ``after`` it (changes encodings).
         source: the paper, and the equation.
         arguments: with their defaults: a frozen struct of texts, numbers and booleans.
-        run: does it; returns what goes into the record.
+        run: does it; returns the entry of the record.
         not_applicable_reason: why it does not fit this model, None when it does.
         excludes: methods that it cannot be combined with.
         exact: it changes the graph and must not change its function; the outputs are compared.

@@ -25,7 +25,7 @@ PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         images: calibration images that errors are averaged over.
@@ -130,7 +130,7 @@ def best_shift(
         wanted: a layer's output in float.
         got: the same, quantized.
         axis: of the channels.
-        activation: what the layer's output goes through next.
+        activation: the operation behind the layer.
     """
     full = _channel_means(wanted - got, axis)
     reference = activation(wanted)

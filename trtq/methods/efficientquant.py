@@ -18,7 +18,7 @@ ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax 
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         granularity: of weights: ``layer``, one range each, or ``channel``.
@@ -134,7 +134,7 @@ METHOD = Method(
     "log2 codes, all else in float.",
     label="simulated",
     stage="before",
-    source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
+    source="S3 eq. 1-6, with eq. 2 and 5 corrected so that they invert (docs/methods.md)",
     arguments=Arguments(),
     run=run,
     not_applicable_reason=needs((_has_layers, "it has no convolution and no attention")),

@@ -16,7 +16,7 @@ from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         rounds: over all pairs, at most.

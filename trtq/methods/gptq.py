@@ -27,7 +27,7 @@ LAZY = 128  # columns after which the rest of a weight is updated
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         images: calibration images whose inputs of layers are added up.
@@ -147,7 +147,7 @@ def rounded(
     """Return a weight on codes with less error of the layer's output.
 
     Frantar et al. 2022, eq. 2 and 3, with the Cholesky factor of the inverse (section 3.3, step 3)
-    and updates of 128 columns at a time (step 2). The scales stay as they are. For example, two
+    and updates of 128 columns at a time (step 2). The scales are not changed. For example, two
     equal inputs with weights 0.4 and 0.3 and a step of 1 give 0 and 1: the second makes up for the
     first.
 

@@ -22,12 +22,12 @@ from trtq.methods.efficientquant import attention_softmaxes
 
 aten = torch.ops.aten
 Floats = npt.NDArray[np.float64]
-FURTHEST = -20.0  # e^-20 is 2e-9: what lies further away adds nothing
+FURTHEST = -20.0  # e^-20 is 2e-9: what is further away adds nothing
 GRID, STARTS = 512, 48
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         segments: linear pieces of the function, 1 or more.
@@ -43,11 +43,11 @@ def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
 
     The function is sum_k heights_k * clip((x - knots_k) / (knots_k+1 - knots_k), 0, 1).
 
-    Heights are not negative, so the function never falls and the order of the logits stays. They
-    are a least-squares fit on an even grid. Knots lie evenly in e^(x/2), where all linear pieces of
+    Heights are not negative, so the function never falls and the order of the logits remains. They
+    are a least-squares fit on an even grid. Knots are evenly in e^(x/2), where all linear pieces of
     an exponential have the same error. The position of the first knot is searched for the least
     error. With one segment the function is S2's clip(a x + b, l, u); l is 0, so that what a mask
-    hides stays hidden.
+    hides remains hidden.
 
     Args:
         low: the smallest distance to the largest logit that occurs, less than 0.

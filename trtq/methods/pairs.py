@@ -46,7 +46,7 @@ def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
 
     Returns:
         The pairs, in graph order, and a line for each quantized layer behind an operator without
-        weights that no factor passes.
+        weights that are not scale-equivariant.
     """
     quantized = dict.fromkeys(n for n, _ in context.layers())
     first: dict[fx.Node, fx.Node] = {}  # of the layers that read an activation
@@ -90,11 +90,11 @@ def _refusal(layer: fx.Node, producer: fx.Node) -> list[str]:
     if producer.op != "call_function" or row.weighted or row.kind == "norm":
         return []
     name = str(producer.target).removeprefix("aten.")
-    return [f"{layer.meta.get('trtq_name')}: {name} lets no factor through"]
+    return [f"{layer.meta.get('trtq_name')}: {name} is not scale-equivariant"]
 
 
 def _channels_pass(producer: fx.Node, passed: Sequence[fx.Node]) -> bool:
-    """Whether channels stay apart on the way.
+    """Whether channels remain apart on the way.
 
     Pools, pads and means work on the last axes: channels must not be among them.
     """
@@ -137,7 +137,7 @@ def _is_mean_of_map(node: fx.Node) -> bool:
 
 
 def _flat(before: torch.Tensor, after: torch.Tensor) -> bool:
-    """Whether a map of one pixel becomes a vector: the number and order of channels stay."""
+    """Whether a map of one pixel becomes a vector: the number and order of channels remain."""
     return after.ndim == 2 and same_sizes(before.shape[1:], (after.shape[1], 1, 1))
 
 

@@ -24,7 +24,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         method: methods added.
         high_precision: patterns added, those that match something.
         attention: replaces ``--attention``.
-        worst: share of the layers, those with the lowest SQNR, that stay in float.
+        worst: share of the layers, those with the lowest SQNR, that remain in float.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
         wide: methods at 8 bits.
         narrow: methods below 8 bits.
         fallback: tried in order when the quick check fails.
-        high_precision: patterns of what stays in float from the start.
+        high_precision: patterns of what remains in float from the start.
     """
 
     wide: tuple[str, ...]
@@ -104,7 +104,7 @@ def start(spec: QuantizeOptions, family: Family) -> QuantizeOptions:
     """Return ``spec`` with the methods of the family's preset, and what it keeps in float.
 
     Args:
-        spec: methods that it names stay as they are, and its patterns come first.
+        spec: methods that it names are not changed, and its patterns come first.
         family: of the model.
     """
     methods = _methods(PRESETS[family], spec)
@@ -147,7 +147,7 @@ def add(
     patterns = dict.fromkeys([*_matching(placement, step), *_worst(placement, step.worst, sqnr)])
     added = tuple(p for p in patterns if p not in spec.high_precision)
     attends = any(attention_of(q) is not None for q in placement.active)
-    # What the user said about attention stays.
+    # The user's setting for attention is kept.
     free = attends and spec.attention == "auto"
     attention = step.attention if step.attention and free else spec.attention
     return msgspec.structs.replace(

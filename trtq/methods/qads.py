@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         images: calibration images whose channels are looked at.

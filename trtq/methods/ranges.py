@@ -15,7 +15,7 @@ from trtq.quant.placement import Placement, Quantizer, attention_of
 
 
 class Clamp(msgspec.Struct, frozen=True):
-    """What ``--method-arg attention-percentile.NAME`` sets.
+    """Arguments for ``--method-arg attention-percentile.NAME``.
 
     Attributes:
         percentile: of the magnitudes, percent, above 50.
@@ -27,7 +27,7 @@ class Clamp(msgspec.Struct, frozen=True):
 
 
 class Ema(msgspec.Struct, frozen=True):
-    """What ``--method-arg layernorm-ema.NAME`` sets.
+    """Arguments for ``--method-arg layernorm-ema.NAME``.
 
     Attributes:
         images: calibration images that are averaged over.
@@ -97,7 +97,7 @@ def clamp(context: MethodContext, arguments: Clamp) -> Report:
     tensors = _attention_tensors(context)
     if not tensors:
         context.note(
-            "attention-percentile: every attention stays in float here, so there was nothing to "
+            "attention-percentile: every attention remains in float, so there is nothing to "
             "clamp (--attention int8)"
         )
         return {"ranges": {}}

@@ -21,7 +21,7 @@ FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         gamma: weight of the ranking loss against the correlation (Liu et al. 2021, eq. 5).
@@ -77,7 +77,7 @@ def ranking_loss(wanted: torch.Tensor, got: torch.Tensor, theta: float) -> float
     Args:
         wanted: differences of the float logits, any shape.
         got: of the quantized logits.
-        theta: how far apart a pair must stay.
+        theta: how far apart a pair must remain.
 
     >>> ranking_loss(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([2.0, 3.0, 9.0]), 0.0)
     1.5
@@ -192,7 +192,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
     search = _Search(context, arguments)
     if not search.attentions:
         context.note(
-            "ranking: every attention stays in float here, so there was nothing to choose "
+            "ranking: all attentions remain in float, so there is nothing to choose "
             "(--attention int8)"
         )
         return {"attentions": {}}

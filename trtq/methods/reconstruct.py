@@ -35,7 +35,7 @@ GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         steps: of Adam.
@@ -198,7 +198,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
 
     Returns:
         Numbers of ``steps``, ``images``, ``weights`` and ``ranges``, and ``loss``: the first and
-        the last; nothing is learned where every format of fewer than 8 bits stays in float or is
+        the last; nothing is learned where every format of fewer than 8 bits remains in float or is
         shared.
 
     Raises:
@@ -211,7 +211,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
     weights, ranges = _learners(context, shared)
     if not weights and not ranges:
         context.note(
-            "reconstruct: everything below 8 bits stays in float or is shared, so there was "
+            "reconstruct: all layers below 8 bits remain in float or are shared, so there is "
             "nothing to learn"
         )
         return {"steps": 0, "images": count_of(feed), "weights": 0, "ranges": 0, "loss": []}
@@ -291,7 +291,7 @@ def _learn(
         pace = Pace("reconstruct", steps, context.time_budget_s, context.note, state.total)
         if 0 < done < pace.total:
             context.note(
-                f"reconstruct goes on at step {done} of {pace.total}, where an earlier run stopped"
+                f"reconstruct resumes at step {done} of {pace.total}, where an earlier run stopped"
             )
         context.advance(done)
         while done < pace.total:

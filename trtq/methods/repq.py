@@ -18,7 +18,7 @@ from trtq.quant.fake_quantize import LOG_EPSILON
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         images: calibration images whose channels are looked at.

@@ -16,7 +16,7 @@ RESTORE_DB = 1.0  # of output error that a Mul in front of an add must save
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """What ``--method-arg`` sets.
+    """Arguments for ``--method-arg``.
 
     Attributes:
         strength: m of eq. 4 for every layer, 0 to 1; below 0 it is searched per layer.

@@ -1,4 +1,4 @@
-"""What a file that is given as a checkpoint really is, by its content and not by its name."""
+"""Kind of a file that is given as a checkpoint, by its content and not by its name."""
 
 from __future__ import annotations
 
@@ -144,6 +144,6 @@ def _is_onnx(path: Path) -> bool:
 
     try:
         model = onnx.load_model(path, load_external_data=False)
-    except Exception:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
+    except Exception:  # protobuf's DecodeError is not public; after any error the file is not ONNX
         return False
     return model.ir_version > 0 and len(model.graph.node) > 0

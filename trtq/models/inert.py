@@ -25,8 +25,8 @@ import torch
 from trtq.errors import ModelError
 from trtq.models.file_kind import SAVE, unreadable
 
-# What honest checkpoints never name. The placeholders would be harmless; the file is not one to
-# use.
+# Modules that honest checkpoints never name. The placeholders would be harmless; the file is not
+# one to use.
 _HOSTILE = re.compile(
     r"((builtins|__builtin__)\.(eval|exec|compile|open|__import__|input|breakpoint)|"
     r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|"
@@ -42,7 +42,7 @@ _TRIES = 256  # one more name each
 
 
 class Inert:
-    """What stands for an object of a class that is not loaded.
+    """Placeholder of an object of a class that is not loaded.
 
     Attributes:
         origin: the class or function that the file names, such as ``argparse.Namespace``.
@@ -70,7 +70,7 @@ class Inert:
 
 @dataclass
 class TorchFile:
-    """What a torch file holds.
+    """Contents of a torch file.
 
     Attributes:
         content: nested dicts, lists, tensors and :class:`Inert` objects.
@@ -244,7 +244,8 @@ def array_of(value: Inert) -> torch.Tensor | None:
         value: a pickled object.
 
     Returns:
-        Of the same shape and type, in native byte order; None for text, objects and types of dates.
+        An array of the same shape and type, in native byte order; None for text, objects and types
+        of dates.
     """
     if value.origin.endswith("multiarray.scalar") and len(value.args) == 2:
         return _numbers(value.args[0], value.args[1], ())

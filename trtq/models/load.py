@@ -78,7 +78,7 @@ def load_model(
         args: keyword arguments of the factory; texts that read as numbers or booleans become such.
         checkpoint: weights to load; without one the weights are the factory's own (random for timm
             and torchvision).
-        match: how tensors of the checkpoint find theirs in the model.
+        match: whether tensors of the checkpoint match those of the model by name or by order.
         key: where in the checkpoint the weights are.
         seed: makes random weights repeatable.
 
@@ -110,7 +110,7 @@ def load_model(
 
 
 def _kind(name: str) -> str:
-    """Return what stands before the colon of a model's name.
+    """Return the part before the colon of a model's name.
 
     Raises:
         ModelError: nothing does.
@@ -243,7 +243,7 @@ def _without_fetching(kind: str, rest: str, kwargs: Mapping[str, Any]) -> dict[s
 
 def _own_factory(name: str) -> Callable[..., nn.Module]:
     factory = import_named(name, "model")
-    if isinstance(factory, nn.Module):  # a model, ready-made: the user's own object stays as it is
+    if isinstance(factory, nn.Module):  # a model, ready-made: the user's own object is not changed
         ready: nn.Module = factory
         return lambda: copy.deepcopy(ready)
     result: Callable[..., nn.Module] = factory

@@ -27,7 +27,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runti
 
 
 class _Payload(msgspec.Struct):
-    """What a table of an archive says of one tensor."""
+    """Description of one tensor in a table of an archive."""
 
     path_name: str = ""
     use_pickle: bool = False
@@ -77,7 +77,7 @@ def from_program(program: ExportedProgram, name: str) -> LoadedModel:
     """Return the model of an exported program.
 
     Args:
-        program: stays as it is.
+        program: is not changed.
         name: for records.
 
     Raises:

@@ -7,7 +7,7 @@ from torch import nn
 
 from trtq.errors import ModelError, first_line
 
-# What modules call it that join their own branches: timm, RepVGG's authors, ultralytics.
+# Names of the method of modules that join their own branches: timm, RepVGG's authors, ultralytics.
 NAMES = ("reparameterize", "switch_to_deploy", "fuse_convs")
 # Classes whose ``fuse`` does that; elsewhere it folds a BatchNorm, which capture does itself.
 FUSE = ("RepVggDw", "RepVGGDW")

@@ -155,7 +155,7 @@ def _resolve(path: Path) -> Path:
 def _weight_files(folder: Path) -> list[Path]:
     """Return the index of a folder, else its files of weights.
 
-    Of the same weights as safetensors and as .bin, only the former.
+    If the weights exist as safetensors and as .bin, only the former.
     """
     indexes = [folder / n for n in INDEXES if (folder / n).is_file()]
     indexes = indexes or sorted(folder.glob("*.index.json"))
@@ -233,7 +233,7 @@ def _walk(
         if isinstance(tensor, torch.Tensor):
             yield table, str(key), tensor
         elif isinstance(value, Inert):
-            # What a module holds is named as its state dict would name it: its children are no
+            # Tensors of a module are named as its state dict would name them: its children are no
             # dicts of their own.
             for inner, name, below in _walk(item, "", outer):
                 yield table, f"{key}.{inner}{name}", below
@@ -242,7 +242,7 @@ def _walk(
 
 
 def _in_lists(value: object, name: str, outer: tuple[int, ...]) -> Iterator[str]:
-    """Yield where arrays of floats lie in lists, which give them no names."""
+    """Yield where arrays of floats are in lists, which give them no names."""
     if len(outer) > _DEPTH or id(value) in outer or not isinstance(value, (Mapping, list, tuple)):
         return
     outer = (*outer, id(value))
@@ -290,7 +290,7 @@ def _shards(file: Path) -> dict[str, str] | None:
     try:
         index = decode_json(file.read_bytes(), Any)
     except (OSError, msgspec.MsgspecError):
-        return None  # what it is instead is said where its content is looked at
+        return None  # the reader of its content reports what it is instead
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if shards is None:
         return None

@@ -18,7 +18,7 @@ WRAPPERS = {
     ("timm", "ModelEmaV2"): ("module", "timm's ModelEmaV2"),
     ("timm", "ModelEmaV3"): ("module", "timm's ModelEmaV3"),
 }
-# What has no plain module in it any more, and what to return instead.
+# Objects that no longer contain a plain module, and the object to return instead.
 _EXPORTED = (
     "a graph of torch.export, which has its batch and its training mode fixed",
     "Return the module that was given to torch.export",

@@ -50,7 +50,7 @@ def of(node: fx.Node | onnx.NodeProto) -> Op:
 
 
 def as_written(node: fx.Node | onnx.NodeProto) -> Op:
-    """Return the row of the form that a node calls, whatever its flags say.
+    """Return the row of the form that a node calls, regardless of its flags.
 
     :data:`UNKNOWN` for one that calls no operator of the table.
     """

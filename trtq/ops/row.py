@@ -1,4 +1,4 @@
-"""What a row of the table of operators says."""
+"""Row of the table of operators."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Cost = Literal[
 Trait = Literal[
     "activation",  # follows a layer, element by element
     "homogeneous",  # f(c x) = c f(x) for every c > 0, channel by channel
-    "attention",  # may lie between the matmuls of an attention and its softmax
+    "attention",  # may be between the matmuls of an attention and its softmax
     "reorder",  # holds all values of its operand, in another order or shape
     "shape_only",  # computes nothing: values of its operand, all or some of them
     "moves",  # TensorRT computes a layer behind it in INT8 though the Q/DQ pair is in front of it
-    "moves_codes",  # may lie between the two halves of a Q/DQ pair
+    "moves_codes",  # may be between the two halves of a Q/DQ pair
     "no_op",  # in inference
     "may_alias",  # its result may share the memory of its operand, though its schema is silent
     "selects",  # rounding decides the order of its results where two values are nearly equal
@@ -66,7 +66,7 @@ class Op:
             empty for a kernel that is not counted.
         traits: what else is true of it.
         operands: those that can be quantized.
-        float_reason: why TensorRT computes it in float whatever is asked; empty where it does not.
+        float_reason: why TensorRT computes it in float in all cases; empty where it does not.
         affine: positions of the operands that multiply and shift its result channel by channel.
         channels: the axis of its channels, 1 or -1.
         write: the function that writes it as ONNX: ``family.function`` of

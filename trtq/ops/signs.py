@@ -1,4 +1,4 @@
-"""What an ONNX operator says of the sign of its result, whatever it computes."""
+"""Sign of the result of an ONNX operator."""
 
 from __future__ import annotations
 

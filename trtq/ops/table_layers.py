@@ -31,7 +31,7 @@ LAYERS: tuple[Op, ...] = (
         "ConvTranspose",
         cost="conv",
         affine=(1, 2),
-        float_reason="TensorRT computes transposed convolutions in float whatever is asked",
+        float_reason="TensorRT computes transposed convolutions in float in all cases",
         write="layers.conv_transpose",
         read="layers.conv_transpose",
     ),

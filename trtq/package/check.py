@@ -32,7 +32,7 @@ class Checked:
 
     @property
     def lines(self) -> list[str]:
-        """What is wrong, a file a line."""
+        """Defects, a file a line."""
         kinds = {"altered": self.altered, "missing": self.missing, "extra": self.extra}
         return [f"{kind}: {name}" for kind, names in kinds.items() for name in names]
 
@@ -78,7 +78,7 @@ def check_package(folder: Path) -> Checked:
     own = {PACKAGE_JSON, LOCK, *record.files}
     inside = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
     names = [p.relative_to(folder).as_posix() for p in inside]
-    # What a run that was killed wrote is of no package.
+    # Files of a killed run belong to no package.
     names = [n for n in names if not n.startswith(f"{STAGING}/")]
     return Checked(
         record=record,

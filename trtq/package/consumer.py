@@ -1,4 +1,4 @@
-"""What a consumer is: it takes contents, and returns the files that it starts from."""
+"""A consumer takes contents, and returns the files that it starts from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Files = dict[str, bytes]  # by path below the consumer's folder
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a user chooses for consumers; each takes what concerns it.
+    """Options of consumers; each takes what concerns it.
 
     Attributes:
         name: of the model.
@@ -29,7 +29,7 @@ class Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a consumer starts from.
+    """Files of a consumer.
 
     Attributes:
         files: their bytes by path below the consumer's folder.

@@ -1,4 +1,4 @@
-"""What a package is made from: an engine with its manifest, or an ONNX file."""
+"""Contents of a package: an engine with its manifest, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Contents:
 
     @property
     def others(self) -> str:
-        """What else it can be packaged for, as a hint."""
+        """Other consumers that can take it, as a hint."""
         return "Package it for triton" + (", python or cpp" if self.manifest is not None else "")
 
     def require_engine(self, consumer: str, hint: str) -> EngineManifest:

@@ -25,13 +25,13 @@ from trtq.package.preprocessing import FULL, Preprocessing
 SOFTMAX_BY_AXIS = 13  # before, Softmax flattens what is behind its axis
 MATRIX = 2  # axes of one score a class
 PROBABILITIES = ops.onnx_types("softmax", "sigmoid", "hardsigmoid")
-# Of a probability these make another one.
+# Ops that turn a probability into another one.
 PASSES_ON = (*REORDER, *QDQ, *ops.onnx_types("cast", "identity", "resize"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What nvinfer does to pixels, ``scale * (pixel - offset)``.
+    """Preprocessing of nvinfer, ``scale * (pixel - offset)``.
 
     Attributes:
         scale: of all channels.
@@ -115,7 +115,7 @@ def _fold_(model: onnx.ModelProto, name: str, factors: np.ndarray) -> bool:
     """Multiply the weights behind an input by a factor for each channel; tell if that is exact.
 
     It is where float32 convolutions alone read the input, each with stored weights [outputs,
-    channels / groups, ...] of its own. Zeros that pad the image stay zeros.
+    channels / groups, ...] of its own. Zeros that pad the image remain zeros.
 
     Args:
         model: changed in place, and only where the result is True.

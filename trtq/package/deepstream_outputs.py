@@ -1,4 +1,4 @@
-"""What nvinfer does with the outputs of a model, by its task."""
+"""Use of a model's outputs by nvinfer, by task."""
 
 from __future__ import annotations
 

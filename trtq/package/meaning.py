@@ -1,4 +1,4 @@
-"""What inputs and outputs mean, from what a file or a manifest stores."""
+"""Meaning of inputs and outputs, from metadata of a file or a manifest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Explained = tuple[Preprocessing | None, Task | None, tuple[str, ...], list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What a file says of itself, not yet checked.
+    """Metadata of a file, not yet checked.
 
     Attributes:
         preprocess: how images become the input.
@@ -57,7 +57,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user says beside the file.
+    """Metadata that a user gives beside the file.
 
     Attributes:
         task: what the outputs mean; None for what the file says.

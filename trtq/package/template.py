@@ -16,7 +16,7 @@ def template(name: str) -> bytes:
     itself.
 
     Args:
-        name: of a file of ``templates``, such as ``run.py``; marks such as ``@LIBRARY@`` stay in
+        name: of a file of ``templates``, such as ``run.py``; marks such as ``@LIBRARY@`` remain in
             it.
     """
     text = (FOLDER / name).read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("devices.toml")
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a compute capability does; a table ``[sm.*]`` of the file.
+    """Abilities of a compute capability; a table ``[sm.*]`` of the file.
 
     Attributes:
         formats: what it multiplies in beside FP32, such as ``INT8``.
@@ -76,7 +76,7 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BoardRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What cannot be read from a board.
+    """Facts that cannot be read from a board.
 
     Attributes:
         models: texts in the model of its device tree, lower case.

@@ -1,4 +1,4 @@
-"""What each release of TensorRT reads, offers and takes: ``releases.toml``, loaded when asked.
+"""Abilities of each release of TensorRT: ``releases.toml``, loaded when asked.
 
 The builder's process needs it, too, so it imports little.
 """
@@ -60,7 +60,7 @@ class Span(NamedTuple):
         return cls(parse_version(first), parse_version(last) if last else None)
 
     def covers(self, version: Version) -> bool:
-        """Whether a release lies in it, both ends included."""
+        """Whether a release is in it, both ends included."""
         return self.first <= version and (self.last is None or version <= self.last)
 
     @property
@@ -314,10 +314,10 @@ def release_of_module(module: Any) -> Version:
 
 
 def newer_note(version: Version) -> str:
-    """Return what is said of a release that is newer than the catalogue, "" for others.
+    """Return the note about a release that is newer than the catalogue, "" for others.
 
     >>> newer_note((12, 0))
-    'TensorRT 12.0 is newer than this trtq, which knows releases up to 11.5 and takes it for that'
+    'TensorRT 12.0 is newer than this trtq, which knows releases up to 11.5; it is treated as 11.5'
     >>> newer_note((11, 5)), newer_note((10, 3))
     ('', '')
     """
@@ -326,7 +326,7 @@ def newer_note(version: Version) -> str:
         return ""
     return (
         f"TensorRT {shown(version)} is newer than this trtq, which knows releases up to "
-        f"{shown(newest)} and takes it for that"
+        f"{shown(newest)}; it is treated as {shown(newest)}"
     )
 
 
@@ -367,7 +367,7 @@ def _newest(version: Version, steps: tuple[tuple[Version, int], ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What reads an ONNX file and runs its engine.
+    """Runtime that reads an ONNX file and runs its engine.
 
     Attributes:
         version: release of TensorRT; None: any that a machine may have, from the first with typed
@@ -380,7 +380,7 @@ class Runtime:
 
     @property
     def title(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         if self.rtx:
             return "TensorRT for RTX"
         if self.version is None:
@@ -398,7 +398,7 @@ class Runtime:
         return releases().reads[-1][1] if self.api is None else opset_read(self.api)
 
     def within(self, span: Span) -> bool:
-        """Whether it lies in a span; any release counts as the newest."""
+        """Whether it is in a span; any release counts as the newest."""
         return span.last is None if self.api is None else span.covers(self.api)
 
     def parses(self, form: str) -> bool:

@@ -90,7 +90,7 @@ class Target:
 
     @property
     def facts(self) -> Capability:
-        """What the catalogue has about its compute capability."""
+        """Row of the catalogue about its compute capability."""
         return catalogue().capabilities[self.sm]
 
     @property
@@ -134,7 +134,7 @@ class Target:
 
     @property
     def runtime(self) -> Runtime:
-        """What will read files for it: TensorRT for RTX where that builds for it."""
+        """Runtime that reads files for it: TensorRT for RTX where that builds for it."""
         return Runtime(self.release, self.rtx)
 
     @property

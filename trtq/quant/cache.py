@@ -23,7 +23,7 @@ FIELDS = ("amax", "low", "high", "bulk_rms", "lowest")
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What a calibration depends on, part by part, so that a miss can say which part changed.
+    """Inputs of a calibration, part by part, so that a miss can say which part changed.
 
     Attributes:
         parts: digests and settings by what they stand for, such as ``weights`` or ``images``.

@@ -32,7 +32,7 @@ SOFTMAX_STEPS = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationStats:
-    """What calibration keeps of one activation: small enough for a cache file.
+    """Statistics of one activation: small enough for a cache file.
 
     Attributes:
         amax: the magnitude that the highest code stands for, 0 or more; the calibrator chose it.
@@ -173,11 +173,11 @@ def make_encodings(
     stats: Mapping[str, ActivationStats],
     origin: Mapping[str, Any],
 ) -> Encodings:
-    """Return the encodings of every quantizer that stays active, on the CPU.
+    """Return the encodings of every quantizer that remains active, on the CPU.
 
     Args:
         graph: captured.
-        placement: its quantizers; changed in place: a tensor that must stay in float gets a
+        placement: its quantizers; changed in place: a tensor that must remain in float gets a
             ``float_reason``, an activation the lowest code that its calibrator chose.
         stats: by ``Quantizer.stats_key``, from :func:`summarize`.
         origin: what the encodings file says about model, data and method.
@@ -266,7 +266,7 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
     Args:
         quantizer: of the activation.
         stats: of its values.
-        force: the user wants attention in INT8 whatever its values.
+        force: the user wants attention in INT8 regardless of its values.
     """
     if stats.low == stats.high == 0.0:
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
@@ -276,7 +276,7 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
     if quantizer.format.kind != "uniform" or (force and "trtq_softmax" in quantizer.consumer.meta):
         return
     steps = SOFTMAX_STEPS if is_softmax(quantizer.source) else 1.0
-    # Judged at 8 bits whatever was asked: fewer bits are the user's wish, outliers are not.
+    # Judged at 8 bits for every width: fewer bits are the user's wish, outliers are not.
     reason = outlier_reason(stats, INT8.qmax, steps=steps)
     if reason is not None and quantizer.decided != "user":
         quantizer.float_reason = reason

@@ -82,7 +82,7 @@ def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[
 
     The tensor has values on both sides of 0.
 
-    Below 8 bits codes lie in an INT8 container, so any run of 2^bits codes around 0 is exact at run
+    Below 8 bits codes are in an INT8 container, so any run of 2^bits codes around 0 is exact at run
     time: this is asymmetric quantization whose zero point is an integer by construction.
 
     Args:
@@ -168,7 +168,7 @@ def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
 
 
 class Asked(NamedTuple):
-    """What a range is wanted for.
+    """Purpose of a range.
 
     Attributes:
         amax: the largest magnitude that was seen.

@@ -27,7 +27,7 @@ def weights_digest(graph: fx.GraphModule) -> str:
 
 
 def update_with_tensor(total: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
-    """Let a digest go on over a tensor: its name, type, shape and values.
+    """Let a digest continue over a tensor: its name, type, shape and values.
 
     Args:
         total: of SHA-256; changed in place.

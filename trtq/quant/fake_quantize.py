@@ -179,7 +179,7 @@ def spacing(where: torch.Tensor, kind: str) -> torch.Tensor | float:
         kind: of the format.
 
     Returns:
-        Of the shape of ``where`` for fp8 and fp4, else 1.0.
+        A tensor of the shape of ``where`` for fp8 and fp4, else 1.0.
     """
     if kind == "fp4":
         size = where.abs()
@@ -254,5 +254,5 @@ class FakeQuantizeCall(NamedTuple):
         return isinstance(self.x, fx.Node) and self.x.op == "get_attr"
 
     def positions(self, values: torch.Tensor) -> torch.Tensor:
-        """Return where ``values`` lie on the line of codes, as :func:`positions` does."""
+        """Return where ``values`` are on the line of codes, as :func:`positions` does."""
         return positions(values, self.scale, self.zero_point, self.axis, self.kind)

@@ -113,7 +113,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def needs(self) -> str:
-        """What a target must have for it, as the catalogue of platforms calls it."""
+        """Ability that a target must have for it, as the catalogue of platforms calls it."""
         if self.blocked and self.kind == "uniform":
             return "INT4 weights"
         return FLOATS.get(self.kind, "INT8")
@@ -222,14 +222,14 @@ class BitConfig(msgspec.Struct, frozen=True, order=True):
 
     @property
     def at_ends(self) -> BitConfig:
-        """What the first and the last layer have where the others have this."""
+        """Format of the first and the last layer where the others have this."""
         if not self.quantized or self.kind == "fp8":
             return self
         return HALF if self.weight_only or self.in_blocks else EIGHT
 
     @property
     def needs(self) -> str:
-        """What a target must have for it, as the catalogue of platforms calls it."""
+        """Ability that a target must have for it, as the catalogue of platforms calls it."""
         if self.in_blocks and self.kind == "uniform":
             return "INT4 weights"
         return FLOATS.get(self.kind, "INT8")

@@ -13,7 +13,7 @@ from trtq.workers import Workers
 
 NUM_BINS = 4096
 SMALLEST_LIMIT = 2.0**-96  # below it bins per unit would overflow float32
-CHUNK = 1 << 18  # elements per step: scratch memory stays at 2 MiB and in the cache
+CHUNK = 1 << 18  # elements per step: scratch memory remains at 2 MiB and in the cache
 MAX_SHIFT = 12  # all bins merge into the first
 MOST_COUNTED = 1 << 17  # values of one sample; of a larger tensor every k-th is counted
 
@@ -26,7 +26,7 @@ class Histogram:
 
     When a value beyond ``limit`` comes, ``limit`` doubles and neighbouring bins merge. As every
     limit is a power of two the bin edges nest exactly: the counts are those of one histogram over
-    all values at the final limit, whatever the order and the batch size.
+    all values at the final limit, for any order and batch size.
 
     Counting happens on the device of the values, and nothing waits for it; reading an attribute
     does.
@@ -45,7 +45,7 @@ class Histogram:
         """Count the magnitudes of ``x``.
 
         Args:
-            x: float32, any shape. With NaN or infinity the counts mean nothing afterwards.
+            x: float32, any shape. With NaN or infinity the counts are invalid afterwards.
             amax: its largest magnitude, shape [].
             scratch: a float32 and an int32 buffer of ``CHUNK`` elements to work in.
         """

@@ -26,7 +26,7 @@ ATTENTION = {"q_bmm": "qk.lhs", "k_bmm": "qk.rhs", "v_bmm": "av.rhs", "softmax":
 
 
 class Foreign(msgspec.Struct, kw_only=True):
-    """What was read.
+    """Imported ranges.
 
     Attributes:
         tool: whose file it is.
@@ -163,7 +163,7 @@ def _aimet(path: Path) -> Foreign:
         if name.endswith(".weight"):
             _aimet_range(found, name, values, path)
         else:
-            found.unread[name] = "biases stay in float"
+            found.unread[name] = "biases remain in float"
     if not found.amax:
         raise EncodingsError(
             f"There are no ranges in {path}", "no layer has one of its input or weight"
@@ -187,7 +187,7 @@ def _mapping(value: object, name: str, path: Path) -> dict[str, Any]:
 
 
 def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], path: Path) -> None:
-    """Add a range of AIMET, which may lie anywhere around 0.
+    """Add a range of AIMET, which may be anywhere around 0.
 
     Symmetric codes must reach its largest magnitude.
 

@@ -1,6 +1,6 @@
 """The calibration run: images stream through the graph once while observers gather ranges.
 
-Memory stays bounded.
+Memory remains bounded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trtq.workers import Workers
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What one activation was seen to do.
+    """Observations of one activation.
 
     Attributes:
         ends: smallest and largest value.

@@ -25,7 +25,7 @@ from trtq.quant.widths import layers_with_weights, set_bits_, set_layer_bits_
 from trtq.typed import present
 
 # facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and
-# its add fuse into it); of a residual add only the shortcut; biases stay float. Which operands of
+# its add fuse into it); of a residual add only the shortcut; biases remain float. Which operands of
 # these operators are quantized, and along which axis, is in the table of operators.
 TENSORRT: tuple[str, ...] = ("conv", "convolution", "linear", "matmul", "add")
 
@@ -57,10 +57,10 @@ class Quantizer:
             into its convolution).
         format: the number format wanted.
         is_weight: the source is a constant.
-        float_reason: why it stays in float, None when it is quantized.
-        decided: who wants it in float, whatever its values: a user, an allocation, or what it is
-            multiplied with; "" for nobody.
-        weight_only: it has codes whatever becomes of what it is multiplied with: only the weight of
+        float_reason: why it remains in float, None when it is quantized.
+        decided: who wants it in float, regardless of its values: a user, an allocation, or what it
+            is multiplied with; "" for nobody.
+        weight_only: it is quantized regardless of the other operand: only the weight of
             its layer was asked for.
     """
 
@@ -90,7 +90,7 @@ class Placement:
     """All quantizers of a graph in the order the graph runs them.
 
     Attributes:
-        force_attention: quantize softmax outputs whatever their values.
+        force_attention: quantize softmax outputs regardless of their values.
     """
 
     quantizers: list[Quantizer] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Placement:
     def sources(self) -> list[fx.Node]:
         """The distinct activations to observe, in graph order.
 
-        Those that stay in float are included.
+        Those that remain in float are included.
         """
         return list(dict.fromkeys(q.source for q in self.quantizers if not q.is_weight))
 
@@ -125,7 +125,7 @@ def place(
         graph: normalised and named.
         rules: names of the operators that the target has kernels for.
         high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``,
-            ``@anchors``; a layer or a quantizer whose name matches stays in float.
+            ``@anchors``; a layer or a quantizer whose name matches remains in float.
         bits: of weights and activations; see :func:`trtq.quant.widths.set_bits_`.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
         layer_bits: widths of single layers; it overrides the widths above.
@@ -230,7 +230,7 @@ def _before_pad(source: fx.Node) -> fx.Node:
 
 
 def enforce_partners_(placement: Placement) -> None:
-    """Keep in float the quantizers that are worth nothing without one that stays in float.
+    """Keep in float the quantizers that are useless without one that remains in float.
 
     A conv, linear or matmul runs in INT8 only when both operands are quantized; a format without a
     kernel runs in float anyway and is left alone. The two matmuls of an attention and the softmax
@@ -259,7 +259,7 @@ def _keep_together_(group: Sequence[Quantizer], why: str) -> None:
     for q in group if first is not None else ():
         if q.float_reason is None and not q.weight_only and q.format.has_kernel:
             assert first is not None
-            q.float_reason, q.decided = f"{first.name} stays in float, and {why}", "partner"
+            q.float_reason, q.decided = f"{first.name} remains in float, and {why}", "partner"
 
 
 def _consumer(quantizer: Quantizer) -> fx.Node | None:
@@ -334,7 +334,7 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
 
     Args:
         graph: normalised and named, of the same model.
-        encodings: its formats are the active quantizers; all others stay in float.
+        encodings: its formats are the active quantizers; all others remain in float.
 
     Raises:
         EncodingsError: it names a quantizer that the graph does not have.

@@ -20,7 +20,7 @@ def path_lengths(graph: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def shortcut_of(node: fx.Node, lengths: Mapping[fx.Node, int]) -> tuple[int, str | None] | None:
-    """Return which operand of an add is its shortcut, and why it stays in float.
+    """Return which operand of an add is its shortcut, and why it remains in float.
 
     An add is residual when both operands are activations of one shape and one of them ends in a
     convolution or a linear whose only use is this add: that one fuses with the add. The other, or

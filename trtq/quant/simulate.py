@@ -29,7 +29,7 @@ def insert_fake_quantize(
         placement: its quantizers.
         encodings: of every active quantizer; their constants replace the graph's.
         on_codes: narrow weights are stored on their codes, as the exported file has them; training
-            needs what lies between.
+            needs what is between.
 
     Raises:
         EncodingsError: an active quantizer has no encoding, or one of another shape.
@@ -38,7 +38,7 @@ def insert_fake_quantize(
     by_name = _replace_constants(simulated, encodings)
     shared = shared_names(placement, encodings)
     made: dict[str, fx.Node] = {}
-    # What a layer gives on codes is what the layers behind it quantize once more.
+    # The layers behind a layer quantize its quantized output once more.
     outputs, coded = [q for q in placement.active if q.role == "output"], dict[str, fx.Node]()
     for group in (outputs, [q for q in placement.active if q.role != "output"]):
         for quantizer in group:
@@ -172,7 +172,7 @@ def _insert(
 def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.Node) -> None:
     """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``.
 
-    A zero pad between them stays.
+    A zero pad between them remains.
     """
     if consumer.op == "output":
         consumer.replace_input_with(source, quantized)

@@ -1,7 +1,7 @@
-"""What a calibration run gathers of an activation.
+"""Statistics of an activation in a calibration run.
 
-A statistic sees every batch. It stays on the device of the values, and nothing in ``add`` waits for
-that device.
+A statistic sees every batch. It remains on the device of the values, and nothing in ``add`` waits
+for that device.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Seen(NamedTuple):
 
 
 class Statistic(Protocol):
-    """What is gathered of one activation; a calibrator from outside trtq may bring its own."""
+    """Statistics of one activation; a calibrator from outside trtq may bring its own."""
 
     def add(self, seen: Seen) -> None:
         """Count a batch; the same samples in other batches give the same statistic.

@@ -27,7 +27,7 @@ def set_bits_(quantizers: Sequence[Quantizer], bits: BitConfig) -> None:
     """Give every quantizer one width.
 
     The first and the last layer with weights (S1 A.2) have :attr:`BitConfig.at_ends`; the shortcuts
-    of residual adds keep 8 bits, and stay in float beside formats that are no integers of both
+    of residual adds keep 8 bits, and remain in float beside formats that are no integers of both
     operands.
 
     Args:
@@ -80,7 +80,7 @@ def set_layer_bits_(quantizers: Sequence[Quantizer], layer_bits: Mapping[str, Bi
 
 
 def _give_(quantizer: Quantizer, bits: BitConfig, asked: str) -> None:
-    """Give a quantizer a width; what that has no form for stays in float."""
+    """Give a quantizer a width; tensors without a form in it remain in float."""
     if bits.weight_only and not quantizer.is_weight:
         _leave_(quantizer, f"{asked} quantizes the weight alone")
         return

@@ -45,7 +45,7 @@ def singles_(graph: onnx.GraphProto, constants: dict[str, Array]) -> str:
 
 
 def single(values: Array) -> Array:
-    """Return float64 values as float32; finite ones stay finite.
+    """Return float64 values as float32; finite ones remain finite.
 
     Args:
         values: any shape; beyond the range of float32 they become its largest number.
@@ -57,7 +57,7 @@ def single(values: Array) -> Array:
 def widen_halves_(graph: onnx.GraphProto) -> None:
     """Make FP16 and BF16 FLOAT in what nodes hold: types they name, tensors, and their branches.
 
-    A node in the middle then gets operands of one type, whoever computes it.
+    A node in the middle then gets operands of one type in every runtime.
     """
     for node in graph.node:
         if node.domain in OWN:

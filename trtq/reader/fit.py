@@ -70,7 +70,7 @@ def _named(ports: Sequence[Port], given: object) -> Example:
 
 
 def _of_kind(port: Port, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in the type of an input; floats stay floats, integers integers."""
+    """Return a tensor in the type of an input; floats remain floats, integers integers."""
     if tensor.dtype == port.dtype:
         return tensor
     kinds = [(t.is_floating_point, t is torch.bool) for t in (port.dtype, tensor.dtype)]

@@ -31,10 +31,10 @@ def fuse_(
         graph: sorted, its constants folded.
         constants: by name; those of new nodes are added.
         opset: of ONNX's own domain.
-        kept: names of nodes that stay as they are.
+        kept: names of nodes that are not changed.
 
     Returns:
-        What a user must know, "" where nothing was replaced.
+        A note for the user, "" where nothing was replaced.
     """
     links = Links(graph, constants, opset, frozenset(kept))
     matches: list[Match] = []

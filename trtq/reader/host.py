@@ -70,7 +70,7 @@ def _whole_quotient(a: Any, b: Any) -> Any:
 
 
 def _rounded(function: Callable[[Any], Any]) -> Compute:
-    """Return the rule of a rounding; what is whole already stays as it is."""
+    """Return the rule of a rounding; whole numbers are not changed."""
 
     def change(number: Any) -> Any:
         return number if isinstance(number, (int, torch.SymInt)) else function(number)
@@ -99,9 +99,9 @@ def _cast(call: Call) -> Value:
 
 
 def _number_as(to: torch.dtype) -> Callable[[Any], Any]:
-    """Return what makes a number one of a type; symbolic sizes stay whole, so that they stay short.
+    """Return the cast of a number to a type; symbolic sizes remain whole and therefore short.
 
-    What is computed from them as floats is then the same, but for roundings of float32.
+    Floats computed from them are then the same, but for roundings of float32.
     """
     if to.is_floating_point:
         return lambda v: v if isinstance(v, (torch.SymInt, torch.SymFloat)) else float(v)

@@ -99,7 +99,7 @@ class Links:
         return readers[0] if _is(readers[0], op_types) else None
 
     def closed(self, match: Match) -> bool:
-        """Whether nothing else reads what lies inside a formula, and it may be replaced."""
+        """Whether nothing else reads what is inside a formula, and it may be replaced."""
         inside = match.nodes - {match.root}
         if match.nodes & self.taken or inside & self.outputs:
             return False
@@ -188,7 +188,7 @@ class Links:
             name: of the tensor.
             atoms: the variables, each with its power.
             used: receives the nodes that compute it.
-            depth: nodes that may lie between.
+            depth: nodes that may be between.
 
         Returns:
             Coefficients by power: 0.5 x + 0.5 x g is {(1, 0): 0.5, (1, 1): 0.5}.

@@ -73,7 +73,7 @@ class OnnxNode(nn.Module):
 
     @property
     def label(self) -> str:
-        """What a message calls it: its name in the file, and its operator."""
+        """Its name in messages: its name in the file, and its operator."""
         return f"{label_of(self.node)} ({self.node.op_type})"
 
     def _hold(self, position: int, array: Array) -> None:
@@ -147,7 +147,7 @@ class OnnxNode(nn.Module):
 
 
 _CONSTANTS = {1: "weight", 2: "bias"}
-# What constants are kept in whose type NumPy or torch lacks, or that are computed in float32.
+# Types for constants whose own type NumPy or torch lacks, or that are computed in float32.
 STORED = {
     **dict.fromkeys(("float16", "bfloat16"), np.float32),
     **dict.fromkeys(("int4", "int2"), np.int8),
@@ -323,7 +323,7 @@ class OnnxModule(Nodes):
             return []
         first, why = next(iter(opaque.items()))
         return [
-            f"ONNX Runtime computes {len(opaque)} nodes, which stay in float as they are; the "
+            f"ONNX Runtime computes {len(opaque)} nodes, which remain in float; the "
             f"first is {first}: {why}"
         ]
 

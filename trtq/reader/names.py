@@ -11,7 +11,7 @@ from torch import nn
 
 from trtq.free_names import free_name
 
-# What modules of torch and of the reader call their own parts.
+# Names of the parts of torch's and the reader's modules.
 _RESERVED = frozenset(dir(nn.Module())) | {
     "about",
     "declared_axes",

@@ -105,7 +105,7 @@ def oldest_form(node: onnx.NodeProto, opset: int) -> int:
 
     Args:
         node: of any domain.
-        opset: of the file; it stays for other domains, and for nodes with branches.
+        opset: of the file; it remains for other domains, and for nodes with branches.
     """
     if node.domain not in OWN or any(a.HasField("g") for a in node.attribute):
         return opset

@@ -1,4 +1,4 @@
-"""What happens to an ONNX model before it becomes a module.
+"""Preparation of an ONNX model before it becomes a module.
 
 It is checked, functions are inlined, what depends on no input is folded, formulas of operators
 become one node each, and matmuls with a matrix of constants are marked as linear layers.
@@ -69,14 +69,14 @@ class Prepared:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What tools other than trtq wrote into the file."""
+        """Metadata that tools other than trtq wrote into the file."""
         props = self.model.metadata_props
         own = {p.key: p.value for p in props if not p.key.startswith(METADATA_PREFIX)}
         return {**own, TAIL: self.tail} if self.tail else own
 
     @property
     def opset(self) -> int:
-        """Of ONNX's own domain."""
+        """Opset of ONNX's own domain."""
         return opset_of(self.model)
 
     @property

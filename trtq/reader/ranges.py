@@ -30,7 +30,7 @@ class Range:
         bits: of the codes.
         axis: of the operand that ``amax`` runs along; None for one value.
         asymmetric: its zero is not in the middle.
-        assumed: the pair has no zero point: its codes are taken for INT8 around 0.
+        assumed: the pair has no zero point: its codes are treated as INT8 around 0.
     """
 
     role: str

@@ -216,7 +216,7 @@ def bit_shift(call: Call) -> torch.Tensor:
 
 
 def where(call: Call) -> torch.Tensor:
-    """Of two operands, by a condition."""
+    """Elements of two operands, by a condition."""
     return torch.where(call.x(0), call.x(1), call.x(2))
 
 

@@ -21,7 +21,7 @@ TRANSPOSED = (
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Where the windows of a convolution or a pool lie, by spatial axis.
+    """Where the windows of a convolution or a pool are, by spatial axis.
 
     Attributes:
         kernel, strides, dilations: sizes and steps.
@@ -79,7 +79,7 @@ def _same(
         count = (size + stride - 1) // stride
         total = torch.sym_max((count - 1) * stride + (k - 1) * dilation + 1 - size, 0)
         if stride == 1:
-            total = (k - 1) * dilation  # whatever the size
+            total = (k - 1) * dilation  # for every size
         small, large = total // 2, total - total // 2
         begins.append(small if upper else large)
         ends.append(large if upper else small)

@@ -67,7 +67,7 @@ def group_norm(call: Call) -> torch.Tensor:
 
 
 def lp_norm(call: Call) -> torch.Tensor:
-    """Divided by the norm along an axis; zeros stay zeros."""
+    """Divided by the norm along an axis; zeros remain zeros."""
     x = call.x()
     norm = torch.linalg.vector_norm(x, call.get("p", 2), dim=call.get("axis", -1), keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(x), x / norm)

@@ -93,7 +93,7 @@ RULES: dict[str, Reduction] = {
     "ReduceLogSum": lambda x, axes, keep: _sum(x, axes, keep).log(),
     "ReduceLogSumExp": lambda x, axes, keep: torch.logsumexp(x, axes, keepdim=keep),
 }
-# What remains of a reduction over no axes at all.
+# Result of a reduction over no axes.
 EMPTY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "ReduceL1": torch.abs,
     "ReduceL2": torch.abs,

@@ -160,7 +160,7 @@ def _sizes(x: torch.Tensor, spatial: Spatial) -> list[Any]:
 
 
 def _nearest(call: Call, x: torch.Tensor, place: str, spatial: Spatial) -> torch.Tensor:
-    """Of nearest neighbours torch has two kinds."""
+    """Nearest neighbours: torch has two kinds."""
     rounding = call.get("nearest_mode", "round_prefer_floor" if call.opset > 10 else "floor")
     if call.opset < 11 or call.node.op_type == "Upsample":
         place, rounding = "asymmetric", "floor"
@@ -169,7 +169,7 @@ def _nearest(call: Call, x: torch.Tensor, place: str, spatial: Spatial) -> torch
         return functional.interpolate(x, mode="nearest", **_exact(spatial, whole).named)
     centred = place in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
     if whole is not None and centred and rounding.startswith("round"):
-        # To a whole multiple of the size, no result lies half-way between two values.
+        # At a whole multiple of the size no result is half-way between two values.
         return functional.interpolate(x, mode="nearest", **_exact(spatial, whole).named)
     if place in ("half_pixel", "pytorch_half_pixel") and rounding == "round_prefer_ceil":
         return functional.interpolate(x, mode="nearest-exact", **spatial.named)

@@ -214,7 +214,7 @@ MODES = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def scatter_elements(call: Call) -> torch.Tensor:
-    """Values are put at places along an axis, or combined with what is there."""
+    """Values are put at places along an axis, or combined with the old values."""
     x, axis, how = call.x(0), call.get("axis", 0), call.get("reduction", "none")
     index, updates = _wrapped(call.x(1), x.shape[axis]), call.x(2)
     if how == "none":
@@ -223,7 +223,7 @@ def scatter_elements(call: Call) -> torch.Tensor:
 
 
 def scatter_nd(call: Call) -> torch.Tensor:
-    """Slices are put at tuples of places, or added to what is there."""
+    """Slices are put at tuples of places, or added to the old values."""
     x, index, updates = call.x(0), call.x(1).to(torch.int64), call.x(2)
     how = call.get("reduction", "none")
     places = [_wrapped(index[..., i], x.shape[i]) for i in range(int(index.shape[-1]))]
@@ -267,7 +267,7 @@ def _sides(call: Call, given: list[Any], rank: int) -> tuple[list[Any], list[Any
 
 
 def shape(call: Call) -> Value:
-    """Sizes stay numbers."""
+    """Sizes remain numbers."""
     sizes = call.value(0).shape
     return Value.numbers(sizes[slice(call.get("start", 0), call.get("end"))])
 

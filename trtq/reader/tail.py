@@ -58,7 +58,7 @@ def split_tail_(
     del graph.output[:]
     graph.output.extend(wanted)
     note = (
-        f"nothing here can run {shown}: the {len(tail)} nodes from there on stay as they are, in "
+        f"nothing here can run {shown}: the {len(tail)} nodes from there on remain in "
         f"float; compared are {', '.join(o.name for o in wanted)}"
     )
     return model, note

@@ -1,7 +1,8 @@
-"""What lies on the edges of an ONNX graph while torch runs it: tensors, or numbers that are known.
+"""Values on the edges of an ONNX graph while torch runs it: tensors, or numbers that are known.
 
-Sizes stay numbers (:class:`torch.SymInt` while torch.export traces), so that an open axis survives
-a chain such as Shape, Gather, Concat, Reshape. Small constants are both: a buffer and numbers.
+Sizes remain numbers (:class:`torch.SymInt` while torch.export traces), so that an open axis
+survives a chain such as Shape, Gather, Concat, Reshape. Small constants are both: a buffer and
+numbers.
 """
 
 from __future__ import annotations

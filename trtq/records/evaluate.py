@@ -149,14 +149,14 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
 
     @property
     def doubt(self) -> str:
-        """Why the figures mean nothing, "" when they do."""
+        """Why the figures are meaningless, "" when they are not."""
         if not self.finite:
             return "some answers are NaN or infinite, or have other shapes than the reference's"
         return f"the output {self.constant[0]} is the same for every image" if self.constant else ""
 
     @property
     def valid(self) -> bool:
-        """Whether the figures mean something."""
+        """Whether the figures are meaningful."""
         return not self.doubt
 
     @property

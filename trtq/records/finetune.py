@@ -57,7 +57,7 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
         encodings_sha256: of the file that training started from.
         trained: what learned.
         measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch
-            with the codes in place.
+            with quantization simulated.
         history: one row an epoch, on the device named in ``training``.
         best_epoch: the one that was written, counted from 0.
         training: device, processes, arithmetic.

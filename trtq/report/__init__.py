@@ -1,1 +1,1 @@
-"""What a person reads: tables on the terminal and one self-contained HTML page."""
+"""Reports: tables on the terminal and one self-contained HTML page."""

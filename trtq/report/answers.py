@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What the page shows of the answers.
+    """Answers on the page.
 
     Attributes:
         measure: the score of the classes, with its unit.

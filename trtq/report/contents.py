@@ -159,7 +159,7 @@ def _drop_strangers_(run: RunRecords) -> None:
     if run.evaluate is not None:
         used.add(run.evaluate.onnx_sha256)
     if own[QDQ].sha256 in used:
-        # What was measured is the file before training: the training is of another run.
+        # The measured file is the one before training: the training belongs to another run.
         run.training = None
     trained = run.training.files if run.training is not None else {}
     files = {f.sha256 for f in (*own.values(), *trained.values())}

@@ -311,7 +311,7 @@ def training_figure(history: Sequence[Epoch], measure: str) -> str:
         if len(scores) == len(history):
             right = axes.twinx()
             right.plot(epochs, scores, "o-", ms=4, lw=1.2, color=INPUT)
-            right.set_ylabel(f"{measure}, %, codes in place")
+            right.set_ylabel(f"{measure}, %, quantized")
             _ink(right)
             right.spines["right"].set_visible(True)
             right.yaxis.label.set_color(INPUT)

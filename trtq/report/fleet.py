@@ -39,5 +39,5 @@ def _fleet_verdict(rows: Sequence[FleetRow]) -> str:
     verdict = ", ".join(f"{len(n)} {w}{'' if len(n) == 1 else 's'}" for w, n in counts.items())
     failed = len(rows) - len(measured)
     if failed:
-        return f"{verdict}; {failed} gave nothing: the reason stands below it"
+        return f"{verdict}; {failed} without a latency: the reason is below"
     return verdict if all(r.valid for r in rows) else f"{verdict}; not every figure is valid"

@@ -136,7 +136,7 @@ def _normalized(values: Mapping[str, float]) -> dict[str, float]:
 def draw_strip(layers: Layers) -> str:
     """Return precision, sensitivity, SQNR and share of work of every layer on one axis.
 
-    There is one path per colour, so a thousand layers stay light.
+    There is one path per colour, so a thousand layers remain light.
 
     Args:
         layers: one column each, in their order.

@@ -1,4 +1,4 @@
-"""What a run still lacks, with the command for it."""
+"""Missing steps of a run, with the command for each."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
         closeDetails(table);
         const rows = [...body.rows].map((row) => [value(row, column), row]);
-        // What has no number stays at the end whichever way it goes.
+        // Rows without a number remain at the end in both directions.
         rows.sort(([a], [b]) => (Number.isNaN(a) || Number.isNaN(b) ? compare(a, b) : down ? compare(b, a) : compare(a, b)));
         body.replaceChildren(...rows.map(([, row]) => row));
       });

@@ -155,7 +155,7 @@ def _skipped(run: RunSummary) -> list[tuple[str, str]]:
     names: dict[str, list[str]] = {}
     for f in run.quantize.left_in_float:
         names.setdefault(f.reason, []).append(f.name)
-    skipped += [(f"{listed(floats, 1)} stay in float", why) for why, floats in names.items()]
+    skipped += [(f"{listed(floats, 1)} remain in float", why) for why, floats in names.items()]
     return list(dict.fromkeys(skipped))
 
 
@@ -180,7 +180,7 @@ def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
             cards.append(("Where they were measured", lines))
     for m in run.engines[:1]:
         built = [("builder", m.built_with), ("when", m.environment.time)]
-        cards.append(("What built the engines", built))
+        cards.append(("Builder of the engines", built))
     return cards
 
 
@@ -278,7 +278,7 @@ def _search(search: SearchFolder) -> _Search:
 
 def _next_width(other: Alternative | None, full_energy: float) -> str:
     if other is None:
-        return "none on offer"
+        return "no other candidate"
     energy = 100 * other.costs["energy"] / full_energy
     return (
         f"{other.option}: loss {other.loss:+.3g}, {other.costs['size'] / 1e3:+.2f} "

@@ -61,7 +61,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measure(NamedTuple):
-    """What accuracy is.
+    """Definition of accuracy.
 
     Attributes:
         name: such as ``mAP``.

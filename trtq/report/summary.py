@@ -66,7 +66,7 @@ class Score(NamedTuple):
 
 @dataclass(slots=True)
 class RunSummary(RunRecords):
-    """What the records of one folder say.
+    """Records of one folder.
 
     Attributes:
         width: INT8, or the widths below it.
@@ -166,7 +166,7 @@ def _shown(e: EvaluateRecord) -> list[Score]:
         if f.value is not None
     ]
     labelled = _scores(e)
-    if not e.figures:  # of the fields: top-1 stands above mIoU
+    if not e.figures:  # of the fields: top-1 is above mIoU
         labelled.reverse()
     return [*labelled, *alike]
 

@@ -23,7 +23,7 @@ from trtq.search.budgets import over, times, within
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 Front = Sequence[tuple[float, float, Mapping[str, str]]]
-MAX_STATES = 20_000  # of the Pareto front; beyond it one entry a cell stays, at its own true cost
+MAX_STATES = 20_000  # of the Pareto front; beyond it one entry a cell remains, at its own true cost
 PERCENTILES = (25.0, 75.0)
 TIME_OUT = 1  # scipy's status
 
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """What was chosen.
+    """The chosen allocation.
 
     Attributes:
         options: label by group name.
@@ -95,7 +95,7 @@ def require_possible(
     Args:
         choices: every group, with its costs.
         budgets: absolute limits by name, each in the unit of the costs.
-        labels: the widths on offer.
+        labels: the candidate widths.
 
     Raises:
         UsageError: names the budget, the least that is possible, and what is allowed.
@@ -154,7 +154,7 @@ def greedy(
 
     Args:
         choices: every group; its ``sensitivity`` ranks it.
-        labels: widths on offer, the narrowest first; they are tried from the last to the first.
+        labels: candidate widths, the narrowest first; they are tried from the last to the first.
         budgets: absolute limits by name.
 
     Raises:
@@ -190,12 +190,12 @@ def pareto(
     The whole Pareto front below it is returned, too.
 
     The table holds, for each cost, the least loss that reaches it; dominated entries are dropped.
-    The front is exact up to 20,000 entries; beyond that one entry stays in each of as many cells,
+    The front is exact up to 20,000 entries; beyond that one entry remains in each of as many cells,
     the one with the least loss.
 
     Args:
         choices: every group.
-        labels: widths on offer, in any order.
+        labels: candidate widths, in any order.
         budgets: one absolute limit by name.
 
     Raises:
@@ -242,7 +242,7 @@ def _front(costs: Floats, losses: Floats, limit: float) -> Indices:
         # The last entry of each cell of the grid: the least loss there, at its own true cost.
         cells = np.ceil(costs[kept] / (costs[kept[-1]] / MAX_STATES))
         last = np.concatenate([cells[1:] != cells[:-1], [True]])
-        last[0] = True  # the cheapest stays: it is what a tight budget needs
+        last[0] = True  # the cheapest remains: it is what a tight budget needs
         kept = kept[last]
     return kept
 
@@ -257,7 +257,7 @@ def mixed_integer(
 
     Args:
         choices: every group.
-        labels: widths on offer, in any order.
+        labels: candidate widths, in any order.
         budgets: absolute limits by name; at least one.
 
     Raises:
@@ -308,7 +308,7 @@ def _objective(loss: Floats, costs: Sequence[Floats]) -> Floats:
 
 @contextmanager
 def _quiet_stdout() -> Iterator[None]:
-    """Redirect the lines that HiGHS prints whatever its options: stdout may be a record."""
+    """Redirect the lines that HiGHS prints with all options: stdout may be a record."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

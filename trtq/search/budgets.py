@@ -1,7 +1,7 @@
 """Budgets as a person writes them, and the line of budgets that a search walks.
 
 Examples are ``size=1.9MB``, ``size=0.2``, ``bitops=0.1``, ``energy=0.15`` and
-``latency@xavier=3ms``. The line goes from the tightest budgets to none: a search looks for the
+``latency@xavier=3ms``. The line leads from the tightest budgets to none: a search looks for the
 point on it where accuracy begins to hold.
 """
 
@@ -213,7 +213,7 @@ def budgets_at(
         t: 0 to 2.
         asked: by budget name.
         least: cost at the narrowest widths.
-        most: cost at the widest widths; a budget above it stays as it is.
+        most: cost at the widest widths; a budget above it is not changed.
 
     >>> budgets_at(0.5, {"size": 10.0}, {"size": 4.0}, {"size": 20.0})
     {'size': 7.0}

@@ -1,4 +1,4 @@
-"""The layers a search decides over, with both operands quantized at every width on offer."""
+"""The layers a search decides over, with both operands quantized at every width available."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Coding:
 
     Attributes:
         weight: the weight on its codes, float32, in the shape of the float one.
-        scale: of the input, one number; None when it stays in float.
+        scale: of the input, one number; None when it remains in float.
         qmin, qmax: lowest and highest code of the input.
         kind: of the input's format, as :class:`trtq.quant.formats.Format` names it.
     """
@@ -50,7 +50,7 @@ class Coding:
             scratch: by shape; it grows by a tensor for each new shape.
 
         Returns:
-            ``x`` itself where the input stays in float, and a tensor of its own where the codes
+            ``x`` itself where the input remains in float, and a tensor of its own where the codes
             have no equal steps.
         """
         if self.scale is None:
@@ -128,7 +128,7 @@ def prepare_layers(
 
     Args:
         graph: captured; not changed.
-        options: on offer; FP16 and other float ones have no coding.
+        options: available; FP16 and other float ones have no coding.
         batches: calibration images, read once.
         calibrator: as in ``trtq quantize``.
         percentile: for the calibrator of that name.
@@ -166,7 +166,7 @@ def weighted_layers(placement: Placement) -> list[str]:
     """Return the names of the layers whose weight is a codable constant, in graph order.
 
     Args:
-        placement: those of its quantizers that stay in float do not count.
+        placement: those of its quantizers that remain in float do not count.
     """
     return list(
         dict.fromkeys(q.layer for q in placement.active if q.role == "weight" and q.is_weight)

@@ -139,7 +139,7 @@ class _OneQuantized:
 def jsd(context: SensitivityContext) -> Measured:
     """Return the divergence of the output distribution with one layer quantized (S2).
 
-    All other layers stay in float; the result is the mean over the images. The values before the
+    All other layers remain in float; the result is the mean over the images. The values before the
     layer come from one float run, and only the nodes that depend on it are computed again.
 
     Args:

@@ -56,7 +56,7 @@ class MetricArguments(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True, kw_only=True)
 class SensitivityContext:
-    """What a metric works on.
+    """Context of a metric.
 
     Attributes:
         graph: captured, float.

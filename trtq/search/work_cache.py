@@ -19,7 +19,7 @@ EVERY_S = 5.0
 
 
 class _File(msgspec.Struct):
-    """What is on disk."""
+    """The stored units."""
 
     key: str
     units: dict[str, list[float]]

@@ -1,4 +1,4 @@
-"""What a model costs, and what is recommended for it."""
+"""Cost of a model, and recommendations for it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from trtq.specs.fields import Percentiles
 
 
 class BenchSpec(Spec, frozen=True, kw_only=True):
-    """What to measure of ONNX files and engines, and for how long."""
+    """Measurements of ONNX files and engines, and how long they take."""
 
     file: Annotated[tuple[str, ...], PathDoc(description=".onnx or .engine files.")]
     device: Annotated[
@@ -162,7 +162,7 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
     ] = ()
     margin: Annotated[
         Annotated[float, Meta(ge=0, lt=1)],
-        Doc(description="A smaller difference is none, as a share."),
+        Doc(description="Differences below this fraction count as equal."),
     ] = 0.01
     block: Annotated[
         Annotated[float, Meta(gt=0)], Doc(description="Length of a turn, seconds.")

@@ -19,15 +19,14 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
         str | None,
         Doc(
             description="nvpmodel mode during the run, by name (MAXN, 15W); restored afterwards. "
-            "Default: as it "
-            "is."
+            "Default: unchanged."
         ),
     ] = None
     lock_clocks: Annotated[
         bool,
         Doc(
-            description="Lock the clocks during the run (jetson_clocks); restored even after a "
-            "kill."
+            description="Lock the clocks during the run (jetson_clocks); restored on exit, even "
+            "after SIGKILL."
         ),
     ] = False
     keep: Annotated[
@@ -106,10 +105,10 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     class_index: Annotated[
         str | None, PathDoc(description="JSON list of folder names in class order.")
     ] = None
-    again: Annotated[bool, Doc(description="Build and measure again even if unchanged.")] = False
-    patience: Annotated[
+    force: Annotated[bool, Doc(description="Rebuild and measure even if up to date.")] = False
+    reconnect_timeout: Annotated[
         Annotated[float, Meta(ge=0)],
-        Doc(description="How long to wait for a board that went away, seconds."),
+        Doc(description="Longest wait for a board that cannot be reached, seconds."),
     ] = 600.0
 
 

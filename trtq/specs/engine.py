@@ -86,7 +86,7 @@ class ImportCalibSpec(Spec, frozen=True, kw_only=True):
 
 
 class BuildOptions(Spec, frozen=True, kw_only=True):
-    """How an engine is built, whatever it is built from."""
+    """How an engine is built, from any source."""
 
     backend: Annotated[
         Backend,

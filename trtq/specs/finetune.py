@@ -62,8 +62,8 @@ Distill = Annotated[
     float,
     Meta(ge=0, le=1),
     Doc(
-        description="Share of the loss that asks for the float model's answers instead of the "
-        "labels."
+        description="Distillation weight: share of the loss against the float model's outputs "
+        "instead of the labels."
     ),
 ]
 Temperature = Annotated[
@@ -76,7 +76,7 @@ Ema = Annotated[
 ]
 Patience = Annotated[
     Annotated[int, Meta(ge=1)] | None,
-    Doc(description="Stop when this many epochs in a row brought nothing on --val."),
+    Doc(description="Stop when validation on --val does not improve for this many epochs."),
 ]
 Freeze = Annotated[
     tuple[str, ...],
@@ -222,7 +222,7 @@ class FinetuneOptions(Options, frozen=True, kw_only=True):
 
 
 class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
-    """Train a quantized model further, with its codes in place."""
+    """Train a quantized model further (quantization-aware training)."""
 
     out: Annotated[str, PathDoc(description="Folder for the results.")]
     encodings: Annotated[

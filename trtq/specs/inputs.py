@@ -1,4 +1,4 @@
-"""What is quantized, and with which images."""
+"""The model to quantize, and its images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trtq.specs.fields import (
 
 
 class Picture(TypedDict, total=False):
-    """What a user says of how images become inputs; None and what is missing is not said."""
+    """Preprocessing given by the user; None where a value is not given."""
 
     input_size: tuple[int, int, int] | None
     mean: tuple[float, ...] | None

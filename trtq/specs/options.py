@@ -101,8 +101,8 @@ Requantize = Annotated[
 Attention = Annotated[
     Literal["auto", "int8", "float"],
     Doc(
-        description="The products of attentions: in INT8 where their softmax can be (auto), "
-        "always, or never."
+        description="Quantize attention matmuls: auto (where INT8 is fine enough for the softmax), "
+        "always (int8) or never (float)."
     ),
 ]
 HighPrecision = Annotated[

@@ -1,4 +1,4 @@
-"""What to package, for whom."""
+"""The model to package, and its consumers."""
 
 from __future__ import annotations
 

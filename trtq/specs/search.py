@@ -1,4 +1,4 @@
-"""What a layer costs and suffers, and how widths are chosen."""
+"""Cost and sensitivity of layers, and the choice of widths."""
 
 from __future__ import annotations
 
@@ -216,12 +216,12 @@ Methods = Annotated[
 ]
 Attention = Annotated[
     Literal["auto", "int8", "float"],
-    Doc(description="The products of attentions, as for trtq quantize."),
+    Doc(description="Quantize attention matmuls, as for trtq quantize."),
 ]
 
 
 class SearchOptions(Options, frozen=True, kw_only=True):
-    """What a search keeps to, without which model and which data."""
+    """Settings of a search, without model and data."""
 
     budget: Budgets = ()
     task: TaskName = None

@@ -23,7 +23,7 @@ Address = Annotated[
 
 
 class Slots(Spec, frozen=True, kw_only=True):
-    """What one run takes while it runs: the table ``[sweep.slots]``.
+    """Resources of one run: the table ``[sweep.slots]``.
 
     Attributes:
         cpus: 0 for a run that mostly waits.

@@ -116,7 +116,7 @@ class Drive:
             self.store.forget(key)
 
     def _finished(self, key: str) -> Done | None:
-        """Return a run of the store; one that lacks files is said and run again."""
+        """Return a run of the store; one that lacks files is reported and run again."""
         done = self.store.done(key)
         damage = "" if done is None else self.store.damage(done)
         if damage:

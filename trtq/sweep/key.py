@@ -61,7 +61,7 @@ def moved(recipe: Recipe, out: str) -> Recipe:
     The title, which no result depends on, becomes "".
 
     Args:
-        recipe: the paths of its stages lie in its own folder.
+        recipe: the paths of its stages are in its own folder.
         out: the other folder; ``finetune`` gets its usual folder below it.
     """
     change = msgspec.structs.replace

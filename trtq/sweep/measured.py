@@ -21,7 +21,7 @@ AGREEMENT = "agreement"
 
 
 class _Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a stage's own record."""
+    """The part of a stage's own record that is read here."""
 
     parts: dict[str, str]
 

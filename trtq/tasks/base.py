@@ -1,4 +1,4 @@
-"""What a task is."""
+"""Interface of tasks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return 100.0 if self.unit == "%" else 1.0
 
     def gain(self, value: float) -> float:
-        """Return by how much the score is better than a value; below 0 it is worse.
+        """Return how far the score is above a value; below 0 it is worse.
 
         Args:
             value: in the same unit.
@@ -103,7 +103,7 @@ class Score(Protocol):
 
     @property
     def figures(self) -> list[Figure]:
-        """What the batches say together, the figure that models are compared by first.
+        """Scores of all batches, the figure that models are compared by first.
 
         Empty without targets.
         """
@@ -118,7 +118,7 @@ class HasCurve(Protocol):
 
 
 class Task(ABC):
-    """What the outputs of a model mean.
+    """Meaning of the outputs of a model.
 
     Attributes:
         name: as it is asked for.
@@ -169,7 +169,7 @@ class Task(ABC):
 
         Args:
             outputs: of the model by name, samples first.
-            places: where each image lies in the input; None for samples that are no images.
+            places: where each image is in the input; None for samples that are no images.
         """
         del places
         return next(iter(outputs.values()))

@@ -1,4 +1,4 @@
-"""What pycocotools counts of detections, in memory and without its prints."""
+"""Counts of detections by pycocotools, in memory and without its prints."""
 
 from __future__ import annotations
 

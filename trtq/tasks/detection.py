@@ -115,7 +115,7 @@ class Detection(Task):
         return "" if boxed else f"its targets are {targets.dtype}, expected boxes"
 
     def difference(self, answer: Detections, other: Detections) -> float:
-        """Return how many boxes have no partner in the other answer, and how far partners lie.
+        """Return how many boxes have no partner in the other answer, and how far partners are.
 
         Boxes of at least 0.25 count; a partner has the same class and overlaps by half.
 

@@ -1,4 +1,4 @@
-"""What a detector found in one picture."""
+"""Detections in one picture."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Raw(NamedTuple):
-    """What a head gives before any box is left out.
+    """Outputs of a head before any box is left out.
 
     Attributes:
         boxes: centre, width and height in pixels, float [N, A, 4].
@@ -105,7 +105,7 @@ def bernoulli_jensen_shannon(scores: torch.Tensor, reference: torch.Tensor) -> t
         reference: of the same shape.
 
     Returns:
-        Of the same shape, 0 to log 2; scores are cut at 1e-6 from both ends.
+        A tensor of the same shape, 0 to log 2; scores are cut at 1e-6 from both ends.
     """
     p, q = (v.clamp(LEAST, 1.0 - LEAST) for v in (reference, scores))
     return _jensen_shannon(p, q) + _jensen_shannon(1.0 - p, 1.0 - q)
@@ -119,7 +119,7 @@ def bernoulli_kullback_leibler(scores: torch.Tensor, reference: torch.Tensor) ->
         reference: of the same shape.
 
     Returns:
-        Of the same shape, 0 or more; scores are cut at 1e-6 from both ends.
+        A tensor of the same shape, 0 or more; scores are cut at 1e-6 from both ends.
     """
     p, q = (v.clamp(LEAST, 1.0 - LEAST) for v in (reference, scores))
     return binary_cross_entropy(q, p, reduction="none") - binary_cross_entropy(

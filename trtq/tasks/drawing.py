@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from trtq.tasks.detections import Detections
 
 SHOWN_SCORE = 0.25  # boxes below it are not shown, as detectors' own tools do
-GOLDEN = 0.618033988749895  # steps of hue that stay far apart
+GOLDEN = 0.618033988749895  # steps of hue that remain far apart
 
 
 def color_of(index: int) -> tuple[int, int, int]:

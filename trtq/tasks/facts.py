@@ -1,4 +1,4 @@
-"""What is known about a model before its answers are seen."""
+"""Facts about a model before its answers are seen."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HasShape(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known about a model.
+    """Facts about a model.
 
     Attributes:
         outputs: their shapes by name in order, samples first; a text or None is an open size.
@@ -94,7 +94,7 @@ class Facts:
 
     @property
     def task(self) -> str | None:
-        """What ultralytics trained the model for: ``detect``, ``segment``, ``pose`` ..."""
+        """Task of ultralytics for which it was trained: ``detect``, ``segment``, ``pose`` ..."""
         return self.metadata.get("task") or None
 
     @cached_property
@@ -134,7 +134,7 @@ class Facts:
 
     @property
     def words(self) -> str:
-        """What is known, as a person reads it."""
+        """The facts, as a person reads them."""
         parts = [f"{n} {shape_words(s)}" for n, s in self.outputs.items()]
         parts.append(
             "input of open size" if self.size is None else "input {}x{}".format(*self.size)

@@ -1,4 +1,4 @@
-"""What tasks share that read one output of a form."""
+"""Shared parts of tasks that read one output of a form."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class OneOutput(Task):
 
 
 def probabilities(scores: npt.NDArray[Any], task: str, *, logits: bool) -> Array:
-    """Return scores as probabilities, 0 to 1; NaN stays NaN.
+    """Return scores as probabilities, 0 to 1; NaN remains NaN.
 
     Args:
         scores: probabilities, or logits.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PixelScore:
-    """Counts of pixels: how often each class was taken for each.
+    """Counts of pixels: how often each class was predicted as each.
 
     Args:
         ignore: the class index that is not counted.

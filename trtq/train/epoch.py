@@ -1,4 +1,4 @@
-"""What an epoch of training reached, as records have it; needs no torch."""
+"""Result of an epoch of training, as records have it; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one epoch of training reached.
+    """Result of one epoch of training.
 
     Attributes:
         loss: mean over the images.

@@ -1,4 +1,4 @@
-"""What a graph learns from: samples with their targets, and a teacher."""
+"""Training data of a graph: samples with their targets, and a teacher."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def walk(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSetup:
-    """What is learned.
+    """Training targets.
 
     Attributes:
         objective: the loss without a task.
@@ -128,7 +128,7 @@ class TrainingSetup:
 
     @property
     def measure(self) -> str:
-        """What an epoch's score is."""
+        """Definition of an epoch's score."""
         if self.task is not None:
             return self.task.label
         return "mIoU" if self.val is not None and self.val.dense else "top-1"

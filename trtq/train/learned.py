@@ -1,7 +1,7 @@
 """The parts that learn besides the weights: a quantizer's step, a codebook, a kept BatchNorm.
 
 Straight-through gradients inside the range; ranges by LSQ (Esser et al. 2020, eq. 3 and section
-2.2), learned as logarithms so that they stay positive.
+2.2), learned as logarithms so that they remain positive.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class LearnedFakeQuantize(nn.Module):
         width = max(bits, own)
         self.qmin = self.format.qmin * (1 << (width - own))
         self.qmax = self.qmin + (1 << width) - 1
-        # What learns is the step of the own width, whatever the width of the moment.
+        # The step of the own width is learned, at every current width.
         self.factor = REACH[width] / REACH[own] * self.format.qmax / self.qmax
 
     @property
@@ -262,7 +262,7 @@ class LearnedCodebook(nn.Module):
         values = torch.quantile(
             flat[:: max(1, flat.numel() // 1_000_000)], (torch.arange(levels) + 0.5) / levels
         )
-        # Equal quantiles are separated and stay in order.
+        # Equal quantiles are separated and remain in order.
         values = (values + torch.linspace(-1e-6, 1e-6, levels)).sort().values
         self.register_buffer("counts", torch.ones(levels))
         self.register_buffer("sums", values.clone())
@@ -320,7 +320,7 @@ class KeptNorm(nn.Module):
     """The BatchNorm of a folded convolution, put back behind it.
 
     It uses the statistics of the batch in training and the running statistics otherwise. Folding it
-    back scales output channels by a positive factor, so that per-channel codes of the weight stay
+    back scales output channels by a positive factor, so that per-channel codes of the weight remain
     what they are. With several processes the statistics are those of the whole batch.
 
     Args:
@@ -344,7 +344,7 @@ class KeptNorm(nn.Module):
         self.register_buffer("start", bias.detach().clone())
         self.register_buffer("mean", torch.zeros_like(bias))
         self.register_buffer("var", torch.ones_like(bias))
-        # A logarithm: the factor stays positive.
+        # A logarithm: the factor remains positive.
         self.log_weight = nn.Parameter(torch.zeros_like(bias))
         self.bias = nn.Parameter(bias.detach().clone())
         self.seen: list[torch.Tensor] | None = None

@@ -34,10 +34,10 @@ class Objective:
     """The loss of a batch.
 
     Attributes:
-        distill: share that asks for the float model's answers (Hinton et al. 2015).
+        distill: distillation weight (Hinton et al. 2015).
         temperature: of the answers that are compared.
         weights: of the classes, float32 [classes]; None for all the same.
-        ignore: class index that counts for nothing.
+        ignore: class index that is ignored.
         own: ``own(answer, wanted)`` returns the mean over the images; it takes the place of the
             cross-entropy.
         scores: the first output is scores of classes; distillation compares it as such.
@@ -140,7 +140,7 @@ def class_weights(
         how: ``none``, ``log`` or ``median``.
         targets: int64, any shapes, below ``classes``.
         classes: how many there are.
-        ignore: class index that counts for nothing.
+        ignore: class index that is ignored.
 
     Returns:
         float32 [classes]; None for ``none``.

@@ -121,11 +121,11 @@ class Draws:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return images and masks [N, H, W] with the same variation.
 
-        What moves in from outside is mirrored.
+        Pixels from outside are mirrored.
 
         Args:
             images: float32, [N, C, H, W] or [N, H, W, C].
-            masks: int64; labels [N] stay what they are.
+            masks: int64; labels [N] are not changed.
             picks: the places of these images among those that were drawn for.
         """
         if self.how == "none":
@@ -157,7 +157,7 @@ class Draws:
 def stops() -> Iterator[list[int]]:
     """Yield a list that SIGTERM fills; the run then ends after its step.
 
-    Outside the main thread nothing is caught. The handler before comes back at the end.
+    Outside the main thread nothing is caught. The previous handler is restored at the end.
     """
     stopped: list[int] = []
     try:
@@ -233,7 +233,7 @@ class RunState:
             for o, optimizer in enumerate(self.optimizers):
                 for i, p in enumerate(_held(optimizer)):
                     prefix = f"optimizer.{o}.{i}."
-                    # The count of steps stays on the CPU, where the optimizer keeps it.
+                    # The count of steps remains on the CPU, where the optimizer keeps it.
                     state = {
                         k.removeprefix(prefix): v if v.ndim == 0 else v.to(p.device)
                         for k, v in tensors.items()

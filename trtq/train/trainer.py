@@ -154,7 +154,8 @@ class Trainer:
         """Run the epochs that are left.
 
         Raises:
-            CalibrationError: the loss is not finite, or memory ran out; the last checkpoint stays.
+            CalibrationError: the loss is not finite, or memory ran out; the last checkpoint
+                remains.
             KeyboardInterrupt: the process was told to stop; the checkpoint was written.
         """
         at = self.position
@@ -172,7 +173,7 @@ class Trainer:
     def _stop(self) -> None:
         at = self.position
         self.progress.note(
-            f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there"
+            f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command resumes there"
         )
         raise KeyboardInterrupt
 
@@ -226,7 +227,7 @@ class Trainer:
         self._close_epoch((at.count - first_count) / seconds)
 
     def _close_epoch(self, speed: float) -> None:
-        """Score the epoch, keep it where it is the best, and go on to the next.
+        """Score the epoch, keep it where it is the best, and continue to the next.
 
         Args:
             speed: images per second.
@@ -248,7 +249,7 @@ class Trainer:
         if self._width(at.epoch) != self._width(at.epoch - 1):
             self.graph.widen_(self._width(at.epoch))
         self._save(None)
-        shown = f", {score.words} on --val (torch, codes in place)" if score is not None else ""
+        shown = f", {score.words} on --val (torch, quantized)" if score is not None else ""
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
         said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
         self.progress.note(f"epoch {at.epoch}: {said}")
@@ -395,7 +396,7 @@ class Trainer:
             first = self.graph.first_non_finite
             where = "a trained value" if feed is None else first(self._placed(feed))
             raise CalibrationError(
-                f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}",
+                f"Training produced non-finite parameters by epoch {at.epoch + 1}, step {at.step}",
                 f"first not finite: {where}",
                 f"Lower --lr or --lr-amax{self._checkpoint()}",
             )

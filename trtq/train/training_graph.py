@@ -1,6 +1,6 @@
 """Quantization-aware training of a captured graph.
 
-Weights, biases and ranges learn with the codes in place.
+Quantization-aware training of weights, biases and ranges.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 
 class _Fold(NamedTuple):
-    """What a kept BatchNorm folds into: a weight, a bias, and the weight's quantizer."""
+    """Targets of folding a kept BatchNorm: a weight, a bias, and the weight's quantizer."""
 
     weight: str
     bias: str
@@ -43,7 +43,7 @@ class TrainingGraph:
         graph: captured; not changed.
         encodings: where training starts.
         learn_amax: ranges learn, too.
-        freeze: shell patterns of layers whose weights, biases and ranges stay.
+        freeze: shell patterns of layers whose weights, biases and ranges remain.
         only: names of the layers that learn; None: all.
         keep_norms: the BatchNorm of a convolution is taken up again behind it (Krishnamoorthi 2018,
             section 3.2.2), and folded again by :meth:`learned`. Call :meth:`settle_norms_` before
@@ -109,7 +109,7 @@ class TrainingGraph:
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
         parameters = [*self.trained, *self.ranges]
-        # The model's own weights lie beside those that replaced them.
+        # The model's own weights are beside those that replaced them.
         self.module.requires_grad_(False)
         for p in parameters:
             p.requires_grad_()
@@ -124,12 +124,12 @@ class TrainingGraph:
 
     @property
     def ranges(self) -> list[nn.Parameter]:
-        """What the ranges are learned as."""
+        """Form in which the ranges are learned."""
         return [q.log_step for q in self.quantizers.values() if q.log_step.requires_grad]
 
     @property
     def moving(self) -> list[torch.Tensor]:
-        """What training moves without a gradient: running statistics and codebooks."""
+        """State that training moves without a gradient: running statistics and codebooks."""
         return [
             b for part in (*self.norms.values(), *self.codebooks.values()) for b in part.buffers()
         ]
@@ -163,7 +163,7 @@ class TrainingGraph:
         """Turn weights and biases of layers and norms into parameters of their own."""
         original = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
         read: dict[str, fx.Node] = {}
-        fixed: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
+        fixed: set[str] = set()  # a weight that a frozen layer reads is fixed for all layers
         for node in self.module.graph.nodes:
             constants = {str(c.target): c for c in _constants(node)}
             read |= constants
@@ -277,7 +277,7 @@ class TrainingGraph:
         return result
 
     def _learned_amax(self) -> dict[str, torch.Tensor]:
-        """Return the ranges that learned; others stay what they were, to the bit."""
+        """Return the ranges that learned; others are not changed, to the bit."""
         learned = {}
         for q in self.placement.active:
             quantizer = self.quantizers.get(self._shared[q.name])

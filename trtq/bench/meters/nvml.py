@@ -30,7 +30,7 @@ THROTTLE_FIELDS: Mapping[int, str] = {
 }
 POWER_INSTANT = 186
 BOARD = 0
-# What an exception of NVML means for a person (facts: missing NVML).
+# Meaning of an exception of NVML for a person (facts: missing NVML).
 MEANING = {
     "LibraryNotFound": "the NVIDIA management library was not found (no driver, a Jetson, or a "
     "container "
@@ -47,7 +47,7 @@ MEANING = {
 
 
 class GpuState(msgspec.Struct, frozen=True, kw_only=True):
-    """What varies on a GPU; None where it reports none.
+    """Readings that vary on a GPU; None where it reports none.
 
     Attributes:
         throttle_reasons: why clocks are low at this moment; only reasons that make a latency

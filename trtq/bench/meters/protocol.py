@@ -1,4 +1,4 @@
-"""What a meter is."""
+"""Interface of a meter."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ EXECUTORS = {
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an executor is made from.
+    """Settings of an executor.
 
     Attributes:
         folder: for its own files.

@@ -1,4 +1,4 @@
-"""What a Ray worker calls, by the name of this module: workers import it, no code is sent."""
+"""The function that a Ray worker calls: workers import this module, no code is sent."""
 
 from __future__ import annotations
 

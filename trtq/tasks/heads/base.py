@@ -1,4 +1,4 @@
-"""What a head is: from the outputs of a model to detections."""
+"""Heads: from the outputs of a model to detections."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Head(ABC):
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """What it finds beside boxes: ``masks``, ``keypoints``."""
+        """Results beside boxes: ``masks``, ``keypoints``."""
         return ()
 
     @classmethod
@@ -183,7 +183,7 @@ def suppressed(boxes: Array, candidates: Candidates, *, overlap: float, most: in
         for v in (positive, candidates.scores, candidates.classes)
     ]
     count = AT_FIRST
-    # What is kept of the best does not depend on those behind: they are looked at only where the
+    # The best ones do not depend on those behind: they are looked at only where the
     # best are too few.
     while True:
         kept = batched_nms(*(v[:count] for v in values), overlap)[:most]
@@ -219,7 +219,7 @@ def corners(boxes: Array) -> Array:
 
 
 def sigmoid(values: Array) -> Array:
-    """Return the logistic function; NaN stays NaN."""
+    """Return the logistic function; NaN remains NaN."""
     from scipy.special import expit
 
     return np.asarray(expit(values), dtype=np.float32)

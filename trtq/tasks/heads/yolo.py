@@ -191,7 +191,7 @@ class YoloObjectness(Rows):
 
     @classmethod
     def _has(cls, at: Layout, facts: Facts, *, asked: bool) -> bool:
-        """Of the heads with one anchor a cell, those with an objectness have it last."""
+        """Heads with one anchor a cell and an objectness have it last."""
         return super()._has(at, facts, asked=asked) and (asked or at.per_cell != 1 or at.last)
 
 
@@ -206,7 +206,7 @@ class YoloX(Rows):
 
     @classmethod
     def _has(cls, at: Layout, facts: Facts, *, asked: bool) -> bool:
-        """Cells are counted in any case: boxes without their cells mean nothing."""
+        """Cells are counted in any case: boxes without their cells are meaningless."""
         return at.last and (at.per_cell == 1 or (asked and facts.size is None))
 
     def _anchors(self, output: Array, size: tuple[int, int]) -> list[Array]:
