@@ -19,13 +19,15 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -q trtq
 	touch $@
 
-# What tests of boards talk to, a real SSH server that they start on loopback, and the browser that pages are tried in. Without root they are
-# yours to install; tests skip by name where they are missing.
+# What tests of boards talk to, a real SSH server that they start on loopback, the browser that pages are tried in, and the compiler for programs
+# of packages. Without root they are yours to install; tests skip by name where they are missing.
 system:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
 	    --no-install-recommends chromium; } || echo "no Chromium: apt-get install chromium (tests of pages are skipped)"
 	@test -x /usr/sbin/sshd || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
 	    --no-install-recommends openssh-server openssh-client; } || echo "no OpenSSH server: apt-get install openssh-server (tests of boards are skipped)"
+	@command -v g++ >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+	    --no-install-recommends g++ libc6-dev; } || echo "no g++: apt-get install g++ (tests that compile packages are skipped)"
 
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo

@@ -1,19 +1,32 @@
-"""Writes the list of errors into errors.md from the table that the program reads."""
+"""Writes the lists of errors and of releases from the program's tables, and draws the pictures."""
 
 from __future__ import annotations
 
+import re
 from html import escape
 from itertools import groupby
 
+from pictures import draw  # mkdocs finds modules beside a hook
+
 from trtq.cli.explain_cmd import meaning
 from trtq.error_codes import Closed, Entry, entries, forms
+from trtq.platform.releases import shown, sources
 
-MARK = "<!-- errors -->"
+PICTURE = re.compile(r"<!-- picture: (\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Return the text of a page with the list in place of its mark."""
-    return markdown.replace(MARK, _errors()) if MARK in markdown else markdown
+    """Return the text of a page with its lists and pictures in place of their marks."""
+    markdown = PICTURE.sub(lambda mark: draw(mark[1]), markdown)
+    for mark, written in (("<!-- errors -->", _errors), ("<!-- releases -->", _releases)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, written())
+    return markdown
+
+
+def _releases() -> str:
+    rows = [f"| {shown(r.version)} | {r.fact} | {r.source} |" for r in sources()]
+    return "\n".join(["| TensorRT | fact | read in |", "|---|---|---|", *rows])
 
 
 def _errors() -> str:

@@ -1990,8 +1990,8 @@ def build_engine(asked: Dict[str, Any]) -> int:
     Args:
         asked: ``onnx``, ``out`` and ``report`` (path of the layer report, None for none), ``apis``,
             ``typed``, ``fp16``, ``int8``, ``float_nodes``, ``workspace`` (MiB), ``level``, ``dla``
-            (core, None for none), ``gpu_fallback`` and ``shapes`` (least, usual and most sizes by
-            input).
+            (core, None for none), ``gpu_fallback``, ``shapes`` (least, usual and most sizes by
+            input) and perhaps ``more`` (the same of further profiles).
 
     Returns:
         0, or 1 where TensorRT refuses; its reasons are printed.
@@ -2009,6 +2009,8 @@ def build_engine(asked: Dict[str, Any]) -> int:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
+    if asked["dla"] is not None and "ADJUST_FOR_DLA" in apis:
+        parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     with open(asked["onnx"], "rb") as handle:
         parsed = parser.parse(handle.read())
     if not parsed:
@@ -2044,9 +2046,9 @@ def build_engine(asked: Dict[str, Any]) -> int:
         config.default_device_type, config.DLA_core = trt.DeviceType.DLA, asked["dla"]
         if asked["gpu_fallback"]:
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-    if asked["shapes"]:
+    for shapes in filter(None, [asked["shapes"]] + asked.get("more", [])):
         profile = builder.create_optimization_profile()
-        for name, (least, usual, most) in asked["shapes"].items():
+        for name, (least, usual, most) in shapes.items():
             profile.set_shape(name, least, usual, most)
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)

@@ -55,6 +55,17 @@ def test_help_needs_no_heavy_package():
     assert answers == dict.fromkeys(["", *VERBS], "Usage: trtq"), done.stderr
 
 
+def test_help_imports_click_and_nothing_else_from_outside():
+    code = """import sys
+before = set(sys.modules)
+from trtq.cli import cli
+cli.main(["--help"], standalone_mode=False)
+print("imported", *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = set(done.stdout.rpartition("imported ")[2].split())
+    assert names - set(sys.stdlib_module_names) == {"click", "trtq"}
+
+
 def test_engines_are_built_and_measured_without_torch():
     """Boards and build machines may have none, and its import takes longer than most builds."""
     rooms = "engine.build", "bench.harness", "bench.workload", "deploy.record", "commands.audit"

@@ -19,12 +19,13 @@ def help_of(name: str) -> str:
 def test_options_are_grouped_by_what_they_are_about(name):
     text = help_of(name)
     titles = re.findall(r"^([A-Z]\w+):$", text, re.M)
-    first = ["Model"] if name != "evaluate" else []
-    assert titles == ["Arguments", *first, "Data", "Images", "Settings", "Output"]
+    first, fourth = (["Model"], ["Quantization"]) if name != "evaluate" else ([], [])
+    assert titles == ["Arguments", *first, "Data", "Images", *fourth, "Settings", "Output"]
     parts = dict(zip(titles, re.split(r"^[A-Z]\w+:$", text, flags=re.M)[1:], strict=True))
     assert "--data" in parts["Data"] and "--mean" in parts["Images"]
     assert "--out " in parts["Output"] and "--help" in parts["Output"]
-    assert "--bits" not in parts["Data"]
+    assert "--task" in parts["Settings"]
+    assert ("--bits" in text) == ("--bits" in parts.get("Quantization", ""))
 
 
 def test_every_option_is_in_the_help_once():

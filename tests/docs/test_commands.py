@@ -16,13 +16,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.docs.test_pages import ROOT
+from tests.docs.test_pages import AFTER_COMMANDS, ROOT, blocks
+from tests.support.detector import pictures
 from tests.support.onnx_files import open_sizes, pyramid_detector, text_encoder, two_images
 from trtq.models.fcn import fcn_resnet18
 from trtq.testing.images import write_classes, write_scenes
@@ -168,6 +170,11 @@ def given(tmp_path_factory) -> Path:
     save_file(fcn_resnet18(11).state_dict(), folder / "fcn.safetensors")
     onnx.save(pyramid_detector(), folder / "yolov8n.onnx")
     onnx.save(open_sizes(), folder / "yolo.onnx")
+    for name in ("pages", "val"):
+        pictures(folder / name, 8)
+    rng = np.random.default_rng(0)
+    for name in ("calib", "test"):  # of model.onnx
+        np.savez(folder / name, input=rng.standard_normal((8, 3, 64, 64), np.float32))
     onnx.save(text_encoder(), folder / "encoder.onnx")
     onnx.save(with_open_sizes(two_images()), folder / "pair.onnx")
     for part in ("train", "val"):
@@ -208,6 +215,11 @@ def test_every_command_of_a_page_runs(page, given, tmp_path):
         (project / name).write_text(text)
     for line in commands_of(page):
         must(line, project)
+    for _, body in blocks(page.name, "python") if page.name in AFTER_COMMANDS else ():
+        done = subprocess.run(
+            [sys.executable, "-c", body], cwd=project, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{body}\n{done.stderr}"
 
 
 def test_what_is_left_out_is_what_needs_another_machine():

@@ -14,11 +14,12 @@ import pytest
 
 from tests.support.builds import asked
 from trtq import build
+from trtq.engine.build import dry_run
 from trtq.errors import ArtifactError, EngineError
 from trtq.platform.releases import releases
 from trtq.testing.tensorrt import names_of, read_fake_plan
 
-RELEASES = ("8.5.2", "8.6.1", "9.3.0", "10.0.1", "10.3.0", "10.13.3", "10.16.1", "11.4.0")
+RELEASES = ("8.5.2", "8.6.1", "9.3.0", "10.0.1", "10.3.0", "10.13.3", "10.16.1", "11.4.0", "11.5.0")
 
 
 # ---- the Python API of each release ------------------------------------------------------------
@@ -256,6 +257,25 @@ def test_a_dla_takes_no_pairs_and_no_fp32(files, tmp_path, tensorrt):
     build(asked(files, tmp_path, **plain, precision="fp16"))
     head, _ = read_fake_plan((tmp_path / "e.engine").read_bytes())
     assert head["flags"]["FP16"] and head["flags"]["GPU_FALLBACK"]
+
+
+def test_a_typed_graph_on_a_dla_is_adjusted_for_it(files, tmp_path, tensorrt):
+    """Precision by the types; the parser may rewrite layers so that the DLA takes them."""
+    tensorrt("11.4.1", (8, 7))
+    plain = {"onnx": f"{files}/model.fp32.onnx", "target": "orin@11.4", "precision": "fp16"}
+    build(asked(files, tmp_path, **plain, dla=0))
+    head, _ = read_fake_plan((tmp_path / "e.engine").read_bytes())
+    assert head["adjusted for DLA"] and head["flags"] == {
+        **dict.fromkeys(head["flags"], False),
+        "GPU_FALLBACK": True,
+    }
+    build(asked(files, tmp_path, **plain))
+    assert not read_fake_plan((tmp_path / "e.engine").read_bytes())[0]["adjusted for DLA"]
+    line = dry_run(asked(files, tmp_path, **plain, dla=0, backend="trtexec"))
+    assert "--useDLACore=0 --allowGPUFallback --adjustForDLA" in line
+    tensorrt("10.3.0", (8, 7))
+    build(asked(files, tmp_path, **plain | {"target": "orin@10.3"}, dla=0))
+    assert not read_fake_plan((tmp_path / "e.engine").read_bytes())[0]["adjusted for DLA"]
 
 
 def test_a_full_disk_keeps_the_engine_of_before(files, tmp_path, small_disk, tensorrt):

@@ -15,8 +15,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from tests.support.bench import QUICK
 from tests.support.builds import asked
-from trtq import EvaluateSpec, build, evaluate
+from trtq import BenchSpec, EvaluateSpec, bench, build, evaluate
+from trtq.bench import harness
+from trtq.bench.engine_workload import EngineWorkload
+from trtq.commands.doctor import doctor
 from trtq.engine import open_engine as opening
 from trtq.engine.manifest import read_manifest
 from trtq.engine.open_engine import open_engine, require_same
@@ -24,6 +28,7 @@ from trtq.engine.runner import EngineRunner, OnnxRunner
 from trtq.errors import EngineError, ExportError, UsageError
 from trtq.export.ort import open_session, run_batch
 from trtq.testing.tensorrt import names_of
+from trtq.testing.trtexec import write_fake_trtexec
 
 # ---- runners: both APIs, and what must not be loaded -------------------------------------------
 
@@ -131,6 +136,32 @@ def test_accuracy_of_an_engine_is_that_of_its_file(files, images, tmp_path, tens
     assert (
         found.top1 == evaluate(EvaluateSpec(onnx=f"{files}/model.qdq.onnx", data=str(images))).top1
     )
+
+
+def test_a_tensorrt_newer_than_the_catalogue_is_named_and_used(
+    files, images, tmp_path, tensorrt, on_cpu, monkeypatch
+):
+    """Builds, evaluations, measurements and the doctor name it and go on as with the newest."""
+    newer = "TensorRT 12.0 is newer than this trtq, which knows releases up to 11.5"
+    tensorrt("12.0.0")
+    made = build(asked(files, tmp_path, batch=(1, 4, 8)))
+    assert any(n.startswith(newer) for n in made.notes)
+    engine = tmp_path / "e.engine"
+    found = evaluate(EvaluateSpec(onnx=str(engine), data=str(images)))
+    assert found.images == 32
+    assert any(n.startswith(newer) for n in found.notes)
+    feed = {"input": np.zeros((4, 3, 32, 32), np.float32)}
+    workload = EngineWorkload(open_engine(engine, device="cpu"), feed, graph=False)
+    monkeypatch.setattr("trtq.bench.workload.open_workload", lambda *_, **__: workload)
+    monkeypatch.setattr(harness, "open_gpu", lambda device: (None, "a test"))
+    (row,) = bench(BenchSpec(file=(str(engine),), **QUICK)).rows
+    assert row.e2e.median.value > 0.0
+    assert any(n.startswith(newer) for n in row.notes)
+    monkeypatch.setattr("trtq.commands.doctor.package_version", {"tensorrt": "12.0.0"}.get)
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v120000")))
+    notes = {c.name: c.note for c in doctor() if c.note}
+    assert notes.keys() == {"tensorrt", "trtexec"}
+    assert all(n.startswith(newer) for n in notes.values())
 
 
 def test_pain_17_rebuild_gives_a_working_engine_beside_the_original(

@@ -6,6 +6,7 @@ What each reads, what a device lacks, the one command line, the fallback.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from tests.conftest import run_cli, spec
 from trtq import BuildSpec, build, quantize
+from trtq.bench import trtexec_bench
 from trtq.engine.build import dry_run
 from trtq.engine.target_table import list_targets, reads
 from trtq.errors import EngineError, ExportError, UsageError
@@ -22,9 +24,10 @@ from trtq.export.onnx_file import load_onnx
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_qdq
 from trtq.platform.catalogue import catalogue
-from trtq.platform.releases import has_flag, offers, releases
+from trtq.platform.releases import has_flag, offers, parse_version, releases
 from trtq.platform.target import Target
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
+from trtq.typed import toml_as
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,8 @@ def old_files(quantized) -> Path:
         ("thor@10.13", (10, 13), 20, ("FP16", "INT8", "BF16", "FP8", "FP4")),
         ("t4@10.16", (10, 16), 20, ("FP16", "INT8")),
         ("rtx3080@11.4", (11, 4), 20, ("FP16", "INT8", "BF16")),
+        ("thor@11.4", (11, 4), 20, ("FP16", "INT8", "BF16", "FP8", "FP4")),
+        ("h200@11.5", (11, 5), 20, ("FP16", "INT8", "BF16", "FP8")),
         ("h200@11.4", (11, 4), 20, ("FP16", "INT8", "BF16", "FP8")),
         ("sm86@10.0", (10, 0), 20, ("FP16", "INT8", "BF16")),
         ("rtx4090", None, 20, ("FP16", "INT8", "BF16", "FP8")),
@@ -100,6 +105,9 @@ def test_listing(tmp_path: Path):
         reads(list_targets("h200@11.4")[0])
         == "TensorRT 11.4: opset 20 (reads up to 25), types in the graph"
     )
+    assert "typed DLA" in list_targets("orin@11.4")[0].features
+    for name in ("thor@11.4", "h200@11.5", "nano", "orin-nano@11.4"):
+        assert not {"DLA", "typed DLA"} & set(list_targets(name)[0].features), name
     done = run_cli("targets", "nano")
     assert "multiplies in FP32, FP16\n" in done.stdout
     assert "8.2 is the last release with kernels for it" in done.stdout
@@ -221,6 +229,7 @@ RELEASES = {
     "v101600": "10.16",
     "v110000": "11.0",
     "v110100": "11.1",
+    "v110500": "11.5",
 }
 
 
@@ -250,6 +259,44 @@ def test_a_dry_run_prints_the_one_line_and_that_release_takes_it(
     )
     assert done.returncode == 0, done.stdout
     assert not (tmp_path / "e.engine.json").exists()
+
+
+def documented(release: str) -> set[str]:
+    """Return the flags of trtexec that a document or the source names up to a release."""
+    file = Path(__file__).with_name("trtexec_flags.toml")
+    rows = toml_as(file.read_bytes(), dict[str, dict[str, str]])
+    return {f for at, row in rows.items() if at <= release for f in row["added"].split()}
+
+
+@pytest.mark.parametrize("release", ["11.4", "11.5"])
+def test_lines_of_the_newest_releases_use_documented_flags_alone(
+    release, cnn13: Path, tmp_path: Path
+):
+    every = {"optimization_level": 5, "version_compatible": True, "strip_weights": True}
+    every |= {"timing_cache": "t.cache", "workspace": 64, "batch": (1, 2, 4)}
+    lines = 0
+    for name in catalogue().targets:
+        target = Target.parse(name)
+        if not target.facts.kernels.covers(parse_version(release)):
+            continue
+        dla = {"dla": 0, "precision": "fp16"} if not target.lacks("typed DLA") else {}
+        wide = {"hardware_compatible": "ampere+"} if target.sm >= 80 else {}
+        for options in ({}, {"precision": "fp16"}, {**every, **wide}, dla):
+            onnx_file = "model.fp32.onnx" if "precision" in options else "model.qdq.onnx"
+            asked = BuildSpec(
+                onnx=f"{cnn13}/{onnx_file}",
+                target=f"{name}@{release}",
+                backend="trtexec",
+                out=f"{tmp_path}/e.engine",
+                **options,
+            )
+            flags = re.findall(r" --(\w+)", dry_run(asked))
+            assert len(flags) > 4
+            assert set(flags) <= documented(release), (name, set(flags) - documented(release))
+            lines += 1
+    assert lines > 40
+    times = trtexec_bench.command("t", parse_version(release), Path("e"), times="t", dla=0)
+    assert {w[2:].partition("=")[0] for w in times[1:]} <= documented(release)
 
 
 def test_dry_runs_on_the_command_line(old_files: Path, cnn_out: Path, tmp_path: Path):

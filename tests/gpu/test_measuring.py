@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,11 +53,36 @@ def test_onnxruntime_on_the_gpu(gpu, tmp_path):
     assert record.rows[0].latencies["e2e"].median > 0.0
 
 
-def test_the_plugin_of_tensorrt_for_rtx_in_onnxruntime(gpu, tmp_path):
+@pytest.fixture
+def plugin(gpu):
+    """The plugin provider of TensorRT for RTX, where this GPU is one of those it takes."""
     pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
     capability = torch.cuda.get_device_capability(0)
     if capability not in ((8, 6), (8, 9)) and capability < (12, 0):
         pytest.skip(f"the plugin takes no GPU of compute capability {capability}")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_accuracy_in_the_plugin_of_tensorrt_for_rtx(tmp_path):
+    """The engine that the plugin builds from the float file agrees with ONNX Runtime on the CPU."""
+    trtq.quantize(hybrid(), images(), preset_quant="none").save(tmp_path)
+    np.savez(tmp_path / "x.npz", x=images().numpy())
+    file = str(tmp_path / "model.fp32.onnx")
+    record = trtq.evaluate(
+        trtq.EvaluateSpec(
+            onnx=file,
+            reference=file,
+            data=str(tmp_path / "x.npz"),
+            task="tensors",
+            provider="NvTensorRTRTX",
+        )
+    )
+    assert "NvTensorRTRTX" in record.runtime
+    assert record.outputs[0].cosine > 0.999
+
+
+@pytest.mark.usefixtures("plugin")
+def test_the_plugin_of_tensorrt_for_rtx_in_onnxruntime(tmp_path):
     quantized = trtq.quantize(hybrid(), images(), preset_quant="none")
     quantized.save(tmp_path)
     record = trtq.bench(tmp_path / "model.qdq.onnx", device="rtx:0", duration=1.0)

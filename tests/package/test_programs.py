@@ -58,12 +58,35 @@ class Driver:
 ctypes.CDLL = lambda name, *a, **k: Driver() if "cuda" in str(name) else REAL(name, *a, **k)
 """
 
+# Once the stand-in has loaded, with what it computes with, nothing else can be imported but NumPy,
+# Pillow and Python itself.
+ALONE = """
+import sys
+
+import onnxruntime
+import tensorrt
+
+ALLOWED = {*sys.stdlib_module_names, "tensorrt", "numpy", "PIL", "onnxruntime"}
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ALLOWED:
+            raise ImportError(f"the program imports {name}")
+
+
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("trtq", "torch", "onnx", "msgspec"):
+        del sys.modules[name]
+sys.meta_path.insert(0, Refuse())
+"""
+
 
 @pytest.fixture
 def run(tensorrt, tmp_path):
     """Return a function that runs a program with the stand-ins for TensorRT and a GPU."""
     (tmp_path / "driver").mkdir()
-    (tmp_path / "driver/sitecustomize.py").write_text(DRIVER)
+    (tmp_path / "driver/sitecustomize.py").write_text(DRIVER + ALONE)
     root = Path(trtq.__file__).parents[1]  # of the stand-in alone
     path = os.pathsep.join(map(str, (tmp_path / "driver", tensorrt, root)))
 
@@ -116,6 +139,14 @@ def test_images(name, run, packaged, engines, files, tmp_path):
         assert lines[1].startswith(f"  0.png: {best} ")
         assert len(lines) == 6
         assert "\x1b" not in done.stdout
+
+
+def test_the_program_can_import_nothing_of_trtq(run, tmp_path):
+    """What the runs above rest on."""
+    for name in ("trtq", "torch", "onnx", "msgspec", "timm"):
+        (tmp_path / "run.py").write_text(f"import {name}\n")
+        done = run(tmp_path)
+        assert f"ImportError: the program imports {name}" in done.stderr
 
 
 def test_arrays_by_name(run, packaged, engines, files, tmp_path):
@@ -247,6 +278,14 @@ def program(engines, tmp_path_factory) -> Path:
     line = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}", "-o", "run"]
     subprocess.run([*line, "main.cpp"], cwd=out / "cpp", check=True)
     return out / "cpp"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["classifier", "segmenter", "yolo"])
+def test_programs_of_other_models_compile(name, packaged, engines):
+    folder = packaged(getattr(engines, name), "cpp")
+    line = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{INCLUDE}"]
+    subprocess.run([*line, "main.cpp"], cwd=folder, check=True)
 
 
 @needs_compiler

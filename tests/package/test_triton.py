@@ -85,6 +85,45 @@ def test_an_engine_with_an_open_batch(read, messages, engines):
     assert config.parameters["trtq.task"].string_value == "classification"
 
 
+NAMES = ("classifier", "segmenter", "yolo", "text")
+KINDS = {TensorProto.FLOAT: "TYPE_FP32", TensorProto.INT64: "TYPE_INT64"}
+
+
+@pytest.mark.parametrize("form", ["engine", "onnx"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_are_those_of_the_file(name, form, read, messages, engines, files):
+    """Names, types and sizes; Triton adds an open batch by itself."""
+    graph = onnx.load(getattr(files, name)).graph
+    _, configs = read(getattr(engines if form == "engine" else files, name))
+    config = configs[name]
+    assert config.backend == {"engine": "tensorrt", "onnx": "onnxruntime"}[form]
+    for given, made in ((graph.input, config.input), (graph.output, config.output)):
+        wanted = []
+        for value in given:
+            tensor = value.type.tensor_type
+            dims = [d.dim_value or -1 for d in tensor.shape.dim]
+            assert (dims[0] == -1) == (config.max_batch_size > 0)
+            shape = dims[1:] if config.max_batch_size else dims
+            wanted.append((value.name, KINDS[tensor.elem_type], shape))
+        assert [(t.name, kind(messages, t), list(t.dims)) for t in made] == wanted
+
+
+def test_an_engine_of_several_profiles(read, changed, engines):
+    """One group of instances has all of them: Triton takes what fits a request."""
+
+    def more(manifest):
+        rows = json.loads(json.dumps(manifest["inputs"]))
+        for row in rows:
+            row["usual"][0], row["most"][0] = 16, 32
+        manifest["profiles"] = [rows]
+
+    _, configs = read(changed(engines.text, more))
+    (group,) = configs["text"].instance_group
+    assert list(group.profile) == ["0", "1"]
+    assert configs["text"].max_batch_size == 32
+    assert list(configs["text"].dynamic_batching.preferred_batch_size) == [2, 16]
+
+
 def test_an_engine_of_fixed_sizes_has_the_batch_in_its_dims(read, engines):
     _, configs = read(engines.yolo)
     config = configs["yolo"]

@@ -21,12 +21,14 @@ from trtq.engine.target_table import board_lines, list_targets
 from trtq.errors import EngineError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.platform import catalogue as catalogue_module
+from trtq.platform import releases as releases_module
 from trtq.platform.agent_rows import AGENT, agent_rows, with_rows
 from trtq.platform.catalogue import boards, catalogue
 from trtq.platform.releases import Runtime, Span, parse_version, releases
 from trtq.platform.target import Target
 from trtq.quant.placement import RULES, TENSORRT, rules_for
 from trtq.specs import BuildSpec
+from trtq.typed import toml_as
 
 PACKAGE = Path(catalogue_module.__file__).parents[1]
 has_rtx = pytest.mark.skipif(
@@ -86,6 +88,33 @@ def test_every_row_of_releases_is_a_span_in_order():
         assert steps[0][0] == known.oldest
     for opset, ir in known.ir.items():
         assert onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]) == ir
+
+
+def test_rows_of_releases_without_public_source_say_where_they_were_read():
+    """Up to 11.1 the source is public; of later releases every row names a document."""
+    public = parse_version("11.1")
+    file = toml_as(releases_module.FILE.read_bytes(), dict)
+    for table in releases_module.TITLES:
+        for name, row in file[table].items():
+            if isinstance(row, str):
+                span = Span.parse(row)
+                assert max(span.first, span.last or span.first) <= public, name
+    assert all(parse_version(v) <= public for v, row in file["op"].items() if isinstance(row, str))
+    found = releases_module.sources()
+    assert all(r.source for r in found)
+    # Every release of the catalogue that is newer has a row.
+    newest = releases().newest
+    after = {(11, minor) for minor in range(2, newest[1] + 1)}
+    assert newest[0] == 11 and after <= {r.version for r in found}
+
+
+def test_the_page_of_releases_lists_every_sourced_row():
+    hooks = importlib.util.spec_from_file_location("hooks", PACKAGE.parent / "docs/hooks.py")
+    module = importlib.util.module_from_spec(hooks)
+    hooks.loader.exec_module(module)
+    page = module.on_page_markdown((PACKAGE.parent / "docs/releases.md").read_text())
+    assert "| 11.5 | trtexec --independentWeightLayouts, from 11.5 on | release notes" in page
+    assert page.count("\n| 1") == len(releases_module.sources())
 
 
 NEW_BOARD = """

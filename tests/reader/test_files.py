@@ -183,7 +183,7 @@ def test_a_matmul_with_constants_and_its_bias_become_one_linear_layer(tmp_path):
     assert_round_trip(model, loaded, made)
 
 
-@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize("opset", [11, 13, 18, 21, 22, 23, 24, 25])
 def test_old_and_new_forms_are_read(tmp_path, opset):
     axes = {"axes": [2, 3]} if opset < 18 else {}
     more = [] if opset < 18 else ["axes"]
@@ -206,6 +206,24 @@ def test_old_and_new_forms_are_read(tmp_path, opset):
     model = image_model(nodes, weights, opset=opset)
     loaded, made = written(tmp_path, model)
     assert loaded.graph.passes["batch norm folded"] == 1
+    assert_round_trip(model, loaded, made)
+
+
+@pytest.mark.parametrize(
+    ("opset", "nodes"),
+    [
+        (21, [helper.make_node("GroupNormalization", ["x", "g", "g"], ["y"], num_groups=3)]),
+        (22, [helper.make_node("Mish", ["x"], ["y"])]),
+        (23, [helper.make_node("RMSNormalization", ["x", "width"], ["y"])]),
+        (24, [helper.make_node("Swish", ["x"], ["y"], alpha=1.5)]),
+        (25, [helper.make_node("HardSwish", ["x"], ["y"])]),
+    ],
+)
+def test_the_newest_opsets_are_read(tmp_path, opset, nodes):
+    weights = {"g": random_weight(3), "width": random_weight(8)}
+    used = {name: weights[name] for name in nodes[0].input if name in weights}
+    model = image_model(nodes, used, opset=opset)
+    loaded, made = written(tmp_path, model, opset=20)
     assert_round_trip(model, loaded, made)
 
 

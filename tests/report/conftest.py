@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,6 @@ import trtq
 from tests.support.detector import CellDetector, pictures
 from trtq import EvaluateSpec, evaluate
 from trtq.files import FP32, QDQ
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 
 
 @pytest.fixture(autouse=True)
@@ -46,21 +41,6 @@ def detector_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return out
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, one for all pages of a file."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: make system installs it")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture()

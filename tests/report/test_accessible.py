@@ -21,6 +21,7 @@ from trtq.report.sweep import write_sweep_page
 
 WIDE = {"width": 1200, "height": 900}
 PHONE = {"width": 390, "height": 844}
+PAPER = {"width": 794, "height": 1123}  # A4 at 96 dots an inch
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,34 @@ def test_a_page_without_contrast_is_found(tmp_path, opened):
     (tmp_path / "bad.html").write_text(bad)
     found = Axe().run(opened(tmp_path / "bad.html")).response["violations"]
     assert "color-contrast" in [v["id"] for v in found]
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_every_page_prints_whole_and_without_controls(kind, run, tmp_path, opened):
+    path = tmp_path / "page.html"
+    PAGES[kind](run, path)
+    path = path if path.exists() else tmp_path / "pictures/index.html"
+    page = opened(path, color_scheme="dark", viewport=PAPER)
+    page.emulate_media(media="print")
+    assert page.locator("button.copy:visible, .tools:visible, button.hist:visible").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= PAPER["width"]
+    cut = "e => e.scrollHeight > e.clientHeight + 1"
+    parts = f"[...document.querySelectorAll('.scroll, pre')].filter({cut}).length"
+    assert page.evaluate(parts) == 0, "a table or a command is cut off"
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")  # white, or none
+
+
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE], ids=["wide", "phone"])
+def test_the_first_screen_says_how_good_how_fast_and_what_next(size, run, tmp_path, opened):
+    write_page(run, tmp_path / "page.html", title="Cells")
+    page = opened(tmp_path / "page.html", viewport=size)
+    parts = {
+        "mAP": page.locator(".verdict"),
+        " ms": page.locator(".speed"),
+        "trtq bench": page.locator("dl.steps pre.command").first,
+    }
+    for words, part in parts.items():
+        box = part.bounding_box()
+        assert words in part.inner_text()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"], (words, box)

@@ -61,7 +61,7 @@ class EngineWorkload:
         self.clock = time.perf_counter_ns
         self.cuda: Any = cuda or (torch.cuda if pinned else None)
         self.label = f"{runner.device} (TensorRT, {runner.label})"
-        self.device = str(runner.device)
+        self.device, self.notes = str(runner.device), runner.notes
         self.feed = feed
         self.shapes = shapes_of(feed)
         self.shape = next(iter(self.shapes.values()))

@@ -110,6 +110,7 @@ class RowMeasurement:
             EngineError, ExportError: it cannot be loaded.
         """
         workload = self.options.open(self.path)
+        self.notes += workload.notes
         watch = Watch(self.device, self.gpu)
         failed = self._repeats(workload, watch)
         watch.look()

@@ -36,6 +36,7 @@ class Workload(Protocol):
         apart: whether GPU time and enqueue time can be separated from the host's: then ``split``
             works.
         why_whole: why they cannot be separated.
+        notes: what a user should know of what runs it.
         io_bytes: of the inputs and the outputs, on the device.
     """
 
@@ -46,6 +47,7 @@ class Workload(Protocol):
     settings: RowSettings
     apart: bool
     why_whole: str
+    notes: Sequence[str]
 
     @property
     def io_bytes(self) -> int:
@@ -222,6 +224,7 @@ class OnnxWorkload:
             )
         )
         self.path, self.options = path, options
+        self.notes: Sequence[str] = ()
         self.feed: Inputs = other.feed if other is not None else self._draw()
         self.device = device_for(options.device)
         runtime = "TensorRT for RTX in ONNX Runtime" if self.makes_engine else "ONNX Runtime"

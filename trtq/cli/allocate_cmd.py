@@ -21,9 +21,10 @@ def command(as_json: bool, **values: Any) -> None:
     """Choose a width for every layer of ANALYSIS, what trtq analyze wrote.
 
     \b
-    Example:
+    Examples:
       trtq allocate S.json --budget size=0.15 --budget energy=0.2 --out A.json
-      trtq quantize timm:resnet18 ... --allocation A.json
+      trtq allocate S.json --bits w8a8,w4a8 --strategy milp --budget latency@rtx4090=0.5 \\
+        --out A.json
     """
     merged = collect(AllocateSpec, values)
     require(merged, ("analysis", "out"), "allocate", "analysis")

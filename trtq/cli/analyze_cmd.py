@@ -21,9 +21,10 @@ def command(as_json: bool, **values: Any) -> None:
     """Measure the quantization sensitivity of each layer of MODEL at each width.
 
     \b
-    Example:
+    Examples:
       trtq analyze timm:resnet18 --checkpoint resnet18.safetensors \\
         --data images/train --metric jsd --out S.json
+      trtq analyze model.onnx --data images --calib-images 64 --out S.json
     """
     merged = collect(AnalyzeSpec, values)
     require(merged, ("model", "data", "out"), "analyze", "model")

@@ -24,7 +24,7 @@ def command(as_json: bool, **values: Any) -> None:
     report. Exit code 1 when a module that asks for INT8 or FP8 computes in something else.
 
     \b
-    Example:
+    Examples:
       trtq audit out/rtx4090.engine --onnx out/model.qdq.onnx
       trtq audit layers.json --onnx out/model.qdq.onnx --target xavier@8.5
     """

@@ -25,7 +25,7 @@ def command(as_json: bool, **values: Any) -> int:
     measured, but not valid.
 
     \b
-    Example:
+    Examples:
       trtq bench out/model.qdq.onnx --load --memory --energy --out out/bench
       trtq bench engines/rtx4090.engine --device cuda:0 --batch 1,8,32 --lock-clocks
     """

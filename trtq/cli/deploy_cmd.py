@@ -26,7 +26,7 @@ def command(as_json: bool, **values: Any) -> int:
     measured, but not valid.
 
     \b
-    Example:
+    Examples:
       trtq deploy nano recipe.toml
       trtq deploy orin out/model.qdq.onnx --power-mode MAXN --lock-clocks --energy --data images/val
     """

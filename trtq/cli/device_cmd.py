@@ -28,7 +28,7 @@ def command() -> None:
     """Manage the boards that trtq builds and measures on, over the system's SSH.
 
     \b
-    Example:
+    Examples:
       trtq device add nano jetson@192.168.55.1
       trtq device probe nano
     """
@@ -46,8 +46,7 @@ def command() -> None:
 @click.option(
     "--workdir",
     default="",
-    help="Folder on the board for models and engines; default: .trtq in the home of the user "
-    "there.",
+    help="Folder on the board for models and engines.  [default: .trtq in the home]",
 )
 @click.option(
     "--accept-key",
@@ -59,6 +58,11 @@ def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_
     """Add a board under a name.
 
     A new host key is shown and must be accepted once. A changed host key is an error.
+
+    \b
+    Examples:
+      trtq device add nano jetson@192.168.55.1
+      trtq device add orin ubuntu@orin.lab:2222 --jump gateway --identity ~/.ssh/orin
     """
     from trtq.deploy.devices import WORKDIR, parse_device, remember_device
 
@@ -162,7 +166,13 @@ def _ago(seconds: float) -> str:
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def list_(as_json: bool) -> None:
-    """List the boards that were added."""
+    """List the boards that were added.
+
+    \b
+    Examples:
+      trtq device list
+      trtq device list --json
+    """
     from trtq.deploy.devices import known_devices
 
     devices = known_devices()
@@ -181,7 +191,13 @@ def list_(as_json: bool) -> None:
 @command.command("remove")
 @click.argument("name", shell_complete=offer("board"))
 def remove(name: str) -> None:
-    """Forget a board; nothing on it changes."""
+    """Forget a board; nothing on it changes.
+
+    \b
+    Examples:
+      trtq device remove nano
+      trtq device remove 'old nano'
+    """
     from trtq.deploy.devices import forget_device
 
     forget_device(name)
@@ -195,6 +211,11 @@ def probe_(name: str, as_json: bool) -> None:
     """Show board, software, power modes, rails, memory and disk.
 
     Missing parts are listed with the command that fixes them.
+
+    \b
+    Examples:
+      trtq device probe orin
+      trtq device probe orin --json
     """
     from trtq.deploy.board import probe
 
@@ -210,7 +231,13 @@ def probe_(name: str, as_json: bool) -> None:
 @command.command("shell")
 @click.argument("name", shell_complete=offer("board"))
 def shell(name: str) -> int:
-    """Open a shell on a board, over the connection that trtq uses."""
+    """Open a shell on a board, over the connection that trtq uses.
+
+    \b
+    Examples:
+      trtq device shell orin
+      trtq device shell nano
+    """
     from trtq.deploy.devices import find_device
     from trtq.deploy.ssh import Link
 
@@ -227,6 +254,11 @@ def logs(name: str, key: str | None) -> None:
     """List the engines and the jobs on a board, the newest last.
 
     With KEY (or its first letters), show the output of that job.
+
+    \b
+    Examples:
+      trtq device logs orin
+      trtq device logs orin 3f2a
     """
     from trtq.deploy.answers import Listing, Logs
 
@@ -254,7 +286,13 @@ def logs(name: str, key: str | None) -> None:
 @click.argument("name", shell_complete=offer("board"))
 @click.argument("key")
 def stop(name: str, key: str) -> None:
-    """End the job KEY (or its first letters) on a board and restore the settings it changed."""
+    """End the job KEY (or its first letters) on a board and restore the settings it changed.
+
+    \b
+    Examples:
+      trtq device stop orin 3f2a
+      trtq device stop nano b07c51
+    """
     from trtq.deploy.answers import JobAnswer
 
     with _reached(name) as agent:
@@ -270,6 +308,11 @@ def clean(name: str, everything: bool) -> None:
     """Remove uploads and ended jobs from a board.
 
     Only files inside the folder that trtq made there are removed.
+
+    \b
+    Examples:
+      trtq device clean orin
+      trtq device clean orin --all
     """
     from trtq.deploy.answers import Cleaned
 

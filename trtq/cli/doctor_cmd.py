@@ -14,6 +14,11 @@ def command(as_json: bool) -> None:
     """Show the versions, devices and sensors found here.
 
     Missing parts are listed with their use and how to get them.
+
+    \b
+    Examples:
+      trtq doctor
+      trtq doctor --json
     """
     from trtq.commands.doctor import doctor
 
@@ -24,4 +29,4 @@ def command(as_json: bool) -> None:
     width = max(len(c.name) for c in checks)
     for check in checks:
         state = check.found or f"missing: needed for {check.needed_for}; {check.mend}"
-        say(f"{check.name:<{width}}  {state}")
+        say(f"{check.name:<{width}}  {state}{f'; {check.note}' if check.note else ''}")

@@ -26,8 +26,9 @@ def command(as_json: bool, **values: Any) -> None:
     files.
 
     \b
-    Example:
+    Examples:
       trtq evaluate out/model.qdq.onnx --reference out/model.fp32.onnx --data images/val
+      trtq evaluate out/model.qdq.onnx --data coco:pages --exclude out/quantize.json --out out
     """
     merged = collect(EvaluateSpec, values)
     require(merged, ("onnx", "data"), "evaluate", "onnx")

@@ -22,8 +22,10 @@ def command(as_json: bool, **values: Any) -> None:
     The cache is for implicit INT8 on TensorRT up to 10.16.
 
     \b
-    Example:
+    Examples:
       trtq export-calib out/model.qdq.onnx --target xavier@8.5 --out out/calibration.cache
+      trtq export-calib out/model.qdq.onnx --target xavier@8.5 --release-number 8502 \\
+        --out out/calibration.cache
     """
     merged = collect(ExportCalibSpec, values)
     require(merged, ("onnx", "target", "out"), "export-calib", "onnx")

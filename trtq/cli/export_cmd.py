@@ -22,10 +22,12 @@ def command(as_json: bool, **values: Any) -> None:
     The files are OUT/TARGET.onnx, with the same scales in each.
 
     \b
-    Example:
+    Examples:
       trtq export timm:resnet18 --checkpoint resnet18.safetensors \\
         --encodings out/encodings.safetensors --data images/train \\
         --target xavier@8.5 --target orin@10.3 --target rtx4090 --out profiles
+      trtq export model.onnx --encodings out/encodings.safetensors --data images \\
+        --target rtx4090 --precision fp16 --out profiles
     """
     merged = collect(ExportSpec, values)
     require(merged, ("model", "encodings", "target", "data", "out"), "export", "model")

@@ -25,7 +25,7 @@ def command(as_json: bool, **values: Any) -> None:
     After a stop (Ctrl-C, SIGTERM or a crash), the same command resumes from OUT/checkpoint.
 
     \b
-    Example:
+    Examples:
       trtq finetune timm:resnet18 --checkpoint resnet18.safetensors \\
         --encodings ptq/encodings.safetensors \\
         --data images/train --val images/val --epochs 3 --out qat

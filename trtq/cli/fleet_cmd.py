@@ -23,7 +23,7 @@ def command() -> None:
     The table has load time, latency and memory per model and device.
 
     \b
-    Example:
+    Examples:
       trtq fleet deploy recipe.toml --devices nano,xavier,orin
       trtq fleet bench
     """
@@ -50,6 +50,11 @@ def deploy(as_json: bool, **values: Any) -> int:
     """Build and measure each MODEL on all devices at once.
 
     A failure on one device does not affect the others. Exit code 1: one failed.
+
+    \b
+    Examples:
+      trtq fleet deploy out/model.qdq.onnx --devices nano,orin
+      trtq fleet deploy recipe.toml --power-mode MAXN --energy
     """
     return _run(values, as_json=as_json, needs_model=True)
 
@@ -61,5 +66,10 @@ def bench(as_json: bool, **values: Any) -> int:
     """Print the table for the available devices.
 
     Without MODEL, it covers every engine on them.
+
+    \b
+    Examples:
+      trtq fleet bench
+      trtq fleet bench out/model.qdq.onnx --devices orin --duration 10
     """
     return _run(values, as_json=as_json, needs_model=False)

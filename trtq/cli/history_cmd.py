@@ -34,8 +34,9 @@ def command(plot: str | None, as_json: bool, **given: Any) -> None:
     They are in one SQLite file: $TRTQ_HISTORY, else trtq/history.sqlite in the user's data folder.
 
     \b
-    Example:
+    Examples:
       trtq history --file 'model.qdq.onnx' --since 2026-11-01 --plot latency.png
+      trtq history --device 'CPU*' --mode latency --valid --json
     """
     from trtq.bench import history
 

@@ -20,8 +20,9 @@ def command(as_json: bool, **values: Any) -> None:
     """Make a Q/DQ file, which TensorRT 11 reads, from an old calibration CACHE and its float ONNX.
 
     \b
-    Example:
+    Examples:
       trtq import-calib calibration.cache --onnx model.onnx --out out
+      trtq import-calib yolo.cache --onnx yolo.onnx --json --out yolo
     """
     merged = collect(ImportCalibSpec, values)
     require(merged, ("cache", "onnx", "out"), "import-calib", "cache")

@@ -22,8 +22,9 @@ def command(as_json: bool, **values: Any) -> None:
     The tools are pytorch-quantization, ModelOpt and AIMET.
 
     \b
-    Example:
+    Examples:
       trtq import-checkpoint timm:resnet18 --ranges resnet18_int8.pth --data images/val --out out
+      trtq import-checkpoint model.py:factory --ranges modelopt.pth --data calib.npz --out out
     """
     merged = collect(ImportCheckpointSpec, values)
     require(merged, ("model", "ranges", "data", "out"), "import-checkpoint", "model")

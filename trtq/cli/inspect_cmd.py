@@ -25,6 +25,11 @@ def command(path: str, as_json: bool) -> None:
     TensorRT or an entry of trtq's own, a recipe, a package, or a folder of them.
 
     Long lists and deeply nested parts are only counted; --json prints everything.
+
+    \b
+    Examples:
+      trtq inspect out/model.qdq.onnx
+      trtq inspect out/quantize.json --json
     """
     from trtq.commands.inspect import inspect
 

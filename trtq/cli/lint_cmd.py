@@ -27,8 +27,9 @@ def command(as_json: bool, **values: Any) -> None:
     otherwise.
 
     \b
-    Example:
+    Examples:
       trtq lint model.onnx --target xavier@8.5 --fix repaired.onnx
+      trtq lint out/model.qdq.onnx --target rtx4090@10.13
     """
     merged = collect(LintSpec, values)
     require(merged, ("onnx", "target"), "lint", "onnx")

@@ -23,6 +23,11 @@ def command(as_json: bool) -> None:
       folded     costs nothing at run time
       ops        runs as extra float operations
       simulated  has no kernel anywhere
+
+    \b
+    Examples:
+      trtq methods
+      trtq methods --json
     """
     from trtq.methods.registry import get_method, known_methods
 

@@ -33,7 +33,7 @@ def command(as_json: bool, check: str | None, **values: Any) -> None:
     and the batch follow from it.
 
     \b
-    Example:
+    Examples:
       trtq package out/rtx4090.engine --for python --for onnxruntime --out package
       trtq package out/model.qdq.onnx --for triton --for deepstream --out serve
       trtq package --check serve

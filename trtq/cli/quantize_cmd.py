@@ -37,7 +37,7 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     path/to/file.py:factory.
 
     \b
-    Example:
+    Examples:
       trtq quantize yolov8n.onnx --data images --preset yolo --out out
       trtq quantize timm:resnet18 --checkpoint resnet18.safetensors --data images/train --out out
     """

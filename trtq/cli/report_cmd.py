@@ -26,7 +26,7 @@ def command(as_json: bool, **values: Any) -> None:
     needs no network.
 
     \b
-    Example:
+    Examples:
       trtq report runs/demo
       trtq report runs/int8 runs/mixed runs/qat --out compare.html
     """

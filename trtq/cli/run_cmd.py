@@ -38,7 +38,12 @@ def command(recipe: str, dry_run: bool, as_json: bool) -> int:
     code 3: the figures of a stage are not valid.
 
     \b
-    Example of a recipe:
+    Examples:
+      trtq run recipe.toml --dry-run
+      trtq run recipe.toml
+
+    \b
+    A recipe:
       out = "runs/resnet18"
       [quantize]
       model = "timm:resnet18"

@@ -1,4 +1,4 @@
-"""Help whose options are grouped by what they are about: model, data, images, the rest, results."""
+"""Help whose options are grouped: model, data, images, quantization, the rest, output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtq.specs import InputSpec, ModelInputSpec
+from trtq.specs import InputSpec, ModelInputSpec, QuantizeSpec
 from trtq.specs.inputs import PictureSpec
 
 SETTINGS = "Settings"
@@ -17,11 +17,18 @@ _OF_DATA = tuple(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES)
 _OF_MODEL = tuple(
     n for n in ModelInputSpec.__struct_fields__ if n not in InputSpec.__struct_fields__
 )
+_GENERAL = ("task", "batch_size", "device", "seed", "target", "opset", "parity_images")
+_OTHERS = (*ModelInputSpec.__struct_fields__, *OUTPUT, *_GENERAL)
+_OF_QUANTIZATION = (
+    *(n for n in QuantizeSpec.__struct_fields__ if n not in _OTHERS),
+    *("encodings", "ranges", "lower_bits"),  # of training and of imports
+)
 ARGUMENTS = "Arguments"
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model": _OF_MODEL,
     "Data": _OF_DATA,
     "Images": _OF_IMAGES,
+    "Quantization": _OF_QUANTIZATION,
     SETTINGS: (),
     "Output": OUTPUT,
 }
@@ -30,8 +37,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 def group_of(name: str | None) -> str:
     """Return the section of an option, by its name in the spec.
 
-    >>> group_of("model"), group_of("data"), group_of("resize"), group_of("bits"), group_of("out")
-    ('Model', 'Data', 'Images', 'Settings', 'Output')
+    >>> [group_of(name) for name in ("model", "data", "resize", "bits", "epochs", "out")]
+    ['Model', 'Data', 'Images', 'Quantization', 'Settings', 'Output']
     """
     return next((title for title, names in GROUPS.items() if name in names), SETTINGS)
 

@@ -27,7 +27,12 @@ def command(dry_run: bool, as_json: bool, **values: Any) -> int:
     3: the figures of a run are not valid.
 
     \b
-    Example: six runs
+    Examples:
+      trtq sweep sweep.toml --dry-run
+      trtq sweep sweep.toml --on ray --workers 4
+
+    \b
+    A recipe of six runs:
       [quantize]
       model = "timm:resnet18"
       data = "images/train"

@@ -18,8 +18,9 @@ def command(target: str | None, as_json: bool) -> None:
     TARGET is a device such as nano, xavier@8.5 or rtx3080@11.4.
 
     \b
-    Example:
+    Examples:
       trtq targets orin@10.3
+      trtq targets
     """
     from trtq.engine.target_table import board_lines, list_targets, reads
 

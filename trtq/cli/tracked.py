@@ -43,7 +43,7 @@ def mlflow_option(function: F) -> F:
         "--mlflow",
         metavar="URI",
         help="Log the record, its figures and its files to this MLflow tracking URI; the "
-        "experiment is $MLFLOW_EXPERIMENT_NAME, else trtq. Off by default.",
+        "experiment is $MLFLOW_EXPERIMENT_NAME, else trtq.  [default: off]",
     )(cast(F, opened))
 
 

@@ -161,6 +161,7 @@ class _Answered:
     """A runner with precomputed answers, in the order of the batches."""
 
     label = "the board"
+    notes: Sequence[str] = ()
     inputs: Sequence[InputSlot] = ()  # not known here
 
     def __init__(self, outputs: dict[str, Array]) -> None:

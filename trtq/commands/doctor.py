@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.errors import MissingExtraError
+from trtq.errors import EngineError, MissingExtraError
 from trtq.machine import cpu_name, package_version
+from trtq.platform.releases import newer_note, parse_version
 from trtq.platform.target import rtx_capabilities
 from trtq.version import __version__
 
@@ -25,12 +26,14 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         found: what there is; None when it is missing.
         needed_for: what one cannot do without it.
         mend: how to get it; empty when it is there.
+        note: what to know of what is there.
     """
 
     name: str
     found: str | None
     needed_for: str
     mend: str = ""
+    note: str = ""
 
 
 PACKAGES: tuple[tuple[str, str, str], ...] = (
@@ -75,12 +78,21 @@ def doctor() -> list[Check]:
                 found=version,
                 needed_for=purpose.format(rtx=rtx),
                 mend="" if version else mend,
+                note=_newer(version) if name == "tensorrt" and version else "",
             )
         )
     checks.append(_gpu())
     checks.append(_trtexec())
     checks.append(_power())
     return checks
+
+
+def _newer(version: str) -> str:
+    """Return what to know of a TensorRT that is newer than the catalogue, "" for others."""
+    try:
+        return newer_note(parse_version(version))
+    except ValueError:
+        return ""
 
 
 def _memory() -> str:
@@ -118,15 +130,19 @@ def _gpu() -> Check:
 
 
 def _trtexec() -> Check:
-    from trtq.engine.trtexec import find_trtexec
+    from trtq.engine.trtexec import find_trtexec, probe_number
+    from trtq.export.calibration_cache import version_of
 
+    found, mend, note = None, "", ""
     try:
-        found, mend = find_trtexec(), ""
+        found = find_trtexec()
+        note = newer_note(version_of(probe_number(found)))
     except MissingExtraError as exc:
-        found, mend = None, exc.hint
-    return Check(
-        name="trtexec", found=found, needed_for="builds and a second opinion on engines", mend=mend
-    )
+        mend = exc.hint
+    except EngineError as exc:
+        note = f"{exc.message}: {exc.reason}"
+    purpose = "builds and a second opinion on engines"
+    return Check(name="trtexec", found=found, needed_for=purpose, mend=mend, note=note)
 
 
 def _power() -> Check:

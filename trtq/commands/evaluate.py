@@ -60,6 +60,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     note = Notes(progress.note)
     path = Path(spec.onnx)
     runner, metadata, made, path = _open(spec, path, progress)
+    note(*runner.notes)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
     task = _task(spec, metadata.get(TASK), note)

@@ -138,7 +138,8 @@ def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
             'it has no list called "Layers"',
             "Make it with trtexec --exportLayerInfo",
         )
-    return [_row(layer) for layer in layers]
+    # An engine of several profiles lists its layers again for each but the first.
+    return [row for row in map(_row, layers) if not re.search(r" \[profile [1-9]\d*\]$", row.name)]
 
 
 def _row(layer: Any) -> LayerRow:

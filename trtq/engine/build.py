@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import onnx
 
 from trtq.artifact import (
@@ -34,6 +35,7 @@ from trtq.engine.python_api import MODULES
 from trtq.engine.retry import Climb, climb
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.settings import Builder, Settings, TensorRow, runtime_of
+from trtq.engine.sizes import Sizes
 from trtq.engine.verify import verify
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.codes import codes_of, count_qdq, quantized_nodes
@@ -202,7 +204,8 @@ def describe(
         codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
         batch=job.batch,
         tensors=built.tensors or _tensors(found.source, runtime_of(builder)),
-        inputs=_inputs(job),
+        inputs=_inputs(job, job.sizes),
+        profiles=[_inputs(job, sizes) for sizes in job.more] or msgspec.UNSET,
         signature=metadata.get("signature"),
         onnx_sha256=job.onnx_sha256,
         onnx_bytes=path.stat().st_size,
@@ -237,19 +240,19 @@ def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
     return "fp16" if has_half(source) else spec.precision
 
 
-def _inputs(job: Job) -> list[InputRow]:
-    """Return the sizes that each input is built for."""
+def _inputs(job: Job, sizes: Sizes) -> list[InputRow]:
+    """Return the sizes that each input is built for in a profile."""
     tables = table_sizes(job.model)
     return [
         InputRow(
             name=i.name,
             axes=[a.symbol if a.size is None else a.size for a in i.axes],
-            least=[s[0] for s in job.sizes.spans[i.name]],
-            usual=[s[1] for s in job.sizes.spans[i.name]],
-            most=[s[2] for s in job.sizes.spans[i.name]],
+            least=[s[0] for s in sizes.spans[i.name]],
+            usual=[s[1] for s in sizes.spans[i.name]],
+            most=[s[2] for s in sizes.spans[i.name]],
             table=tables.get(i.name),
         )
-        for i in job.sizes.inputs
+        for i in sizes.inputs
     ]
 
 

@@ -14,7 +14,7 @@ from trtq.artifact import Stamp
 from trtq.engine.runner import OnnxRunner
 from trtq.engine.select_builder import refuse_missing_kernels, require_readable
 from trtq.engine.settings import Builder, Settings, require_offered, runtime_of
-from trtq.engine.shapes import inputs_of
+from trtq.engine.shapes import inputs_of, split_profiles
 from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, CalibrationCacheText, cache_number, read_cache
@@ -43,6 +43,7 @@ class Job:
         pairs: Q/DQ pairs of ``model``.
         onnx_sha256: of the file, as it was read.
         sizes: of the inputs, to build for.
+        more: sizes of further profiles.
         float_nodes: nodes that must compute in float32 beside FP16, and why; empty when nothing
             becomes FP16.
         fallback: why this is not what was asked for, "" when it is.
@@ -56,6 +57,7 @@ class Job:
     pairs: int
     onnx_sha256: str
     sizes: Sizes
+    more: list[Sizes]
     float_nodes: dict[str, str]
     fallback: str
     notes: list[str]
@@ -88,11 +90,20 @@ class Job:
         require_readable(self.model, builder.version, self.spec)
         options = BuildOptions(**{n: getattr(self.spec, n) for n in BuildOptions.__struct_fields__})
         require_offered(options, runtime_of(builder), self.target)
+        if self.more:
+            self.target.require(
+                "several profiles",
+                doing="build",
+                hint="Give each input once in --shapes",
+                runtime=runtime_of(builder),
+                error=EngineError,
+            )
         if self.spec.dla is not None:
             self._require_fit_for_dla()
         made = Settings(
             target=self.target,
             shapes=self.sizes.shapes,
+            more=[s.shapes for s in self.more],
             quantized=self.pairs > 0,
             half=self.half,
             options=options,
@@ -250,8 +261,10 @@ def prepare(spec: BuildSpec) -> Job:
         model, stamp, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
     pairs = count_qdq(model)
     refuse_missing_kernels(model, target)
-    asked_for = Request(texts=spec.shapes, batch=spec.batch, file=spec.onnx)
-    sizes = choose_sizes(inputs_of(model), asked_for)
+    sizes, *more = (
+        choose_sizes(inputs_of(model), Request(texts=texts, batch=spec.batch, file=spec.onnx))
+        for texts in split_profiles(spec.shapes)
+    )
     notes += sizes.notes
     float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
     return Job(
@@ -262,6 +275,7 @@ def prepare(spec: BuildSpec) -> Job:
         pairs=pairs,
         onnx_sha256=digest,
         sizes=sizes,
+        more=more,
         float_nodes=float_nodes,
         fallback=fallback,
         notes=notes,

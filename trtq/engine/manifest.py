@@ -105,7 +105,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
             model.
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
-        inputs: the sizes that each input was built for.
+        inputs: the sizes that each input was built for, by the first profile.
+        profiles: the same of further profiles.
         signature: of the model, as the ONNX file says; None where it does not.
         onnx_sha256, encodings_sha256: what it was built from.
         preprocess: how images become its input, as the ONNX file says.
@@ -136,6 +137,7 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     batch: tuple[int, int, int]
     tensors: list[TensorRow]
     inputs: list[InputRow] = []
+    profiles: list[list[InputRow]] | msgspec.UnsetType = msgspec.UNSET
     signature: dict[str, Any] | None = None
     onnx_sha256: str
     onnx_bytes: int

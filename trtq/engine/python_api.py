@@ -18,7 +18,7 @@ import msgspec
 from trtq.artifact import write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.request import BuildRequest
-from trtq.engine.settings import RTX, Built, Settings, TensorRow
+from trtq.engine.settings import RTX, Built, Settings, Shapes, TensorRow
 from trtq.engine.worker_process import ended_with, start
 from trtq.errors import EngineError, UsageError, last_line
 from trtq.platform.releases import Version, has_api, parse_version, releases
@@ -156,7 +156,8 @@ class PythonBuilder:
         return BuildRequest(
             onnx=str(source),
             out=str(out),
-            shapes={k: [list(s) for s in v] for k, v in settings.shapes.items()},
+            shapes=_lists(settings.shapes),
+            more=[_lists(shapes) for shapes in settings.more],
             sm=settings.target.sm if rtx else None,
             typed=settings.typed(self.version),
             fp16=settings.half,
@@ -199,6 +200,10 @@ class PythonBuilder:
         elif event.event == "step" and event.name == self._phase:
             self.told.advance(1)
         return event.event in ("log", "error", "done")
+
+
+def _lists(shapes: Shapes) -> dict[str, list[list[int]]]:
+    return {name: [list(s) for s in sizes] for name, sizes in shapes.items()}
 
 
 def _event(line: str) -> Event | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
+Shapes = dict[str, list[list[int]]]
 
-class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One build through TensorRT's Python API.
 
     Attributes:
         onnx, out: the file to read and the plan to write.
         shapes: min, opt and max shape of every dynamic input.
+        more: the same of further profiles.
         sm: compute capability to build for ahead of time; None for the GPU of the machine.
         typed: the graph has the types; fp16, int8 and float_nodes say otherwise what may run in.
         workspace: most scratch memory of a kernel, MiB.
@@ -22,7 +25,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     onnx: str
     out: str
-    shapes: dict[str, list[list[int]]]
+    shapes: Shapes
     sm: int | None
     typed: bool
     fp16: bool
@@ -38,3 +41,4 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     timing_cache: str | None
     timing_cache_out: str | None
     report: str | None
+    more: list[Shapes] = []

@@ -17,7 +17,7 @@ import numpy as np
 from trtq.errors import EngineError, UsageError
 from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.ort import input_slots, open_session, run_batch
-from trtq.platform.releases import has_api, release_of_module
+from trtq.platform.releases import has_api, newer_note, release_of_module
 
 Provider = Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"]
 
@@ -27,9 +27,11 @@ class Runner(Protocol):
 
     Attributes:
         label: what runs, for records.
+        notes: what a user should know of what runs.
     """
 
     label: str
+    notes: Sequence[str]
 
     @property
     def inputs(self) -> Sequence[InputSlot]:
@@ -68,6 +70,7 @@ class OnnxRunner:
             else ""
         )
         self.label = f"ONNX Runtime ({provider}){own}"
+        self.notes: Sequence[str] = ()
         self.names = [o.name for o in self.session.get_outputs()]
         self.inputs: Sequence[InputSlot] = input_slots(self.session)
 
@@ -187,6 +190,8 @@ class EngineRunner:
         self.torch, self.device, self.label, self.batch = torch, torch.device(device), label, batch
         self.trt = trt = importlib.import_module(module)
         self.version = release_of_module(trt)
+        newer = newer_note(self.version)
+        self.notes: Sequence[str] = (newer,) if newer else ()
         self.calls = _by_name(trt) if has_api("num_io_tensors", self.version) else _by_bindings()
         if self.device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.set_device(self.device)  # TensorRT, streams and events take the current one

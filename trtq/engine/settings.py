@@ -28,6 +28,7 @@ class Settings:
     Attributes:
         target: for which device.
         shapes: min, opt and max shape of every dynamic input, empty for a static model.
+        more: the same of further profiles.
         quantized: the model has Q/DQ pairs.
         half: what is not quantized may run in FP16.
         options: what the user chose beside that.
@@ -41,6 +42,7 @@ class Settings:
     shapes: Shapes
     quantized: bool
     half: bool
+    more: Sequence[Shapes] = ()
     options: BuildOptions = field(default_factory=BuildOptions)
     calibration: Path | None = None
     float_nodes: tuple[str, ...] = ()

@@ -86,6 +86,43 @@ def _input(value: onnx.ValueInfoProto, ranges: Mapping[str, SizeRange]) -> Input
     )
 
 
+def split_profiles(texts: Sequence[str]) -> list[list[str]]:
+    """Return texts of ``--shapes`` by profile, at least one.
+
+    The first text of every input belongs to the first profile, the second to the second. An input
+    that is given once has the same sizes in all.
+
+    >>> split_profiles(["ids=1x8", "mask=1x8", "ids=1x64", "mask=1x64"])
+    [['ids=1x8', 'mask=1x8'], ['ids=1x64', 'mask=1x64']]
+    >>> split_profiles(["ids=1x8", "ids=1x64", "scale=1"])
+    [['ids=1x8', 'scale=1'], ['ids=1x64', 'scale=1']]
+
+    Raises:
+        UsageError: two inputs are given more than once, and not equally often.
+    """
+    by_input: dict[str, list[str]] = {}
+    for text in _each(texts):
+        by_input.setdefault(text.rpartition("=")[0], []).append(text)
+    counts = {name: len(given) for name, given in by_input.items() if len(given) > 1}
+    if len(set(counts.values())) > 1:
+        words = ", ".join(f"{name} {count} times" for name, count in counts.items())
+        raise UsageError(
+            "Cannot make profiles of --shapes",
+            f"it gives {words}",
+            "Give each input once, or once for every profile",
+        )
+    profiles = max(counts.values(), default=1)
+    return [
+        [given[k] if len(given) > 1 else given[0] for given in by_input.values()]
+        for k in range(profiles)
+    ]
+
+
+def _each(texts: Sequence[str]) -> list[str]:
+    """Return one text for each input: several can be in one, separated by commas."""
+    return [t for given in texts for t in re.split(r",(?=[^,=]+=)", given)]
+
+
 def _axis(dim: onnx.TensorShapeProto.Dimension, ranges: Mapping[str, SizeRange]) -> Axis:
     name = axis_name(dim)
     return Axis(dim.dim_value if is_fixed(dim) else None, name, ranges.get(name, SizeRange()))
@@ -104,7 +141,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
             OPT > MAX.
     """
     found: dict[str, tuple[Span, ...]] = {}
-    for text in (t for given in texts for t in re.split(r",(?=[^,=]+=)", given)):
+    for text in _each(texts):
         name, equals, sizes = text.rpartition("=")
         shapes = [part.split("x") for part in sizes.split(":")]
         plain = all(d.isdecimal() for shape in shapes for d in shape)

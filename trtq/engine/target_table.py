@@ -23,7 +23,7 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
         opset: of the ONNX files for it.
         reads: the newest opset its parser reads; None where any may be installed.
         typed: the graph has the types; None where that depends on the release.
-        features: of the release; empty where any may be installed.
+        features: of the release that the device can use; empty where any may be installed.
         here: can be built for ahead of time, without that GPU.
     """
 
@@ -55,7 +55,9 @@ def describe(target: Target) -> TargetRow:
         opset=target.opset,
         reads=opset_read(release) if release else None,
         typed=offers("typed", release) if release else None,
-        features=tuple(f for f in releases().features if offers(f, release)) if release else (),
+        features=tuple(f for f in releases().features if offers(f, release) and not target.lacks(f))
+        if release
+        else (),
         here=bool(target.facts.rtx),
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trtq.engine.failures import explain
-from trtq.engine.settings import Built, Settings
+from trtq.engine.settings import Built, Settings, Shapes
 from trtq.engine.trtexec_log import read_log
 from trtq.engine.worker_process import ended_with
 from trtq.errors import EngineError, MissingExtraError, reason
@@ -163,6 +163,7 @@ class TrtexecBuilder:
             *self._precision(settings),
             *self._memory(settings),
             *_options(settings.options),
+            *self._adjustment(settings.options),
             *self._afterwards(report),
         ]
         for name, _ in given:
@@ -193,6 +194,11 @@ class TrtexecBuilder:
             return []
         # A plain number of MiB means the same in every release, a suffix does not.
         return [("memPoolSize", f"workspace:{settings.workspace}")]
+
+    def _adjustment(self, options: BuildOptions) -> list[Flag]:
+        """Return the option that lets the parser rewrite layers for a DLA, where there is one."""
+        wanted = options.dla is not None and has_flag("adjustForDLA", self.version)
+        return [("adjustForDLA", None)] * wanted
 
     def _afterwards(self, report: Path | None) -> list[Flag]:
         """Return the options for what follows the build: the layer report, and no inference."""
@@ -238,10 +244,15 @@ class TrtexecBuilder:
 
 def _shapes(settings: Settings) -> list[Flag]:
     """Return the options that give the shapes of dynamic inputs."""
-    if not settings.shapes:
-        return []
+    profiles = [_profile(shapes) for shapes in (settings.shapes, *settings.more) if shapes]
+    if len(profiles) < 2:
+        return [flag for given in profiles for flag in given]
+    return [flag for k, given in enumerate(profiles) for flag in (("profile", str(k)), *given)]
+
+
+def _profile(shapes: Shapes) -> list[Flag]:
     return [
-        (flag, spell_shapes({name: shapes[i] for name, shapes in settings.shapes.items()}))
+        (flag, spell_shapes({name: sizes[i] for name, sizes in shapes.items()}))
         for i, flag in enumerate(("minShapes", "optShapes", "maxShapes"))
     ]
 

@@ -80,8 +80,12 @@ def _create_network(
     return builder.create_network(mask)
 
 
-def _parse(network: trt.INetworkDefinition, logger: trt.ILogger, model: bytes) -> bool:
-    parser = trt.OnnxParser(network, logger)
+def _parse(
+    network: trt.INetworkDefinition, logger: trt.ILogger, request: BuildRequest, version: Version
+) -> bool:
+    parser, model = trt.OnnxParser(network, logger), Path(request.onnx).read_bytes()
+    if request.dla is not None and has_api("ADJUST_FOR_DLA", version):
+        parser.set_flag(getattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"))  # noqa: B009
     if parser.parse(model):
         return True
     for i in range(parser.num_errors):
@@ -118,9 +122,9 @@ def _configure(
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if has_api("progress_monitor", version):
         config.progress_monitor = _monitor()
-    if request.shapes:
+    for shapes in filter(None, (request.shapes, *request.more)):
         profile = builder.create_optimization_profile()
-        for name, sizes in request.shapes.items():
+        for name, sizes in shapes.items():
             profile.set_shape(name, *(trt.Dims(list(s)) for s in sizes))
         config.add_optimization_profile(profile)
 
@@ -222,7 +226,7 @@ def build(request: BuildRequest) -> bool:
     version, logger = release_of_module(trt), _Logger()
     builder = trt.Builder(logger)
     network = _create_network(builder, version, typed=request.typed)
-    if not _parse(network, logger, Path(request.onnx).read_bytes()):
+    if not _parse(network, logger, request, version):
         return False
     config = builder.create_builder_config()
     _configure(builder, network, config, request, version)

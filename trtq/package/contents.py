@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx
 
-from trtq.engine.manifest import EngineManifest
+from trtq.engine.manifest import EngineManifest, InputRow
 from trtq.engine.settings import RTX
 from trtq.errors import UsageError
 from trtq.package.preprocessing import Preprocessing
@@ -101,6 +101,11 @@ class Contents:
         if only is None or self.preprocess is None or len(only.axes) != IMAGE_RANK:
             return None
         return only
+
+    @property
+    def profiles(self) -> list[list[InputRow]]:
+        """The sizes of an engine's inputs in profiles behind the first."""
+        return (self.manifest.profiles or []) if self.manifest is not None else []
 
     @property
     def is_rtx(self) -> bool:

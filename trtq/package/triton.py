@@ -7,7 +7,7 @@ import re
 from trtq.engine.manifest import manifest_path
 from trtq.errors import UsageError
 from trtq.package.consumer import Choices, Files, Parts
-from trtq.package.contents import Contents, Tensor
+from trtq.package.contents import Contents, Span, Tensor
 from trtq.package.files import as_json, labels_text
 from trtq.package.pbtxt import Message, Word, to_text
 from trtq.package.preprocessing import Preprocessing
@@ -85,7 +85,7 @@ def _config(contents: Contents, name: str, labels: str | None) -> Message:
         name=name,
         platform="tensorrt_plan" if engine else "onnxruntime_onnx",
         backend="tensorrt" if engine else "onnxruntime",
-        max_batch_size=contents.batch[2] if contents.batch is not None else 0,
+        max_batch_size=max((b[2] for b in _batches(contents)), default=0),
         input=[_tensor(t, batched=batched) for t in contents.inputs],
         output=[_tensor(t, batched=batched, labels=labels) for t in contents.outputs],
         instance_group=[_instances(contents)],
@@ -113,8 +113,15 @@ def _tensor(tensor: Tensor, *, batched: bool, labels: str | None = None) -> Mess
     )
 
 
+def _batches(contents: Contents) -> list[Span]:
+    """Return smallest, usual and largest batch of each profile; none without a batch."""
+    if contents.batch is None:
+        return []
+    return [contents.batch, *(rows[0].spans[0] for rows in contents.profiles)]
+
+
 def _instances(contents: Contents) -> Message:
-    """Return one instance on a GPU, with the one profile that trtq builds."""
+    """Return one instance on a GPU; Triton takes the profile for each request that fits it."""
     manifest = contents.manifest
     if manifest is None:
         return Message.of(count=1, kind=Word("KIND_AUTO"))
@@ -125,15 +132,17 @@ def _instances(contents: Contents) -> Message:
         count=1,
         kind=Word("KIND_GPU"),
         secondary_devices=dla,
-        profile=["0"] if opened else None,
+        profile=[str(k) for k in range(1 + len(contents.profiles))] if opened else None,
     )
 
 
 def _batching(contents: Contents) -> Message | None:
-    """Return how requests are joined, up to the batch that the engine is fastest at."""
-    if contents.batch is None or contents.batch[2] == 1:
+    """Return how requests are joined, up to the batches that the engine is fastest at."""
+    batches = _batches(contents)
+    if max((b[2] for b in batches), default=1) == 1:
         return None
-    return Message.of(preferred_batch_size=(contents.batch[1],), max_queue_delay_microseconds=100)
+    usual = tuple(sorted({b[1] for b in batches}))
+    return Message.of(preferred_batch_size=usual, max_queue_delay_microseconds=100)
 
 
 def _optimization(contents: Contents) -> Message | None:

@@ -81,6 +81,20 @@ class _Opset(msgspec.Struct, forbid_unknown_fields=True):
     ir: int | None = None
     reads: str | None = None
     writes: str | None = None
+    source: str = ""
+
+
+class _Sourced(msgspec.Struct, forbid_unknown_fields=True):
+    value: str
+    source: str
+
+
+_Rows = dict[str, str | _Sourced]
+
+
+class _Fact(msgspec.Struct, forbid_unknown_fields=True):
+    fact: str
+    source: str
 
 
 class _Rtx(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,15 +113,30 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
     release: _Bounds
     opset: dict[str, _Opset]
-    flag: dict[str, str]
-    feature: dict[str, str]
-    api: dict[str, str]
-    form: dict[str, str]
-    type: dict[str, str]
-    op: dict[str, str]
-    custom: dict[str, str]
+    flag: _Rows
+    feature: _Rows
+    api: _Rows
+    form: _Rows
+    type: _Rows
+    op: _Rows
+    custom: _Rows
     rtx: _Rtx
+    fact: dict[str, list[_Fact]]
     plugin: _Plugins
+
+
+class Read(NamedTuple):
+    """A fact of a release, and where it was read.
+
+    Attributes:
+        version: such as (11, 5).
+        fact: in words.
+        source: a page or release notes.
+    """
+
+    version: Version
+    fact: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +194,7 @@ def releases() -> Releases:
         ops={
             op: Span(parse_version(first), None)
             for first, ops in file.op.items()
-            for op in ops.split()
+            for op in _value(ops).split()
         },
         custom=_spans(file.custom),
         rtx_missing=frozenset([*file.rtx.features_missing, *file.rtx.ops_missing.split()]),
@@ -175,8 +204,51 @@ def releases() -> Releases:
     )
 
 
-def _spans(rows: Mapping[str, str]) -> dict[str, Span]:
-    return {name: Span.parse(text) for name, text in rows.items()}
+def _value(row: str | _Sourced) -> str:
+    return row if isinstance(row, str) else row.value
+
+
+def _spans(rows: _Rows) -> dict[str, Span]:
+    return {name: Span.parse(_value(row)) for name, row in rows.items()}
+
+
+# Tables of spans, and what a row of each is called on the page of sources.
+TITLES = {
+    "flag": "trtexec --{}",
+    "feature": "{}",
+    "api": "Python API: {}",
+    "form": "{}",
+    "type": "tensors of {}",
+    "custom": "op {}",
+}
+
+
+def sources() -> list[Read]:
+    """Return every fact that has a source of its own, by release."""
+    file = toml_as(FILE.read_bytes(), _File)
+    found = [
+        Read(span.first, f"{title.format(name)}, {span.words}", row.source)
+        for table, title in TITLES.items()
+        for name, row in getattr(file, table).items()
+        if isinstance(row, _Sourced)
+        for span in (Span.parse(row.value),)
+    ]
+    found += [
+        Read(parse_version(first), f"ops {row.value}", row.source)
+        for first, row in file.op.items()
+        if isinstance(row, _Sourced)
+    ]
+    found += [
+        Read(parse_version(row.reads), f"ONNX opset {number}", row.source)
+        for number, row in file.opset.items()
+        if row.source and row.reads
+    ]
+    found += [
+        Read(parse_version(first), row.fact, row.source)
+        for first, rows in file.fact.items()
+        for row in rows
+    ]
+    return sorted(found)
 
 
 def _steps(first: Mapping[int, str | None]) -> tuple[tuple[Version, int], ...]:

@@ -73,12 +73,14 @@ class RunSummary(RunRecords):
         simulated: no tensor of it runs on integer kernels.
         rows: of the table.
         verdict: one sentence.
+        speed: another one, about latency.
     """
 
     width: str = "INT8"
     simulated: bool = False
     rows: tuple[Row, ...] = ()
     verdict: str = ""
+    speed: str = ""
 
 
 def summarize_run(folder: Path) -> RunSummary:
@@ -100,7 +102,7 @@ def summarize_run(folder: Path) -> RunSummary:
         ),
     )
     run.rows = (*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run))
-    run.verdict = _verdict(run)
+    run.verdict, run.speed = _verdict(run), _speed(run)
     return run
 
 
@@ -304,6 +306,18 @@ def _verdict_row(v: Verdict) -> Row:
         f"{v.second} against {v.first}, {v.loads} loads of each taking turns, "
         f"noise {v.noise:.1%}, {v.device}",
     )
+
+
+def _speed(run: RunSummary) -> str:
+    """Return the latency of both files, and where it was measured."""
+    rows = _latency_rows(run)
+    if not rows:
+        return "Latency was not measured."
+    latency, *outcomes = rows
+    cells = ((run.width, latency.int8), ("FP32", latency.fp32))
+    figures = ", ".join(f"{name} {cell}" for name, cell in cells if cell)
+    taking_turns = "".join(f" {row.label}: {row.int8}." for row in outcomes)
+    return f"{latency.label}: {figures}; {latency.how}.{taking_turns}"
 
 
 def _verdict(run: RunSummary) -> str:

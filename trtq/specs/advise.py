@@ -132,7 +132,7 @@ class CostSpec(Spec, frozen=True, kw_only=True):
             Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$", examples=["w8a8", "w4a8", "fp16", "fp32"]),
         ]
         | None,
-        Doc(description="Widths of every layer without an allocation; default: fp32."),
+        Doc(description="Widths of every layer without an allocation.  [default: fp32]"),
     ] = None
     device: Annotated[
         str | None,

@@ -42,7 +42,7 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     ] = "fp16"
     batch: Annotated[
         tuple[int, int, int] | None,
-        Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32."),
+        Doc(description="MIN:OPT:MAX for a dynamic batch.  [default: 1:8:32]"),
     ] = None
     shapes: Annotated[
         tuple[str, ...],
@@ -120,7 +120,7 @@ class DeploySpec(DeployOptions, frozen=True, kw_only=True):
         str, PathDoc(description="An ONNX file, or a recipe.toml whose Q/DQ file is made first.")
     ]
     out: Annotated[
-        str, PathDoc(description="Folder for the records; default runs/deploy/DEVICE/MODEL.")
+        str, PathDoc(description="Folder for the records.  [default: runs/deploy/DEVICE/MODEL]")
     ] = ""
 
 
@@ -147,6 +147,6 @@ class FleetSpec(DeployOptions, frozen=True, kw_only=True):
     ] = "local"
     workers: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Doc(description="Devices at a time; default: all."),
+        Doc(description="Devices at a time.  [default: all]"),
     ] = None
     address: Address = ""

@@ -72,7 +72,7 @@ class ExportCalibSpec(Spec, frozen=True, kw_only=True):
         Doc(
             description="The number in the header, down to the patch (8502 for 8.5.2): other "
             "releases "
-            "ignore the cache; default: patch 0."
+            "ignore the cache.  [default: patch 0]"
         ),
     ] = None
 
@@ -100,13 +100,14 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
     ] = "fp32"
     batch: Annotated[
         tuple[int, int, int] | None,
-        Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32."),
+        Doc(description="MIN:OPT:MAX for a dynamic batch.  [default: 1:8:32]"),
     ] = None
     shapes: Annotated[
         tuple[str, ...],
         Doc(
             description="NAME=MIN:OPT:MAX of an input with open axes, such as "
-            "images=1x3x320x320:1x3x640x640:8x3x1280x1280; one shape fixes them; repeatable."
+            "images=1x3x320x320:1x3x640x640:8x3x1280x1280; one shape fixes them; repeatable: the "
+            "same input again adds a profile, which Triton takes where it fits."
         ),
     ] = ()
     fallback: Annotated[
@@ -128,7 +129,7 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
     ] = None
     optimization_level: Annotated[
         Annotated[int, Meta(ge=0, le=5)] | None,
-        Doc(description="Builder optimization level; default: TensorRT's own, 3."),
+        Doc(description="Builder optimization level.  [default: 3, TensorRT's own]"),
     ] = None
     timing_cache: Annotated[
         str | None,

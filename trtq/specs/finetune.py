@@ -85,9 +85,8 @@ Freeze = Annotated[
 Worst = Annotated[
     Annotated[float, Meta(gt=0, le=1)] | None,
     Doc(
-        description="Share of the layers to train, the most sensitive first; default: 0.25. "
-        "Needs "
-        "--sensitivity."
+        description="Share of the layers to train, the most sensitive first. Needs "
+        "--sensitivity.  [default: 0.25]"
     ),
 ]
 BatchNorm = Annotated[

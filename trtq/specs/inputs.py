@@ -77,7 +77,7 @@ class PictureSpec(Spec, frozen=True, kw_only=True):
     ] = None
     channel_order: Annotated[
         Literal["rgb", "bgr"] | None,
-        Doc(description="Order of three colours, also of --mean and --std; default: rgb."),
+        Doc(description="Order of three colours, also of --mean and --std.  [default: rgb]"),
     ] = None
     input_dtype: Annotated[
         Literal["float32", "uint8"] | None,

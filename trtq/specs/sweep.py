@@ -85,7 +85,7 @@ class SweepSpec(Spec, frozen=True, kw_only=True):
     mlflow: Annotated[
         str,
         Doc(
-            description="Log the runs' settings, scores and sizes to this MLflow tracking URI; "
-            "off by default."
+            description="Log the runs' settings, scores and sizes to this MLflow tracking URI.  "
+            "[default: off]"
         ),
     ] = ""

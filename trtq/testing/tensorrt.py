@@ -26,6 +26,7 @@ NEWEST = (99, 0)
 # Independent of trtq.platform on purpose: facts, section 3. Name: first and last release
 # that have it.
 NAMES = {
+    "OnnxParserFlag.ADJUST_FOR_DLA": ((10, 16), NEWEST),
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": ((8, 0), (10, 16)),
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ((9, 1), NEWEST),
     "BuilderFlag.FP16": ((8, 0), (10, 16)),
@@ -83,6 +84,7 @@ def names_of(version: str) -> dict[str, Any]:
     )
     creation = enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
     release = _Release(has, version, flags, creation)
+    parser = enum("OnnxParserFlag", "ADJUST_FOR_DLA")
     module: dict[str, Any] = {
         "__version__": version,
         "ILogger": _Logger,
@@ -91,6 +93,7 @@ def names_of(version: str) -> dict[str, Any]:
         "NetworkDefinitionCreationFlag": creation,
         "Builder": lambda logger: _Builder(release, logger),
         "OnnxParser": _Parser,
+        "OnnxParserFlag": parser,
         "Runtime": lambda logger: _Runtime(release),
         "Dims": list,
         "float32": "float32",
@@ -159,6 +162,7 @@ class _Network:
         self.release, self.mask = release, mask
         self.model = onnx.ModelProto()
         self.layers: list[_Layer] = []
+        self.parser_flags: list[int] = []
 
     @property
     def num_inputs(self) -> int:
@@ -192,6 +196,9 @@ def _tensor(value: onnx.ValueInfoProto) -> Any:
 class _Parser:
     def __init__(self, network: _Network, logger: _Logger) -> None:
         self.network, self.num_errors, self.said = network, 0, ""
+
+    def set_flag(self, flag: int) -> None:
+        self.network.parser_flags.append(flag)
 
     def parse(self, model: bytes) -> bool:
         self.network.model = onnx.load_from_string(model)
@@ -254,7 +261,7 @@ class _Profile:
 class _Builder:
     def __init__(self, release: _Release, logger: _Logger) -> None:
         self.release, self.logger = release, logger
-        self.profile = _Profile()
+        self.profiles: list[_Profile] = []
 
     def create_network(self, mask: int) -> _Network:
         return _Network(self.release, mask)
@@ -263,7 +270,8 @@ class _Builder:
         return _Config(self.release)
 
     def create_optimization_profile(self) -> _Profile:
-        return self.profile
+        self.profiles.append(_Profile())
+        return self.profiles[-1]
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         workspace = (
@@ -294,9 +302,11 @@ class _Builder:
             "version": self.release.version,
             "flags": flags,
             "creation": creation,
+            "adjusted for DLA": bool(network.parser_flags),
             "workspace": workspace,
             "float": kept,
-            "shapes": self.profile.shapes,
+            "shapes": self.profiles[0].shapes if self.profiles else {},
+            "profiles": [p.shapes for p in self.profiles],
             "level": getattr(config, "builder_optimization_level", None) if leveled else None,
             "report": (layers or b"").decode(),
         }

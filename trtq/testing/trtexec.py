@@ -34,6 +34,8 @@ WEAK = "fp16 int8 calib useCudaGraph useSpinWait noDataTransfers"
 STRONG = "noCudaGraph noSpinWait includeDataTransfers"
 OLD, LATER = f"{WEAK} buildOnly workspace", "profilingVerbosity exportLayerInfo memPoolSize"
 NEW = f"skipInference {LATER} builderOptimizationLevel versionCompatible hardwareCompatibilityLevel"
+TYPED = "stronglyTyped profile"
+DLA = "adjustForDLA"
 BY_LAYER = "precisionConstraints layerPrecisions layerOutputTypes"
 ACCEPTED = {
     version: f"{ALWAYS} {more}"
@@ -43,14 +45,15 @@ ACCEPTED = {
         "v8401": f"{OLD} {LATER} {BY_LAYER}",
         "v8502": f"{OLD} {LATER} {BY_LAYER}",
         "v8601": f"{OLD} {NEW} {BY_LAYER}",
-        "v9300": f"{OLD} {NEW} {BY_LAYER} stronglyTyped",
-        "v100000": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
-        "v100300": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
-        "v100700": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
-        "v101300": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
-        "v101600": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
-        "v110000": f"{STRONG} {NEW} stronglyTyped stripWeights",
-        "v110100": f"{STRONG} {NEW} stronglyTyped stripWeights",
+        "v9300": f"{OLD} {NEW} {BY_LAYER} {TYPED}",
+        "v100000": f"{WEAK} {NEW} {BY_LAYER} {TYPED} stripWeights",
+        "v100300": f"{WEAK} {NEW} {BY_LAYER} {TYPED} stripWeights",
+        "v100700": f"{WEAK} {NEW} {BY_LAYER} {TYPED} stripWeights",
+        "v101300": f"{WEAK} {NEW} {BY_LAYER} {TYPED} stripWeights",
+        "v101600": f"{WEAK} {NEW} {BY_LAYER} {TYPED} stripWeights {DLA}",
+        "v110000": f"{STRONG} {NEW} {TYPED} stripWeights {DLA}",
+        "v110100": f"{STRONG} {NEW} {TYPED} stripWeights {DLA}",
+        "v110500": f"{STRONG} {NEW} {TYPED} stripWeights {DLA} independentWeightLayouts",
     }.items()
 }
 DEFAULT_WORKSPACE = 8192
