@@ -52,7 +52,8 @@ def texts() -> Iterator[Text]:
         yield from comments(_name(path), text)
     for path in sorted(PACKAGE.rglob("*.j2")):
         yield Text(_name(path), without_markup(path.read_text()), 1)
-    for path in (*(PACKAGE / "package/templates").iterdir(), *PACKAGE.rglob("*.js")):
+    templates = (p for p in (PACKAGE / "package/templates").iterdir() if p.is_file())
+    for path in (*templates, *PACKAGE.rglob("*.js")):
         yield from program(_name(path), path.read_text())
     for path in sorted((PACKAGE / "platform").glob("*.toml")):
         yield from (Text(_name(path), value) for value in _values(read_toml(path)))

@@ -26,7 +26,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         found: what there is; None when it is missing.
         needed_for: what one cannot do without it.
         mend: how to get it; empty when it is there.
-        note: a remark on the installed part.
+        note: what to know about the version.
     """
 
     name: str
