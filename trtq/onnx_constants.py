@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trtq.onnx_node import integer
+from trtq.ops.table_onnx import FLATTEN
 
 LARGEST_FOLD = 1 << 28  # values
 SMALL = 4096  # values of a constant that shape inference may need
-FLATTEN = ("Softmax", "LogSoftmax", "Hardmax")  # before opset 13: all axes from one on, as one
 BROKEN = ("LRN",)  # ONNX's evaluator computes the first channels only
 
 

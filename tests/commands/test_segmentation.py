@@ -207,8 +207,8 @@ def test_targets_that_do_not_fit(scenes, ptq: Path, images: Path, tmp_path: Path
         finetune(asked(scenes, ptq, tmp_path, model="trtq.testing.models:tiny_cnn"))
     with pytest.raises(
         DataError,
-        match=r"the highest class index is 255, the model has 3 classes. Give the index that "
-        r"means nothing with --ignore-index",
+        match=r"the highest class index is 255, the model has 3 classes. Give the ignored "
+        r"class index with --ignore-index",
     ):
         finetune(asked(scenes, ptq, tmp_path, ignore_index=7, distill=0.0))
     with pytest.raises(UsageError, match=r"Cannot compare .* with masks: its output is \[8, 4\]"):

@@ -102,8 +102,8 @@ def test_a_search_can_refer_to_another(labelled, nets, tmp_path):
     other = {"model": small, "reference": made}
     second = search(asked(labelled, tmp_path / "b", budget=("size=0.2",), **other))
     assert second.reference == first.reference
-    allowed = 0.2 * first.reference.costs["size"] / 1e6
-    assert second.constraints[0].allowed == f"{allowed:.4g} MB (0.2000 of float)"
+    allowed = 0.2 * first.reference.costs["size"] / 1e3
+    assert second.constraints[0].allowed == f"{allowed:.4g} kB (0.2000 of float)"
     with pytest.raises(UsageError, match="its search counted no latency@t4. Give that search the"):
         search(asked(labelled, tmp_path / "c", budget=("latency@t4=1ms",), **other))
     with pytest.raises(ArtifactError, match="Cannot read the record of a search"):

@@ -301,7 +301,7 @@ def test_an_analysis_offers_blocks_to_linear_layers_and_says_who_has_none():
     assert [layer.name for layer in found.layers] == ["mid", "last"]
     loss = found.layers[0].loss
     assert loss["w8a8"] < loss["fp8"] < loss["nvfp4"] and loss["w4a16:32"] < loss["nvfp4"]
-    (line,) = [n for n in found.notes if n.startswith("conv stays in float")]
+    (line,) = [n for n in found.notes if n.startswith("conv remains in float")]
     assert "w4a16:32 is for linear layers" in line or "nvfp4" in line
 
 

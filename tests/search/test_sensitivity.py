@@ -367,7 +367,7 @@ def test_requests_that_make_no_sense(images, tmp_path):
         UsageError, match=r"The budget energy cannot be met: the cheapest widths need"
     ):
         allocate(AllocateSpec(analysis=found, out=out, budget=("energy=0.05",)))
-    with pytest.raises(UsageError, match="MB is needed by parameters that have no width to choose"):
+    with pytest.raises(UsageError, match="kB is needed by parameters that have no width to choose"):
         allocate(AllocateSpec(analysis=found, out=out, budget=("size=100B",)))
     with pytest.raises(
         ArtifactError, match="holds no analysis: it is of quantize|there is no such file"

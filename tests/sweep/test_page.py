@@ -78,7 +78,7 @@ def test_lower_scores_may_be_better(tmp_path):
 def test_thousands_of_runs_are_a_page(tmp_path):
     rows = [row(i, float(i % 97), 1000 + i * 7 % 5003) for i in range(1, 3001)]
     text = write_sweep_page(record(rows), tmp_path / "sweep.html").read_text()
-    assert "Of the beaten ones every few are drawn" in text
+    assert "Only some of the beaten runs are drawn" in text
     assert text.count('<tr><th scope="row">0') == 3000
 
 

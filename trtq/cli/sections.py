@@ -13,12 +13,15 @@ from trtq.specs.inputs import PictureSpec
 SETTINGS = "Settings"
 OUTPUT = ("out", "calib_cache", "as_json", "mlflow", "overwrite", "force")
 _OF_IMAGES = tuple(PictureSpec.__struct_fields__)
-_OF_DATA = tuple(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES)
+_OF_DATA = (
+    *(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES),
+    *("masks", "val_masks", "ignore_index"),
+)
 _OF_MODEL = tuple(
     n for n in ModelInputSpec.__struct_fields__ if n not in InputSpec.__struct_fields__
 )
 _GENERAL = ("task", "batch_size", "device", "seed", "target", "opset", "parity_images")
-_OTHERS = (*ModelInputSpec.__struct_fields__, *OUTPUT, *_GENERAL)
+_OTHERS = (*ModelInputSpec.__struct_fields__, *_OF_DATA, *OUTPUT, *_GENERAL)
 _OF_QUANTIZATION = (
     *(n for n in QuantizeSpec.__struct_fields__ if n not in _OTHERS),
     *("encodings", "ranges", "lower_bits"),  # of training and of imports

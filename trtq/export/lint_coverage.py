@@ -57,12 +57,13 @@ def _refused(node: onnx.NodeProto, view: View) -> tuple[str, str]:
     if node.domain not in OWN and span is None:
         mend = "Export it decomposed into ONNX's own ops"
         return f"no TensorRT reads {op} of the domain {node.domain}", mend
-    return _unread_by_rtx(op, span) if view.reader.runtime.rtx else _unread(op, span, view)
+    return _unread_by_rtx(op, span, view) if view.reader.runtime.rtx else _unread(op, span, view)
 
 
-def _unread_by_rtx(op: str, span: Span | None) -> tuple[str, str]:
+def _unread_by_rtx(op: str, span: Span | None, view: View) -> tuple[str, str]:
     known = releases()
-    if op in known.rtx_missing or (span is None and op not in known.rtx_ops):
+    read = op in known.rtx_ops if span is None else view.reader.runtime.within(span)
+    if op in known.rtx_missing or not read:
         return f"TensorRT for RTX does not read {op}", "Export that op decomposed"
     return "", ""
 

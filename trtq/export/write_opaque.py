@@ -18,7 +18,8 @@ from trtq.ops.table_onnx import CHANGED
 
 OWN = ("", "ai.onnx")
 WRITTEN = range(13, 22)  # opsets of files that trtq writes
-GROUP_NORM, RESIZE = "GroupNormalization", "Resize"
+GROUP_NORM = "GroupNormalization"
+RESIZE = "Resize"
 OLD_RESIZE = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 

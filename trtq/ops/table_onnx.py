@@ -68,5 +68,7 @@ ONNX: tuple[Op, ...] = (
     op("onnx_node", "trtq.onnx_node.default", write="opaque.node"),
 )
 
+# Before opset 13 these take all axes from one on as one.
+FLATTEN = ("Softmax", "LogSoftmax", "Hardmax")
 # The version in which an op's new attributes changed what it computes without them, or are needed.
 CHANGED = {"GroupNormalization": 21, "Resize": 11, "RoiAlign": 16, "Split": 18}

@@ -19,7 +19,7 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
         str | None,
         Doc(
             description="nvpmodel mode during the run, by name (MAXN, 15W); restored afterwards. "
-            "Default: unchanged."
+            "Without it the mode is not changed."
         ),
     ] = None
     lock_clocks: Annotated[
