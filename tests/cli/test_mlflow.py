@@ -91,6 +91,19 @@ def test_a_quantization_its_evaluation_and_a_recipe(logged, images, tmp_path, mo
     assert logged == []  # it is off by default
 
 
+def test_a_file_of_one_verb_is_logged_as_that_verb(logged, images, tmp_path):
+    (tmp_path / "one.toml").write_text(
+        f'out = "{tmp_path}/analysis.json"\n[analyze]\nmodel = "trtq.testing.models:tiny_cnn"\n'
+        f'data = "{images}"\ninput_size = "3x32x32"\npreset = "imagenet"\nmetric = "l2"\n'
+        f'images = 4\ncalib_images = 8\nbits = ["8"]\ncalib_cache = "{tmp_path}/cache"\n'
+    )
+    assert run_command(["run", str(tmp_path / "one.toml"), "--mlflow", "http://nowhere"]) == 0
+    (made,) = logged
+    assert made.tags["trtq.verb"] == "analyze"
+    assert made.text is not None
+    assert made.text[0] == "analysis.json"
+
+
 def test_a_server_that_refuses_stops_a_command_before_its_work(images, tmp_path):
     words = ["cost", "trtq.testing.models:tiny_cnn", "--input-size", "3x32x32"]
     done = run_cli(*words, "--mlflow", f"file://{tmp_path}/ml")

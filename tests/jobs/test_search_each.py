@@ -13,7 +13,10 @@ from tests.sweep.conftest import REFUSER
 from trtq import SearchSpec, search
 from trtq.artifact import read_record
 from trtq.errors import ArtifactError, UsageError
+from trtq.jobs.executors import Settings, open_executor
+from trtq.jobs.together import carry_out, job_of
 from trtq.records.search import SearchRecord
+from trtq.specs.sweep import Slots
 from trtq.testing.images import write_classes
 
 NETS = """
@@ -93,6 +96,17 @@ def test_what_a_candidate_alone_did_not_leave_is_measured(labelled, nets, tmp_pa
     )
     assert "1-small was not searched alone: it is Sunday" in heard.lines
     assert {t.model for t in record.tries} == set(nets)
+
+
+def test_a_search_alone_that_fails_says_why(labelled, nets, tmp_path):
+    """An error of any kind is a reason, also one whose exit code is 1."""
+    heard = Heard()
+    (tmp_path / "empty").mkdir()
+    spec = asked(tmp_path / "empty", tmp_path, model=nets[0], budget=("size=0.5",))
+    executor = open_executor("local", Settings(folder=tmp_path, slots=Slots()), heard)
+    ended = carry_out([job_of("large", "search", spec)], executor, heard)["large"]
+    assert ended.code == 1
+    assert "has no images" in ended.reason or "no image" in ended.reason, ended.reason
 
 
 def test_a_search_can_refer_to_another(labelled, nets, tmp_path):

@@ -61,7 +61,8 @@ def done(record: R, spec: Spec | None = None) -> R:
     experiment: Experiment | None = context.meta.get(PLACE)
     if experiment is not None:
         given = getattr(record, "spec", {}) if spec is None else spec_values(spec)
-        experiment.log(_tracked(context.info_name or "", record, given))
+        verb = str(getattr(record, "verb", context.info_name))  # trtq fleet deploy makes a fleet
+        experiment.log(_tracked(verb, record, given))
     return record
 
 

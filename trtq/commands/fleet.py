@@ -93,7 +93,7 @@ def _each(spec: FleetSpec, devices: Sequence[tuple[str, Device]], work: Workspac
 def _given(device: Device, ended: Ended, folder: Path) -> Done:
     """Return what a device gave; without a record, a row that says why there is none."""
     path = folder / device.name / FLEET_JSON
-    if ended.reason or not path.is_file():
+    if not path.is_file():  # a fleet in which a device failed has a reason and a record
         why = ended.reason or f"{ended.host} left no {path}: name an --out that all workers see"
         return [FleetRow(device=device.name, board="", model="", why=why)], []
     record = read_record(path, FleetRecord)

@@ -20,7 +20,6 @@ from trtq.progress import Progress
 from trtq.specs import Spec
 
 POLL_S = 1.0
-WITH_A_RECORD = (0, 1, 3)  # exit codes after which there is a record
 
 
 def job_of(name: str, verb: str, spec: Spec) -> Job:
@@ -44,25 +43,24 @@ def job_of(name: str, verb: str, spec: Spec) -> Job:
         folder=out,
         cwd=str(Path.cwd()),
         threads=1,
-        accepted=WITH_A_RECORD,
     )
 
 
-def carry_out(jobs: Sequence[Job], executor: Executor, told: Progress) -> dict[str, Ended]:
+def carry_out(jobs: Sequence[Job], executor: Executor, progress: Progress) -> dict[str, Ended]:
     """Do all jobs and return how each ended, by name; the executor is closed.
 
     Args:
         jobs: of :func:`job_of`.
         executor: that does them.
-        told: receives what the jobs print, with their names in front.
+        progress: receives what the jobs print, with their names in front.
 
     Raises:
         UsageError: the workers have other versions than this machine.
     """
-    if executor.name != "local":
-        jobs = [msgspec.structs.replace(j, versions=versions()) for j in jobs]
+    required = versions_for(executor)
+    jobs = [msgspec.structs.replace(j, versions=required) for j in jobs]
     waiting, ended = deque(jobs), dict[str, Ended]()
-    logs = [_Log(j, told.note) for j in jobs]
+    logs = [_Log(j, progress.note) for j in jobs]
     with contextlib.closing(executor):
         while len(ended) < len(jobs):
             room = min(executor.room(), len(waiting))
@@ -74,6 +72,15 @@ def carry_out(jobs: Sequence[Job], executor: Executor, told: Progress) -> dict[s
             for log in logs:
                 log.pass_on()
     return ended
+
+
+def versions_for(executor: Executor) -> dict[str, str]:
+    """Return the versions that workers must have; {} for processes of this machine.
+
+    Args:
+        executor: of the jobs.
+    """
+    return {} if executor.name == "local" else versions()
 
 
 def require_same_versions(ended: Sequence[Ended]) -> None:

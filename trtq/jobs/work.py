@@ -54,7 +54,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         threads: of the processor.
         gpus: for CUDA_VISIBLE_DEVICES; None leaves it as it is.
         versions: of the driver, which the worker must have; {} for any.
-        accepted: exit codes after which there are results.
     """
 
     name: str
@@ -68,7 +67,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     gpus: tuple[str, ...] | None = None
     versions: dict[str, str] = {}
-    accepted: tuple[int, ...] = (0, NOT_VALID)
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,8 +105,8 @@ def perform(job: Job, started: Started | None = None) -> Ended:
         started: receives the process of ``trtq run``.
 
     Returns:
-        ``reason`` is set where the exit code is none of the accepted ones, or the store did not
-        take the files; else ``upload`` is, where there is a store.
+        ``reason`` is set where the exit code is neither 0 nor 3 (figures not valid), or the store
+        did not take the files; else ``upload`` is, where there is a store.
     """
     other = _differences(job.versions)
     host = socket.gethostname()
@@ -121,7 +119,7 @@ def perform(job: Job, started: Started | None = None) -> Ended:
             name=job.name,
             code=code,
             seconds=round(time.monotonic() - begun, 3),
-            reason="" if code in job.accepted else _reason(code, log),
+            reason="" if code in (0, NOT_VALID) else _reason(code, log),
             host=host,
             log=log,
         )

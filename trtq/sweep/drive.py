@@ -17,8 +17,8 @@ import msgspec
 from trtq.errors import TrtqError, UsageError
 from trtq.jobs.executors import Executor
 from trtq.jobs.store import Done, Store, Upload
-from trtq.jobs.together import require_same_versions
-from trtq.jobs.work import NOT_VALID, Ended, Job, versions
+from trtq.jobs.together import require_same_versions, versions_for
+from trtq.jobs.work import NOT_VALID, Ended, Job
 from trtq.progress import Progress
 from trtq.records.sweep import State, SweepRow
 from trtq.sweep.measured import changed_input, measure
@@ -197,7 +197,7 @@ class Drive:
             project=self.store.project,
             leave_out=self.leave_out,
             threads=1,
-            versions={} if executor.name == "local" else versions(),
+            versions=versions_for(executor),
         )
 
     def _end(
