@@ -20,12 +20,17 @@ def test_options_are_grouped_by_what_they_are_about(name):
     text = help_of(name)
     titles = re.findall(r"^([A-Z]\w+):$", text, re.M)
     first, fourth = (["Model"], ["Quantization"]) if name != "evaluate" else ([], [])
-    assert titles == ["Arguments", *first, "Data", "Images", *fourth, "Settings", "Output"]
+    training = ["Training"] if name == "finetune" else []
+    own = [*first, "Data", "Images", *fourth, *training]
+    assert titles == ["Arguments", *own, "Settings", "Output"]
     parts = dict(zip(titles, re.split(r"^[A-Z]\w+:$", text, flags=re.M)[1:], strict=True))
     assert "--data" in parts["Data"] and "--mean" in parts["Images"]
     assert "--out " in parts["Output"] and "--help" in parts["Output"]
     assert "--task" in parts["Settings"]
     assert ("--bits" in text) == ("--bits" in parts.get("Quantization", ""))
+    for option in ("--epochs", "--lr ", "--distill", "--worst"):
+        assert (option in text) == (option in parts.get("Training", "")), option
+    assert ("--val " in text) == ("--val " in parts["Data"])
 
 
 def test_every_option_is_in_the_help_once():

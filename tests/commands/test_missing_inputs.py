@@ -49,6 +49,7 @@ def commands(cnn: Path, out: Path) -> dict[str, list[str]]:
         "lint": ["lint", f"{out.parent}/typo.onnx", "--target", "orin", "--fix", f"{out}/f.onnx"],
         "report": ["report", str(out.parent / "typo"), "--out", str(out / "r.html")],
         "advise": ["advise", str(out.parent / "typo.onnx"), *to],
+        "advise on kernels": ["advise", str(out.parent / "typo.onnx"), "--engine", "e", *to],
     }
 
 

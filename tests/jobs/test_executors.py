@@ -173,8 +173,11 @@ def test_an_executor_from_outside(tmp_path, write_sweep):
     assert done.returncode == 2
     assert "The workers have other versions than this machine: it is Sunday" in done.stderr
     assert states(tmp_path / "out") == ["waiting", "waiting"]
-    done = run_cli("sweep", str(path), "--on", "slrm")
-    assert "Cannot use --on slrm: known are local, ray, slurm. Did you mean slurm" in done.stderr
+    for more in ((), ("--dry-run",)):  # one that opens no executor refuses the name, too
+        done = run_cli("sweep", str(path), "--on", "slrm", *more)
+        assert (
+            "Cannot use --on slrm: known are local, ray, slurm. Did you mean slurm" in done.stderr
+        )
 
 
 def test_the_executor_that_the_documentation_shows(tmp_path, monkeypatch):

@@ -145,6 +145,14 @@ def test_the_program_of_the_readme_runs(kind, rtx, engines, tmp_path, monkeypatc
     assert (tmp_path / opened[0][0]).is_file()
 
 
+def test_consumers_of_one_profile_say_which_it_is(changed, engines, tmp_path):
+    engine = changed(engines.text, lambda m: m.update(profiles=[m["inputs"], m["inputs"]]))
+    names = ["onnxruntime", "python", "cpp", "triton"]
+    record = trtq.package(engine, for_=names, out=tmp_path / "out")
+    line = "the first of the engine's 3 profiles is used"
+    assert {c.name for c in record.consumers if line in c.notes} == set(names) - {"triton"}
+
+
 def test_what_cannot_be_wrapped(packaged, files, engines, monkeypatch):
     with pytest.raises(
         UsageError,

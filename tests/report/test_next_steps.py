@@ -39,9 +39,17 @@ def test_first_accuracy_and_an_engine(folder):
 
 
 def test_then_latency_on_the_device_and_a_program(folder):
-    (folder / "a.engine").write_bytes(b"")
-    built = replace(read_run(folder), evaluate=SimpleNamespace(), engines=[SimpleNamespace()])
-    assert verbs(next_steps(built, folder)) == ["bench", "package"]
+    for name in ("fp32.engine", "int8.engine"):
+        (folder / name).write_bytes(b"")
+    engines = {
+        "fp32.engine": SimpleNamespace(has_codes=False),
+        "int8.engine": SimpleNamespace(has_codes=True),
+    }
+    built = replace(read_run(folder), evaluate=SimpleNamespace(), engines=engines)
+    bench, package = next_steps(built, folder)
+    assert verbs([bench, package]) == ["bench", "package"]
+    assert "fp32.engine" in bench.command and "int8.engine" in bench.command
+    assert "int8.engine" in package.command and "fp32.engine" not in package.command
     row = SimpleNamespace(device="cuda:0 (TensorRT)")
     measured = replace(built, bench={"qdq": SimpleNamespace(rows=[row])})
     assert verbs(next_steps(measured, folder)) == ["package"]

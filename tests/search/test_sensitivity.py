@@ -22,11 +22,23 @@ from trtq.quant.formats import BitConfig, read_options
 from trtq.quant.placement import place
 from trtq.search.gradients import hutchinson, omega
 from trtq.search.layers import groups, prepare_layers
+from trtq.search.sensitivity import class_loss
 from trtq.search.work_cache import WorkCache
 from trtq.tasks.distances import jensen_shannon
 from trtq.testing.models import tiny_cnn
 
 # ---- estimators --------------------------------------------------------------------------------
+
+
+def test_pixels_that_are_all_ignored_have_a_loss_of_0_and_no_gradient():
+    scores = torch.randn(1, 3, 4, 4, requires_grad=True)
+    mask = torch.full((1, 4, 4), 255)
+    loss = class_loss((scores,), (mask,), 255)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert loss == 0 and not gradient.any()
+    mask[0, 1, 2] = 1
+    one = torch.nn.functional.cross_entropy(scores[:, :, 1, 2], torch.tensor([1]))
+    torch.testing.assert_close(class_loss((scores,), (mask,), 255), one)
 
 
 def test_hutchinson_finds_the_exact_trace_of_every_block():

@@ -1,4 +1,4 @@
-"""Help whose options are grouped: model, data, images, quantization, the rest, output."""
+"""Help whose options are grouped by subject, from the model to the output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtq.specs import InputSpec, ModelInputSpec, QuantizeSpec
+from trtq.specs import FinetuneOptions, InputSpec, ModelInputSpec, QuantizeSpec
 from trtq.specs.inputs import PictureSpec
 
 SETTINGS = "Settings"
@@ -15,7 +15,8 @@ OUTPUT = ("out", "calib_cache", "as_json", "mlflow", "overwrite", "force")
 _OF_IMAGES = tuple(PictureSpec.__struct_fields__)
 _OF_DATA = (
     *(n for n in InputSpec.__struct_fields__ if n not in _OF_IMAGES),
-    *("masks", "val_masks", "ignore_index"),
+    *("masks", "val_masks", "ignore_index", "limit"),
+    *("val", "val_class_index", "val_limit"),
 )
 _OF_MODEL = tuple(
     n for n in ModelInputSpec.__struct_fields__ if n not in InputSpec.__struct_fields__
@@ -24,7 +25,11 @@ _GENERAL = ("task", "batch_size", "device", "seed", "target", "opset", "parity_i
 _OTHERS = (*ModelInputSpec.__struct_fields__, *_OF_DATA, *OUTPUT, *_GENERAL)
 _OF_QUANTIZATION = (
     *(n for n in QuantizeSpec.__struct_fields__ if n not in _OTHERS),
-    *("encodings", "ranges", "lower_bits"),  # of training and of imports
+    *("encodings", "ranges", "lower_bits", "codebook", "weight_storage"),  # of training, imports
+)
+_OF_TRAINING = (
+    *(n for n in FinetuneOptions.__struct_fields__ if n not in (*_OTHERS, *_OF_QUANTIZATION)),
+    *("sensitivity", "worst"),
 )
 ARGUMENTS = "Arguments"
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -32,6 +37,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": _OF_DATA,
     "Images": _OF_IMAGES,
     "Quantization": _OF_QUANTIZATION,
+    "Training": _OF_TRAINING,
     SETTINGS: (),
     "Output": OUTPUT,
 }
@@ -40,8 +46,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 def group_of(name: str | None) -> str:
     """Return the section of an option, by its name in the spec.
 
-    >>> [group_of(name) for name in ("model", "data", "resize", "bits", "epochs", "out")]
-    ['Model', 'Data', 'Images', 'Quantization', 'Settings', 'Output']
+    >>> [group_of(name) for name in ("model", "data", "resize", "bits", "epochs", "seed", "out")]
+    ['Model', 'Data', 'Images', 'Quantization', 'Training', 'Settings', 'Output']
     """
     return next((title for title, names in GROUPS.items() if name in names), SETTINGS)
 

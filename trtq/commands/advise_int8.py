@@ -15,7 +15,7 @@ from trtq.commands.advise_sources import Basis, Subject, basis_of, open_subject
 from trtq.engine.int8_model import Int8Model
 from trtq.engine.open_engine import is_engine
 from trtq.engine.regions import Region
-from trtq.errors import UsageError
+from trtq.errors import ArtifactError, UsageError
 from trtq.export.codes import count_qdq
 from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
 from trtq.export.strip import strip_at
@@ -50,8 +50,11 @@ def quantized_file(model: str) -> Path | None:
     path = Path(model)
     if path.is_dir() and (path / QDQ).is_file():
         return path / QDQ
-    kind = path.suffix == ".onnx" or is_engine(path)
-    return path if kind and path.is_file() and is_quantized(path) else None
+    if path.suffix != ".onnx" and not is_engine(path):
+        return None
+    if not path.is_file():
+        raise ArtifactError(f"Cannot read {path}", "there is no such file")
+    return path if is_quantized(path) else None
 
 
 def advise_int8(spec: AdviseSpec, path: Path, progress: Progress | None = None) -> AdviseRecord:

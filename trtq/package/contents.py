@@ -108,6 +108,13 @@ class Contents:
         return (self.manifest.profiles or []) if self.manifest is not None else []
 
     @property
+    def profile_notes(self) -> list[str]:
+        """A note for consumers that run the first profile of an engine with several."""
+        if not self.profiles:
+            return []
+        return [f"the first of the engine's {1 + len(self.profiles)} profiles is used"]
+
+    @property
     def is_rtx(self) -> bool:
         """Whether TensorRT for RTX built it."""
         return self.manifest is not None and self.manifest.builder.backend == RTX

@@ -50,7 +50,7 @@ class CppProgram:
             CMAKE: cmake.encode(),
             **engine_files(contents, manifest),
         }
-        notes = ["the program takes raw values, not images"]
+        notes = [*contents.profile_notes, "the program takes raw values, not images"]
         return Parts(files=files, start=_start(contents, manifest), notes=notes)
 
 

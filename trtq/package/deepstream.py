@@ -78,7 +78,7 @@ class DeepStream:
             **reading.properties,
         }
         files = {CONFIG: config_text(properties, reading.classes), **packed.files, **reading.files}
-        notes = [*packed.notes, *reading.notes, *_differences(how)]
+        notes = [*contents.profile_notes, *packed.notes, *reading.notes, *_differences(how)]
         return Parts(files=files, start=_start(contents), notes=notes)
 
 

@@ -69,6 +69,7 @@ class OnnxRuntime:
             files[ENGINE] = contents.data
         provider = PROVIDERS[contents.is_rtx]
         notes = [f"the node is for {provider}; no other provider runs it"]
+        notes += contents.profile_notes
         if contents.batch is None and any(-1 in t.dims for t in contents.inputs):
             notes.append("shapes outside the profile that the engine was built for are refused")
         return Parts(files=files, start=_start(contents, manifest), notes=notes)

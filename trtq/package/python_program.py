@@ -36,7 +36,7 @@ class PythonProgram:
         files: Files = {PROGRAM: template(PROGRAM), **engine_files(contents, manifest)}
         if contents.classes:
             files[LABELS] = labels_text(contents.classes)
-        notes = []
+        notes = contents.profile_notes
         if contents.image is None:
             notes.append("the program takes .npz files: no image fits the inputs as they are known")
         return Parts(files=files, start=_start(contents, manifest), notes=notes)

@@ -58,7 +58,7 @@ class RunRecords:
     Attributes:
         model, images: what is read of the open parts of quantize.json.
         evaluate: None when the recipe has no evaluation.
-        engines: manifests, in name order.
+        engines: manifests by file name of the engine, in name order.
         bench: by ``fp32`` and ``qdq``.
         training: finetune/finetune.json, when it started from the encodings here; what was
             evaluated and built is then its result.
@@ -69,7 +69,7 @@ class RunRecords:
     model: ModelFacts
     images: DataFacts
     evaluate: EvaluateRecord | None
-    engines: list[EngineManifest]
+    engines: dict[str, EngineManifest]
     bench: dict[str, BenchRecord]
     training: FinetuneRecord | None
     search: SearchFolder | None = None
@@ -94,9 +94,10 @@ def read_run(folder: Path) -> RunRecords:
         model=quantize.facts,
         images=quantize.samples,
         evaluate=_read(evaluation, "evaluate", EvaluateRecord) if evaluation.is_file() else None,
-        engines=[
-            _read(p, "build", EngineManifest) for p in sorted(folder.glob(f"*{MANIFEST_SUFFIX}"))
-        ],
+        engines={
+            path.stem: _read(path, "build", EngineManifest)
+            for path in sorted(folder.glob(f"*{MANIFEST_SUFFIX}"))
+        },
         bench={k: record for k, record in bench.items() if record.rows},
         training=_read(trained, "finetune", FinetuneRecord) if trained.is_file() else None,
     )
@@ -153,7 +154,7 @@ def _drop_strangers_(run: RunRecords) -> None:
     own = run.quantize.files
     if run.training is not None and run.training.encodings_sha256 != own[ENCODINGS].sha256:
         run.training = None
-    used = {m.onnx_sha256 for m in run.engines} | {
+    used = {m.onnx_sha256 for m in run.engines.values()} | {
         b.rows[0].file_sha256 for b in run.bench.values()
     }
     if run.evaluate is not None:
@@ -163,7 +164,7 @@ def _drop_strangers_(run: RunRecords) -> None:
         run.training = None
     trained = run.training.files if run.training is not None else {}
     files = {f.sha256 for f in (*own.values(), *trained.values())}
-    run.engines = [m for m in run.engines if m.onnx_sha256 in files]
+    run.engines = {k: m for k, m in run.engines.items() if m.onnx_sha256 in files}
     run.bench = {k: b for k, b in run.bench.items() if b.rows[0].file_sha256 in files}
     if run.evaluate is not None and run.evaluate.onnx_sha256 not in files:
         run.evaluate = None

@@ -32,7 +32,7 @@ def next_steps(run: RunRecords, folder: Path) -> list[Step]:
         folder: that they are in.
     """
     files = folder / FINETUNE_FOLDER if run.training is not None else folder
-    engines = sorted(folder.glob("*.engine"))
+    engines = [folder / name for name in run.engines if (folder / name).is_file()]
     steps = []
     if run.evaluate is None:
         steps.append(
@@ -41,7 +41,7 @@ def next_steps(run: RunRecords, folder: Path) -> list[Step]:
                 _evaluate(run, folder, files),
             )
         )
-    if not run.engines or not engines:
+    if not engines:
         built = folder / f"{TARGET}.engine"
         words = ["build", files / QDQ, "--target", TARGET, "--out", built]
         steps.append(Step("Build an engine; trtq targets lists the devices", _line(*words)))
@@ -49,7 +49,8 @@ def next_steps(run: RunRecords, folder: Path) -> list[Step]:
     if not any(r.device.startswith("cuda") for record in run.bench.values() for r in record.rows):
         words = ["bench", *engines[:2], "--device", "cuda:0", "--out", folder]
         steps.append(Step("Measure latency on the device itself", _line(*words)))
-    words = ["package", engines[0], "--for", "python", "--out", folder / "app"]
+    quantized = [path for path in engines if run.engines[path.name].has_codes]
+    words = ["package", *(quantized or engines)[:1], "--for", "python", "--out", folder / "app"]
     steps.append(Step("Make a program of an engine; triton, cpp and others as well", _line(*words)))
     return steps
 

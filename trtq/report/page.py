@@ -132,7 +132,7 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
 
 def _records(run: RunSummary) -> list[Stage]:
     """The records of a run in the order of the chain."""
-    stages = (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
+    stages = (run.quantize, run.training, run.evaluate, *run.engines.values(), *run.bench.values())
     return present(stages)
 
 
@@ -145,7 +145,7 @@ def _skipped(run: RunSummary) -> list[tuple[str, str]]:
     skipped = [
         (f"{figure} of {row.file}", why) for row in rows for figure, why in row.unavailable.items()
     ]
-    for m in run.engines:
+    for m in run.engines.values():
         if m.fallback:
             skipped.append((f"the engine for {m.device}", m.fallback))
         skipped += [
@@ -178,7 +178,7 @@ def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
         ]
         if ("Where they were measured", lines) not in cards:
             cards.append(("Where they were measured", lines))
-    for m in run.engines[:1]:
+    for m in list(run.engines.values())[:1]:
         built = [("builder", m.built_with), ("when", m.environment.time)]
         cards.append(("Builder of the engines", built))
     return cards

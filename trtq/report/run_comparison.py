@@ -196,7 +196,7 @@ def _costs(run: RunSummary, key: str) -> tuple[dict[str, float], bool]:
     costs = {"weights": size / 1e6} if size else {}
     costs |= {
         f"engine for {m.device}": m.engine_bytes / 1e6
-        for m in run.engines
+        for m in run.engines.values()
         if m.has_codes == (key == "qdq")
     }
     row = run.bench[key].rows[0] if key in run.bench else None

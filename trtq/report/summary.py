@@ -251,7 +251,7 @@ def _size_rows(run: RunSummary) -> list[Row]:
     how = SIMULATED_SIZE if run.simulated else INT8_SIZE
     rows = [Row("Weights", size_words(full), size_words(small), how)] if full else []
     by_device: dict[str, dict[str, EngineManifest]] = {}
-    for m in run.engines:
+    for m in run.engines.values():
         by_device.setdefault(m.device, {})["int8" if m.has_codes else m.precision] = m
     return rows + [_engine_row(device, engines) for device, engines in by_device.items()]
 
@@ -375,7 +375,9 @@ def _kept_in_calibration(run: RunSummary) -> str:
 
 def _covered(run: RunSummary) -> list[str]:
     """Return how many layers the engines compute in INT8, of the one with the fewest."""
-    known = [m.coverage for m in run.engines if m.quantized_tensors and m.coverage is not None]
+    known = [
+        m.coverage for m in run.engines.values() if m.quantized_tensors and m.coverage is not None
+    ]
     if not known:
         return []
     least = min(known, key=lambda c: c.got)

@@ -24,7 +24,12 @@ def class_loss(answers: Feed, wanted: Feed, ignored: int = -100) -> torch.Tensor
         answers: the first one is scores of classes.
         wanted: class indices [N] or [N, H, W].
         ignored: the class index that does not count.
+
+    Returns:
+        a mean over what counts; 0 when nothing does, such as an image whose mask is all ignored.
     """
+    if not (wanted[0] != ignored).any():
+        return answers[0].sum() * 0
     return torch.nn.functional.cross_entropy(answers[0], wanted[0], ignore_index=ignored)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trtq.artifact import ensure_writable_dir, environment, header, write_bytes
 from trtq.files import SWEEP_HTML, SWEEP_JSON
-from trtq.jobs.executors import Executor, Settings, open_executor
+from trtq.jobs.executors import Executor, Settings, maker_of, open_executor
 from trtq.jobs.leases import this_driver
 from trtq.jobs.store import Store
 from trtq.progress import Clock, Progress, or_silent
@@ -59,6 +59,7 @@ def sweep(
         TrtqError: the store or the executor cannot be used.
     """
     told, file = or_silent(progress), read_sweep(Path(spec.recipe))
+    maker_of(spec.on)  # a sweep whose runs are all in the store opens no executor
     out = Path(spec.out or file.out)
     url = spec.store or file.table.store or str(out / "store")
     request = _Request(spec, file, out, url)

@@ -43,7 +43,7 @@ def measure(folder: Path, files: Mapping[str, FileRecord], *, valid: bool) -> Me
         reference=_reference(run.evaluate),
         sizes=_sizes(run, files),
         latency_ms=_latency(run),
-        targets=list(dict.fromkeys(m.device for m in run.engines)),
+        targets=list(dict.fromkeys(m.device for m in run.engines.values())),
         valid=valid,
     )
 
@@ -69,7 +69,7 @@ def _sizes(run: RunRecords, files: Mapping[str, FileRecord]) -> dict[str, int]:
     packed = weight_bytes(run, packed=True)[1]
     if packed:
         sizes = {WEIGHTS: round(packed), **sizes}
-    return sizes | {_engine(m): m.engine_bytes for m in run.engines}
+    return sizes | {_engine(m): m.engine_bytes for m in run.engines.values()}
 
 
 def _engine(manifest: EngineManifest) -> str:

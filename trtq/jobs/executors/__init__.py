@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -90,9 +90,22 @@ def open_executor(name: str, settings: Settings, progress: Progress) -> Executor
         UsageError: unknown, or it cannot give what a run takes.
         MissingExtraError: its package is not installed.
     """
+    executor: Executor = maker_of(name)(settings, progress)
+    return executor
+
+
+def maker_of(name: str) -> Callable[[Settings, Progress], Executor]:
+    """Return the function that opens the executor of a name.
+
+    Args:
+        name: as for :func:`open_executor`.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    make: Callable[[Settings, Progress], Executor]
     if name in EXECUTORS:
         make = importlib.import_module(EXECUTORS[name]).open_executor
     else:
         make = extensions.load("executors", name, built_in=tuple(EXECUTORS))
-    executor: Executor = make(settings, progress)
-    return executor
+    return make
