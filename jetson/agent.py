@@ -185,12 +185,12 @@ def _gpu(line: str) -> Optional[int]:
 
 
 def _cores(line: str) -> Optional[List[Optional[List[Optional[int]]]]]:
-    found = CPU.search(line)
-    if found is None:
+    match = CPU.search(line)
+    if match is None:
         return None
-    shared = found.group(2)
+    shared = match.group(2)
     cores = []  # type: List[Optional[List[Optional[int]]]]
-    for text in found.group(1).split(","):
+    for text in match.group(1).split(","):
         core = CORE.match(text.strip())
         clock = (core.group(2) or shared) if core else None
         cores.append([int(core.group(1)), int(clock) if clock else None] if core else None)
@@ -366,14 +366,14 @@ def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
     except OSError as exc:
         return 127, str(exc)
     try:
-        said = child.communicate(timeout=limit_s)[0]
+        output = child.communicate(timeout=limit_s)[0]
     except subprocess.TimeoutExpired:
         try:
             child.kill()  # one that runs as root is not ours to end, and is not waited for
         except OSError:
             pass
         return 124, "no answer in %d s" % limit_s
-    return child.returncode, said.decode("utf-8", "replace")
+    return child.returncode, output.decode("utf-8", "replace")
 
 
 def as_bytes(argv: List[str]) -> List[bytes]:
@@ -386,13 +386,13 @@ def environ() -> Dict[str, str]:
 
     Numbers have decimal points, and the library path includes CUDA's.
     """
-    made = dict(os.environ, LC_ALL="C")
+    variables = dict(os.environ, LC_ALL="C")
     cuda = "/usr/local/cuda/lib64"
     if os.path.isdir(cuda):
-        made["LD_LIBRARY_PATH"] = ":".join(
-            [p for p in made.get("LD_LIBRARY_PATH", "").split(":") if p] + [cuda]
+        variables["LD_LIBRARY_PATH"] = ":".join(
+            [p for p in variables.get("LD_LIBRARY_PATH", "").split(":") if p] + [cuda]
         )
-    return made
+    return variables
 
 
 def as_root(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
@@ -410,8 +410,10 @@ def may_set_power() -> bool:
 
     These two programs set power mode and clocks. sudo may allow them and nothing else.
     """
-    asked = [(tool("nvpmodel"), "-q"), (tool("jetson_clocks"), "--show")]
-    return all(path is not None and as_root([path, option], 20.0)[0] == 0 for path, option in asked)
+    queries = [(tool("nvpmodel"), "-q"), (tool("jetson_clocks"), "--show")]
+    return all(
+        path is not None and as_root([path, option], 20.0)[0] == 0 for path, option in queries
+    )
 
 
 def identify() -> Dict[str, Any]:
@@ -448,10 +450,10 @@ def identify() -> Dict[str, Any]:
 
 def _l4t() -> Optional[str]:
     first = _text(at("/etc/nv_tegra_release")).split("\n")[0]
-    found = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", first)
-    if found is not None:
-        return (found.group(1) + "." + found.group(2) + ".0")[
-            : None if found.group(2).count(".") == 0 else -2
+    release = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", first)
+    if release is not None:
+        return (release.group(1) + "." + release.group(2) + ".0")[
+            : None if release.group(2).count(".") == 0 else -2
         ]
     query = tool("dpkg-query")
     if query is not None:
@@ -481,11 +483,11 @@ def _libnvinfer() -> Optional[str]:
         "/usr/local/lib",
         "/usr/lib",
     ):
-        found = [
+        matches = [
             re.search(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$", p)
             for p in glob.glob(os.path.join(at(pattern), "libnvinfer.so.*"))
         ]
-        versions = [m.group(1) for m in found if m is not None]
+        versions = [m.group(1) for m in matches if m is not None]
         if versions:
             return max(versions, key=lambda v: [int(x) for x in v.split(".")])
     return None
@@ -503,11 +505,11 @@ def find_trtexec() -> Optional[Dict[str, Any]]:
     ):
         if place and os.path.isfile(place):
             code, text = run([place, "--help"], 120.0)
-            found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
+            version = re.search(r"\[TensorRT v(\d{4,6})\]", text)
             return {
                 "path": place,
-                "number": int(found.group(1)) if found else None,
-                "said": "" if found else (text.strip()[-300:] or "status %d" % code),
+                "number": int(version.group(1)) if version else None,
+                "said": "" if version else (text.strip()[-300:] or "status %d" % code),
             }
     return None
 
@@ -538,7 +540,7 @@ def temperatures() -> Dict[str, float]:
 
     Zones that cannot be read (-256) and the constant one of the PMIC are left out.
     """
-    found = {}  # type: Dict[str, float]
+    celsius = {}  # type: Dict[str, float]
     for zone in sorted(glob.glob(at("/sys/class/thermal/thermal_zone*"))):
         name = (
             _text(os.path.join(zone, "type"))
@@ -553,8 +555,8 @@ def temperatures() -> Dict[str, float]:
             and value > UNREADABLE_C * 1000
             and not name.upper().startswith("PMIC")
         ):
-            found[name] = value / 1000.0
-    return found
+            celsius[name] = value / 1000.0
+    return celsius
 
 
 def throttling() -> Dict[str, int]:
@@ -562,16 +564,18 @@ def throttling() -> Dict[str, int]:
 
     A value above its earlier one means that the board has throttled.
     """
-    found = {}  # type: Dict[str, int]
+    counters = {}  # type: Dict[str, int]
     for device in glob.glob(at("/sys/class/thermal/cooling_device*")):
         name = _text(os.path.join(device, "type"))
         if "throttle-alert" in name:
-            found[name] = found.get(name, 0) + (_number(os.path.join(device, "cur_state")) or 0)
+            counters[name] = counters.get(name, 0) + (
+                _number(os.path.join(device, "cur_state")) or 0
+            )
     for folder in glob.glob(at("/sys/class/hwmon/hwmon*")):
         if _text(os.path.join(folder, "name")) == "soctherm_oc":
             for path in glob.glob(os.path.join(folder, "oc*_event_cnt")):
-                found[os.path.basename(path)] = _number(path) or 0
-    return found
+                counters[os.path.basename(path)] = _number(path) or 0
+    return counters
 
 
 def gpu_node() -> Optional[str]:
@@ -632,9 +636,9 @@ def power_mode() -> Dict[str, Any]:
     if path is not None:
         lines = run([path, "-q"], 20.0)[1].splitlines()
         for i, line in enumerate(lines):
-            found = re.search(r"NV Power Mode:\s*(\S+)", line)
-            if found is not None:
-                name = found.group(1)
+            match = re.search(r"NV Power Mode:\s*(\S+)", line)
+            if match is not None:
+                name = match.group(1)
                 number = next((int(x) for x in lines[i + 1 :] if x.strip().isdigit()), None)
     if number is None:
         stored = re.search(r"pmode:(\d+)", _text(at("/var/lib/nvpmodel/status")))
@@ -709,12 +713,12 @@ def probe(home: str) -> Dict[str, Any]:
             set_back(home)
         finally:
             lock.free()
-    found = identify()
+    facts = identify()
     memory, disk, power = meminfo(), os.statvfs(home), power_mode()
     total, what, source = read_power()
     may = may_set_power()
     groups = _groups()
-    found.update(
+    facts.update(
         {
             "home": home,
             "memory": {
@@ -741,18 +745,18 @@ def probe(home: str) -> Dict[str, Any]:
     plan = read_json(os.path.join(home, "restore.json"))
     if idle:
         lock.free()
-    found["meanwhile"] = None
+    facts["meanwhile"] = None
     # other settings are in force now: what counts is what the board returns to
     if plan is not None:
         if not idle:
-            found["meanwhile"] = {"mode": power["name"], "pinned": found["clocks"]["pinned"]}
-        found["power_mode"].update(id=plan["mode"], name=plan["name"])
-        found["clocks"]["pinned"] = found["clocks"]["pinned"] and not plan["store"]
-    found["missing"] = _missing(found)
+            facts["meanwhile"] = {"mode": power["name"], "pinned": facts["clocks"]["pinned"]}
+        facts["power_mode"].update(id=plan["mode"], name=plan["name"])
+        facts["clocks"]["pinned"] = facts["clocks"]["pinned"] and not plan["store"]
+    facts["missing"] = _missing(facts)
     if plan is not None and idle:
         what = "the power mode or the clocks that an earlier job set could not be set back"
-        found["missing"].append({"what": what, "mend": hint("restore", number=plan["mode"])})
-    return found
+        facts["missing"].append({"what": what, "mend": hint("restore", number=plan["mode"])})
+    return facts
 
 
 def _user(number: Optional[int] = None) -> str:
@@ -787,64 +791,64 @@ def _desktop() -> bool:
     return False
 
 
-def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
+def _missing(facts: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Return what is not as it should be, each with what it costs and the advice."""
-    said = []  # type: List[Dict[str, Any]]
+    faults = []  # type: List[Dict[str, Any]]
 
     def add(what: str, name: str = "", **arguments: Any) -> None:
-        said.append({"what": what, "mend": hint(name, **arguments)})
+        faults.append({"what": what, "mend": hint(name, **arguments)})
 
-    user = found["user"]
-    if found["trtexec"] is None and not found["tensorrt_python"]:
-        packages = "nvidia-jetpack" if found["tensorrt"] is None else "libnvinfer-bin"
+    user = facts["user"]
+    if facts["trtexec"] is None and not facts["tensorrt_python"]:
+        packages = "nvidia-jetpack" if facts["tensorrt"] is None else "libnvinfer-bin"
         add(
             "neither trtexec nor TensorRT's Python module: nothing can be built here",
             "install",
             package=packages,
         )
-    elif found["trtexec"] is None:
+    elif facts["trtexec"] is None:
         add(
             "no trtexec: engines are built through Python, and no latency can be measured",
             "install",
             package="libnvinfer-bin",
         )
-    elif found["trtexec"]["number"] is None:
+    elif facts["trtexec"]["number"] is None:
         add(
-            "trtexec does not start: " + found["trtexec"]["said"],
+            "trtexec does not start: " + facts["trtexec"]["said"],
             "start-trtexec",
-            path=found["trtexec"]["path"],
+            path=facts["trtexec"]["path"],
         )
-    if not found["tensorrt_python"]:
+    if not facts["tensorrt_python"]:
         add(
             "no TensorRT for Python: no accuracy can be measured here",
             "install",
             package="python3-libnvinfer",
         )
-    if not found["root"]:
+    if not facts["root"]:
         add(
             "no sudo without a password: power mode and clocks are unchanged, and are recorded",
             "sudoers",
             user=user,
         )
-    if found["power"]["mw"] is None:
-        add("no power figure: " + found["power"]["what"])
-    if os.geteuid() != 0 and ROOT == "/" and "video" not in found["groups"]:
+    if facts["power"]["mw"] is None:
+        add("no power figure: " + facts["power"]["what"])
+    if os.geteuid() != 0 and ROOT == "/" and "video" not in facts["groups"]:
         add(
             "the user is not in the group video: CUDA will not start",
             "video",
             user=user,
         )
-    if found["desktop"] and (found["memory"]["MemTotal"] or 0) < 9 * 2**30:
+    if facts["desktop"] and (facts["memory"]["MemTotal"] or 0) < 9 * 2**30:
         add("a desktop runs: it takes memory that builds need", "desktop")
-    if found["disk"]["free"] < 2**30:
-        add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "disk")
-    if found["time"] < 1600000000:
+    if facts["disk"]["free"] < 2**30:
+        add("%d MB of disk are free" % (facts["disk"]["free"] / 1e6), "disk")
+    if facts["time"] < 1600000000:
         add(
             "the clock shows %s: only time differences are used"
-            % time.strftime("%Y", time.gmtime(found["time"])),
+            % time.strftime("%Y", time.gmtime(facts["time"])),
             "clock",
         )
-    return said
+    return faults
 
 
 # Files: whole or not there.
@@ -875,8 +879,8 @@ def extend(path: str, mode: str = "ab") -> Any:
         os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else 0)
     )
     number = os.open(path, flags, 0o600)
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+    attributes = os.fstat(number)
+    if not stat.S_ISREG(attributes.st_mode) or attributes.st_uid != os.geteuid():
         os.close(number)
         raise Refused("%s is no file of this user" % path, hint("another-folder"))
     return os.fdopen(number, mode, 0 if mode == "r+b" else -1)
@@ -940,11 +944,11 @@ def open_home(path: str) -> str:
     # The marker is the first thing in the folder: a call beside this one may be making it, so look
     # inside before looking for it.
     try:
-        held = set(os.listdir(home)) - {"agents"} if os.path.isdir(home) else set()
+        contents = set(os.listdir(home)) - {"agents"} if os.path.isdir(home) else set()
     except OSError as exc:
         raise Refused("cannot read %s: %s" % (home, exc.strerror), hint("another-folder"))
     marker = os.path.join(home, MARKER)
-    if held and not (os.path.isfile(marker) and not os.path.islink(marker)):
+    if contents and not (os.path.isfile(marker) and not os.path.islink(marker)):
         raise Refused(
             "%s is not empty, and trtq did not make it" % home, hint("own-folder", path=path)
         )
@@ -972,23 +976,23 @@ def _require_own(path: str) -> None:
     A folder that does not exist is fine.
     """
     try:
-        found = os.lstat(path)
+        attributes = os.lstat(path)
     except FileNotFoundError:
         return
     except OSError as exc:
         raise Refused("cannot use %s: %s" % (path, exc.strerror), hint("another-folder"))
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(attributes.st_mode):
         raise Refused("%s is a link" % path, hint("link", path=os.path.realpath(path)))
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(attributes.st_mode):
         raise Refused("%s is no folder" % path, hint("another-folder"))
-    if found.st_uid != os.geteuid():
+    if attributes.st_uid != os.geteuid():
         raise Refused(
-            "%s belongs to another user (%s, not %s)" % (path, _user(found.st_uid), _user()),
+            "%s belongs to another user (%s, not %s)" % (path, _user(attributes.st_uid), _user()),
             hint("another-folder"),
         )
-    if found.st_mode & 0o022:
+    if attributes.st_mode & 0o022:
         raise Refused(
-            "others can write to %s (mode %03o)" % (path, stat.S_IMODE(found.st_mode)),
+            "others can write to %s (mode %03o)" % (path, stat.S_IMODE(attributes.st_mode)),
             hint("private", path=path),
         )
 
@@ -1288,14 +1292,14 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
 
 def _whole(folder: str, result: Dict[str, Any]) -> bool:
     """Whether a job went well and everything it made is still what it made."""
-    made = [
+    files = [
         (os.path.join(folder, path), file)
         for step in result["steps"]
         for path, file in step["files"].items()
     ]
     return result["ok"] and all(
         os.path.isfile(p) and os.path.getsize(p) == f["bytes"] and sha256(p) == f["sha256"]
-        for p, f in made
+        for p, f in files
     )
 
 
@@ -1317,7 +1321,7 @@ def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -
         The answer of :func:`status`, and the new ``offset``.
     """
     folder, until = inside(home, os.path.join("jobs", key)), time.monotonic() + seconds
-    said = None
+    last_step = None
     while True:
         now = status(home, key)  # before the log: what was written until a result came is passed on
         if now.get("run") is not None and now["run"] != run:
@@ -1329,9 +1333,11 @@ def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -
         except (OSError, IOError):
             text = b""
         offset += len(text)
-        if text or now.get("step") != said:
-            said = now.get("step")
-            emit("log", text=text.decode("utf-8", "replace"), offset=offset, step=said, run=run)
+        if text or now.get("step") != last_step:
+            last_step = now.get("step")
+            emit(
+                "log", text=text.decode("utf-8", "replace"), offset=offset, step=last_step, run=run
+            )
         if (now["state"] in ("done", "lost", "none") or time.monotonic() > until) and len(
             text
         ) < 1 << 16:
@@ -1690,10 +1696,10 @@ def work(home: str, key: str) -> int:
         for step in job["steps"]:
             beat(step=step["name"])
             time.sleep(step.get("idle_s", 0.0))
-            found = run_step(step, folder)
-            result["steps"].append(found)
-            if found["rc"] != 0:
-                result["why"] = "%s ended with status %d" % (step["name"], found["rc"])
+            outcome = run_step(step, folder)
+            result["steps"].append(outcome)
+            if outcome["rc"] != 0:
+                result["why"] = "%s ended with status %d" % (step["name"], outcome["rc"])
                 # a program that cannot write says so in its own words, or not at all
                 if _free(home) < FULL_BYTES:
                     result.update(
@@ -1778,8 +1784,8 @@ def _card() -> Dict[str, Any]:
 
 
 def _free(home: str) -> int:
-    found = os.statvfs(home)
-    return found.f_bavail * found.f_frsize
+    volume = os.statvfs(home)
+    return volume.f_bavail * volume.f_frsize
 
 
 def _require_room(home: str, size: int) -> None:
@@ -1865,8 +1871,8 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
     if code == 0:
         for new, path in step.get("makes", []):
             if os.path.exists(new):
-                with open(new, "rb") as made:
-                    os.fsync(made.fileno())
+                with open(new, "rb") as handle:
+                    os.fsync(handle.fileno())
                 if path.endswith(".gz"):
                     _pack(new, path)
                 else:
@@ -1949,13 +1955,14 @@ def listing(home: str) -> Dict[str, Any]:
     for key in sorted(os.listdir(os.path.join(home, "jobs"))):
         folder = os.path.join(home, "jobs", key)
         if FORMS["jobs"].match(key) and os.path.isdir(folder):
-            asked = os.path.join(folder, "job.json")
-            now, job = status(home, key), read_json(asked) or {}
+            job_path = os.path.join(folder, "job.json")
+            now, job = status(home, key), read_json(job_path) or {}
             jobs.append(
                 {
                     "key": key,
                     "age_s": max(
-                        time.time() - os.path.getmtime(asked if os.path.isfile(asked) else folder),
+                        time.time()
+                        - os.path.getmtime(job_path if os.path.isfile(job_path) else folder),
                         0.0,
                     ),
                     "state": now["state"],
@@ -1971,10 +1978,10 @@ def listing(home: str) -> Dict[str, Any]:
 def _model(manifest: Optional[Dict[str, Any]]) -> str:
     """Return what an engine was built from, as its manifest says."""
     known = manifest or {}
-    asked = known.get("spec")
+    spec = known.get("spec")
     return str(
         known.get("model")
-        or (asked.get("onnx") if isinstance(asked, dict) else None)
+        or (spec.get("onnx") if isinstance(spec, dict) else None)
         or "without a manifest"
     )[:MOST_TEXT]
 
@@ -1982,16 +1989,16 @@ def _model(manifest: Optional[Dict[str, Any]]) -> str:
 # TensorRT through the Python that the board has.
 
 
-def build_engine(asked: Dict[str, Any]) -> int:
+def build_engine(request: Dict[str, Any]) -> int:
     """Build an engine through TensorRT's Python module, for boards without trtexec.
 
     The request is the one that ``trtq build`` sends to its own worker.
 
     Args:
-        asked: ``onnx``, ``out`` and ``report`` (path of the layer report, None for none), ``apis``,
-            ``typed``, ``fp16``, ``int8``, ``float_nodes``, ``workspace`` (MiB), ``level``, ``dla``
-            (core, None for none), ``gpu_fallback``, ``shapes`` (least, usual and most sizes by
-            input) and perhaps ``more`` (the same of further profiles).
+        request: ``onnx``, ``out`` and ``report`` (path of the layer report, None for none),
+            ``apis``, ``typed``, ``fp16``, ``int8``, ``float_nodes``, ``workspace`` (MiB),
+            ``level``, ``dla`` (core, None for none), ``gpu_fallback``, ``shapes`` (least, usual and
+            most sizes by input) and perhaps ``more`` (the same of further profiles).
 
     Returns:
         0, or 1 where TensorRT refuses; its reasons are printed.
@@ -1999,19 +2006,19 @@ def build_engine(asked: Dict[str, Any]) -> int:
     trt = importlib.import_module("tensorrt")  # type: Any
 
     # the names of the Python API that this release has, from the workstation's table
-    apis = set(asked["apis"])
+    apis = set(request["apis"])
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     flags = 0
     if "EXPLICIT_BATCH" in apis:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    if asked["typed"] and "STRONGLY_TYPED" in apis:
+    if request["typed"] and "STRONGLY_TYPED" in apis:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    if asked["dla"] is not None and "ADJUST_FOR_DLA" in apis:
+    if request["dla"] is not None and "ADJUST_FOR_DLA" in apis:
         parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
-    with open(asked["onnx"], "rb") as handle:
+    with open(request["onnx"], "rb") as handle:
         parsed = parser.parse(handle.read())
     if not parsed:
         for i in range(parser.num_errors):
@@ -2022,31 +2029,31 @@ def build_engine(asked: Dict[str, Any]) -> int:
             )
         return 1
     config = builder.create_builder_config()
-    if asked["workspace"] is not None:
+    if request["workspace"] is not None:
         if "set_memory_pool_limit" in apis:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, asked["workspace"] << 20)
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"] << 20)
         else:
-            config.max_workspace_size = asked["workspace"] << 20
-    if not asked["typed"]:
+            config.max_workspace_size = request["workspace"] << 20
+    if not request["typed"]:
         for name in ("FP16", "INT8"):
-            if asked[name.lower()] and name in apis:
+            if request[name.lower()] and name in apis:
                 config.set_flag(getattr(trt.BuilderFlag, name))
-        if asked["float_nodes"] and asked["fp16"] and "OBEY_PRECISION_CONSTRAINTS" in apis:
+        if request["float_nodes"] and request["fp16"] and "OBEY_PRECISION_CONSTRAINTS" in apis:
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
             for layer in [network.get_layer(i) for i in range(network.num_layers)]:
-                if layer.name in asked["float_nodes"]:
+                if layer.name in request["float_nodes"]:
                     layer.precision = trt.float32
                     for k in range(layer.num_outputs):
                         layer.set_output_type(k, trt.float32)
     if "profiling_verbosity" in apis:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if asked["level"] is not None and "builder_optimization_level" in apis:
-        config.builder_optimization_level = asked["level"]
-    if asked["dla"] is not None:
-        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, asked["dla"]
-        if asked["gpu_fallback"]:
+    if request["level"] is not None and "builder_optimization_level" in apis:
+        config.builder_optimization_level = request["level"]
+    if request["dla"] is not None:
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, request["dla"]
+        if request["gpu_fallback"]:
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-    for shapes in filter(None, [asked["shapes"]] + asked.get("more", [])):
+    for shapes in filter(None, [request["shapes"]] + request.get("more", [])):
         profile = builder.create_optimization_profile()
         for name, (least, usual, most) in shapes.items():
             profile.set_shape(name, least, usual, most)
@@ -2055,16 +2062,16 @@ def build_engine(asked: Dict[str, Any]) -> int:
     if plan is None:
         print("[E] [TRT] the builder gave no engine")
         return 1
-    _drop([asked["out"]])
-    with create(asked["out"]) as handle:
+    _drop([request["out"]])
+    with create(request["out"]) as handle:
         handle.write(bytes(plan))
-    if asked["report"] and "create_engine_inspector" in apis:
+    if request["report"] and "create_engine_inspector" in apis:
         runtime = trt.Runtime(logger)
-        if asked["dla"] is not None:
-            runtime.DLA_core = asked["dla"]
+        if request["dla"] is not None:
+            runtime.DLA_core = request["dla"]
         engine = runtime.deserialize_cuda_engine(plan)
-        _drop([asked["report"]])
-        with create(asked["report"]) as handle:
+        _drop([request["report"]])
+        with create(request["report"]) as handle:
             handle.write(
                 engine.create_engine_inspector()
                 .get_engine_information(trt.LayerInformationFormat.JSON)
@@ -2124,22 +2131,22 @@ class Cuda:
         )
 
 
-def infer(asked: Dict[str, Any]) -> int:
+def infer(request: Dict[str, Any]) -> int:
     """Run an engine on inputs from a file and write its outputs, all in the engine's own types.
 
     The file holds the inputs batch by batch, and in each batch one input after another; the outputs
     are written in the same way.
 
-    ``asked`` is ``{"engine", "input", "output", "inputs": [{"name", "shape", "dtype"}], "count",
+    ``request`` is ``{"engine", "input", "output", "inputs": [{"name", "shape", "dtype"}], "count",
     "batch", "dla"}``; shapes are without the batch.
     """
     trt = importlib.import_module("tensorrt")  # type: Any
 
     cuda, logger = Cuda(), trt.Logger(trt.Logger.ERROR)
     runtime = trt.Runtime(logger)
-    if asked["dla"] is not None:
-        runtime.DLA_core = asked["dla"]
-    with open(asked["engine"], "rb") as handle:
+    if request["dla"] is not None:
+        runtime.DLA_core = request["dla"]
+    with open(request["engine"], "rb") as handle:
         engine = runtime.deserialize_cuda_engine(handle.read())
     if engine is None:
         raise Refused("TensorRT cannot read the engine")
@@ -2158,14 +2165,14 @@ def infer(asked: Dict[str, Any]) -> int:
         n: str(engine.get_tensor_dtype(n) if named else engine.get_binding_dtype(n)).split(".")[-1]
         for n in names
     }
-    given = {one["name"]: one for one in asked["inputs"]}  # type: Dict[str, Any]
+    given = {one["name"]: one for one in request["inputs"]}  # type: Dict[str, Any]
     _require_types([n for n, inward in zip(names, is_input) if inward], kinds, given)
     items = [(n, SIZES[kinds[n]] * product(one["shape"])) for n, one in given.items()]
     addresses = {}  # type: Dict[str, int]
     sizes = {}  # type: Dict[str, int]
     described = []  # type: List[Dict[str, Any]]
     for name, one in given.items():
-        shape = [asked["batch"]] + one["shape"]
+        shape = [request["batch"]] + one["shape"]
         if named:
             context.set_input_shape(name, shape)
         elif -1 in list(engine.get_binding_shape(name)):
@@ -2178,20 +2185,20 @@ def infer(asked: Dict[str, Any]) -> int:
             described.append({"name": name, "shape": dims[1:], "dtype": kinds[name]})
         if named:
             context.set_tensor_address(name, addresses[name])
-    _drop([asked["output"]])
-    with open(asked["input"], "rb") as source, create(asked["output"]) as out:
-        left = asked["count"]
+    _drop([request["output"]])
+    with open(request["input"], "rb") as source, create(request["output"]) as out:
+        left = request["count"]
         while left > 0:
-            real = min(asked["batch"], left)
+            real = min(request["batch"], left)
             for name, item in items:
                 block = source.read(item * real)
                 if len(block) != item * real:
                     raise Refused(
-                        "%d samples are missing from %s" % (left, asked["input"]),
+                        "%d samples are missing from %s" % (left, request["input"]),
                         hint("upload-again"),
                     )
                 # the last batch is filled up, its filling not kept
-                block += b"\0" * (item * (asked["batch"] - real))
+                block += b"\0" * (item * (request["batch"] - real))
                 cuda.copy(addresses[name], block, len(block), up=True)
             done = (
                 context.execute_async_v3(0)
@@ -2205,19 +2212,19 @@ def infer(asked: Dict[str, Any]) -> int:
                 if not inward:
                     answer = ctypes.create_string_buffer(sizes[name])
                     cuda.copy(answer, addresses[name], sizes[name], up=False)
-                    out.write(answer.raw[: sizes[name] // asked["batch"] * real])
+                    out.write(answer.raw[: sizes[name] // request["batch"] * real])
             left -= real
-    print(MARK + json.dumps({"event": "answers", "outputs": described, "batch": asked["batch"]}))
+    print(MARK + json.dumps({"event": "answers", "outputs": described, "batch": request["batch"]}))
     return 0
 
 
 def _require_types(inputs: List[str], kinds: Dict[str, str], given: Dict[str, Any]) -> None:
     """Refuse inputs of other names or types than the engine's."""
     wanted = sorted("%s %s" % (n, kinds[n]) for n in inputs)
-    there = sorted("%s %s" % (n, one["dtype"]) for n, one in given.items())
-    if wanted != there:
+    input_types = sorted("%s %s" % (n, one["dtype"]) for n, one in given.items())
+    if wanted != input_types:
         raise Refused(
-            "the engine takes %s, it was given %s" % (", ".join(wanted), ", ".join(there))
+            "the engine takes %s, it was given %s" % (", ".join(wanted), ", ".join(input_types))
         )
     unknown = sorted("%s %s" % (n, k) for n, k in kinds.items() if k not in SIZES)
     if unknown:
@@ -2271,35 +2278,35 @@ class Beat(threading.Thread):
         self.join(BEAT_S)
 
 
-def _engine(home: str, asked: Dict[str, Any]) -> None:
+def _engine(home: str, request: Dict[str, Any]) -> None:
     """Answer with the manifest of an engine, once it is known to belong to this file."""
-    path = inside(home, asked["name"])
+    path = inside(home, request["name"])
     manifest = read_json(path + ".json")
-    there = os.path.isfile(path)
-    whole = manifest is not None and there and sha256(path) == manifest.get("engine_sha256")
+    is_file = os.path.isfile(path)
+    whole = manifest is not None and is_file and sha256(path) == manifest.get("engine_sha256")
     emit(
         "engine",
         manifest=manifest if whole else None,
-        changed=there and manifest is not None and not whole,
+        changed=is_file and manifest is not None and not whole,
     )
 
 
-def _get(home: str, asked: Dict[str, Any], beat: Beat) -> None:
-    path = inside(home, asked["name"])
+def _get(home: str, request: Dict[str, Any], beat: Beat) -> None:
+    path = inside(home, request["name"])
     if not os.path.isfile(path):
         raise Refused("there is no %s" % path)
     size, digest = os.path.getsize(path), sha256(path)
     beat.end()  # from here on every byte is the file's
     emit("file", size=size, sha256=digest)
     with open(path, "rb") as handle:
-        handle.seek(asked["offset"])
+        handle.seek(request["offset"])
         for block in iter(lambda: handle.read(CHUNK), b""):
             sys.stdout.buffer.write(block)
     sys.stdout.buffer.flush()
 
 
-def _logs(home: str, asked: Dict[str, Any]) -> None:
-    folder = inside(home, os.path.join("jobs", asked["key"]))
+def _logs(home: str, request: Dict[str, Any]) -> None:
+    folder = inside(home, os.path.join("jobs", request["key"]))
     try:
         with open(os.path.join(folder, "log.txt"), "rb") as handle:
             size = handle.seek(0, os.SEEK_END)
@@ -2310,14 +2317,14 @@ def _logs(home: str, asked: Dict[str, Any]) -> None:
     emit("logs", text=text.strip(), left_out=max(size - MOST_LOG, 0))
 
 
-def _manifest(home: str, asked: Dict[str, Any]) -> None:
-    write_json(inside(home, asked["name"]), asked["value"])
+def _manifest(home: str, request: Dict[str, Any]) -> None:
+    write_json(inside(home, request["name"]), request["value"])
     emit("written")
 
 
-def _remove(home: str, asked: Dict[str, Any]) -> None:
+def _remove(home: str, request: Dict[str, Any]) -> None:
     wanted = _wanted(home)
-    for name in asked["names"]:
+    for name in request["names"]:
         if os.path.isfile(inside(home, name)) and os.path.basename(name) not in wanted:
             os.unlink(inside(home, name))
     emit("removed")
@@ -2325,16 +2332,16 @@ def _remove(home: str, asked: Dict[str, Any]) -> None:
 
 def _wanted(home: str) -> str:
     """Return what jobs that wait or run will read."""
-    found = []
+    arguments = []
     for key in os.listdir(os.path.join(home, "jobs")):
         folder = os.path.join(home, "jobs", key)
         if os.path.isdir(folder) and status(home, key)["state"] in ("waiting", "running"):
-            found += [
+            arguments += [
                 a
                 for step in (read_json(os.path.join(folder, "job.json")) or {"steps": []})["steps"]
                 for a in step["argv"]
             ]
-    return "\n".join(found)
+    return "\n".join(arguments)
 
 
 VERBS = {
@@ -2379,12 +2386,12 @@ def main(arguments: List[str]) -> int:
     text = (
         base64.urlsafe_b64decode(arguments[1]) if arguments[1] != "-" else sys.stdin.buffer.read()
     )
-    verb, asked = arguments[0], json.loads(text.decode())
+    verb, request = arguments[0], json.loads(text.decode())
     beat = Beat()
     try:
         if verb in INSIDE:
-            return INSIDE[verb](asked)
-        return _answer(verb, asked, beat)
+            return INSIDE[verb](request)
+        return _answer(verb, request, beat)
     except Refused as exc:
         return _refuse(str(exc), exc.mend)
     except OSError as exc:
@@ -2400,19 +2407,19 @@ def main(arguments: List[str]) -> int:
         beat.over.set()
 
 
-def _answer(verb: str, asked: Dict[str, Any], beat: Beat) -> int:
+def _answer(verb: str, request: Dict[str, Any], beat: Beat) -> int:
     """Do what a workstation asks for, if it knows this very file."""
-    mine = asked["agent"] if verb == "install" else sha256(os.path.realpath(__file__))
+    mine = request["agent"] if verb == "install" else sha256(os.path.realpath(__file__))
     emit("hello", protocol=PROTOCOL, agent=mine, python="%d.%d" % sys.version_info[:2])
-    if asked["agent"] != mine:
+    if request["agent"] != mine:
         emit("stale")
         return STALE
     beat.start()
-    home = open_home(asked["home"])
+    home = open_home(request["home"])
     if verb == "get":
-        _get(home, asked, beat)
+        _get(home, request, beat)
     else:
-        VERBS[verb](home, asked)
+        VERBS[verb](home, request)
     return 0
 
 

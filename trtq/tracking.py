@@ -78,8 +78,8 @@ class Experiment:
             return False
         from mlflow.entities import Metric, Param
 
-        made = self.client.create_run(self.id, tags=dict(run.tags), run_name=run.name[:250])
-        now, key = int(time.time() * 1000), made.info.run_id
+        mlflow_run = self.client.create_run(self.id, tags=dict(run.tags), run_name=run.name[:250])
+        now, key = int(time.time() * 1000), mlflow_run.info.run_id
         metrics = [Metric(REFUSED.sub("_", n), v, now, 0) for n, v in run.metrics.items()]
         for some in _pieces(metrics, METRICS):
             self.client.log_batch(key, metrics=some)
@@ -119,10 +119,10 @@ def open_experiment(uri: str, name: str) -> Experiment:
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri="file:///nowhere")
         known = client.get_experiment_by_name(name)
-        found = known.experiment_id if known is not None else client.create_experiment(name)
+        experiment_id = known.experiment_id if known is not None else client.create_experiment(name)
     except Exception as exc:  # of mlflow's own kinds
         raise _refused(uri, exc, "Check --mlflow, or leave it out") from exc
-    return Experiment(uri, client, found)
+    return Experiment(uri, client, experiment_id)
 
 
 def _refused(uri: str, exc: Exception, hint: str) -> ArtifactError:

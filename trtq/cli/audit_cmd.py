@@ -38,8 +38,8 @@ def command(as_json: bool, **values: Any) -> None:
     else:
         for m in record.modules:
             if m.requested not in ("float", m.actual):
-                found = m.actual or "no layer names it"
-                say(f"{m.node}: asked for {m.requested}, {found}{f'; {m.why}' if m.why else ''}")
+                actual = m.actual or "no layer names it"
+                say(f"{m.node}: asked for {m.requested}, {actual}{f'; {m.why}' if m.why else ''}")
         for line in record.notes:
             say(f"  {line}")
         say(record.summary)

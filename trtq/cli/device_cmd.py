@@ -263,17 +263,17 @@ def logs(name: str, key: str | None) -> None:
     from trtq.deploy.answers import Listing, Logs
 
     with _reached(name) as agent:
-        found = agent.ask("list", Listing)
+        listing = agent.ask("list", Listing)
         if key is None:
-            for entry in found.engines:
+            for entry in listing.engines:
                 say(f"engine {entry.file}: {size_words(entry.bytes)}, {entry.model}")
-            for job in found.jobs:
+            for job in listing.jobs:
                 why = f" ({job.why})" if job.why else ""
                 say(
                     f"job {job.key}: {job.title}, {_ago(job.age_s)}, "
                     f"{job.state}{why}, of {job.owner or 'nobody'}"
                 )
-            if not found.engines and not found.jobs:
+            if not listing.engines and not listing.jobs:
                 say("nothing there yet")
             return
         log = agent.ask("logs", Logs, key=_key(agent, key))
@@ -317,10 +317,10 @@ def clean(name: str, everything: bool) -> None:
     from trtq.deploy.answers import Cleaned
 
     with _reached(name) as agent:
-        found = agent.ask("clean", Cleaned, everything=everything)
+        removal = agent.ask("clean", Cleaned, everything=everything)
     kept = (
-        f"; {len(found.kept)} jobs are still running, so files and engines are kept"
-        if found.kept
+        f"; {len(removal.kept)} jobs are still running, so files and engines are kept"
+        if removal.kept
         else ""
     )
-    say(f"{name}: {size_words(found.bytes)} removed{kept}")
+    say(f"{name}: {size_words(removal.bytes)} removed{kept}")

@@ -36,9 +36,9 @@ def command(code: str | None, as_json: bool) -> None:
         lines = _groups(rows)
         shown: object = [_group(*row) for row in rows]
     else:
-        found = _find(code)
-        lines = _entry(found[0]) if len(found) == 1 else _list(found)
-        shown = [_row(entry) for entry in found]
+        entries = _find(code)
+        lines = _entry(entries[0]) if len(entries) == 1 else _list(entries)
+        shown = [_row(entry) for entry in entries]
     if as_json:
         print_json(shown)
         return
@@ -53,9 +53,9 @@ def _find(text: str) -> list[Entry]:
         UsageError: there is no such code; the nearest ones are named.
     """
     code, every = error_codes.normalize(text), list(error_codes.entries())
-    found = [e for e in every if e.code == code]
-    if found:
-        return found
+    with_code = [e for e in every if e.code == code]
+    if with_code:
+        return with_code
     in_group = [
         e
         for e in every
@@ -84,9 +84,9 @@ def _groups(rows: list[tuple[str, Group]]) -> Iterator[str]:
     yield "List a group: trtq explain GROUP. Explain one error: trtq explain CODE."
 
 
-def _list(found: list[Entry]) -> Iterator[str]:
-    yield f"{found[0].kind}: {meaning(found[0].kind)}"
-    for entry in found:
+def _list(entries: list[Entry]) -> Iterator[str]:
+    yield f"{entries[0].kind}: {meaning(entries[0].kind)}"
+    for entry in entries:
         row = entry.row
         text = (
             GENERAL

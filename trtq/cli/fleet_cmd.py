@@ -37,8 +37,8 @@ def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
     from trtq.commands.fleet import fleet
 
     with ConsoleProgress(quiet=as_json) as progress:
-        made = tuple(onnx_of(m, progress) for m in spec.model)
-        record = done(fleet(msgspec.structs.replace(spec, model=made), progress))
+        onnx_files = tuple(onnx_of(m, progress) for m in spec.model)
+        record = done(fleet(msgspec.structs.replace(spec, model=onnx_files), progress))
     print_record(record, as_json=as_json, lines=[f"Table: {spec.out}/{FLEET_HTML}"])
     return 1 if record.failed else 0 if record.valid else 3
 

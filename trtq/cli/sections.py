@@ -83,7 +83,7 @@ class Sectioned(click.Command):
         if not rows["Data"] and not rows["Images"]:
             super().format_options(ctx, formatter)
             return
-        for title, found in rows.items():
-            if found:
+        for title, definitions in rows.items():
+            if definitions:
                 with formatter.section(title):
-                    formatter.write_dl(found)
+                    formatter.write_dl(definitions)

@@ -61,7 +61,7 @@ class AgentCalls:
 
     Args:
         device: which one.
-        told: hears what happens to the link, and how far transfers are.
+        progress: hears what happens to the link, and how far transfers are.
         patience_s: how long to wait for a device that went away.
 
     Attributes:
@@ -69,11 +69,13 @@ class AgentCalls:
         place: folder of the agent on the device; its name has the agent's digest.
     """
 
-    def __init__(self, device: Device, told: Progress, *, patience_s: float = PATIENCE_S) -> None:
-        self.device, self.told, self.patience_s = device, told, patience_s
+    def __init__(
+        self, device: Device, progress: Progress, *, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.device, self.told, self.patience_s = device, progress, patience_s
         self.link = Link(device)
         if self.link.note:
-            told.note(self.link.note)
+            progress.note(self.link.note)
         self.code = AGENT.read_bytes()
         self.digest = sha256_bytes(self.code)
         self.place = f"{device.workdir}/agents/{self.digest[:16]}"

@@ -295,9 +295,9 @@ def _path_of(answer: Upload, name: str) -> str:
 class _JobLog:
     """Output of a job so far."""
 
-    def __init__(self, name: str, told: Progress, line: Callable[[str], None]) -> None:
+    def __init__(self, name: str, progress: Progress, line: Callable[[str], None]) -> None:
         self.name = name
-        self.told = told
+        self.told = progress
         self.line = line
         self.offset = 0
         self.run: object = None

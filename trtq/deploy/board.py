@@ -92,10 +92,10 @@ class Board(BoardFacts, frozen=True, kw_only=True):
             UsageError: its TensorRT has no kernels for it.
         """
         if self.capability is None:
-            said = ", ".join(self.compatible[:3]) or "no device tree"
+            device_names = ", ".join(self.compatible[:3]) or "no device tree"
             raise BoardError(
                 f"{self.name} cannot be deployed to",
-                f"it is no Jetson that trtq knows ({said})",
+                f"it is no Jetson that trtq knows ({device_names})",
                 "trtq build builds on this machine",
             )
         name = self.board or f"sm{self.capability.replace('.', '')}"

@@ -277,12 +277,12 @@ def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
     rate = run.log.numbers.get("throughput_qps")
     if watch.failed:
         return None, watch.failed
-    there = ~np.isnan(mw)
-    if not there.any():
+    power_mask = ~np.isnan(mw)
+    if not power_mask.any():
         return None, watch.scope or "the board has no power rails that can be read"
     if rate is None or not 0 < rate < 1e9 or "inference" not in timed.marks:
         return None, "trtexec did not say when inference began, or how many requests it served"
-    inside, idle = (there & part for part in _windows(timed, t))
+    inside, idle = (power_mask & part for part in _windows(timed, t))
     if inside.sum() < 2 or idle.sum() < 2:
         counts = f"{int(inside.sum())} readings under load and {int(idle.sum())} idle"
         return None, f"{counts} are too few"

@@ -52,7 +52,7 @@ class BoardBuilder:
         agent: on the board.
         board: as it was probed.
         engine: name of the engine in the work folder.
-        told: receives progress.
+        progress: receives the state of the build.
         power: power mode and pinning of the job.
         again: build even what was built before.
 
@@ -65,7 +65,7 @@ class BoardBuilder:
         agent: Agent,
         board: Board,
         engine: str,
-        told: Progress,
+        progress: Progress,
         power: JobPower,
         *,
         again: bool = False,
@@ -74,21 +74,21 @@ class BoardBuilder:
             agent,
             board,
             engine,
-            told,
+            progress,
             power,
         )
         self.version = board.release
-        there = board.has_trtexec
-        if not there and not board.tensorrt_python:
+        has_trtexec = board.has_trtexec
+        if not has_trtexec and not board.tensorrt_python:
             mend = next((m.mend for m in board.missing if "trtexec" in m.what), "")
             raise BoardError(
                 f"Cannot build on {agent.device.name}",
                 "it has neither trtexec nor TensorRT's Python module",
                 mend,
             )
-        self.name = "trtexec" if there else "tensorrt"
-        self.executable = board.trtexec.path if there and board.trtexec is not None else ""
-        self.spelled = TrtexecBuilder(self.executable, self.version, told)
+        self.name = "trtexec" if has_trtexec else "tensorrt"
+        self.executable = board.trtexec.path if has_trtexec and board.trtexec is not None else ""
+        self.spelled = TrtexecBuilder(self.executable, self.version, progress)
         self.workspace = board.workspace or self.spelled.workspace
         self.again = again
         self.uploads: list[str] = []
@@ -152,7 +152,7 @@ class BoardBuilder:
             "dla": settings.options.dla,
         }
         cache = f"{home}/timing.{self.board.number}.{digest_of(clocks)[:8]}.cache"
-        there = replace(
+        board_settings = replace(
             settings,
             options=msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new"),
             calibration=Path(f"{home}/{calibration}") if calibration is not None else None,
@@ -161,7 +161,7 @@ class BoardBuilder:
         argv = self._argv(
             Path(f"{home}/{model}"),
             Path(f"{self.target_path}.new"),
-            there,
+            board_settings,
             Path(f"{report}.new") if has_report else None,
         )
         return JobStep(
@@ -245,13 +245,13 @@ class BoardBuilder:
     def _python(self) -> PythonBuilder:
         return PythonBuilder("tensorrt", self.version, self.told)
 
-    def _layers(self, made: Written | None, name: str) -> bytes | None:
+    def _layers(self, report_file: Written | None, name: str) -> bytes | None:
         """Return the layer report of a build, None where it wrote none that can be read."""
-        if made is None:
+        if report_file is None:
             return None
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
             packed = self.agent.download(
-                name, Path(folder) / "layers.gz", digest=made.sha256, most=MOST_LAYERS
+                name, Path(folder) / "layers.gz", digest=report_file.sha256, most=MOST_LAYERS
             )
             report = gunzip(packed, self.agent.device.name)
         try:

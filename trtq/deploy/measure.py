@@ -209,8 +209,8 @@ class BoardBench:
         )
         with tempfile.TemporaryDirectory(prefix="trtq-inputs-") as folder:
             local = fed.written(Path(folder)).files
-            there = {n: self._send(Path(path)) for n, path in local.items()}
-        return replace(fed, files=there)
+            board_paths = {n: self._send(Path(path)) for n, path in local.items()}
+        return replace(fed, files=board_paths)
 
     def _send(self, path: Path) -> str:
         digest = sha256_file(path)

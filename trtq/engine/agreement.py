@@ -110,8 +110,8 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """A few words for a person."""
-        said = [f"{c.runner}: {c.words}" for c in self.comparisons]
-        return "; ".join([*(said or ["nothing but the file itself ran"]), *self.missing])
+        phrases = [f"{c.runner}: {c.words}" for c in self.comparisons]
+        return "; ".join([*(phrases or ["nothing but the file itself ran"]), *self.missing])
 
 
 def check_agreement(
@@ -146,26 +146,28 @@ def check_agreement(
     meaning = meaning_of(model, images[0], wanted, plain, task) if real else None
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
-        said = "what was built, in ONNX Runtime" + (
+        label = "what was built, in ONNX Runtime" + (
             ", every FP16 result rounded" if has_half(source) else ""
         )
-        runners.append((said, run_rounded(source), run_rounded))
+        runners.append((label, run_rounded(source), run_rounded))
     if engine is not None:
         runners.append(("engine", engine, rebuild))
     comparisons = []
     for name, runner, opener in runners:
         got = answers(runner, images)
-        found = compare(name, wanted, got, error, known)
-        if meaning is not None and found.finite:
+        comparison = compare(name, wanted, got, error, known)
+        if meaning is not None and comparison.finite:
             alike = meaning.alike(got)
-            passed = found.passed and meaning.holds(alike)
+            passed = comparison.passed and meaning.holds(alike)
             limit = meaning.limit(alike) or msgspec.UNSET
-            found = msgspec.structs.replace(found, alike=alike, passed=passed, limit=limit)
-        if not found.passed:
-            found = msgspec.structs.replace(
-                found, parts_at=_located(opener, model, source, images[0])
+            comparison = msgspec.structs.replace(
+                comparison, alike=alike, passed=passed, limit=limit
             )
-        comparisons.append(found)
+        if not comparison.passed:
+            comparison = msgspec.structs.replace(
+                comparison, parts_at=_located(opener, model, source, images[0])
+            )
+        comparisons.append(comparison)
     return AgreementRecord(
         images=sum(map(count_of, images)),
         yardstick=yardstick,
@@ -196,7 +198,7 @@ def require_agreement(record: AgreementRecord) -> None:
                 far = ", ".join([*(f.words for f in c.alike or ()), far])
             elif c.finite:
                 far = c.words
-            asked = f" (expected {c.limit})" if c.limit else ""
+            expectation = f" (expected {c.limit})" if c.limit else ""
             own = (
                 ""
                 if c.margin_db is None
@@ -204,7 +206,7 @@ def require_agreement(record: AgreementRecord) -> None:
             )
             raise AgreementError(
                 "The engine does not compute what the ONNX file says",
-                f"{c.runner}: {far}{asked}{own}; they part first at {c.parts_at}",
+                f"{c.runner}: {far}{expectation}{own}; they part first at {c.parts_at}",
                 "Keep that layer in float: trtq quantize ... --high-precision LAYER, or build "
                 "with --precision fp32",
             )
@@ -221,8 +223,8 @@ def answers(runner: Runner, images: Sequence[Given]) -> Outputs:
         [N, ...] over all batches: integers in their own dtype, the others float64. An output whose
         shapes differ between batches, such as texts of several lengths, is flat.
     """
-    made = [runner.run(b) for b in images]
-    return {n: as_float64(concatenated([np.atleast_1d(m[n]) for m in made])) for n in made[0]}
+    outputs = [runner.run(b) for b in images]
+    return {n: as_float64(concatenated([np.atleast_1d(m[n]) for m in outputs])) for n in outputs[0]}
 
 
 def as_float64(values: Array) -> Array:
@@ -343,7 +345,7 @@ def first_parting(
 
 def _taps(model: onnx.ModelProto, source: onnx.ModelProto) -> dict[str, str]:
     """Return the tensors to compare that both files have, with the names of their nodes."""
-    there = {o for n in source.graph.node for o in n.output}
+    source_tensors = {o for n in source.graph.node for o in n.output}
     view = View(model)
 
     def is_tap(node: onnx.NodeProto) -> bool:
@@ -352,7 +354,9 @@ def _taps(model: onnx.ModelProto, source: onnx.ModelProto) -> dict[str, str]:
         return node.op_type in AUDITED
 
     return {
-        n.output[0]: label_of(n) for n in model.graph.node if n.output[0] in there and is_tap(n)
+        n.output[0]: label_of(n)
+        for n in model.graph.node
+        if n.output[0] in source_tensors and is_tap(n)
     }
 
 

@@ -206,14 +206,16 @@ def requests(model: onnx.ModelProto) -> dict[str, str]:
     It is ``int8``, ``fp8`` or ``fp4`` where both operands have Q/DQ pairs (of two kinds the first
     of :data:`CODES`), else ``float``. Nodes in branches are included.
     """
-    found: dict[str, str] = {}
+    precisions: dict[str, str] = {}
     for scope in scopes(model):
         for node in scope.graph.node:
             if node.op_type in AUDITED:
                 pairs = [scope.pair(name) for name in node.input[:2]]
-                asked = [_codes(scope, p.dq) for p in pairs if p is not None]
-                found[label_of(node)] = "float" if len(asked) < 2 else min(asked, key=CODES.index)
-    return found
+                operand_codes = [_codes(scope, p.dq) for p in pairs if p is not None]
+                precisions[label_of(node)] = (
+                    "float" if len(operand_codes) < 2 else min(operand_codes, key=CODES.index)
+                )
+    return precisions
 
 
 def _codes(scope: Scope, dq: onnx.NodeProto) -> str:
@@ -222,8 +224,8 @@ def _codes(scope: Scope, dq: onnx.NodeProto) -> str:
     if maker is not None and maker.op_type == FP4_DYNAMIC:
         return "fp4"
     names = [dq.input[2]] if len(dq.input) > 2 and dq.input[2] else []
-    held = [h for n in (*names, dq.input[0]) if (h := scope.constant(n)) is not None]
-    return next((FLOAT_CODES[h.data_type] for h in held if h.data_type in FLOAT_CODES), "int8")
+    constants = [h for n in (*names, dq.input[0]) if (h := scope.constant(n)) is not None]
+    return next((FLOAT_CODES[h.data_type] for h in constants if h.data_type in FLOAT_CODES), "int8")
 
 
 def match(

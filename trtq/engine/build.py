@@ -69,29 +69,29 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         MissingExtraError: the backend is not installed.
         ArtifactError: the output cannot be written.
     """
-    told, out = or_silent(progress), Path(spec.out)
+    listener, out = or_silent(progress), Path(spec.out)
     _require_output(spec, out)
     job = prepare(spec)
     for line in job.notes:
-        told.note(line)
-    builder, number = open_builder(job.spec, job.target, told, quantized=job.pairs > 0)
+        listener.note(line)
+    builder, number = open_builder(job.spec, job.target, listener, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings = job.settings(builder, number)
     refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     for line in job.unkept(settings):
-        told.note(line)
-    samples = samples_for(job, told) if spec.data is not None else None
+        listener.note(line)
+    samples = samples_for(job, listener) if spec.data is not None else None
     ensure_writable_dir(out.parent)
-    with locked(out.with_name(f".{out.name}.lock"), waiting=told.note):
-        outcome = build_and_look(builder, job, settings, told)
-        found = outcome.climb
+    with locked(out.with_name(f".{out.name}.lock"), waiting=listener.note):
+        outcome = build_and_look(builder, job, settings, listener)
+        success = outcome.climb
         agreement = None
         if samples is not None:
-            last = replace(settings, workspace=found.workspace)
-            agreement = verify(job, builder, last, found, samples)
+            last = replace(settings, workspace=success.workspace)
+            agreement = verify(job, builder, last, success, samples)
             require_agreement(agreement)
         # Only when the new engine is on the disk does the old manifest go; the new one comes last.
-        fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
+        fresh = write_bytes(out.with_name(f".{out.name}.new"), success.built.plan)
         try:
             manifest_path(out).unlink(missing_ok=True)
             fresh.replace(out)
@@ -140,26 +140,26 @@ class Outcome:
     audit: PlanAudit | None
 
 
-def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progress) -> Outcome:
+def build_and_look(builder: Builder, job: Job, settings: Settings, progress: Progress) -> Outcome:
     """Build, and look at what came out.
 
     Args:
         builder: to use.
         job: what was asked for.
         settings: for the first attempt.
-        told: receives progress and notes.
+        progress: receives progress and notes.
 
     Raises:
         EngineError: nothing helped, or the engine computes nothing in codes although the model asks
             for it.
     """
     started = time.perf_counter()
-    found = climb(builder, job, settings, told)
+    success = climb(builder, job, settings, progress)
     seconds = round(time.perf_counter() - started, 3)
-    asked = strip_at(job.model, found.without) if found.without else job.model
-    coverage, rows = cover(asked, found.built, builder.name, job.target)
-    require_codes(asked, job.spec.onnx, coverage, rows, job.target)
-    return Outcome(climb=found, seconds=seconds, coverage=coverage, audit=rows)
+    effective_model = strip_at(job.model, success.without) if success.without else job.model
+    coverage, rows = cover(effective_model, success.built, builder.name, job.target)
+    require_codes(effective_model, job.spec.onnx, coverage, rows, job.target)
+    return Outcome(climb=success, seconds=seconds, coverage=coverage, audit=rows)
 
 
 def describe(
@@ -178,9 +178,9 @@ def describe(
         outcome: the engine, and what it computes in.
         agreement: with its file; None where no samples were given.
     """
-    spec, found, path = job.spec, outcome.climb, Path(job.spec.onnx)
-    built, metadata = found.built, get_metadata(job.model)
-    last = replace(settings, workspace=found.workspace)
+    spec, success, path = job.spec, outcome.climb, Path(job.spec.onnx)
+    built, metadata = success.built, get_metadata(job.model)
+    last = replace(settings, workspace=success.workspace)
     by_command = builder.name == "trtexec"
     by = BuiltBy(
         backend=builder.name,
@@ -189,8 +189,8 @@ def describe(
         command=builder.show(path, Path(spec.out), last) if by_command else "",
     )
     without = (
-        [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"]
-        if found.without
+        [f"without Q/DQ pairs, for want of a kernel: {', '.join(success.without)}"]
+        if success.without
         else []
     )
     return EngineManifest(
@@ -199,11 +199,11 @@ def describe(
         engine_bytes=built.size,
         builder=by,
         target=BuiltFor(job.target.name, job.target.device, job.target.capability),
-        precision=_precision(found.source, spec),
-        quantized_tensors=count_qdq(found.source),
-        codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
+        precision=_precision(success.source, spec),
+        quantized_tensors=count_qdq(success.source),
+        codes=codes_of(success.source) or ("INT8" if spec.calibration else ""),
         batch=job.batch,
-        tensors=built.tensors or _tensors(found.source, runtime_of(builder)),
+        tensors=built.tensors or _tensors(success.source, runtime_of(builder)),
         inputs=_inputs(job, job.sizes),
         profiles=[_inputs(job, sizes) for sizes in job.more] or msgspec.UNSET,
         signature=metadata.get("signature"),
@@ -219,10 +219,10 @@ def describe(
         builder_log=built.log,
         quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
         fallback="; ".join(filter(None, [job.fallback, *without])),
-        attempts=found.attempts,
+        attempts=success.attempts,
         float_nodes={n: job.float_nodes[n] for n in settings.float_nodes},
         numbers=built.numbers,
-        workspace=found.workspace,
+        workspace=success.workspace,
         notes=[*job.notes, *job.unkept(settings), *_newer(builder)],
         environment=environment(),
         agreement=agreement,
@@ -290,17 +290,17 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
         EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
         UsageError: trtexec's version is not known, or the changed model would replace the file.
     """
-    told, job = or_silent(progress), prepare(spec)
+    listener, job = or_silent(progress), prepare(spec)
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
-    settings, said = job.settings(builder), [job.fallback] if job.fallback else []
+    settings, changes = job.settings(builder), [job.fallback] if job.fallback else []
     refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     model = job.source(settings, builder.version)
     if job.half and settings.typed(builder.version):
-        said.append("the graph has FP16 types")
-    source = _changed(spec, model, said) if said else Path(spec.onnx)
-    for line in (*job.notes, *job.unkept(settings), *said, *_newer(builder)):
-        told.note(line)
+        changes.append("the graph has FP16 types")
+    source = _changed(spec, model, changes) if changes else Path(spec.onnx)
+    for line in (*job.notes, *job.unkept(settings), *changes, *_newer(builder)):
+        listener.note(line)
     return builder.show(source, Path(spec.out), settings)
 
 
@@ -310,7 +310,7 @@ def _newer(builder: Builder) -> list[str]:
     return [note] if note else []
 
 
-def _changed(spec: BuildSpec, model: onnx.ModelProto, said: list[str]) -> Path:
+def _changed(spec: BuildSpec, model: onnx.ModelProto, changes: list[str]) -> Path:
     """Write the changed model beside the engine and return where."""
     path = Path(spec.out).with_suffix(".onnx")
     if path.resolve() == Path(spec.onnx).resolve():
@@ -323,5 +323,5 @@ def _changed(spec: BuildSpec, model: onnx.ModelProto, said: list[str]) -> Path:
         onnx.save(model, path)
     except OSError as exc:
         raise explain_os_error(exc, path) from exc
-    said.append(f"the model that is built from was written to {path}")
+    changes.append(f"the model that is built from was written to {path}")
     return path

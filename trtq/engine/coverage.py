@@ -82,7 +82,7 @@ def cover(
     if any(m.short for m in modules):
         reasons = why_float(model, target)
         modules = [msgspec.structs.replace(m, why=reasons.get(m.node, "")) for m in modules]
-    asked = sorted({m.requested for m in modules}, key=list(CODE_NAMES).index)
+    precisions = sorted({m.requested for m in modules}, key=list(CODE_NAMES).index)
     short = [m for m in modules if m.short]
     got = sum(m.actual == m.requested for m in modules)
     return Coverage(
@@ -92,7 +92,7 @@ def cover(
         unknown=len(modules) - got - len(short),
         short=short,
         unnamed=unnamed_products(rows, modules),
-        codes=" and ".join(CODE_NAMES[c] for c in asked) or "INT8",
+        codes=" and ".join(CODE_NAMES[c] for c in precisions) or "INT8",
     ), plan_rows
 
 
@@ -127,16 +127,16 @@ def require_codes(
     pairs = count_qdq(model)
     if not pairs or not _none_in_codes(coverage, rows):
         return
-    asked, first = "", ""
+    layers, first = "", ""
     if coverage is not None:
-        asked = f" and {coverage.asked} quantized layers"
+        layers = f" and {coverage.asked} quantized layers"
         if coverage.short:
             first = f"; the first layer in float is {coverage.short[0].node}"
     reasons = why_float(model, target)
     places = f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
     raise EngineError(
         f"The engine for {target.device} has no layer in {codes_of(model)}",
-        f"the model has {pairs} Q/DQ pairs{asked}{first}" + _likely(reasons),
+        f"the model has {pairs} Q/DQ pairs{layers}{first}" + _likely(reasons),
         places
         if reasons
         else "No lint rule explains it. Give the float file for an FP16 engine: trtq build ... "

@@ -40,7 +40,7 @@ class GateSamples:
     random: bool
 
 
-def samples_for(job: Job, told: Progress) -> GateSamples:
+def samples_for(job: Job, progress: Progress) -> GateSamples:
     """Return the samples for the agreement gate.
 
     Images become the input as the file says; other data are the inputs by name; ``random`` draws
@@ -48,29 +48,29 @@ def samples_for(job: Job, told: Progress) -> GateSamples:
 
     Args:
         job: names the data, the model and the sizes that it is built for.
-        told: receives notes.
+        progress: receives notes.
 
     Raises:
         UsageError: images do not fill the model's inputs, or the file does not say how they do.
         DataError: samples do not fit the model, or the sizes that it is built for.
     """
     if job.spec.data == RANDOM:
-        return _random(job, told)
+        return _random(job, progress)
     from trtq.data.adapters import open_data
     from trtq.data.opened import Request
 
     given = job.spec.data or ""
-    data = open_data(Request(text=given, tokenizer=job.spec.tokenizer, note=told.note))
+    data = open_data(Request(text=given, tokenizer=job.spec.tokenizer, note=progress.note))
     if data.source is not None:
         return GateSamples(_images(job, data.source), False)
     return GateSamples(_tensors(job, data), False)
 
 
-def _random(job: Job, told: Progress) -> GateSamples:
+def _random(job: Job, progress: Progress) -> GateSamples:
     slots, shapes = job.slots, job.sizes.usual
     tables = table_sizes(job.model)
     count = min(MOST_RANDOM, -(-job.spec.check_images // job.batch[1]))
-    told.note("the engine is compared with the file on inputs drawn at random, not on data")
+    progress.note("the engine is compared with the file on inputs drawn at random, not on data")
     return GateSamples([random_feed(slots, shapes, tables, seed=i) for i in range(count)], True)
 
 
@@ -102,9 +102,9 @@ def _images(job: Job, source: Source) -> list[Given]:
     return [b.numpy() for b in batches(source, indices, preprocess, size)]
 
 
-def _count(job: Job, there: int) -> int:
+def _count(job: Job, total: int) -> int:
     """Return how many samples are used: whole batches where the engine takes one size."""
-    count, size = min(job.spec.check_images, there), job.batch[1]
+    count, size = min(job.spec.check_images, total), job.batch[1]
     count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
     return max(count, 1)
 
@@ -120,13 +120,13 @@ def _tensors(job: Job, data: Data) -> list[Given]:
     spec = job.spec
     samples = data.make(needs_of(job.slots, get_metadata(job.model), spec.onnx), None)
     drawn = samples.take(_count(job, len(samples)), 0)
-    found: list[Given] = []
+    feeds: list[Given] = []
     for batch in drawn.batches(job.batch[1]):
         arrays = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
         shapes = {n: a.shape for n, a in arrays.items()}
         require_built_for(job, samples.name, batch.ids[0], shapes)
-        found.append(arrays)
-    return found
+        feeds.append(arrays)
+    return feeds
 
 
 def require_built_for(

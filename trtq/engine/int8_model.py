@@ -103,8 +103,10 @@ class Int8Model:
         self.root = fused.root
         self.leaving = frozenset(self._root(o.name) for o in plain.graph.output)
         self.groups = self._groups(fused)
-        made = {t for g in self.groups for t in g.writes}
-        self.outside = {t: v for g in self.groups for t, v in g.reads.items() if t not in made}
+        internal_tensors = {t for g in self.groups for t in g.writes}
+        self.outside = {
+            t: v for g in self.groups for t, v in g.reads.items() if t not in internal_tensors
+        }
 
     def _root(self, tensor: str) -> str:
         return self.root.get(tensor, tensor)
@@ -279,25 +281,25 @@ class _Choice:
         bits = group.weights * CODE + self._bits(first, own)
         if split:
             stored = ACCUMULATOR if group.kind == "conv" else ACCUMULATOR_LINEAR
-            held = group.product * stored
-            yield self._kernel(group, codes, bits + held)
-            bits, kind = held, "function"
+            accumulator_bits = group.product * stored
+            yield self._kernel(group, codes, bits + accumulator_bits)
+            bits, kind = accumulator_bits, "function"
         else:
             kind = group.kind
         epilogue = set().union(*(self._coded(group, op) for op in group.members[1:]))
         bits += self._bits(rest, epilogue)
         bits += self._written(group)
-        made = self._kernel(group, codes, bits)
+        kernel = self._kernel(group, codes, bits)
         yield PlanKernel(
-            name=f"{group.label} epilogue" if split else made.name,
+            name=f"{group.label} epilogue" if split else kernel.name,
             kind=kind,
-            precision="fp16" if split else made.precision,
-            macs=0 if split else made.macs,
-            bits=made.bits,
+            precision="fp16" if split else kernel.precision,
+            macs=0 if split else kernel.macs,
+            bits=kernel.bits,
             written=0,
-            depthwise=made.depthwise,
+            depthwise=kernel.depthwise,
             unknown=False,
-            layers=made.layers,
+            layers=kernel.layers,
         )
 
     def _plain(self, group: _Group) -> Iterator[PlanKernel]:

@@ -100,7 +100,7 @@ class Job:
             )
         if self.spec.dla is not None:
             self._require_fit_for_dla()
-        made = Settings(
+        settings = Settings(
             target=self.target,
             shapes=self.sizes.shapes,
             more=[s.shapes for s in self.more],
@@ -110,9 +110,9 @@ class Job:
             calibration=self._calibration(builder.version, number),
             workspace=self.spec.workspace,
         )
-        typed = made.typed(builder.version)
+        typed = settings.typed(builder.version)
         return replace(
-            made, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n))
+            settings, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n))
         )
 
     def _calibration(self, version: Version, number: int | None) -> Path | None:
@@ -248,10 +248,10 @@ def prepare(spec: BuildSpec) -> Job:
             "the other builders take the scales of Q/DQ pairs",
             "Build the Q/DQ file",
         )
-    asked = Target.given(spec.target)
+    requested_target = Target.given(spec.target)
     model, stamp, digest = read_onnx(Path(spec.onnx))
     notes: list[str] = []
-    target, fallback = _target(asked, model, spec.onnx, notes), ""
+    target, fallback = _target(requested_target, model, spec.onnx, notes), ""
     spec = msgspec.structs.replace(spec, target=target.text)
     if spec.fallback and count_qdq(model) and target.lacks("INT8"):
         fallback = (
@@ -282,17 +282,21 @@ def prepare(spec: BuildSpec) -> Job:
     )
 
 
-def _target(asked: Target | None, model: onnx.ModelProto, file: str, notes: list[str]) -> Target:
+def _target(
+    requested_target: Target | None, model: onnx.ModelProto, file: str, notes: list[str]
+) -> Target:
     """Return the target to build for: the one asked for, else the one that the file names.
 
     Raises:
         UsageError: there is neither.
     """
     stored = get_metadata(model).get(TARGET)
-    if asked is not None:
-        if stored is not None and asked.contradicts(Target.parse(stored)):
-            notes.append(f"{file} was written for {stored}, and is built for {asked.text}")
-        return asked
+    if requested_target is not None:
+        if stored is not None and requested_target.contradicts(Target.parse(stored)):
+            notes.append(
+                f"{file} was written for {stored}, and is built for {requested_target.text}"
+            )
+        return requested_target
     if stored is None:
         raise UsageError(
             "trtq build needs --target",
@@ -308,9 +312,9 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         notes.append("FP16: the types in the file are kept")
         return {}
     stored = get_metadata(model).get(FLOAT_NODES)
-    there = names_of(model.graph.node)
-    found = (
-        {k: v for k, v in stored.items() if k in there}
+    node_names = names_of(model.graph.node)
+    float_nodes = (
+        {k: v for k, v in stored.items() if k in node_names}
         if stored is not None
         else constants_beyond_half(model)
     )
@@ -319,9 +323,9 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
             "FP16: the file does not say which tensors leave its range, only constants were "
             "looked at (trtq export looks at images)"
         )
-    if found:
+    if float_nodes:
         notes.append(
-            f"{len(found)} node{'s remain' if len(found) > 1 else ' remains'} in FP32: "
-            f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
+            f"{len(float_nodes)} node{'s remain' if len(float_nodes) > 1 else ' remains'} in FP32: "
+            f"{', '.join(list(float_nodes)[:3])}{', ...' if len(float_nodes) > 3 else ''}"
         )
-    return found
+    return float_nodes

@@ -50,15 +50,20 @@ def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target
     Raises:
         EngineError: names the first findings and their rules.
     """
-    found = [f for f in lint(model, reader) if f.severity == "error" and f.rule not in OWN_CHECKS]
-    if not found:
+    findings = [
+        f for f in lint(model, reader) if f.severity == "error" and f.rule not in OWN_CHECKS
+    ]
+    if not findings:
         return
-    first, more = found[0], f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
-    why = "; ".join(f"{f.rule}, {f.where}: {f.why}" for f in found[:SHOWN])
+    first, more = (
+        findings[0],
+        f" (and {len(findings) - SHOWN} more)" if len(findings) > SHOWN else "",
+    )
+    why = "; ".join(f"{f.rule}, {f.where}: {f.why}" for f in findings[:SHOWN])
     lines = f"trtq lint {onnx_file} --target {target.text}"
     hint = (
         f"Repair it: {lines} --fix FIXED.onnx"
-        if all(f.repairable for f in found)
+        if all(f.repairable for f in findings)
         else f"{first.mend}; see all of it: {lines}"
     )
     raise EngineError(f"Cannot build {onnx_file} for {reader.name}", why + more, hint)
@@ -71,21 +76,21 @@ def why_float(model: onnx.ModelProto, target: Target) -> dict[str, str]:
 
     A finding at a pair also applies to the layers that read it.
     """
-    found: dict[str, str] = {}
+    place_reasons: dict[str, str] = {}
     for finding in lint(model, reader_of(target)):
         if finding.severity == "float":
-            found.setdefault(finding.where, f"{finding.rule}: {finding.why}")
+            place_reasons.setdefault(finding.where, f"{finding.rule}: {finding.why}")
     reasons = {
-        label_of(node): found[where]
+        label_of(node): place_reasons[where]
         for scope in scopes(model)
         for node in scope.graph.node
-        for where in _first(found, [node.name, *_pair_names(scope, node)])
+        for where in _first(place_reasons, [node.name, *_pair_names(scope, node)])
     }
-    return found | reasons
+    return place_reasons | reasons
 
 
-def _first(found: dict[str, str], names: list[str]) -> list[str]:
-    return [name for name in names if name in found][:1]
+def _first(reasons: dict[str, str], names: list[str]) -> list[str]:
+    return [name for name in names if name in reasons][:1]
 
 
 def _pair_names(scope: Scope, node: onnx.NodeProto) -> list[str]:

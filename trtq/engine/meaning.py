@@ -88,7 +88,7 @@ def meaning_of(
     batch: Given,
     wanted: Mapping[str, Array],
     plain: Mapping[str, Array] | None,
-    asked: str | None = None,
+    task_name: str | None = None,
 ) -> Meaning | None:
     """Return the meaning of a file's answers; None where the file names no task of trtq's.
 
@@ -97,13 +97,13 @@ def meaning_of(
         batch: inputs, for the size of images.
         wanted: outputs of the file by name.
         plain: the same without its Q/DQ pairs; None for a file without pairs.
-        asked: a task that a user named; default: that of the file.
+        task_name: a task that a user named; default: that of the file.
 
     Raises:
         UsageError: the model has not the outputs that the task which was asked for reads.
     """
-    if asked is not None:
-        task = bound_to(asked, model, batch, wanted)
+    if task_name is not None:
+        task = bound_to(task_name, model, batch, wanted)
     else:
         named = stored_task(get_metadata(model).get(TASK))
         if named is None:

@@ -182,11 +182,11 @@ def as_file(model: Buildable, folder: Path, target: str | None = None) -> Path:
         return Path(model)
     if isinstance(model, Exports):
         model = model.export(target)
-    held = model if isinstance(model, onnx.ModelProto) else getattr(model, "model", None)
-    if not isinstance(held, onnx.ModelProto):
+    onnx_model = model if isinstance(model, onnx.ModelProto) else getattr(model, "model", None)
+    if not isinstance(onnx_model, onnx.ModelProto):
         raise UsageError(
             f"Cannot use a {type(model).__name__} as an ONNX model",
             "expected a quantized or an exported model, an onnx.ModelProto or a path",
             "Quantize a module first: trtq.quantize(module, data)",
         )
-    return save_onnx(held, folder / "model.onnx")
+    return save_onnx(onnx_model, folder / "model.onnx")

@@ -130,8 +130,12 @@ def require_same(
     """
     built, mine = manifest.builder.version, manifest.target.capability
     spec = manifest.spec
-    here, there = _numbers(version), _numbers(built)
-    loose = bool(spec.get("version_compatible")) and here[:1] == there[:1] and here >= there
+    here, engine_release = _numbers(version), _numbers(built)
+    loose = (
+        bool(spec.get("version_compatible"))
+        and here[:1] == engine_release[:1]
+        and here >= engine_release
+    )
     short = min(built.count("."), version.count(".")) + 1
     if not loose and built.split(".")[:short] != version.split(".")[:short]:
         raise EngineError(

@@ -130,7 +130,7 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
     tensors = {
         m.group(2): _tensor(m.group(1), type_name(m.group(3)), batch) for m in TENSOR.finditer(plan)
     }
-    found: list[PlanKernel] = []
+    kernels: list[PlanKernel] = []
     inner: list[PlanKernel] = []
     end = _end_of_main(plan)
     for match in ROW.finditer(plan):
@@ -142,8 +142,8 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
         )
         if kernel is None:
             return None
-        (found if match.start() < end else inner).append(kernel)
-    return _with_products(found, inner) or None
+        (kernels if match.start() < end else inner).append(kernel)
+    return _with_products(kernels, inner) or None
 
 
 def _end_of_main(plan: bytes) -> int:

@@ -56,9 +56,9 @@ def text_of(plan: bytes) -> bytes:
     return QUOTED.sub(_plain, text)
 
 
-def _plain(found: re.Match[bytes]) -> bytes:
+def _plain(match: re.Match[bytes]) -> bytes:
     """Return a quoted text without what ends names and groups of a row."""
-    return found[0].replace(b'\\"', b"'").replace(b"{", b"(").replace(b"}", b")")
+    return match[0].replace(b'\\"', b"'").replace(b"{", b"(").replace(b"}", b")")
 
 
 def type_name(kind: bytes) -> str:

@@ -79,11 +79,11 @@ class PythonBuilder:
     Args:
         name: ``tensorrt`` or ``tensorrt-rtx``.
         version: of the API; ``installed_version`` asks the module.
-        told: receives progress.
+        progress: receives the state of the build.
     """
 
-    def __init__(self, name: str, version: Version, told: Progress) -> None:
-        self.name, self.version, self.told = name, version, told
+    def __init__(self, name: str, version: Version, progress: Progress) -> None:
+        self.name, self.version, self.told = name, version, progress
         self.workspace: int | None = None
         self._phase = ""
 
@@ -123,11 +123,11 @@ class PythonBuilder:
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return the Python that would build ``out``."""
-        asked = self.request(source, out, settings, None)
+        request = self.request(source, out, settings, None)
         setting = f'import os\nos.environ["TRTQ_TENSORRT"] = "{MODULES[self.name]}"'
         return (
             f"{setting}\nfrom trtq.engine.worker import build_json\n"
-            f"build_json({json.dumps(msgspec.json.encode(asked).decode())})"
+            f"build_json({json.dumps(msgspec.json.encode(request).decode())})"
         )
 
     def request(
@@ -236,8 +236,8 @@ def installed_version(name: str) -> Version:
     )
     number = done.stdout.strip()
     if done.returncode or re.match(r"\d+\.\d+(\.|$)", number) is None:
-        said = last_line(done.stderr) or f"it says {number!r}"
-        raise EngineError("Cannot tell which TensorRT is installed", said)
+        error_text = last_line(done.stderr) or f"it says {number!r}"
+        raise EngineError("Cannot tell which TensorRT is installed", error_text)
     return parse_version(number)
 
 

@@ -132,7 +132,7 @@ def read_quantized(model: onnx.ModelProto) -> Quantized:
     plain = strip_qdq(model)
     scope, float_scope = scopes(model)[0], scopes(plain)[0]
     by_label = {label_of(n): n for n in plain.graph.node}
-    asked = requests(model)
+    precisions = requests(model)
     reads: dict[str, tuple[str, ...]] = {}
     feeds: dict[str, list[str]] = {}
     for node in scope.graph.node:
@@ -152,11 +152,11 @@ def read_quantized(model: onnx.ModelProto) -> Quantized:
     layers = {
         label: _kind(node, float_scope, head=label in last)
         for label, node in by_label.items()
-        if asked.get(label) in ("int8", "fp8")
+        if precisions.get(label) in ("int8", "fp8")
     }
     return Quantized(
         layers=layers,
-        formats={n: asked[n] for n in layers},
+        formats={n: precisions[n] for n in layers},
         reads=reads,
         feeds={k: tuple(v) for k, v in feeds.items()},
         plain=plain,
@@ -232,15 +232,15 @@ def compare_pieces(quantized: Quantized, int8: Sequence[Piece], fp16: Sequence[P
     sets = partners(quantized)
     for nodes, _ in (*engines[0], *engines[1]):
         sets.join(nodes)
-    held: list[dict[str, list[Piece]]] = [{}, {}]
-    for pieces, by_root in zip(engines, held, strict=True):
+    pieces_by_root: list[dict[str, list[Piece]]] = [{}, {}]
+    for pieces, by_root in zip(engines, pieces_by_root, strict=True):
         for nodes, piece in pieces:
             if nodes:
                 by_root.setdefault(sets.find(nodes[0]), []).append(piece)
     sides: dict[tuple[str, ...], tuple[Side, Side]] = {}
     missing: list[str] = []
     for layers in sets.groups(quantized.layers):
-        before, after = (by_root.get(sets.find(layers[0]), []) for by_root in held)
+        before, after = (by_root.get(sets.find(layers[0]), []) for by_root in pieces_by_root)
         if all(any(n in layers for p in side for n in p.nodes) for side in (before, after)):
             sides[tuple(layers)] = Side.of(before), Side.of(after)
         else:

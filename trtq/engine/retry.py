@@ -59,7 +59,7 @@ class Climb:
     workspace: int | None = None
 
 
-def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Climb:
+def climb(builder: Builder, job: Job, settings: Settings, progress: Progress) -> Climb:
     """Build, and again with less where the builder's error says what would help.
 
     Out of memory, the workspace becomes the next smaller of :data:`WORKSPACES`; without a kernel
@@ -69,7 +69,7 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
         builder: to use.
         job: what was asked for.
         settings: of the first attempt.
-        told: receives a note before each further one.
+        progress: receives a note before each further one.
 
     Raises:
         EngineError: nothing helped; the attempts are in the text.
@@ -85,9 +85,9 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
             row = AttemptRow(workspace=settings.workspace, without=list(without), error=exc.reason)
             attempts.append(row)
             if isinstance(exc, MissingKernelError):
-                without += _unbuilt(exc, job, source, without, told)
+                without += _unbuilt(exc, job, source, without, progress)
             else:
-                settings = replace(settings, workspace=_smaller(exc, attempts, told))
+                settings = replace(settings, workspace=_smaller(exc, attempts, progress))
             continue
         return Climb(
             built=built,
@@ -105,7 +105,7 @@ def _build(builder: Builder, job: Job, source: onnx.ModelProto, settings: Settin
     return build_model(builder, source, settings)
 
 
-def _smaller(exc: BuilderMemoryError, attempts: list[AttemptRow], told: Progress) -> int:
+def _smaller(exc: BuilderMemoryError, attempts: list[AttemptRow], progress: Progress) -> int:
     """Return the next smaller workspace after a builder ran out of memory.
 
     Raises:
@@ -118,7 +118,7 @@ def _smaller(exc: BuilderMemoryError, attempts: list[AttemptRow], told: Progress
         raise BuilderMemoryError(
             exc.message, f"{exc.reason}; tried workspaces of {', '.join(sizes)}", exc.hint
         ) from exc
-    told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
+    progress.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
     return smaller
 
 
@@ -127,7 +127,7 @@ def _unbuilt(
     job: Job,
     source: onnx.ModelProto,
     without: list[str],
-    told: Progress,
+    progress: Progress,
 ) -> list[str]:
     """Return the nodes to build without their pairs, for which the builder has no kernel.
 
@@ -137,7 +137,7 @@ def _unbuilt(
     nodes = [n for n in nodes_in(exc.node, source) if n not in without]
     if not job.spec.fallback or not nodes or len(without) >= MAX_EXCLUDED:
         raise exc
-    told.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(nodes)}")
+    progress.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(nodes)}")
     return nodes
 
 

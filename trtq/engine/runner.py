@@ -224,14 +224,14 @@ class EngineRunner:
         """
         kind = self.calls.dtype(self.loaded.engine, name)
         try:
-            found: np.dtype[Any] = np.dtype(self.trt.nptype(kind))
+            dtype: np.dtype[Any] = np.dtype(self.trt.nptype(kind))
         except TypeError as exc:
             raise EngineError(
                 f"Cannot run the {self.label} on arrays",
                 f"its tensor {name} is {kind}, a type that numpy does not have",
                 "Cast inputs and outputs to float32 in the ONNX file, and build it again",
             ) from exc
-        return found
+        return dtype
 
     def _slot(self, name: str) -> InputSlot:
         """Return an input as the engine has it, before any shape was given."""

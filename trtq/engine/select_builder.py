@@ -46,14 +46,14 @@ def choose_backend(
 
 
 def open_builder(
-    spec: BuildSpec, target: Target, told: Progress, *, quantized: bool
+    spec: BuildSpec, target: Target, progress: Progress, *, quantized: bool
 ) -> tuple[Builder, int | None]:
     """Return the builder to use here, and trtexec's number where it is one.
 
     Args:
         spec: says which backend is wanted.
         target: to build for.
-        told: receives the builder's progress.
+        progress: receives the builder's progress.
         quantized: the model has Q/DQ pairs.
 
     Returns:
@@ -65,18 +65,18 @@ def open_builder(
         MissingExtraError: it is not installed.
     """
     open_ = {"trtexec": _open_trtexec, RTX: _open_rtx, "tensorrt": _open_tensorrt}
-    return open_[choose_backend(spec, target, is_installed, quantized=quantized)](target, told)
+    return open_[choose_backend(spec, target, is_installed, quantized=quantized)](target, progress)
 
 
-def _open_trtexec(target: Target, told: Progress) -> tuple[Builder, int | None]:
+def _open_trtexec(target: Target, progress: Progress) -> tuple[Builder, int | None]:
     executable = find_trtexec()
     number = probe_number(executable)
     version = version_of(number)
     _require_release(target, version, executable)
-    return TrtexecBuilder(executable, version, told), number
+    return TrtexecBuilder(executable, version, progress), number
 
 
-def _open_rtx(target: Target, told: Progress) -> tuple[Builder, int | None]:
+def _open_rtx(target: Target, progress: Progress) -> tuple[Builder, int | None]:
     if target.version is not None:
         raise EngineError(
             f"Cannot build for {target.text} with TensorRT-RTX",
@@ -94,10 +94,10 @@ def _open_rtx(target: Target, told: Progress) -> tuple[Builder, int | None]:
             "The backend tensorrt-rtx is not installed",
             hint="Install it: pip install 'trtq[rtx]'",
         )
-    return PythonBuilder(RTX, installed_version(RTX), told), None
+    return PythonBuilder(RTX, installed_version(RTX), progress), None
 
 
-def _open_tensorrt(target: Target, told: Progress) -> tuple[Builder, int | None]:
+def _open_tensorrt(target: Target, progress: Progress) -> tuple[Builder, int | None]:
     if not is_installed("tensorrt"):
         raise MissingExtraError(
             f"Building for {target.text} (sm{target.sm}) needs full TensorRT, which is not "
@@ -109,7 +109,7 @@ def _open_tensorrt(target: Target, told: Progress) -> tuple[Builder, int | None]
     require_local_gpu(target)
     version = installed_version("tensorrt")
     _require_release(target, version, "the module tensorrt")
-    return PythonBuilder("tensorrt", version, told), None
+    return PythonBuilder("tensorrt", version, progress), None
 
 
 def imagine_builder(spec: BuildSpec, target: Target, *, quantized: bool) -> Builder:

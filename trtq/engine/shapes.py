@@ -64,10 +64,10 @@ def inputs_of(model: onnx.ModelProto) -> list[Input]:
     Raises:
         EngineError: an input is no tensor, or has no shape.
     """
-    held = names_of(model.graph.initializer)
+    initializers = names_of(model.graph.initializer)
     signature = stored_signature(get_metadata(model).get(SIGNATURE))
     ranges = signature.ranges if signature is not None else {}
-    return [_input(i, ranges) for i in model.graph.input if i.name not in held]
+    return [_input(i, ranges) for i in model.graph.input if i.name not in initializers]
 
 
 def _input(value: onnx.ValueInfoProto, ranges: Mapping[str, SizeRange]) -> Input:
@@ -140,7 +140,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
         UsageError: a text has another form, an input is named twice, a size is 0, or MIN > OPT or
             OPT > MAX.
     """
-    found: dict[str, tuple[Span, ...]] = {}
+    spans_by_input: dict[str, tuple[Span, ...]] = {}
     for text in _each(texts):
         name, equals, sizes = text.rpartition("=")
         shapes = [part.split("x") for part in sizes.split(":")]
@@ -152,15 +152,15 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[Span, ...]]:
                 f"expected {FORM}, or one shape for all three",
                 f"Write it like --shapes {FORM.rpartition(' ')[2]}",
             )
-        if name in found:
+        if name in spans_by_input:
             raise UsageError(
                 f"Cannot use --shapes {text}", f"{name} is given twice", "Give it once"
             )
         least, usual, most = shapes if len(shapes) > 1 else shapes * 3
         spans = [(int(a), int(b), int(c)) for a, b, c in zip(least, usual, most, strict=True)]
         _require_order(text, name, spans)
-        found[name] = tuple(spans)
-    return found
+        spans_by_input[name] = tuple(spans)
+    return spans_by_input
 
 
 def _require_order(text: str, name: str, spans: Sequence[Span]) -> None:

@@ -168,11 +168,11 @@ class _Solver:
 
     def solve(self) -> Sizes:
         """Return the sizes, once every axis has a span."""
-        found = {i.name: self._spans(i) for i in self.inputs}
-        missing = {n: [k for k, s in enumerate(v) if s is None] for n, v in found.items()}
+        axis_spans = {i.name: self._spans(i) for i in self.inputs}
+        missing = {n: [k for k, s in enumerate(v) if s is None] for n, v in axis_spans.items()}
         if any(missing.values()):
             raise self._unknown(missing)
-        spans = {n: tuple(present(v)) for n, v in found.items()}
+        spans = {n: tuple(present(v)) for n, v in axis_spans.items()}
         for name, built in self.request.built.items():
             self._require_built(name, spans.get(name, ()), built)
         return Sizes(self.inputs, spans, self.notes)

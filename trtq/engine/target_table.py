@@ -62,16 +62,16 @@ def describe(target: Target) -> TargetRow:
     )
 
 
-def list_targets(asked: str | None = None) -> list[TargetRow]:
+def list_targets(target: str | None = None) -> list[TargetRow]:
     """Return the rows of every device in the order of the catalogue, or of one target.
 
     Args:
-        asked: as ``--target`` takes it, with or without a release; None for every device.
+        target: as ``--target`` takes it, with or without a release; None for every device.
 
     Raises:
         UsageError: it is unknown.
     """
-    names = [asked] if asked is not None else list(catalogue().targets)
+    names = [target] if target is not None else list(catalogue().targets)
     return [describe(Target.parse(name)) for name in names]
 
 

@@ -76,13 +76,13 @@ class TrtexecBuilder:
     Args:
         executable: its path.
         version: of it; any, where a command line is all that is wanted.
-        told: receives what it says while it runs.
+        progress: receives what it says while it runs.
     """
 
     name = "trtexec"
 
-    def __init__(self, executable: str, version: Version, told: Progress) -> None:
-        self.executable, self.version, self.told = executable, version, told
+    def __init__(self, executable: str, version: Version, progress: Progress) -> None:
+        self.executable, self.version, self.told = executable, version, progress
         # Its default of 16 MiB before 8.4 leaves most convolutions without a kernel; later ones
         # take what the device has.
         self.workspace = None if has_flag("memPoolSize", version) else WORKSPACE_MIB
@@ -283,13 +283,13 @@ def _options(options: BuildOptions) -> list[Flag]:
     return [(name, value) for given, name, value in rows if given]
 
 
-def _require_device(found: str | None, target: Target) -> None:
-    if found is not None and found != target.capability:
+def _require_device(capability: str | None, target: Target) -> None:
+    if capability is not None and capability != target.capability:
         raise EngineError(
             f"This machine's GPU is not {target.device}",
-            f"trtexec builds for the GPU it runs on, compute capability {found}; the target has "
-            f"{target.capability}",
-            f"Build on that device, or say what this is: --target sm{found.replace('.', '')}",
+            f"trtexec builds for the GPU it runs on, compute capability {capability}; the target "
+            f"has {target.capability}",
+            f"Build on that device, or say what this is: --target sm{capability.replace('.', '')}",
         )
 
 

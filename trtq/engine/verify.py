@@ -28,7 +28,7 @@ def yardstick(job: Job) -> str:
 
 
 def verify(
-    job: Job, builder: Builder, settings: Settings, found: Climb, samples: GateSamples
+    job: Job, builder: Builder, settings: Settings, success: Climb, samples: GateSamples
 ) -> AgreementRecord:
     """Compare the engine with the file, on the runtimes available here.
 
@@ -36,7 +36,7 @@ def verify(
         job: what was asked for.
         builder: that built it.
         settings: of the build that gave the engine.
-        found: the engine.
+        success: the engine.
         samples: to run.
     """
     module, span = MODULES.get(builder.name, "tensorrt"), (job.batch[0], job.batch[2])
@@ -49,10 +49,10 @@ def verify(
     if why:
         missing.append(f"the engine did not run: {why}")
     else:
-        engine = opened(found.built.plan)
+        engine = opened(success.built.plan)
     return check_agreement(
         job.model,
-        found.source,
+        success.source,
         samples.batches,
         engine=engine,
         missing=missing + ["inputs were drawn at random"] * samples.random,

@@ -178,13 +178,13 @@ def _set_form(config: trt.IBuilderConfig, request: BuildRequest, version: Versio
 
 
 def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    held = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(held)
-    if held and (cache is None or not config.set_timing_cache(cache, False)):
+    timings = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(timings)
+    if timings and (cache is None or not config.set_timing_cache(cache, False)):
         text = f"ignoring the incompatible timing cache {path}; creating a new one"
         _emit("log", severity="warning", text=text)
-        cache, held = config.create_timing_cache(b""), b""
-    if not held and cache is not None:
+        cache, timings = config.create_timing_cache(b""), b""
+    if not timings and cache is not None:
         config.set_timing_cache(cache, False)
 
 
@@ -233,10 +233,10 @@ def build(request: BuildRequest) -> bool:
     if request.timing_cache is not None:
         _read_timing_cache(config, Path(request.timing_cache))
     tensors, layers = _tensors(network), network.num_layers
-    made = builder.build_serialized_network(network, config)
-    if made is None:
+    host_memory = builder.build_serialized_network(network, config)
+    if host_memory is None:
         return False
-    plan = bytes(made)
+    plan = bytes(host_memory)
     Path(request.out).write_bytes(plan)
     if request.timing_cache_out is not None and (cache := config.get_timing_cache()) is not None:
         Path(request.timing_cache_out).write_bytes(bytes(cache.serialize()))

@@ -43,10 +43,10 @@ class Worker:
 
 def start(module: str) -> Worker:
     """Start a worker that loads ``module``, or return the one that was started early."""
-    found = next((w for w in _early if w.module == module), None)
-    if found is not None:
-        _early.remove(found)
-        return found
+    worker = next((w for w in _early if w.module == module), None)
+    if worker is not None:
+        _early.remove(worker)
+        return worker
     errors = scratch_file()  # the caller that waits for the worker closes it
     process = subprocess.Popen(
         [sys.executable, "-m", "trtq.engine.worker"],

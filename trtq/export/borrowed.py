@@ -193,10 +193,10 @@ def _known_program(graph: fx.GraphModule, region: Region, reason: str) -> _Progr
     """Return the program of a region, the one of an equal region before it where there was one."""
     key = _digest(graph, region)
     if key not in _programs:
-        made = _Program(functools.partial(_exported, graph, region, reason))
+        program = _Program(functools.partial(_exported, graph, region, reason))
         while len(_programs) >= MOST_PROGRAMS:
             del _programs[next(iter(_programs))]
-        _programs[key] = made
+        _programs[key] = program
     return _programs[key]
 
 
@@ -275,15 +275,15 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
     try:
         # The exporter prints progress and warnings that a user of trtq can do nothing about.
         with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            made = torch.onnx.export(
+            onnx_program = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=max(opset, OLDEST_OF_TORCH),
                 verbose=False,
                 custom_translation_table=_translations(program),
             )
-        assert made is not None
-        model = inliner.inline_local_functions(made.model_proto)
+        assert onnx_program is not None
+        model = inliner.inline_local_functions(onnx_program.model_proto)
     except Exception as exc:  # the exporter's failures share no base
         raise _refusal(reason, exc) from exc
     if opset >= OLDEST_OF_TORCH:
@@ -384,12 +384,18 @@ def splice(
         if node.domain not in ("", "ai.onnx") and not foreign:
             raise UnsupportedOpError(f"{node.domain}::{node.op_type}")
         given = {a.name: _attribute(a, names) for a in node.attribute}
-        made = writer.op(
+        output_names = writer.op(
             node.op_type, *(names[i] for i in node.input), outputs=len(node.output), **given
         )
         if node.domain not in ("", "ai.onnx"):
             writer.nodes[-1].domain = node.domain
-        names.update(zip(node.output, [made] if isinstance(made, str) else made, strict=True))
+        names.update(
+            zip(
+                node.output,
+                [output_names] if isinstance(output_names, str) else output_names,
+                strict=True,
+            )
+        )
     return [names[o.name] for o in graph.output]
 
 

@@ -88,13 +88,13 @@ def _scale(view: View, node: onnx.NodeProto) -> float:
     Raises:
         ExportError: it is one that a cache cannot hold.
     """
-    held = view.value(node.input[1])
+    scale = view.value(node.input[1])
     zero = view.value(node.input[2]) if len(node.input) > 2 else None
-    single = held is not None and held.size == 1
-    if not single or zero is None or str(zero.dtype) != "int8" or zero.any() or held is None:
+    single = scale is not None and scale.size == 1
+    if not single or zero is None or str(zero.dtype) != "int8" or zero.any() or scale is None:
         raise ExportError(
             f"Cannot write the range of {node.input[0]} into a cache",
             "a cache holds ranges of INT8 codes around 0, one for a tensor",
             "Give a file of symmetric INT8: trtq lint names what is not",
         )
-    return float(held.reshape(-1)[0])
+    return float(scale.reshape(-1)[0])

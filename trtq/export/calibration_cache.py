@@ -114,10 +114,10 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
     lines = text.splitlines()
     header = HEADER.fullmatch(lines[0].strip()) if lines else None
     if header is None or header.group(2) not in ALGORITHMS:
-        found = lines[0][:60] if lines else "nothing"
+        first_line = lines[0][:60] if lines else "nothing"
         raise EncodingsError(
             f"{name} is no calibration cache of TensorRT",
-            f"its first line is {found!r}",
+            f"its first line is {first_line!r}",
             "Expected TRT-8502-EntropyCalibration2 or the like",
         )
     number = int(header.group(1))

@@ -29,7 +29,7 @@ def clamps_of(view: View) -> Mapping[str, float]:
     Pairs behind values that are never negative are left out. It is 6 where the range ends there,
     else infinity: the end of another range is the calibration's.
     """
-    found = {}
+    limits = {}
     for node in view.nodes("QuantizeLinear"):
         zero, scale = view.zero_point(node), view.value(node.input[1])
         if scale is None or scale.size != 1 or not _starts_at_zero(zero):
@@ -38,8 +38,8 @@ def clamps_of(view: View) -> Mapping[str, float]:
             assert zero is not None
             steps = CODES[zero.dtype.name][1] - int(zero.reshape(-1)[0])
             largest = float(scale.reshape(-1)[0]) * steps
-            found[node.output[0]] = SIX if abs(largest - SIX) <= SIX * 1e-3 else np.inf
-    return found
+            limits[node.output[0]] = SIX if abs(largest - SIX) <= SIX * 1e-3 else np.inf
+    return limits
 
 
 def clamp_(view: View, node: onnx.NodeProto, largest: float) -> str:
@@ -55,9 +55,9 @@ def clamp_(view: View, node: onnx.NodeProto, largest: float) -> str:
         return view.added[name]
     result = claimed(view, name)
     if not np.isfinite(largest):
-        made = helper.make_node("Relu", [source], [result], name=name)
+        activation = helper.make_node("Relu", [source], [result], name=name)
     elif view.scope.opsets.get("", 0) < 11:
-        made = helper.make_node("Clip", [source], [result], name=name, min=0.0, max=largest)
+        activation = helper.make_node("Clip", [source], [result], name=name, min=0.0, max=largest)
     else:
         scale = view.value(node.input[1])
         assert scale is not None
@@ -65,8 +65,8 @@ def clamp_(view: View, node: onnx.NodeProto, largest: float) -> str:
             add_named(view, f"{CLAMP[1:]}/{end:g}", np.asarray(end, scale.dtype))
             for end in (0.0, largest)
         ]
-        made = helper.make_node("Clip", [source, *bounds], [result], name=name)
-    view.graph.node.insert(list(view.graph.node).index(node), made)
+        activation = helper.make_node("Clip", [source, *bounds], [result], name=name)
+    view.graph.node.insert(list(view.graph.node).index(node), activation)
     return result
 
 
@@ -107,8 +107,8 @@ def _gives_negative(view: View, name: str, node: onnx.NodeProto | None) -> bool:
         node: that makes it; None for a constant and an input.
     """
     if node is None:
-        held = view.scope.constant(name)
-        values = None if held is None else array_of(held)
+        constant = view.scope.constant(name)
+        values = None if constant is None else array_of(constant)
         return values is not None and bool((values.astype(np.float32) < 0).any())
     if node.op_type == "DequantizeLinear":
         return not _starts_at_zero(view.zero_point(node))

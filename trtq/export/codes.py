@@ -36,10 +36,10 @@ def count_qdq(model: onnx.ModelProto) -> int:
     codes of 8 bits, which have a DequantizeLinear alone, count in files that have nothing else.
     """
     nodes = list(all_nodes(model))
-    made = sum(n.op_type in MAKE_CODES for n in nodes)
-    stored = (held.data_type for s in scopes(model) for held in s.graph.initializer)
-    held = made + sum(kind in FOUR_BITS for kind in stored)
-    return held or sum(n.op_type == "DequantizeLinear" for n in nodes)
+    quantizers = sum(n.op_type in MAKE_CODES for n in nodes)
+    stored = (tensor.data_type for s in scopes(model) for tensor in s.graph.initializer)
+    total = quantizers + sum(kind in FOUR_BITS for kind in stored)
+    return total or sum(n.op_type == "DequantizeLinear" for n in nodes)
 
 
 MAKE_CODES = ("QuantizeLinear", FP4_DYNAMIC)
@@ -52,15 +52,15 @@ def codes_of(model: onnx.ModelProto) -> str:
     Several are sorted and joined by ", ". UINT8 and wider integers count as INT8. Returns "" for a
     float model.
     """
-    types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
+    types = {name: tensor.data_type for s in scopes(model) for name, tensor in s.constants.items()}
     nodes = list(all_nodes(model))
     for node in nodes:
         if node.op_type == FP4_DYNAMIC:
             types[node.output[0]] = onnx.TensorProto.FLOAT4E2M1
     pairs = [n for n in nodes if n.op_type == "DequantizeLinear"]
     scales = {n.input[1] for n in pairs}  # those of NVFP4 are dequantized, too
-    found = {_code_type(n, types) for n in pairs if n.output[0] not in scales}
-    return ", ".join(sorted(CODE_NAMES.get(kind, "INT8") for kind in found))
+    code_types = {_code_type(n, types) for n in pairs if n.output[0] not in scales}
+    return ", ".join(sorted(CODE_NAMES.get(kind, "INT8") for kind in code_types))
 
 
 CODE_NAMES: Mapping[int, str] = {

@@ -51,7 +51,7 @@ def without_fp4(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of a graph with those of FP4 replaced."""
-    held = {i.name: i for i in graph.initializer}
+    initializers = {i.name: i for i in graph.initializer}
     scaled, dynamic = dict[str, np.ndarray](), dict[str, onnx.NodeProto]()
     for node in graph.node:
         if node.op_type == FP4_DYNAMIC:
@@ -60,38 +60,42 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield node
         elif node.input[0] in dynamic:
             yield from _made(node, dynamic[node.input[0]])
-        elif node.input[0] in held and _is_scale(held, node):
-            scaled[node.output[0]] = _value(held, node.input[0]) * _value(held, node.input[1])
-        elif node.input[0] in held and held[node.input[0]].data_type == FP4:
+        elif node.input[0] in initializers and _is_scale(initializers, node):
+            scaled[node.output[0]] = _value(initializers, node.input[0]) * _value(
+                initializers, node.input[1]
+            )
+        elif node.input[0] in initializers and initializers[node.input[0]].data_type == FP4:
             scale = scaled.get(node.input[1])
-            yield _stored(node, held, _value(held, node.input[1]) if scale is None else scale)
+            yield _stored(
+                node, initializers, _value(initializers, node.input[1]) if scale is None else scale
+            )
         else:
             yield node
 
 
-def _is_scale(held: dict[str, onnx.TensorProto], node: onnx.NodeProto) -> bool:
+def _is_scale(initializers: dict[str, onnx.TensorProto], node: onnx.NodeProto) -> bool:
     """Whether a node makes the scales of stored blocks."""
-    stored = held[node.input[0]].data_type == TensorProto.FLOAT8E4M3FN
-    return stored and node.input[1] in held and not held[node.input[1]].dims
+    stored = initializers[node.input[0]].data_type == TensorProto.FLOAT8E4M3FN
+    return stored and node.input[1] in initializers and not initializers[node.input[1]].dims
 
 
-def _value(held: dict[str, onnx.TensorProto], name: str) -> np.ndarray:
-    value: np.ndarray = numpy_helper.to_array(held[name]).astype(np.float32)
+def _value(initializers: dict[str, onnx.TensorProto], name: str) -> np.ndarray:
+    value: np.ndarray = numpy_helper.to_array(initializers[name]).astype(np.float32)
     return value
 
 
 def _stored(
-    node: onnx.NodeProto, held: dict[str, onnx.TensorProto], scale: np.ndarray
+    node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto], scale: np.ndarray
 ) -> onnx.NodeProto:
     """Return a constant in place of a DequantizeLinear of stored codes."""
     axis, size = integer(node, "axis", 1), integer(node, "block_size", 0)
     steps = np.repeat(scale, size, axis=axis) if size else scale
-    values = _value(held, node.input[0]) * steps
-    made = helper.make_node(
+    values = _value(initializers, node.input[0]) * steps
+    constant = helper.make_node(
         "Constant", [], [node.output[0]], name=node.name, value=numpy_helper.from_array(values)
     )
-    made.metadata_props.extend(node.metadata_props)
-    return made
+    constant.metadata_props.extend(node.metadata_props)
+    return constant
 
 
 NUMBERS = {"six": FP4_LARGEST, "top": FP8_LARGEST, "one": 1, "two": 2, "four": 4, "half": 0.5}

@@ -181,8 +181,8 @@ class _Retyping:
         """
         if node.op_type not in QDQ:
             return False
-        held = self.weights.get(node.input[1])
-        if held is None or not has_in_half(numpy_helper.to_array(held)):
+        scale = self.weights.get(node.input[1])
+        if scale is None or not has_in_half(numpy_helper.to_array(scale)):
             return True
         if node.op_type == "QuantizeLinear":
             return self.renamed.get(node.input[0], node.input[0]) not in self.half

@@ -54,18 +54,18 @@ def find_float_nodes(
         ExportError: ONNX Runtime cannot compute the model.
     """
     samples = list(batches)
-    found, infinite = constants_beyond_half(model, min_sqnr_db), set[str]()
+    reasons, infinite = constants_beyond_half(model, min_sqnr_db), set[str]()
     for _ in range(MAX_ROUNDS):
-        seen, shadow = _measure(model, found, infinite, samples)
+        seen, shadow = _measure(model, reasons, infinite, samples)
         more = {n for n, at in seen.items() if math.isinf(at.amax)} - infinite
         infinite |= more
         if more:
             continue  # -inf is a mask and as good in FP16: these are measured again without it
         worse = _judge(seen, shadow, min_sqnr_db)
         if not worse:
-            return found
-        found |= worse
-    return found
+            return reasons
+        reasons |= worse
+    return reasons
 
 
 def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
@@ -80,16 +80,16 @@ def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[Given]) -> str:
         says so, and nothing is written.
     """
     try:
-        found = find_float_nodes(model, batches)
+        float_nodes = find_float_nodes(model, batches)
     except ExportError as exc:
         return f"which tensors leave the range of FP16 is not known: {exc}"
-    set_metadata_(model, {FLOAT_NODES: found})
-    if not found:
+    set_metadata_(model, {FLOAT_NODES: float_nodes})
+    if not float_nodes:
         return ""
-    first, why = next(iter(found.items()))
-    if len(found) == 1:
+    first, why = next(iter(float_nodes.items()))
+    if len(float_nodes) == 1:
         return f"in FP16 engines 1 node remains in FP32, {first}: {why}"
-    return f"in FP16 engines {len(found)} nodes remain in FP32, the first is {first}: {why}"
+    return f"in FP16 engines {len(float_nodes)} nodes remain in FP32, the first is {first}: {why}"
 
 
 def constants_beyond_half(
@@ -120,8 +120,8 @@ def constants_beyond_half(
 
 def _floats(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the float32 constants of a model with their names."""
-    made = (constant_of(n) for n in model.graph.node if n.op_type == "Constant")
-    for tensor in (*model.graph.initializer, *present(made)):
+    constants = (constant_of(n) for n in model.graph.node if n.op_type == "Constant")
+    for tensor in (*model.graph.initializer, *present(constants)):
         if tensor.data_type == TensorProto.FLOAT:
             yield tensor.name, numpy_helper.to_array(tensor)
 
@@ -192,12 +192,14 @@ def _measure(
 
 def _judge(seen: Mapping[str, _Seen], shadow: _Shadow, floor: float) -> dict[str, str]:
     """Return further nodes to keep in float32, and why."""
-    keep, found = shadow.keep, dict[str, str]()
+    keep, reasons = shadow.keep, dict[str, str]()
     for node, at in seen.items():
         sqnr = ratio_db(at.signal, at.noise) if math.isfinite(at.noise) else -math.inf
-        for reach, said in ((at.amax, "its values reach"), (at.whole, "what it adds up reaches")):
-            if not reach * HEADROOM <= HALF_MAX and node not in keep and node not in found:
-                found[node] = f"{said} {reach:.4g} on the images seen, FP16 ends at {HALF_MAX:g}"
+        for reach, clause in ((at.amax, "its values reach"), (at.whole, "what it adds up reaches")):
+            if not reach * HEADROOM <= HALF_MAX and node not in keep and node not in reasons:
+                reasons[node] = (
+                    f"{clause} {reach:.4g} on the images seen, FP16 ends at {HALF_MAX:g}"
+                )
         if sqnr >= floor or not at.signal > 0.0:
             continue
         why = (
@@ -206,16 +208,16 @@ def _judge(seen: Mapping[str, _Seen], shadow: _Shadow, floor: float) -> dict[str
             else "FP16 would make it NaN or infinite"
         )
         if node not in keep:
-            found.setdefault(node, why)
+            reasons.setdefault(node, why)
             continue
         for other in shadow.makers(
             node
         ):  # float32 alone did not help it: its operands were rounded
             if other not in keep:
-                found.setdefault(
+                reasons.setdefault(
                     other, f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}"
                 )
-    return found
+    return reasons
 
 
 class _Shadow:
@@ -261,10 +263,10 @@ class _Shadow:
 
     def makers(self, node: str) -> list[str]:
         """Return the nodes whose results a node reads in FP16, Q/DQ left out."""
-        found = next(n for n in self.model.graph.node if n.name == node)
+        reader = next(n for n in self.model.graph.node if n.name == node)
         return [
             p.name
-            for i in found.input
+            for i in reader.input
             if (p := self.producer.get(i)) is not None
             and p.op_type not in (*QDQ, "Constant")
             and p.name

@@ -31,9 +31,9 @@ def opset(view: View) -> Iterator[Finding]:
     """L01: the file's opset against the newest that the parser reads."""
     if not view.main:
         return
-    found, newest = opset_of(view.model), view.reader.runtime.opset
-    if found > newest:
-        why = f"opset {found}; {view.reader.name} reads up to {newest}"
+    file_opset, newest = opset_of(view.model), view.reader.runtime.opset
+    if file_opset > newest:
+        why = f"opset {file_opset}; {view.reader.name} reads up to {newest}"
         mend = f"Export it with opset {newest}"
         yield Finding(rule="L01", severity="error", where="the file", why=why, mend=mend)
 
@@ -124,13 +124,13 @@ def types(view: View) -> Iterator[Finding]:
         yield from _interface(view)
     for node in view.nodes():
         yield from _results(view, node)
-    for name, held in view.constants.items():
-        why = _no_type(held.data_type, view)
-        if held.data_type in (TensorProto.DOUBLE, TensorProto.UINT8):
+    for name, tensor in view.constants.items():
+        why = _no_type(tensor.data_type, view)
+        if tensor.data_type in (TensorProto.DOUBLE, TensorProto.UINT8):
             continue  # converted when it is read; what computes with it is found at that node
         if why:
             yield _type_finding(
-                name, f"a constant of type {_name(held.data_type)}, {why}", held.data_type
+                name, f"a constant of type {_name(tensor.data_type)}, {why}", tensor.data_type
             )
 
 
@@ -243,10 +243,10 @@ def shapes(view: View) -> Iterator[Finding]:
     """
     if not view.main:
         return
-    held = names_of(view.graph.initializer)
+    initializers = names_of(view.graph.initializer)
     for value in view.graph.input:
         kind = value.type.tensor_type
-        if value.name in held or value.type.WhichOneof("value") != "tensor_type":
+        if value.name in initializers or value.type.WhichOneof("value") != "tensor_type":
             continue
         if not kind.HasField("shape"):
             mend = "Export the model with the shape of its inputs; an axis may be open"

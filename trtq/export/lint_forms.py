@@ -113,10 +113,10 @@ def _constant(at: _Place) -> Form:
 
 
 def _convolution(at: _Place) -> Form:
-    held = at.view.value(at.node.input[1]) if len(at.node.input) > 1 else None
-    if held is not None and held.ndim > 5:
+    weight = at.view.value(at.node.input[1]) if len(at.node.input) > 1 else None
+    if weight is not None and weight.ndim > 5:
         return (
-            f"a convolution over {held.ndim - 2} spatial axes; TensorRT has 1 to 3",
+            f"a convolution over {weight.ndim - 2} spatial axes; TensorRT has 1 to 3",
             "Fold the others into the batch",
         )
     return FINE

@@ -77,9 +77,9 @@ def _around_128(view: View, node: onnx.NodeProto) -> bool:
 
 def fix_zero_points(view: View) -> int:
     """Repair L03 and return at how many places."""
-    found = [n for n in view.nodes(*QDQ) if _shifts(view, n)]
+    nodes = [n for n in view.nodes(*QDQ) if _shifts(view, n)]
     shifted = []
-    for node in found:
+    for node in nodes:
         zero, codes = view.zero_point(node), view.constants.get(node.input[0])
         assert zero is not None
         stored = codes is not None and node.op_type == "DequantizeLinear"
@@ -98,7 +98,7 @@ def fix_zero_points(view: View) -> int:
             node.input[0] = add_named(
                 view, f"{node.input[0]}/int8", (values.astype(np.int16) - 128).astype(np.int8)
             )
-    return len(found)
+    return len(nodes)
 
 
 def activation_scales(view: View) -> Iterator[Finding]:
@@ -143,7 +143,7 @@ def single_scales(view: View) -> Iterator[Finding]:
 
 def _single(view: View) -> list[onnx.NodeProto]:
     """Return the nodes of activation pairs whose scale has one element and an axis."""
-    found = []
+    nodes = []
     for node in view.nodes(*QDQ):
         scale = view.value(node.input[1])
         if scale is None or scale.size != 1 or scale.ndim == 0 or in_blocks(node):
@@ -151,21 +151,21 @@ def _single(view: View) -> list[onnx.NodeProto]:
         source = view.scope.moved(node.input[0])[0]
         q = view.scope.maker(source) if node.op_type == "DequantizeLinear" else node
         if q is not None and not view.is_constant(q.input[0]):
-            found.append(node)
-    return found
+            nodes.append(node)
+    return nodes
 
 
 def fix_single_scales(view: View) -> int:
     """Repair L25 and return at how many places."""
-    found = _single(view)
-    for node in found:
+    nodes = _single(view)
+    for node in nodes:
         scale, zero = view.value(node.input[1]), view.zero_point(node)
         assert scale is not None
         node.input[1] = add_named(view, f"{node.input[1]}/scalar", scale.reshape(()))
         if zero is not None:
             node.input[2] = add_named(view, f"{node.input[2]}/scalar", zero.reshape(()))
         _remove_axis_(node)
-    return len(found)
+    return len(nodes)
 
 
 def _remove_axis_(node: onnx.NodeProto) -> bool:
@@ -199,10 +199,10 @@ def missing_axis(view: View) -> Iterator[Finding]:
 
 def fix_missing_axis(view: View) -> int:
     """Repair L06 and return at how many places."""
-    found = [n for n in view.nodes(*QDQ) if axis_of(n) is None and _several(view, n)]
-    for node in found:
+    nodes = [n for n in view.nodes(*QDQ) if axis_of(n) is None and _several(view, n)]
+    for node in nodes:
         node.attribute.append(helper.make_attribute("axis", 1))
-    return len(found)
+    return len(nodes)
 
 
 def _several(view: View, node: onnx.NodeProto) -> bool:
@@ -242,8 +242,8 @@ def no_zero_point(view: View) -> Iterator[Finding]:
     """L08: no zero point: UINT8 to ONNX, INT8 to TensorRT."""
     for node in view.nodes(*QDQ):
         if len(node.input) < 3 or not node.input[2]:
-            found = _no_zero_in_front(node) if node.op_type == QDQ[0] else _no_zero(view, node)
-            yield from found
+            findings = _no_zero_in_front(node) if node.op_type == QDQ[0] else _no_zero(view, node)
+            yield from findings
 
 
 def _no_zero_in_front(node: onnx.NodeProto) -> Iterator[Finding]:
@@ -286,11 +286,11 @@ def _code_type(kind: int) -> str:
 
 
 def _stored_int8(view: View, node: onnx.NodeProto) -> bool:
-    held = view.constant(node.input[0])
+    codes = view.constant(node.input[0])
     return (
         node.op_type == "DequantizeLinear"
-        and held is not None
-        and held.data_type == TensorProto.INT8
+        and codes is not None
+        and codes.data_type == TensorProto.INT8
     )
 
 

@@ -25,10 +25,10 @@ FLOAT_POOLS = ("AveragePool", "GlobalAveragePool")
 def weight_axes(view: View) -> Iterator[Finding]:
     """L05: weight scales along the wrong axis."""
     for node in view.nodes(*COMPUTE):
-        found = view.pair(node.input[1]) if len(node.input) > 1 else None
-        if found is None or not view.is_constant(found.source) or in_blocks(found.dq):
+        pair = view.pair(node.input[1]) if len(node.input) > 1 else None
+        if pair is None or not view.is_constant(pair.source) or in_blocks(pair.dq):
             continue
-        along = view.scope.channels(found)
+        along = view.scope.channels(pair)
         if along is not None and along[0] != weight_axis(node, along[1]):
             wanted = weight_axis(node, along[1])
             why = (
@@ -69,15 +69,15 @@ def concat(view: View) -> Iterator[Finding]:
 
 def _readers_behind(view: View, name: str) -> list[onnx.NodeProto]:
     """Return the readers of a tensor, through ops that only move values."""
-    found, left = list[onnx.NodeProto](), [name]
+    consumers, left = list[onnx.NodeProto](), [name]
     while left:
         for node in view.readers.get(left.pop(), []):
             moves = node.output and view.scope.moved(node.output[0])[1]
             if moves and node.op_type not in COMPUTE:
                 left += node.output[:1]
             else:
-                found.append(node)
-    return found
+                consumers.append(node)
+    return consumers
 
 
 def average_pool(view: View) -> Iterator[Finding]:
@@ -119,13 +119,13 @@ def fix_transposed(view: View) -> int:
     done = 0
     for node in view.nodes("ConvTranspose"):
         for i, name in enumerate(node.input[:2]):
-            found = view.pair(name)
-            if found is None or found.path:  # what moves the values reads the pair, too
+            pair = view.pair(name)
+            if pair is None or pair.path:  # what moves the values reads the pair, too
                 continue
-            if found.q is not None:
-                node.input[i] = found.q.input[0]
-            elif view.value(found.dq.input[0]) is not None and readable(view, found.dq):
-                node.input[i] = add_named(view, f"{name}/float", dequantized(view, found.dq))
+            if pair.q is not None:
+                node.input[i] = pair.q.input[0]
+            elif view.value(pair.dq.input[0]) is not None and readable(view, pair.dq):
+                node.input[i] = add_named(view, f"{name}/float", dequantized(view, pair.dq))
             else:
                 continue
             done += 1
@@ -230,5 +230,5 @@ def halves(view: View) -> Iterator[Finding]:
 
 
 def _codes(view: View, name: str) -> np.ndarray | None:
-    found = view.pair(name)
-    return view.value(found.dq.input[0]) if found is not None else None
+    pair = view.pair(name)
+    return view.value(pair.dq.input[0]) if pair is not None else None

@@ -57,10 +57,10 @@ def readable(view: View, node: onnx.NodeProto) -> bool:
 
 def fix_int32_bias(view: View) -> int:
     """Repair L09 and return at how many places."""
-    found = [n for n in _int32(view) if readable(view, n)]
-    for node in found:
+    nodes = [n for n in _int32(view) if readable(view, n)]
+    for node in nodes:
         replace_node_(view, node, dequantized(view, node))
-    return len(found)
+    return len(nodes)
 
 
 def stored_weights(view: View) -> Iterator[Finding]:
@@ -80,12 +80,12 @@ def stored_weights(view: View) -> Iterator[Finding]:
 
 def fix_stored_weights(view: View) -> int:
     """Repair L10 and return at how many places."""
-    found = [
+    nodes = [
         n
         for n in view.nodes("DequantizeLinear")
         if _stored_as(view, n) in (np.int8, np.uint8) and readable(view, n)
     ]
-    for node in found:
+    for node in nodes:
         value = dequantized(view, node)
         if (
             _stored_as(view, node) == np.uint8
@@ -98,7 +98,7 @@ def fix_stored_weights(view: View) -> int:
             zeros = np.zeros(scale.shape, dtype=np.int8)
             node.input[:] = [*node.input[:2], add_named(view, f"{node.input[1]}/zero", zeros)]
         name = add_named(view, f"{node.output[0]}/float", value)
-        made = helper.make_node(
+        quantizer = helper.make_node(
             "QuantizeLinear",
             [name, *node.input[1:]],
             [f"{node.output[0]}/codes"],
@@ -106,8 +106,8 @@ def fix_stored_weights(view: View) -> int:
         )
         axis = axis_of(node)
         if axis is not None:
-            made.attribute.append(helper.make_attribute("axis", axis))
-        node.input[0] = made.output[0]
+            quantizer.attribute.append(helper.make_attribute("axis", axis))
+        node.input[0] = quantizer.output[0]
         place = next(i for i, n in enumerate(view.graph.node) if n == node)
-        view.graph.node.insert(place, made)
-    return len(found)
+        view.graph.node.insert(place, quantizer)
+    return len(nodes)

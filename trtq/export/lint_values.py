@@ -59,10 +59,10 @@ def fix_names(view: View) -> int:
 def _read_floats(view: View) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the float constants that something reads."""
     outputs = names_of(view.graph.output)
-    for name, held in view.constants.items():
+    for name, tensor in view.constants.items():
         read = name in view.readers or name in outputs
-        if read and held.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
-            yield name, numpy_helper.to_array(held)
+        if read and tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            yield name, numpy_helper.to_array(tensor)
 
 
 def finite(view: View) -> Iterator[Finding]:
@@ -108,15 +108,15 @@ def hardware(view: View) -> Iterator[Finding]:
     if not view.main:
         return
     pairs = any(n.op_type in QDQ for n in all_nodes(view.model))
-    held = {h.data_type for h in all_tensors(view.model)}
-    fp4 = TensorProto.FLOAT4E2M1 in held  # whose scales are FP8
+    data_types = {h.data_type for h in all_tensors(view.model)}
+    fp4 = TensorProto.FLOAT4E2M1 in data_types  # whose scales are FP8
     fallback = "Build FP16 of the same model: trtq build ... --fallback"
     newer = "Quantize to INT8, or build for compute capability {}"
     for needs, codes, name, ends, mend in (
         (pairs, "Q/DQ pairs", "INT8", ": the build fails", fallback),
         (fp4, "NVFP4 codes", "FP4", "", newer.format(capabilities_with("FP4"))),
         (
-            TensorProto.FLOAT8E4M3FN in held and not fp4,
+            TensorProto.FLOAT8E4M3FN in data_types and not fp4,
             "FP8 codes",
             "FP8",
             "",

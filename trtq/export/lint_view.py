@@ -174,9 +174,9 @@ def add_named(view: View, name: str, value: np.ndarray) -> str:
     if name in view.added:
         return view.added[name]
     free = claimed(view, name)
-    made = numpy_helper.from_array(np.array(value, order="C"), free)
-    view.graph.initializer.append(made)
-    view.constants[free] = made
+    tensor = numpy_helper.from_array(np.array(value, order="C"), free)
+    view.graph.initializer.append(tensor)
+    view.constants[free] = tensor
     view.scope.local.add(free)
     return free
 
@@ -217,11 +217,11 @@ def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
     ]
 
     def along(value: np.ndarray) -> np.ndarray:
-        held = value.astype(np.float32)
-        return held.reshape(shape) if held.size > 1 else held.reshape([1] * codes.ndim)
+        floats = value.astype(np.float32)
+        return floats.reshape(shape) if floats.size > 1 else floats.reshape([1] * codes.ndim)
 
-    held = codes.astype(np.float32) - (0.0 if zero is None else along(zero))
-    result: np.ndarray = (held * along(scale)).astype(scale.dtype)
+    steps = codes.astype(np.float32) - (0.0 if zero is None else along(zero))
+    result: np.ndarray = (steps * along(scale)).astype(scale.dtype)
     return result
 
 

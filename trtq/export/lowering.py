@@ -54,10 +54,10 @@ def lower(
     given, wanted = ([t.name for t in side] for side in (signature.inputs, signature.outputs))
     writer = Writer(opset, int4=int4, taken=(*given, *wanted))
     writer.values.update(zip(placeholders(graph), given, strict=True))
-    made = _Lowering(writer, graph, borrower, refused=refused).run_all()
+    tensor_names = _Lowering(writer, graph, borrower, refused=refused).run_all()
     inputs = [_value_info(t) for t in signature.inputs]
     outputs = [_value_info(t) for t in signature.outputs]
-    _rename_outputs(writer, made, wanted, given)
+    _rename_outputs(writer, tensor_names, wanted, given)
     nodes = _used(writer.nodes, wanted)
     read = {name for node in nodes for name in read_by(node)}
     body = helper.make_graph(
@@ -238,14 +238,14 @@ def _used(nodes: list[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.Node
 
 
 def _rename_outputs(
-    writer: Writer, made: Sequence[str], wanted: Sequence[str], inputs: Sequence[str]
+    writer: Writer, tensor_names: Sequence[str], wanted: Sequence[str], inputs: Sequence[str]
 ) -> None:
     """Call the model's answers what they are called, wherever they are also read.
 
     An input, a constant and what is an output already get a copy.
     """
     renamed: dict[str, str] = {}
-    for result, name in zip(made, wanted, strict=True):
+    for result, name in zip(tensor_names, wanted, strict=True):
         if result in inputs or result in writer.initializers or result in renamed:
             writer.op("Identity", result)
             renamed[writer.nodes[-1].output[0]] = name

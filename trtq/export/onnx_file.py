@@ -88,16 +88,16 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     Raises:
         ExportError: it is damaged.
     """
-    found = {}
+    metadata = {}
     for entry in model.metadata_props:
         if entry.key.startswith(METADATA_PREFIX):
             name = entry.key.removeprefix(METADATA_PREFIX)
             try:
-                found[name] = decode_json(entry.value, METADATA.get(name, Any))
+                metadata[name] = decode_json(entry.value, METADATA.get(name, Any))
             except msgspec.MsgspecError as exc:
                 why = f"its metadata {entry.key} is damaged ({reason(exc)})"
                 raise ExportError("Cannot use the ONNX file", why, "Export it again") from exc
-    return found
+    return metadata
 
 
 def made_with(model: onnx.ModelProto) -> dict[str, str]:
@@ -217,9 +217,9 @@ def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
 
 def _what_it_is(path: Path, data: bytes) -> tuple[str, str]:
     """Return what a file is that is no ONNX model, and what to do."""
-    found = content_of(data[:HEAD])
-    if found is not None and found.kind != "text":
-        return found.what, found.mend or _MENDS.get(found.kind, "Give the .onnx file")
+    content = content_of(data[:HEAD])
+    if content is not None and content.kind != "text":
+        return content.what, content.mend or _MENDS.get(content.kind, "Give the .onnx file")
     if data[:4] == b"PK\x03\x04":
         return (
             "it is a zip archive: a checkpoint of PyTorch, or an archive with the file in it",
@@ -326,8 +326,8 @@ def digest_onnx(path: Path) -> str:
 
 
 def _outside(model: onnx.ModelProto) -> list[str]:
-    held = (t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
-    return sorted({e.value for t in held for e in t.external_data if e.key == "location"})
+    tensors = (t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+    return sorted({e.value for t in tensors for e in t.external_data if e.key == "location"})
 
 
 def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
@@ -342,11 +342,11 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
     # A cache of downloads links both the model and its data into one folder: that folder is the
     # model's own, too.
     folders = (path.parent.resolve(), path.resolve().parent)
-    for held in all_tensors(model):
-        if held.data_location == onnx.TensorProto.EXTERNAL and not any(
-            e.key == "location" for e in held.external_data
+    for tensor in all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and not any(
+            e.key == "location" for e in tensor.external_data
         ):
-            why = f"its tensor {held.name} is in another file, and no file is named"
+            why = f"its tensor {tensor.name} is in another file, and no file is named"
             raise ExportError(f"Cannot read {path}", why, "Export it again")
     for name in outside:
         where = path.parent / name
@@ -370,32 +370,32 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
 
 
 def _load_outside_(path: Path, model: onnx.ModelProto) -> None:
-    for held in all_tensors(model):
-        if held.data_location == onnx.TensorProto.EXTERNAL:
-            held.raw_data = _read_outside(path, held)
-            held.data_location = onnx.TensorProto.DEFAULT
-            del held.external_data[:]
+    for tensor in all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.raw_data = _read_outside(path, tensor)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
-def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
+def _read_outside(path: Path, tensor: onnx.TensorProto) -> bytes:
     """Return the bytes of a tensor whose file is known to be beside the model.
 
     Raises:
         ExportError: its file ends before the tensor does, or cannot be read.
     """
-    facts = {e.key: e.value for e in held.external_data}
+    facts = {e.key: e.value for e in tensor.external_data}
     where = f"Cannot read the tensors of {path}"
     try:
         offset = int(facts.get("offset", 0))
-        length = int(facts["length"]) if "length" in facts else bytes_of(held)
+        length = int(facts["length"]) if "length" in facts else bytes_of(tensor)
     except ValueError as exc:
-        raise ExportError(where, f"the place of {held.name} is no number") from exc
+        raise ExportError(where, f"the place of {tensor.name} is no number") from exc
     try:
         with (path.parent / facts["location"]).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if offset < 0 or length < 0 or offset + length > size:
                 why = (
-                    f"{facts['location']} has {size} bytes, {held.name} would end at byte "
+                    f"{facts['location']} has {size} bytes, {tensor.name} would end at byte "
                     f"{offset + length}"
                 )
                 raise ExportError(where, why, f"Copy {facts['location']} again")

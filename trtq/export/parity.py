@@ -153,8 +153,10 @@ def check_parity(
                 )
             )
             if seen is not None:
-                wanted, found, _ = (dict(zip(names, side, strict=True)) for side in answers[-1])
-                seen(wanted, found)
+                wanted, simulation, _ = (
+                    dict(zip(names, side, strict=True)) for side in answers[-1]
+                )
+                seen(wanted, simulation)
             if progress:
                 progress(count_of(batch))
     some = tuple(t[:FORCED_IMAGES] if t.ndim else t for t in as_feed(batches[0]))

@@ -49,13 +49,13 @@ def furthest_scale(model: onnx.ModelProto, encodings: Encodings) -> tuple[int, i
         How many quantizers of the file are among the encodings, and the largest distance of their
         scales in units in the last place of float32: 0 where all are equal bit by bit.
     """
-    held = {i.name: i for i in model.graph.initializer}
+    initializers = {i.name: i for i in model.graph.initializer}
     pairs = {n.output[0]: n for n in model.graph.node if n.op_type in QDQ}
     of_scales = {n.input[1] for n in pairs.values()}  # the pairs that make the scales of NVFP4
     compared, furthest = 0, 0
     for node in pairs.values():
         name = next((p.value for p in node.metadata_props if p.key == "quantizer"), None)
-        theirs = None if node.output[0] in of_scales else _scale(node, held, pairs)
+        theirs = None if node.output[0] in of_scales else _scale(node, initializers, pairs)
         if name not in encodings.amax or theirs is None:
             continue
         compared += node.op_type == "DequantizeLinear"
@@ -67,7 +67,7 @@ def furthest_scale(model: onnx.ModelProto, encodings: Encodings) -> tuple[int, i
 
 def _scale(
     node: onnx.NodeProto,
-    held: Mapping[str, onnx.TensorProto],
+    initializers: Mapping[str, onnx.TensorProto],
     pairs: Mapping[str, onnx.NodeProto],
 ) -> Numbers | None:
     """Return the scale of a pair, None where it is computed.
@@ -76,12 +76,12 @@ def _scale(
     the activation.
     """
     name = node.input[1]
-    if name in held:
-        return _numbers(held[name])
+    if name in initializers:
+        return _numbers(initializers[name])
     maker = pairs.get(name)
-    if maker is None or maker.input[1] not in held:
+    if maker is None or maker.input[1] not in initializers:
         return None
-    unit, stored = _numbers(held[maker.input[1]]), held.get(maker.input[0])
+    unit, stored = _numbers(initializers[maker.input[1]]), initializers.get(maker.input[0])
     return unit if stored is None else _numbers(stored) * unit
 
 

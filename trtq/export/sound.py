@@ -77,9 +77,9 @@ def _graph_faults(
                 yield from _tensor_faults(tensor, what)
         for inner in branches(node):
             yield from _graph_faults(inner, versions, known)
-    made = Counter(o for n in graph.node for o in n.output if o)
-    made.update(names_of(graph.input))
-    twice = next((name for name, count in made.items() if count > 1), None)
+    name_counts = Counter(o for n in graph.node for o in n.output if o)
+    name_counts.update(names_of(graph.input))
+    twice = next((name for name, count in name_counts.items() if count > 1), None)
     if twice is not None:
         yield f"{twice!r} is made twice"
     for value in graph.output:

@@ -36,7 +36,7 @@ def tables_of(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> di
             readers.setdefault(name, []).append(node)
     tables = _Tables(graph, shapes)
     sizes = {i.name: list(_rows(i.name, readers, tables)) for i in graph.input}
-    return {name: min(found) for name, found in sizes.items() if found}
+    return {name: min(row_counts) for name, row_counts in sizes.items() if row_counts}
 
 
 class _Tables:

@@ -76,10 +76,10 @@ def _since(node: onnx.NodeProto, opset: int) -> int:
 def _rename_(tail: onnx.ModelProto) -> None:
     """Give the tensors inside a tail names that the graph in front of it cannot have."""
     outputs = names_of(tail.graph.output)
-    made = {o for n in tail.graph.node for o in n.output if o and o not in outputs}
-    names = {n: f"tail/{n}" for n in made | names_of(tail.graph.initializer)}
-    for held in tail.graph.initializer:
-        held.name = names[held.name]
+    inner_names = {o for n in tail.graph.node for o in n.output if o and o not in outputs}
+    names = {n: f"tail/{n}" for n in inner_names | names_of(tail.graph.initializer)}
+    for tensor in tail.graph.initializer:
+        tensor.name = names[tensor.name]
     for node in tail.graph.node:
         _rename_node_(node, names)
 

@@ -83,9 +83,9 @@ def _restore_(model: onnx.ModelProto, graph: fx.GraphModule) -> None:
         model.metadata_props.add(key=key, value=value)
     names: dict[str, str] = {}
     for call in graph.graph.nodes:
-        found = onnx_node_of(call)
-        if found is not None:
-            names[f"{node_name(call)}/{found[1]}"] = found[0]
+        origin = onnx_node_of(call)
+        if origin is not None:
+            names[f"{node_name(call)}/{origin[1]}"] = origin[0]
     taken = names_of(model.graph.node)
     for node in reversed(model.graph.node):
         name = names.get(re.sub(r"_\d+$", "", node.name), names.get(node.name))
@@ -117,8 +117,8 @@ def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:
             continue
         schema = onnx.defs.get_schema(node.op_type, version)
         for i, name in enumerate(node.input):
-            given, asked = types.get(name, 0), schema.inputs[min(i, len(schema.inputs) - 1)]
+            given, parameter = types.get(name, 0), schema.inputs[min(i, len(schema.inputs) - 1)]
             words = f"tensor({onnx.TensorProto.DataType.Name(given).lower()})" if given else ""
-            if words and not words.startswith("tensor(float8") and words not in asked.types:
+            if words and not words.startswith("tensor(float8") and words not in parameter.types:
                 return node.name, f"{node.op_type} of opset {version} does not take {words}"
     return None

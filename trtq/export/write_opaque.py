@@ -78,12 +78,12 @@ def _converted(model: onnx.ModelProto, own: int, opset: int) -> onnx.ModelProto:
         n.op_type == GROUP_NORM for n in all_nodes(model)
     ):
         raise ValueError("its scales are of groups")
-    made = version_converter.convert_version(model, opset)
+    conversion = version_converter.convert_version(model, opset)
     if own < CHANGED[RESIZE] <= opset:
-        for node in all_nodes(made):
+        for node in all_nodes(conversion):
             if node.op_type == RESIZE:
                 node.attribute.extend(helper.make_attribute(n, v) for n, v in OLD_RESIZE.items())
-    return made
+    return conversion
 
 
 def _keeps_meaning(node: onnx.NodeProto, own: int, opset: int) -> bool:

@@ -82,16 +82,16 @@ def select(w: Writer, n: fx.Node, x: fx.Node, d: int, index: Any) -> Any:
 
 def split(w: Writer, n: fx.Node, x: fx.Node, sizes: int | Sequence[Any], d: int = 0) -> Any:
     """Parts along an axis: of given sizes, of one size, or a number of equal parts (chunk)."""
-    made: Sequence[torch.Tensor] = n.meta["val"]
-    if len(made) == 1:
+    parts: Sequence[torch.Tensor] = n.meta["val"]
+    if len(parts) == 1:
         return [w.op("Identity", x)]
     if isinstance(sizes, int):
-        sizes = [part.shape[d] for part in made]
+        sizes = [part.shape[d] for part in parts]
     if all(isinstance(size, int) for size in sizes):
-        return w.op("Split", x, static(sizes), outputs=len(made), axis=d)
+        return w.op("Split", x, static(sizes), outputs=len(parts), axis=d)
     if n.target is torch.ops.aten.chunk.default:  # of an open axis
-        equal = {"num_outputs": len(made)} if w.opset >= EQUAL_PARTS_OPSET else {}
-        return w.op("Split", x, outputs=len(made), axis=d, **equal)
+        equal = {"num_outputs": len(parts)} if w.opset >= EQUAL_PARTS_OPSET else {}
+        return w.op("Split", x, outputs=len(parts), axis=d, **equal)
     raise UnsupportedOpError("parts of an open axis that are not equal")
 
 

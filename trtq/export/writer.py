@@ -82,10 +82,10 @@ class Writer:
         """
         base = f"{self.scope}/{kind}" if self.scope else kind
         name = self._unique(base)
-        made = [name if outputs == 1 else f"{name}:{i}" for i in range(outputs)]
+        stems = [name if outputs == 1 else f"{name}:{i}" for i in range(outputs)]
         given = {k: v for k, v in attributes.items() if v is not None}
         node = helper.make_node(
-            kind, [self.value(v) for v in inputs], [f"{m}.out" for m in made], name=name, **given
+            kind, [self.value(v) for v in inputs], [f"{m}.out" for m in stems], name=name, **given
         )
         for key, value in (("module", self.module), ("quantizer", self.quantizer)):
             if value:
@@ -155,8 +155,8 @@ class Writer:
         """
         name, number = self._unique(name), TensorProto.DataType.Value(kind)
         dtype = helper.tensor_dtype_to_np_dtype(number)
-        held = numpy_helper.from_array(values.astype(np.float32).astype(dtype), name)
-        self.initializers[name] = held
+        tensor = numpy_helper.from_array(values.astype(np.float32).astype(dtype), name)
+        self.initializers[name] = tensor
         return name
 
     def fp8_zeros(self, shape: tuple[int, ...]) -> str:
@@ -210,10 +210,10 @@ class Writer:
         if isinstance(given, float) and not dtype.is_floating_point and not given.is_integer():
             raise UnsupportedOpError(f"{given} beside integers")
         try:
-            held = torch.tensor(given, dtype=dtype)
+            scalar = torch.tensor(given, dtype=dtype)
         except RuntimeError as exc:  # beyond the type's range
             raise UnsupportedOpError(str(exc)) from exc
-        return self.constant(held.numpy())
+        return self.constant(scalar.numpy())
 
     def reduce(self, kind: str, x: Any, axes: Sequence[int] | None, *, keepdims: bool) -> str:
         """Append a reduction and return the name of its output.

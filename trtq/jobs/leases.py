@@ -133,30 +133,30 @@ class Leases:
         """
         if driver == self.own.id:
             return True
-        there = self.files.read_as(_file(driver), Driver)
-        if there is None:
+        record = self.files.read_as(_file(driver), Driver)
+        if record is None:
             return False
-        if there.place == self.own.place and there.began:
-            return _began(there.pid) == there.began
+        if record.place == self.own.place and record.began:
+            return _began(record.pid) == record.began
         now, seen = time.monotonic(), self._seen.get(driver)
-        if seen is None or seen.beat != there.beat:
-            self._seen[driver] = _Seen(there.beat, now)
+        if seen is None or seen.beat != record.beat:
+            self._seen[driver] = _Seen(record.beat, now)
             return True
-        return now - seen.at < there.lease
+        return now - seen.at < record.lease
 
     @contextlib.contextmanager
-    def held(self, told: Callable[[str], None]) -> Iterator[None]:
+    def held(self, note: Callable[[str], None]) -> Iterator[None]:
         """Renew this driver's lease inside the context, in a thread.
 
         Args:
-            told: receives a line when it cannot be renewed.
+            note: receives a line when it cannot be renewed.
 
         Raises:
             ArtifactError: the store cannot be written to.
         """
         self.files.write(_file(self.own.id), self.own)  # shows that the store can be written to
         ended = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(ended, told), daemon=True)
+        thread = threading.Thread(target=self._renew, args=(ended, note), daemon=True)
         thread.start()
         try:
             yield
@@ -166,14 +166,14 @@ class Leases:
             with contextlib.suppress(TrtqError):  # it expires
                 self.files.remove(_file(self.own.id))
 
-    def _renew(self, ended: threading.Event, told: Callable[[str], None]) -> None:
+    def _renew(self, ended: threading.Event, note: Callable[[str], None]) -> None:
         beat = 0
         while not ended.wait(self.own.lease / RENEWALS):
             beat += 1
             try:
                 self.files.write(_file(self.own.id), msgspec.structs.replace(self.own, beat=beat))
             except TrtqError as exc:
-                told(f"the lease was not renewed, other drivers may take runs over: {exc}")
+                note(f"the lease was not renewed, other drivers may take runs over: {exc}")
 
 
 def _file(driver: str) -> str:

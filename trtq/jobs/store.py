@@ -160,12 +160,12 @@ class Store:
         Raises:
             ArtifactError: the store cannot be reached.
         """
-        there = self.files.sizes(self.folder(done))
+        sizes = self.files.sizes(self.folder(done))
         for name, record in done.upload.files.items():
-            if name not in there:
+            if name not in sizes:
                 return f"{name} is missing"
-            if there[name] != record.bytes:
-                return f"{name} has {there[name]} bytes, expected {record.bytes}"
+            if sizes[name] != record.bytes:
+                return f"{name} has {sizes[name]} bytes, expected {record.bytes}"
         return ""
 
     def folder(self, done: Done) -> str:

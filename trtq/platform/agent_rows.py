@@ -38,12 +38,12 @@ def _models() -> Iterable[str]:
 def _socs() -> Iterable[str]:
     """Compute capability of a SoC, and its boards by their memory from the largest down."""
     known = catalogue().devices
-    found: dict[str, list[tuple[int, str]]] = {}
+    boards_by_soc: dict[str, list[tuple[int, str]]] = {}
     for name, row in boards().items():
         for soc in row.soc:
-            found.setdefault(soc, []).append((row.memory_gib, name))
+            boards_by_soc.setdefault(soc, []).append((row.memory_gib, name))
     yield "SOCS = {  # capability, boards by the least MemTotal in GiB\n"
-    for soc, rows in found.items():
+    for soc, rows in boards_by_soc.items():
         capability = dotted(known[rows[0][1]].sm)
         yield f'    "{soc}": ("{capability}", {_tuple(sorted(rows, reverse=True))}),\n'
     yield "}  # type: Dict[str, Tuple[str, Tuple[Tuple[int, str], ...]]]\n"

@@ -226,29 +226,29 @@ TITLES = {
 def sources() -> list[Read]:
     """Return every fact that has a source of its own, by release."""
     file = toml_as(FILE.read_bytes(), _File)
-    found = [
+    facts = [
         Read(span.first, f"{title.format(name)}, {span.words}", row.source)
         for table, title in TITLES.items()
         for name, row in getattr(file, table).items()
         if isinstance(row, _Sourced)
         for span in (Span.parse(row.value),)
     ]
-    found += [
+    facts += [
         Read(parse_version(first), f"ops {row.value}", row.source)
         for first, row in file.op.items()
         if isinstance(row, _Sourced)
     ]
-    found += [
+    facts += [
         Read(parse_version(row.reads), f"ONNX opset {number}", row.source)
         for number, row in file.opset.items()
         if row.source and row.reads
     ]
-    found += [
+    facts += [
         Read(parse_version(first), row.fact, row.source)
         for first, rows in file.fact.items()
         for row in rows
     ]
-    return sorted(found)
+    return sorted(facts)
 
 
 def _steps(first: Mapping[int, str | None]) -> tuple[tuple[Version, int], ...]:

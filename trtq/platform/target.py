@@ -377,9 +377,9 @@ def check_files(spec: ForFiles, needs: Collection[str] = ("INT8",)) -> None:
             require_format(target, need, doing="quantize to", hint=hint)
     least, opset = least_opset(needs), opset_of(spec, needs)
     if opset < least:
-        held = ", ".join(n for n in sorted(needs) if n in CODE_OPSETS)
+        formats = ", ".join(n for n in sorted(needs) if n in CODE_OPSETS)
         why = f"ONNX has it from opset {least} on, asked for {opset}"
-        raise UsageError(f"Cannot write {held}", why, f"Give --opset {least}, or leave it out")
+        raise UsageError(f"Cannot write {formats}", why, f"Give --opset {least}, or leave it out")
     if spec.weight_storage == "int4" and opset < INT4_OPSET:
         why = f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset}"
         raise UsageError("Cannot store weights as INT4", why, f"Give --opset {INT4_OPSET}")

@@ -126,11 +126,11 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         theirs = {f.name: f for f in self.reference_figures or ()}
         for name, value in (("top-1", self.reference_top1), ("mIoU", self.reference_miou)):
             theirs.setdefault(name, Figure(name=name, value=value))
-        found = {f.name: (f, theirs.get(f.name)) for f in own}
+        scores = {f.name: (f, theirs.get(f.name)) for f in own}
         alike = list(self.agreement_figures or ())
         if self.agreement is not None:
             alike.append(Figure(name="agreement", value=self.agreement))
-        return found | {f.name: (f, None) for f in alike if f.name not in found}
+        return scores | {f.name: (f, None) for f in alike if f.name not in scores}
 
     @property
     def _scored(self) -> Figure | None:

@@ -101,5 +101,5 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
             if self.codebooks
             else ""
         )
-        said = f"{trained}; {losses}; epoch {self.best_epoch + 1} was written{books}"
-        return f"{said}; {self.evaluation.summary}" if self.evaluation is not None else said
+        training = f"{trained}; {losses}; epoch {self.best_epoch + 1} was written{books}"
+        return f"{training}; {self.evaluation.summary}" if self.evaluation is not None else training

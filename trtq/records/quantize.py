@@ -308,11 +308,11 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
 
     @property
     def _extremes(self) -> str:
-        found = (self.preset.extremes if self.preset is not None else None) or []
-        if not found:
+        extremes = (self.preset.extremes if self.preset is not None else None) or []
+        if not extremes:
             return ""
-        worst = max(e.ratio for e in found)
-        return f"; {len(found)} tensors with extreme channels (up to {worst:,.0f}:1)"
+        worst = max(e.ratio for e in extremes)
+        return f"; {len(extremes)} tensors with extreme channels (up to {worst:,.0f}:1)"
 
     @property
     def _alike(self) -> str:

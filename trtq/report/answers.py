@@ -66,15 +66,15 @@ def answers_of(e: EvaluateRecord | None, folder: Path, width: str) -> Answers | 
     own = next(iter(e.figures or ()), None)
     measure = "score" if own is None else f"{own.name}, {own.unit}" if own.unit else own.name
     pictures, left_out = _pictures(e.pictures or [], folder / PICTURES)
-    found = Answers(
+    answers = Answers(
         measure=measure,
         curve=precision_figure(_curves(e, width)) if e.curve else "",
         classes=list(_classes(e)),
         pictures=pictures,
         left_out=left_out,
     )
-    shown = found.curve or found.classes or found.pictures or found.left_out
-    return found if shown else None
+    shown = answers.curve or answers.classes or answers.pictures or answers.left_out
+    return answers if shown else None
 
 
 def _curves(e: EvaluateRecord, width: str) -> dict[str, list[tuple[float, float]]]:
@@ -90,9 +90,9 @@ def _classes(e: EvaluateRecord) -> Iterator[tuple[str, float | None]]:
 
 def _pictures(rows: list[PictureRow], folder: Path) -> tuple[list[Picture], str]:
     """Return the pictures that are there and fit the page, and why others are not here."""
-    there = [row for row in rows if _is_below(folder, row.file)]
+    present_rows = [row for row in rows if _is_below(folder, row.file)]
     pictures, total, damaged = list[Picture](), 0, 0
-    for row in there:
+    for row in present_rows:
         total += (folder / row.file).stat().st_size
         if total > PAGE_BYTES:
             break
@@ -101,7 +101,7 @@ def _pictures(rows: list[PictureRow], folder: Path) -> tuple[list[Picture], str]
             damaged += 1
         else:
             pictures.append(picture)
-    missing, large = len(rows) - len(there), len(there) - len(pictures) - damaged
+    missing, large = len(rows) - len(present_rows), len(present_rows) - len(pictures) - damaged
     reasons = [
         f"{missing} of {len(rows)} pictures are not in {folder.name}/." if missing else "",
         f"{damaged} of {len(rows)} files in {folder.name}/ are no pictures." if damaged else "",

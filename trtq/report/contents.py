@@ -137,13 +137,13 @@ def _read_search(folder: Path, quantize: QuantizeRecord) -> SearchFolder | None:
     names = (SEARCH_JSON, FRONTIER_JSON, ALLOCATION_JSON, ANALYSIS_JSON)
     if not quantize.spec.get("allocation") or not all((folder / n).is_file() for n in names):
         return None
-    found = SearchFolder(
+    search = SearchFolder(
         record=_read(folder / SEARCH_JSON, "search", SearchRecord),
         frontier=read_record(folder / FRONTIER_JSON, Frontier, kind="frontier"),
         allocation=_read(folder / ALLOCATION_JSON, "allocate", AllocateRecord),
         analysis=_read(folder / ANALYSIS_JSON, "analyze", AnalyzeRecord),
     )
-    return found if found.record.qdq_sha256 == quantize.files[QDQ].sha256 else None
+    return search if search.record.qdq_sha256 == quantize.files[QDQ].sha256 else None
 
 
 def _drop_strangers_(run: RunRecords) -> None:

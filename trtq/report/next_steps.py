@@ -56,11 +56,11 @@ def next_steps(run: RunRecords, folder: Path) -> list[Step]:
 
 
 def _evaluate(run: RunRecords, folder: Path, files: Path) -> str:
-    asked = run.quantize.spec
-    tokenizer = asked.get("tokenizer")
+    spec = run.quantize.spec
+    tokenizer = spec.get("tokenizer")
     return _line(
         *("evaluate", files / QDQ, "--reference", folder / FP32),
-        *("--data", asked.get("data") or "IMAGES"),
+        *("--data", spec.get("data") or "IMAGES"),
         *(("--tokenizer", tokenizer) if tokenizer else ()),
         *("--exclude", folder / QUANTIZE_JSON, "--out", folder),
     )

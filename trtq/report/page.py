@@ -118,16 +118,18 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
         ArtifactError: a record is missing or damaged, or the page cannot be written.
     """
     runs = [summarize_run(f) for f in folders]
-    found = compare_runs(folders, runs)
+    comparison = compare_runs(folders, runs)
     text = render(
         "runs.html.j2",
         title=title,
-        c=found,
+        c=comparison,
         version=__version__,
-        repeat=[(row.label, _commands(run)) for row, run in zip(found.rows, runs, strict=False)],
+        repeat=[
+            (row.label, _commands(run)) for row, run in zip(comparison.rows, runs, strict=False)
+        ],
     )
     write_bytes(page, text)
-    return found.verdict
+    return comparison.verdict
 
 
 def _records(run: RunSummary) -> list[Stage]:
@@ -161,13 +163,13 @@ def _skipped(run: RunSummary) -> list[tuple[str, str]]:
 
 def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
     """The machines: where the files were made, and where each was measured."""
-    made = run.quantize.environment
+    environment = run.quantize.environment
     software = [
-        ("CPU", f"{made.cpu}, {made.cores} cores"),
-        ("system", made.system),
-        ("Python", made.python),
-        *made.packages.items(),
-        ("when", made.time),
+        ("CPU", f"{environment.cpu}, {environment.cores} cores"),
+        ("system", environment.system),
+        ("Python", environment.python),
+        *environment.packages.items(),
+        ("when", environment.time),
     ]
     cards = [("Where the files were made", software)]
     for record in run.bench.values():

@@ -262,7 +262,7 @@ def _verdict(rows: Sequence[RunRow], measure: Measure) -> str:
     if not known:
         return f"{len(rows)} runs; none has a figure of accuracy."
     best = max(known, key=lambda r: r.goodness or 0.0)
-    said = f"{len(rows)} runs: {best.label} keeps most ({measure.words(best)} {measure.name})"
+    verdict = f"{len(rows)} runs: {best.label} keeps most ({measure.words(best)} {measure.name})"
     sized = [r for r in known if "weights" in r.costs]
     smallest = min(sized, key=lambda r: r.costs["weights"], default=None)
     if (
@@ -271,8 +271,10 @@ def _verdict(rows: Sequence[RunRow], measure: Measure) -> str:
         and smallest.costs["weights"] < best.costs.get("weights", 0.0)
     ):
         weights = size_words(1e6 * smallest.costs["weights"])
-        said += f"; {smallest.label} is smallest ({weights} of weights, {measure.words(smallest)})"
-    return f"{said}."
+        verdict += (
+            f"; {smallest.label} is smallest ({weights} of weights, {measure.words(smallest)})"
+        )
+    return f"{verdict}."
 
 
 def _doubts(runs: Sequence[RunSummary], measure: Measure) -> list[str]:

@@ -117,12 +117,12 @@ def _accuracy_rows(run: RunSummary) -> list[Row]:
     if e is None:
         return _calibration_row(run)[0]
     seen = e.calibration_images
-    held = (
+    overlap = (
         "overlap with calibration unknown"
         if seen is None
         else f"{seen or 'none'} of them used for calibration"
     )
-    how = f"{e.images_words}, {held}; {e.runtime}"
+    how = f"{e.images_words}, {overlap}; {e.runtime}"
     rows = [Row(s.title, _reference(e, s), _value(s.own), how) for s in _shown(e)]
     outputs = _outputs(e)
     for output in outputs:
@@ -208,8 +208,8 @@ def bits_of(label: str) -> int:
     >>> [bits_of(v) for v in ("int8", "int4[-1,14]", "log2-8", "asymmetric-6", "fp8")]
     [8, 4, 8, 6, 8]
     """
-    found = re.match(r"[a-z]+2?-?(\d)", label)
-    return int(found.group(1)) if found is not None else 8
+    match = re.match(r"[a-z]+2?-?(\d)", label)
+    return int(match.group(1)) if match is not None else 8
 
 
 def weight_bytes(run: RunRecords, *, packed: bool = False) -> tuple[float, float]:

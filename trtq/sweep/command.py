@@ -58,16 +58,16 @@ def sweep(
         UsageError: an unknown setting, too many runs, or a run that cannot end well.
         TrtqError: the store or the executor cannot be used.
     """
-    told, file = or_silent(progress), read_sweep(Path(spec.recipe))
+    listener, file = or_silent(progress), read_sweep(Path(spec.recipe))
     maker_of(spec.on)  # a sweep whose runs are all in the store opens no executor
     out = Path(spec.out or file.out)
     url = spec.store or file.table.store or str(out / "store")
     request = _Request(spec, file, out, url)
     if dry_run:
-        return _preview(request, told)
+        return _preview(request, listener)
     clock = Clock()
-    planned = _plan(request, told)
-    work = Workspace(out, SWEEP_JSON, told, clock)
+    planned = _plan(request, listener)
+    work = Workspace(out, SWEEP_JSON, listener, clock)
     with work.locked():
         store = _open_store(request)
         tracker = open_tracker(spec.mlflow, file.path) if spec.mlflow else None
@@ -75,27 +75,27 @@ def sweep(
         record = _carry_out(request, planned, store, work)
     if tracker is not None:
         count = log_sweep(tracker, record)
-        told.note(
+        listener.note(
             f"{count} runs were logged to MLflow, {len(record.rows) - count} were not: "
             "they were there already or have no figures"
         )
     return record
 
 
-def _plan(request: _Request, told: Progress) -> list[Planned]:
+def _plan(request: _Request, progress: Progress) -> list[Planned]:
     """Return all runs, once each is known to be right."""
-    told.begin("Checking the recipes", request.file.count)
+    progress.begin("Checking the recipes", request.file.count)
     planned = list[Planned]()
     with recalling():
         for variant in request.file.variants():
-            planned.append(_planned(variant, request.out, told))
-            told.advance(1)
+            planned.append(_planned(variant, request.out, progress))
+            progress.advance(1)
     return planned
 
 
-def _planned(variant: Variant, out: Path, told: Progress) -> Planned:
+def _planned(variant: Variant, out: Path, progress: Progress) -> Planned:
     with run_named(variant.number, variant.settings):
-        address = address_of(variant.recipe, told)
+        address = address_of(variant.recipe, progress)
     folder = str(out / "runs" / address.key[:FOLDER_DIGITS])
     return Planned(
         name=variant.name,
@@ -213,9 +213,9 @@ def _record(
     )
 
 
-def _preview(request: _Request, told: Progress) -> SweepRecord:
+def _preview(request: _Request, progress: Progress) -> SweepRecord:
     """Return the record of a sweep that does nothing."""
-    planned = _plan(request, told)
+    planned = _plan(request, progress)
     store = _open_store(request, create=False)
     known = store.known()
     rows = [_seen(p, store, known) for p in planned]

@@ -60,7 +60,7 @@ class Drive:
     Args:
         planned: all runs.
         store: that keeps them.
-        told: receives a line for each run that ends.
+        progress: receives a line for each run that ends.
         note: receives what the record keeps.
         leave_out: patterns of files that the store does not get.
 
@@ -72,11 +72,11 @@ class Drive:
         self,
         planned: Sequence[Planned],
         store: Store,
-        told: Progress,
+        progress: Progress,
         note: Callable[[str], None],
         leave_out: tuple[str, ...] = (),
     ) -> None:
-        self.store, self.told, self.note = store, told, note
+        self.store, self.told, self.note = store, progress, note
         self.rows, self.leave_out = dict[str, SweepRow](), leave_out
         self._same: dict[str, list[Planned]] = {}
         for run in planned:

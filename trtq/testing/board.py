@@ -67,10 +67,10 @@ class Kind:
 def _iio(rails: Mapping[str, int]) -> dict[str, str]:
     """Return an INA3221 as JetPack 4 shows it."""
     base = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    made = {}
+    files = {}
     for i, (name, mw) in enumerate(rails.items()):
-        made[f"{base}/rail_name_{i}"], made[f"{base}/in_power{i}_input"] = name, str(mw)
-    return made
+        files[f"{base}/rail_name_{i}"], files[f"{base}/in_power{i}_input"] = name, str(mw)
+    return files
 
 
 def _hwmon(rails: Mapping[str, int], number: int = 3) -> dict[str, str]:
@@ -79,18 +79,18 @@ def _hwmon(rails: Mapping[str, int], number: int = 3) -> dict[str, str]:
     Each rail has 5 V and the rest in mA. The sum of shunts is there, too, and is no rail.
     """
     base = f"sys/class/hwmon/hwmon{number}"
-    made = {
+    files = {
         f"{base}/name": "ina3221",
         f"{base}/in7_label": "sum of shunt voltages",
         f"{base}/in7_input": "5",
     }
     for i, (name, mw) in enumerate(rails.items(), start=1):
-        made |= {
+        files |= {
             f"{base}/in{i}_label": name,
             f"{base}/in{i}_input": "5000",
             f"{base}/curr{i}_input": str(mw // 5),
         }
-    return made
+    return files
 
 
 XAVIER_LINE = (
@@ -382,10 +382,10 @@ class StandInBoard:
     def switch_off(self) -> None:
         """End sshd and everything that runs there, as a power cut does."""
         for _ in range(20):
-            found = self.processes()
-            if not found:
+            process_ids = self.processes()
+            if not process_ids:
                 break
-            for pid in found:
+            for pid in process_ids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
@@ -408,7 +408,7 @@ class StandInBoard:
 
         Only those with ``containing`` in their command line are returned.
         """
-        mine, found = str(self.folder).encode(), []
+        mine, process_ids = str(self.folder).encode(), []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
@@ -417,8 +417,8 @@ class StandInBoard:
                     and containing.encode() in line
                     and int(entry.name) != os.getpid()
                 ):
-                    found.append(int(entry.name))
-        return found
+                    process_ids.append(int(entry.name))
+        return process_ids
 
     def new_host_key(self) -> None:
         """Change the host key, as flashing does."""
@@ -445,12 +445,12 @@ class StandInBoard:
             return False
         (self.folder / "python").mkdir(exist_ok=True)
         shutil.copy(HERE / "board_tensorrt.py", self.folder / "python/tensorrt.py")
-        told: dict[str, object] = {
+        settings: dict[str, object] = {
             "release": [int(v) for v in self.kind.library.split(".")[:2]],
             "names": NAMES,
         }
-        told |= {"io": {"inputs": dict(inputs)}} if inputs is not None else {}
-        (self.folder / "python/release.json").write_text(json.dumps(told))
+        settings |= {"io": {"inputs": dict(inputs)}} if inputs is not None else {}
+        (self.folder / "python/release.json").write_text(json.dumps(settings))
         (self.folder / "cudart.c").write_text(CUDART)
         subprocess.run(
             [

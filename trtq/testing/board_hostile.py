@@ -63,8 +63,8 @@ class HostileBoard:
 
     def __init__(self, folder: Path) -> None:
         self.bin, self._answers = folder / "bin", folder / "answers"
-        for made in (self.bin, self._answers):
-            made.mkdir(parents=True, exist_ok=True)
+        for subfolder in (self.bin, self._answers):
+            subfolder.mkdir(parents=True, exist_ok=True)
         program = self.bin / "ssh"
         program.write_text(PROGRAM.format(python=sys.executable, folder=str(self._answers)))
         program.chmod(0o755)

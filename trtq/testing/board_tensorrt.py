@@ -176,7 +176,7 @@ class Builder:
         creation = {
             i: n for n, i in vars(NetworkDefinitionCreationFlag).items() if isinstance(i, int)
         }
-        told = dict(
+        settings = dict(
             config.told,
             workspace=workspace,
             flags=sorted(flags[f] for f in config.told["flags"]),
@@ -185,7 +185,7 @@ class Builder:
             dla=getattr(config, "DLA_core", None),
             level=getattr(config, "builder_optimization_level", None),
         )
-        return b"not an engine: " + json.dumps(told).encode()
+        return b"not an engine: " + json.dumps(settings).encode()
 
 
 class TensorIOMode:
@@ -270,6 +270,6 @@ class Runtime:
         pass
 
     def deserialize_cuda_engine(self, plan):
-        _, _, told = plan.partition(b": {")
-        core = json.loads(b"{" + told).get("dla") if told else None
+        _, _, settings = plan.partition(b": {")
+        core = json.loads(b"{" + settings).get("dla") if settings else None
         return _Engine() if plan and core == getattr(self, "DLA_core", None) else None

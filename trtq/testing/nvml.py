@@ -42,23 +42,25 @@ DEFAULTS: dict[str, Any] = {
 
 def write_fake_nvml(folder: Path, **state: Any) -> Path:
     """Write the module and its state, and return the file of the state."""
-    held = folder / "gpu.json"
-    held.write_text(json.dumps({**DEFAULTS, **state}))
-    lines = f"from trtq.testing.nvml import names_of\nglobals().update(names_of({str(held)!r}))\n"
+    state_file = folder / "gpu.json"
+    state_file.write_text(json.dumps({**DEFAULTS, **state}))
+    lines = (
+        f"from trtq.testing.nvml import names_of\nglobals().update(names_of({str(state_file)!r}))\n"
+    )
     (folder / "pynvml.py").write_text(lines)
-    return held
+    return state_file
 
 
-def load_fake_nvml(held: Path) -> Any:
+def load_fake_nvml(state_file: Path) -> Any:
     """Return the module itself, without a path."""
-    return types.SimpleNamespace(**names_of(str(held)))
+    return types.SimpleNamespace(**names_of(str(state_file)))
 
 
-def names_of(held: str) -> dict[str, Any]:
+def names_of(state_file: str) -> dict[str, Any]:
     """Return what the module has in it."""
     base = type("NVMLError", (Exception,), {})
     errors = {f"NVMLError_{n}": type(f"NVMLError_{n}", (base,), {}) for n in ERRORS}
-    gpu = _Gpu(Path(held), errors)
+    gpu = _Gpu(Path(state_file), errors)
     calls = {name: getattr(gpu, name) for name in dir(gpu) if name.startswith("nvml")}
     constants = {
         "NVML_CLOCK_SM": 1,
@@ -70,8 +72,8 @@ def names_of(held: str) -> dict[str, Any]:
 
 
 class _Gpu:
-    def __init__(self, held: Path, errors: dict[str, Any]) -> None:
-        self.held, self.errors, self.began = held, errors, time.perf_counter()
+    def __init__(self, state_file: Path, errors: dict[str, Any]) -> None:
+        self.held, self.errors, self.began = state_file, errors, time.perf_counter()
 
     def _state(self, call: str) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(self.held.read_text())
@@ -160,7 +162,7 @@ class _Gpu:
 
     def nvmlDeviceGetFieldValues(self, handle: str, fields: list[tuple[int, int]]) -> list[Any]:
         state = self._state("nvmlDeviceGetFieldValues")
-        made = []
+        readings = []
         for number, _ in fields:
             if number == 186:
                 value = (
@@ -170,9 +172,11 @@ class _Gpu:
                 )
             else:
                 value = state["throttled_ns"].get(str(number))
-            held = types.SimpleNamespace(ullVal=int(value or 0))
-            made.append(types.SimpleNamespace(nvmlReturn=0 if value is not None else 3, value=held))
-        return made
+            union = types.SimpleNamespace(ullVal=int(value or 0))
+            readings.append(
+                types.SimpleNamespace(nvmlReturn=0 if value is not None else 3, value=union)
+            )
+        return readings
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
         state, now = self._state("nvmlDeviceGetPowerUsage"), time.perf_counter()

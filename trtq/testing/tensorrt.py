@@ -70,8 +70,8 @@ def names_of(version: str) -> dict[str, Any]:
         return first <= (major, minor) <= last
 
     def enum(kind: str, *members: str) -> Any:
-        found = [m for m in members if has(f"{kind}.{m}")]
-        return types.SimpleNamespace(**{m: i for i, m in enumerate(found)})
+        release_members = [m for m in members if has(f"{kind}.{m}")]
+        return types.SimpleNamespace(**{m: i for i, m in enumerate(release_members)})
 
     flags = enum(
         "BuilderFlag",
@@ -232,10 +232,10 @@ class _Config(_Of):
     def add_optimization_profile(self, profile: Any) -> None:
         self.told["profiles"] += 1
 
-    def create_timing_cache(self, held: bytes) -> Any:
-        if held and not held.startswith(b"timings "):
+    def create_timing_cache(self, timings: bytes) -> Any:
+        if timings and not timings.startswith(b"timings "):
             return None
-        return types.SimpleNamespace(held=held, serialize=lambda: held + b"timings ")
+        return types.SimpleNamespace(held=timings, serialize=lambda: timings + b"timings ")
 
     def set_timing_cache(self, cache: Any, ignore: bool) -> bool:
         self.cache = cache
@@ -417,8 +417,8 @@ class _Context:
     def _execute(self, addresses: dict[str, int] | None = None) -> bool:
         at = addresses or self.addresses
         given = {n: _memory(at[n], s, self.engine._dtype(n)) for n, s in self.shapes.items()}
-        made = self.engine.session.run(list(self.engine.outputs), given)
-        for out, value in zip(self.engine.outputs, made, strict=True):
+        outputs = self.engine.session.run(list(self.engine.outputs), given)
+        for out, value in zip(self.engine.outputs, outputs, strict=True):
             _memory(at[out], value.shape, self.engine._dtype(out))[...] = value
         if self.profiler is not None:
             for layer in self.engine.layers:
@@ -428,5 +428,5 @@ class _Context:
 
 def _memory(address: int, shape: tuple[int, ...], dtype: str) -> Any:
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    held: Any = (ctypes.c_char * count).from_address(address)
-    return np.frombuffer(held, dtype=np.dtype(dtype)).reshape(shape)
+    buffer: Any = (ctypes.c_char * count).from_address(address)
+    return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)

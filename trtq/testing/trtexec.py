@@ -117,11 +117,11 @@ def main(version: str, sm: str) -> int:
         print(f"&&&& PASSED {tail}")
         return 0
     if b"QuantizeLinear" in Path(given["onnx"]).read_bytes() and sm in ("5.3", "6.2"):
-        said = (
+        message = (
             "Networks with QuantizeLayer/DequantizeLayer layers require hardware with Int8 support."
         )
         print(
-            f"[11/21/2026-10:00:01] [E] Error[9]: Error Code 9: Internal Error ({said})",
+            f"[11/21/2026-10:00:01] [E] Error[9]: Error Code 9: Internal Error ({message})",
             file=sys.stderr,
         )
         print(f"&&&& FAILED {tail}")
@@ -285,32 +285,32 @@ def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
         import onnx
 
         graph = onnx.load_from_string(model)
-        asked = graph.doc_string
+        instructions = graph.doc_string
     except ImportError:  # on a stand-in board: the file has a doc_string as it is
-        graph, asked = None, model.decode("latin-1")
-    if "refuse-me" in asked:
+        graph, instructions = None, model.decode("latin-1")
+    if "refuse-me" in instructions:
         return "[TRT] ModelImporter.cpp:726: While parsing node number 0 [Conv -> 'x']: no", None
-    slow = re.search(r"seconds:(\d+(?:\.\d+)?)", asked)
+    slow = re.search(r"seconds:(\d+(?:\.\d+)?)", instructions)
     if slow is not None:
         time.sleep(float(slow.group(1)))
-    most = re.search(r"memory:(\d+)", asked)
+    most = re.search(r"memory:(\d+)", instructions)
     if most is not None and workspace > int(most.group(1)):
         os.kill(os.getpid(), signal.SIGKILL)
-    if "starved:" in asked:
+    if "starved:" in instructions:
         return (
             "Error Code 10: Could not find any implementation for node conv1/Conv due to "
             "insufficient workspace. See verbose log",
             None,
         )
     if graph is not None:
-        made = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
-        for name in re.findall(r"no-kernel:(\S+)", asked):
+        pair_outputs = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+        for name in re.findall(r"no-kernel:(\S+)", instructions):
             node = next(n for n in graph.graph.node if n.name == name)
-            if set(node.input) & made:
+            if set(node.input) & pair_outputs:
                 return (
                     "Error Code 10: Internal Error (Could not find any implementation for node "
                     f"{name} + relu.)",
                     None,
                 )
-    report = re.search(r"layers:(\S+)", asked)
+    report = re.search(r"layers:(\S+)", instructions)
     return "", Path(report.group(1)).read_bytes() if report is not None else None

@@ -129,11 +129,11 @@ def _capacity(cluster: dict[str, float], slots: Slots) -> int:
     needs = _needs(slots)
     lacking = [n for n, v in needs.items() if cluster.get(n, 0.0) < v]
     if lacking:
-        there = ", ".join(f"{v:g} {n}" for n, v in sorted(cluster.items()) if _is_shown(n))
+        resources = ", ".join(f"{v:g} {n}" for n, v in sorted(cluster.items()) if _is_shown(n))
         raise UsageError(
             f"The Ray cluster has too little {' and '.join(lacking)}",
             f"a run takes {', '.join(f'{v:g} {n}' for n, v in needs.items())}; the cluster has "
-            f"{there}",
+            f"{resources}",
             "Change [sweep.slots], or start nodes with it (ray start --resources)",
         )
     return min((int(cluster[n] // v) for n, v in needs.items()), default=int(cluster["CPU"]))

@@ -197,5 +197,5 @@ def _why(array: _Array, number: int) -> str:
         last = [ln for ln in log.read_text(errors="replace").splitlines() if ln.strip()][-1:]
     except OSError:
         last = []
-    said = "; ".join([*states[:1], *(first_line(ln) for ln in last)])
-    return f"it left the queue without a result: {said or 'Slurm says no more'}"
+    explanation = "; ".join([*states[:1], *(first_line(ln) for ln in last)])
+    return f"it left the queue without a result: {explanation or 'Slurm says no more'}"

@@ -197,15 +197,15 @@ class Engine:
             part = images[start : start + most]
             missing = max(least - len(part), 0)
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            made = self.run({self.inputs[0]: filled})
-            parts.append({n: v[: len(part)] for n, v in made.items()})
+            outputs = self.run({self.inputs[0]: filled})
+            parts.append({n: v[: len(part)] for n, v in outputs.items()})
         return {n: np.concatenate([p[n] for p in parts]) for n in self.outputs}
 
 
 def read_arrays(file, engine):
     """Return arrays by input name from an .npz file, or from an .npy file for one input."""
-    held = np.load(str(file), allow_pickle=False)
-    return {engine.inputs[0]: held} if isinstance(held, np.ndarray) else dict(held)
+    arrays = np.load(str(file), allow_pickle=False)
+    return {engine.inputs[0]: arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
 
 
 def answers_of(files, engine):
@@ -245,14 +245,14 @@ def main():
     parser.add_argument("--out", type=Path, help="write the outputs to this .npz file")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU")
     parser.add_argument("--top", type=int, default=5, help="how many classes are shown")
-    asked = parser.parse_args()
-    engine = Engine(asked.engine, asked.device)
-    answers = answers_of(asked.inputs, engine)
+    arguments = parser.parse_args()
+    engine = Engine(arguments.engine, arguments.device)
+    answers = answers_of(arguments.inputs, engine)
     names = HERE / "labels.txt"
     labels = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
-    show(answers, asked.inputs, labels, asked.top)
-    if asked.out is not None:
-        np.savez(str(asked.out), **answers)
+    show(answers, arguments.inputs, labels, arguments.top)
+    if arguments.out is not None:
+        np.savez(str(arguments.out), **answers)
 
 
 if __name__ == "__main__":
