@@ -153,13 +153,13 @@ def quantize(
         }
         return run_command(model, listener_of(model, data, progress, given))
     name, known = asked_task(task)
-    asked = QuantizeOptions.make({**options, "task": name})
-    check_options(asked)
+    quantize_options = QuantizeOptions.make({**options, "task": name})
+    check_options(quantize_options)
     run = Run(or_silent(progress))
-    form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
-    captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
-    samples = choose_samples(everything, asked, run)
-    return quantize_model(captured, samples, asked, run, task=known)
+    form = Form(input_size=input_size, preprocess=preprocess, seed=quantize_options.seed)
+    captured, everything = open_both(model, data, form, run, limit=quantize_options.calib_images)
+    samples = choose_samples(everything, quantize_options, run)
+    return quantize_model(captured, samples, quantize_options, run, task=known)
 
 
 def asked_task(task: str | Task | None) -> tuple[str | None, Task | None]:

@@ -105,13 +105,13 @@ def analyze(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
     name, known = asked_task(options.pop("task", None))
-    asked = AnalyzeOptions.make({**_texts(options), "task": name})
+    analyze_options = AnalyzeOptions.make({**_texts(options), "task": name})
     run = Run(or_silent(progress))
     path = None if out is None else Path(out)
     work = None if path is None else Workspace.for_file(path, run.progress)
-    form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
+    form = Form(input_size=input_size, preprocess=preprocess, seed=analyze_options.seed)
     captured, everything = open_both(_float(model), data, form, run)
-    record = analyze_model(captured, everything, asked, run, task=known)
+    record = analyze_model(captured, everything, analyze_options, run, task=known)
     if work is not None and path is not None:
         work.save(record)
         draw_analysis(record, path)
@@ -181,15 +181,15 @@ def search(
             model, listener_of(model, data, progress, {**given, "options": options or None})
         )
     name, known = asked_task(options.pop("task", None))
-    asked = SearchOptions.make({**_texts(options), "task": name})
+    search_options = SearchOptions.make({**_texts(options), "task": name})
     run = Run(or_silent(progress))
-    check_search(asked, read_options(asked.bits))
-    form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
+    check_search(search_options, read_options(search_options.bits))
+    form = Form(input_size=input_size, preprocess=preprocess, seed=search_options.seed)
     work = _workspace(out, SEARCH_JSON, run)
     folder = None if work is None else work.folder
     candidates = list(_candidates(_models(model), (data, val), form, run, folder))
     with nullcontext() if work is None else work.locked():
-        searched = search_models(candidates, asked, run, folder=folder, task=known)
+        searched = search_models(candidates, search_options, run, folder=folder, task=known)
         if work is not None:
             save_search(searched, searched.record, work)
     return searched
@@ -308,7 +308,7 @@ def finetune(
         options = {**options, "augment": "none"}
         run.note('a program\'s own samples are not augmented: augment="flip" mirrors them')
     name, known = asked_task(options.pop("task", None))
-    asked = FinetuneOptions.make({**options, "task": name})
+    finetune_options = FinetuneOptions.make({**options, "task": name})
     start = _start(model, train, encodings, run)
     start = replace(start, analysis=analysis)
     sets = (
@@ -317,7 +317,7 @@ def finetune(
     )
     work = _workspace(out, FINETUNE_JSON, run)
     with nullcontext() if work is None else work.locked(), _checkpoints(work) as folder:
-        finetuned = finetune_model(start, sets, asked, folder, run, task=known)
+        finetuned = finetune_model(start, sets, finetune_options, folder, run, task=known)
         if work is not None:
             work.remove_leftovers(FILES)
             record = save_finetuned(finetuned, finetuned.record, work)

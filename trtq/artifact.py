@@ -350,8 +350,14 @@ def stamp_of(path: Path) -> Stamp:
     Raises:
         OSError: it cannot be read.
     """
-    found = path.stat()
-    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    file_status = path.stat()
+    return Stamp(
+        file_status.st_dev,
+        file_status.st_ino,
+        file_status.st_size,
+        file_status.st_mtime_ns,
+        file_status.st_ctime_ns,
+    )
 
 
 @contextlib.contextmanager
@@ -379,17 +385,17 @@ def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Itera
         os.close(number)  # which frees the lock
 
 
-def _take(number: int, path: Path, told: Callable[[str], None]) -> None:
+def _take(number: int, path: Path, note: Callable[[str], None]) -> None:
     import fcntl
 
     try:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            told(f"Another trtq is at work here ({path.name}); waiting for it to end")
+            note(f"Another trtq is at work here ({path.name}); waiting for it to end")
             fcntl.flock(number, fcntl.LOCK_EX)
     except OSError as exc:
-        told(
+        note(
             f"{path.parent} is on a file system without locks ({reason(exc)}): start no second "
             "trtq there"
         )

@@ -41,7 +41,7 @@ class Sets:
         Args:
             names: unknown ones are alone.
         """
-        found: dict[str, list[str]] = {}
+        members: dict[str, list[str]] = {}
         for name in names:
-            found.setdefault(self.find(name), []).append(name)
-        yield from found.values()
+            members.setdefault(self.find(name), []).append(name)
+        yield from members.values()

@@ -144,7 +144,7 @@ def code_of(kinds: Iterable[str], message: str, reason: str, hint: str) -> str:
         if row is not None and fitting:
             return group.code(row.number)
     others = [(*_best(g, message, reason, hint), g) for g in groups().values() if g not in known]
-    fitting, row, group = max(others, key=lambda found: found[0])
+    fitting, row, group = max(others, key=lambda candidate: candidate[0])
     if row is not None and fitting >= LEAST_FIXED:  # an error in the words of another one
         return group.code(row.number)
     return known[0].code(0) if known else ""

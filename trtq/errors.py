@@ -227,7 +227,7 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def first_line(said: BaseException | str) -> str:
+def first_line(error: BaseException | str) -> str:
     r"""Return the first non-empty line, cut to a limited length.
 
     For an exception without text, return the name of its type.
@@ -235,9 +235,9 @@ def first_line(said: BaseException | str) -> str:
     >>> first_line("\n  gone\nand more"), first_line(KeyError())
     ('gone', 'KeyError')
     """
-    nothing = type(said).__name__ if isinstance(said, BaseException) else ""
+    nothing = type(error).__name__ if isinstance(error, BaseException) else ""
     return next(
-        (line.strip()[:LONGEST] for line in str(said).splitlines() if line.strip()), nothing
+        (line.strip()[:LONGEST] for line in str(error).splitlines() if line.strip()), nothing
     )
 
 

@@ -42,12 +42,12 @@ def evaluate(
     ]
     outputs = [onnx.ValueInfoProto(name=n) for n in node.output if n]
     graph = helper.make_graph([node], "fold", inputs, outputs)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
-        if _largest(made, given) > LARGEST_FOLD:
+        if _largest(model, given) > LARGEST_FOLD:
             return {}
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(made).run(None, given)
+            results = ReferenceEvaluator(model).run(None, given)
     except Exception:  # it has no such op, or not this form or these values: the tensor is unknown
         return {}
     pairs = zip((o.name for o in outputs), results, strict=True)
@@ -88,10 +88,10 @@ def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """
     for a in node.attribute:
         if a.name == "value":
-            made = onnx.TensorProto()
-            made.CopyFrom(a.t)
-            made.name = node.output[0]
-            return made
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(a.t)
+            tensor.name = node.output[0]
+            return tensor
         if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
             kind = np.float32 if "float" in a.name else np.int64
             return numpy_helper.from_array(
@@ -100,11 +100,11 @@ def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return None
 
 
-def array_of(held: onnx.TensorProto) -> np.ndarray | None:
+def array_of(tensor: onnx.TensorProto) -> np.ndarray | None:
     """Return a stored tensor as an array, None for text or a tensor without a type.
 
     Types that NumPy lacks (bfloat16, FP8, FP4, INT4) are dtypes of ``ml_dtypes``.
     """
-    if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
+    if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return None
-    return np.asarray(numpy_helper.to_array(held))
+    return np.asarray(numpy_helper.to_array(tensor))

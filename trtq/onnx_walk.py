@@ -94,9 +94,9 @@ class Scope:
     def __post_init__(self) -> None:
         self.constants = {i.name: i for i in self.graph.initializer}
         for node in self.graph.node:
-            made = constant_of(node) if node.op_type == "Constant" else None
-            if made is not None:
-                self.constants[node.output[0]] = made
+            constant = constant_of(node) if node.op_type == "Constant" else None
+            if constant is not None:
+                self.constants[node.output[0]] = constant
             for name in node.output:
                 self.producer[name] = node
             for name in read_by(node):
@@ -140,9 +140,9 @@ class Scope:
         return home.folded[name]
 
     def _fold(self, name: str) -> np.ndarray | None:
-        held = self.constants.get(name)
-        if held is not None:
-            return array_of(held)
+        tensor = self.constants.get(name)
+        if tensor is not None:
+            return array_of(tensor)
         node = self.producer.get(name)
         if node is None or not self.is_constant(name):
             return None
@@ -202,9 +202,9 @@ class Scope:
 
     def _moves(self, node: onnx.NodeProto, kinds: tuple[str, ...]) -> bool:
         if node.op_type == "Cast":  # between float types a cast moves; to integers it computes
-            held = self.constant(node.input[0])
+            constant = self.constant(node.input[0])
             before = self.maker(node.input[0])
-            known = held.data_type in FLOATS if held is not None else before is not None
+            known = constant.data_type in FLOATS if constant is not None else before is not None
             return known and cast_type(node) in FLOATS
         return node.op_type in kinds and node.domain in ("", "ai.onnx")
 
@@ -243,10 +243,10 @@ class Scope:
 
     def is_weight(self, name: str) -> bool:
         """Whether a dequantized operand is a constant."""
-        found = self.pair(name)
-        return found is not None and self.is_constant(found.source)
+        pair = self.pair(name)
+        return pair is not None and self.is_constant(pair.source)
 
-    def channels(self, found: Pair) -> tuple[int, int] | None:
+    def channels(self, pair: Pair) -> tuple[int, int] | None:
         """Return an operand's scale axis where it is read, and the operand's rank.
 
         A vector that numbers the channels is moved through the ops between the pair and the
@@ -254,22 +254,22 @@ class Scope:
         along axis 0 behind a Transpose gives (1, 2).
 
         Args:
-            found: a pair of a constant.
+            pair: a pair of a constant.
 
         Returns:
             (axis, rank), or None for a single scale, an unknown value, or an axis that a Reshape
             split.
         """
-        scale, held = self.value(found.dq.input[1]), self.value(found.source)
-        if found.q is not None and found.q.output[0] != found.dq.input[0]:
+        scale, operand = self.value(pair.dq.input[1]), self.value(pair.source)
+        if pair.q is not None and pair.q.output[0] != pair.dq.input[0]:
             return None  # the codes are moved between the two halves
-        if scale is None or held is None or scale.size <= 1 or scale.ndim != 1:
+        if scale is None or operand is None or scale.size <= 1 or scale.ndim != 1:
             return None
-        axis = axis_of(found.dq)
-        axis = (1 if axis is None else axis) % max(held.ndim, 1)
-        numbers = np.arange(held.shape[axis], dtype=np.float32)
-        marks = np.broadcast_to(along(numbers, axis, held.ndim), held.shape)
-        for node in found.path:
+        axis = axis_of(pair.dq)
+        axis = (1 if axis is None else axis) % max(operand.ndim, 1)
+        numbers = np.arange(operand.shape[axis], dtype=np.float32)
+        marks = np.broadcast_to(along(numbers, axis, operand.ndim), operand.shape)
+        for node in pair.path:
             moved = marks if node.op_type == "Cast" else self._apply(node, marks)
             if moved is None:
                 return None
@@ -296,11 +296,11 @@ def _folds(node: onnx.NodeProto) -> bool:
 def scopes(model: onnx.ModelProto) -> list[Scope]:
     """Return the scope of the model's graph and those of all branches, outer ones first."""
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
-    found = [Scope(model.graph, opsets)]
-    for scope in found:  # grows while it is read
+    all_scopes = [Scope(model.graph, opsets)]
+    for scope in all_scopes:  # grows while it is read
         for node in scope.graph.node:
-            found += [Scope(branch, opsets, scope, node) for branch in branches(node)]
-    return found
+            all_scopes += [Scope(branch, opsets, scope, node) for branch in branches(node)]
+    return all_scopes
 
 
 def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
@@ -362,15 +362,17 @@ def _copy_graph(graph: onnx.GraphProto, copy: onnx.GraphProto) -> None:
     copy.input.extend(graph.input)
     copy.output.extend(graph.output)
     copy.value_info.extend(graph.value_info)
-    for held in graph.initializer:
+    for initializer in graph.initializer:
         values = 1
-        for d in held.dims:
+        for d in initializer.dims:
             values *= d
         if values <= SMALL:
-            copy.initializer.append(held)
+            copy.initializer.append(initializer)
         else:
             copy.initializer.append(
-                onnx.TensorProto(name=held.name, data_type=held.data_type, dims=held.dims)
+                onnx.TensorProto(
+                    name=initializer.name, data_type=initializer.data_type, dims=initializer.dims
+                )
             )
 
 
@@ -428,9 +430,9 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
         yield from (o.name for o in branch.output)
 
 
-def bytes_of(held: onnx.TensorProto) -> int:
+def bytes_of(tensor: onnx.TensorProto) -> int:
     """Return a stored tensor's size in bytes, two 4-bit codes a byte; 0 for types without one."""
-    bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
+    bits: int = math.prod(tensor.dims) * BITS.get(tensor.data_type, 0)
     return -(-bits // 8)
 
 

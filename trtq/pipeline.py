@@ -117,8 +117,8 @@ def deploy_recipe(
     Raises:
         TrtqError: a stage failed, or the board did.
     """
-    out, told = Path(recipe.out), or_silent(progress)
-    report = plan(recipe, out, told)[
+    out, listener = Path(recipe.out), or_silent(progress)
+    report = plan(recipe, out, listener)[
         -1:
     ]  # of all stages: errors in any of them are reported before the work
     file = ready(recipe, progress)
@@ -128,8 +128,9 @@ def deploy_recipe(
         ),
         progress,
     )
-    with locked(out / RUN_LOCK, waiting=told.note):  # the report once more, with the board in it
-        _walk(report, out, told, dry_run=False)
+    # The report once more, with the board in it.
+    with locked(out / RUN_LOCK, waiting=listener.note):
+        _walk(report, out, listener, dry_run=False)
     return record
 
 

@@ -64,10 +64,10 @@ def as_arguments(text: str) -> str:
     return words
 
 
-def _argument(found: re.Match[str]) -> str:
-    if found["command"]:
-        return found[0]
-    option, value = found["name"], found["value"]
+def _argument(match: re.Match[str]) -> str:
+    if match["command"]:
+        return match[0]
+    option, value = match["name"], match["value"]
     name = _ARGUMENTS.get(option, option.replace("-", "_"))
     if value is None or value in _SENTENCE.split():
         return name + ("" if value is None else f" {value}")
@@ -94,9 +94,9 @@ def _dynamic(value: str) -> str:
     for axis in axes.split(","):
         own, _, limits = axis.partition(":")
         sizes.append(own if own.isdecimal() else f'"{own}"')
-        found = re.fullmatch(r"(\d+)\.\.(\d*)(?::(\d+))?", limits)
-        if found is not None:
-            given = zip(("least", "most", "multiple"), found.groups(), strict=True)
+        match = re.fullmatch(r"(\d+)\.\.(\d*)(?::(\d+))?", limits)
+        if match is not None:
+            given = zip(("least", "most", "multiple"), match.groups(), strict=True)
             words = ", ".join(f"{k}={v}" for k, v in given if v)
             ranges.append(f'"{own}": SizeRange({words})')
     more = f", ranges={{{', '.join(ranges)}}}" if ranges else ""

@@ -68,23 +68,23 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
             UsageError: a variable is not a number, the rank does not fit, or the address of the
                 first process is missing.
         """
-        made = cls(
+        workers = cls(
             rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1), local=_number("LOCAL_RANK", 0)
         )
-        if made.world < 1 or not 0 <= made.rank < made.world:
+        if workers.world < 1 or not 0 <= workers.rank < workers.world:
             why = (
-                f"RANK is {made.rank} and WORLD_SIZE is {made.world}; a rank is between 0 and "
-                "WORLD_SIZE - 1"
+                f"RANK is {workers.rank} and WORLD_SIZE is {workers.world}; a rank is between 0 "
+                "and WORLD_SIZE - 1"
             )
             raise UsageError(WHERE, why, HINT)
         missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
-        if made.world > 1 and missing:
+        if workers.world > 1 and missing:
             why = (
-                f"WORLD_SIZE is {made.world}, and {' and '.join(missing)} "
+                f"WORLD_SIZE is {workers.world}, and {' and '.join(missing)} "
                 f"{'is' if len(missing) == 1 else 'are'} not set"
             )
             raise UsageError(WHERE, why, HINT)
-        return made
+        return workers
 
     @contextmanager
     def joined(

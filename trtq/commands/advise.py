@@ -135,8 +135,8 @@ def advise(spec: AdviseSpec, progress: Progress | None = None) -> AdviseRecord:
     unlabelled = spec.task is not None and find_task(spec.task).kind not in HAVE_PREDICTIONS
     loaded = open_model(spec)
     require_float(loaded.module, loaded.name, "Give the float file that it was made from")
-    preprocess, said = open_preprocess(spec, loaded)
-    notes += said
+    preprocess, preprocess_notes = open_preprocess(spec, loaded)
+    notes += preprocess_notes
     captured = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size))
     family, counted = family_of(captured.module)
     counts = outline(captured.module, captured.examples, weights_of(captured.module))
@@ -234,11 +234,11 @@ def _measured(result: str | None) -> float | None:
     """
     if result is None:
         return None
-    made, scored = (
+    quantize_record, scored = (
         read_known(Path(result) / QUANTIZE_JSON, "quantize"),
         read_known(Path(result) / EVALUATE_JSON, "evaluate"),
     )
-    bits = made.model.get("bits")
+    bits = quantize_record.model.get("bits")
     judged = scored.judged
     if judged is None or judged[1] is None or judged[1].value is None or bits != "w8a8":
         why = (

@@ -205,11 +205,11 @@ def _manifest(engine: Path, path: Path, digest: str) -> EngineManifest:
 
 
 def _target(
-    asked: str | None, manifest: EngineManifest | None, model: onnx.ModelProto, path: Path
+    target_option: str | None, manifest: EngineManifest | None, model: onnx.ModelProto, path: Path
 ) -> Target:
     """Return the target that was asked for, that of the engine, or that of the file."""
     built = manifest.target.name if manifest is not None else None
-    text = asked or built or get_metadata(model).get(TARGET)
+    text = target_option or built or get_metadata(model).get(TARGET)
     if text is None:
         raise UsageError(
             "trtq advise needs --target",

@@ -28,14 +28,14 @@ def read_analysis(path: Path) -> AnalyzeRecord:
     Raises:
         ArtifactError: missing, damaged, or something else.
     """
-    held = read_json(path, kind="analysis")
-    if held.get("verb") != "analyze":
+    content = read_json(path, kind="analysis")
+    if content.get("verb") != "analyze":
         raise ArtifactError(
             f"{path} holds no analysis",
-            f"it is of {held.get('verb', 'something else')}",
+            f"it is of {content.get('verb', 'something else')}",
             "Make one: trtq analyze ...",
         )
-    record = check_record(held, path, AnalyzeRecord, kind="analysis")
+    record = check_record(content, path, AnalyzeRecord, kind="analysis")
     why = _inconsistent(record)
     if why:
         raise ArtifactError(

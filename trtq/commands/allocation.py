@@ -23,14 +23,14 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, BitConfig]:
     Raises:
         ArtifactError: missing, damaged, no allocation, or made for a model with other weights.
     """
-    held = read_json(path, kind="allocation")
-    if held.get("verb") != "allocate" or held.get("schema") != SCHEMA:
+    content = read_json(path, kind="allocation")
+    if content.get("verb") != "allocate" or content.get("schema") != SCHEMA:
         raise ArtifactError(
             f"{path} holds no allocation",
-            f"it is of {held.get('verb', 'something else')}",
+            f"it is of {content.get('verb', 'something else')}",
             "Make one: trtq allocate ...",
         )
-    record = check_record(held, path, AllocateRecord, kind="allocation")
+    record = check_record(content, path, AllocateRecord, kind="allocation")
     made_for = record.model.weights_sha256
     if made_for != weights_sha256:
         raise ArtifactError(

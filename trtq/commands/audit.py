@@ -53,15 +53,16 @@ class AuditRecord(Record, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        asked = [m for m in self.modules if m.requested != "float"]
-        got = sum(m.actual == m.requested for m in asked)
-        unknown = sum(m.actual in (None, UNKNOWN) for m in asked)
+        quantized_modules = [m for m in self.modules if m.requested != "float"]
+        got = sum(m.actual == m.requested for m in quantized_modules)
+        unknown = sum(m.actual in (None, UNKNOWN) for m in quantized_modules)
         shares = ", ".join(f"{v:.1f} % {k}" for k, v in self.shares.items())
-        said = f"{got} of {len(asked)} modules compute in what was asked for" + (
-            f", of {unknown} it cannot be told" if unknown else ""
+        modules_text = (
+            f"{got} of {len(quantized_modules)} modules compute in what was asked for"
+            + (f", of {unknown} it cannot be told" if unknown else "")
         )
         return (
-            f"{said}; multiply-accumulates: {shares or 'not counted'}; {self.moving} of "
+            f"{modules_text}; multiply-accumulates: {shares or 'not counted'}; {self.moving} of "
             f"{self.layers} layers only move data"
         )
 

@@ -78,7 +78,7 @@ class _Made(msgspec.Struct):
     files: dict[str, FileRecord]
 
 
-def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
+def profile_for(onnx: Path, target: Target, precision: str, progress: Progress) -> Profiled:
     """Return the file to send.
 
     A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint)
@@ -90,16 +90,16 @@ def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> P
         onnx: the file that was given.
         target: of the board; it names a release.
         precision: of what has no codes, ``fp16`` or ``fp32``.
-        told: receives a line when a file is written, or cannot be.
+        progress: receives a line when a file is written, or cannot be.
 
     Raises:
         TrtqError: the export fails for another reason than a missing model or missing images.
     """
     with _ONE:
-        return _profile_for(onnx, target, precision, told)
+        return _profile_for(onnx, target, precision, progress)
 
 
-def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
+def _profile_for(onnx: Path, target: Target, precision: str, progress: Progress) -> Profiled:
     record = _record(onnx)
     if record is None:
         return Profiled(onnx)
@@ -117,7 +117,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     # Only now what needs torch: an unchanged deployment takes no seconds to import it.
     from trtq.commands.export import export_profiles
 
-    told.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
+    progress.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
     fields = set(ExportSpec.__struct_fields__)
     given = {k: v for k, v in record.spec.items() if k in fields and v not in (None, [], {}, "")}
     given |= {
@@ -128,11 +128,11 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
         "fallback": True,
     }
     try:
-        export_profiles(ExportSpec.make(given), told)
+        export_profiles(ExportSpec.make(given), progress)
     except (ModelError, DataError) as exc:  # trained on another machine, say
-        said = f"the file is sent unchanged: it cannot be written for {label} here ({exc})"
-        told.note(said)
-        return Profiled(onnx, notes=(said,))
+        note = f"the file is sent unchanged: it cannot be written for {label} here ({exc})"
+        progress.note(note)
+        return Profiled(onnx, notes=(note,))
     _sign(folder, source, name, EXPORT_JSON)
     return _described(folder / name)
 

@@ -71,10 +71,10 @@ def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Pa
         board: as it was probed.
         out: folder here.
     """
-    asked = f"{target}@{board.release[0]}.{board.release[1]}"
+    label = f"{target}@{board.release[0]}.{board.release[1]}"
     return BuildSpec(
         onnx=str(onnx),
-        target=asked,
+        target=label,
         out=str(out / "engine"),
         backend="trtexec",
         precision=spec.precision,
@@ -119,20 +119,20 @@ def order_build(spec: DeploySpec, board: Board, work: Workspace) -> Order:
     target, source = board.target, Path(spec.model)
     precision = spec.precision if spec.dla is None else "fp32"
     file = profile_for(source, target, precision, work.progress)
-    asked, notes = _build_spec(spec, file.path, target.name, board, work.folder), [*file.notes]
+    build_spec, notes = _build_spec(spec, file.path, target.name, board, work.folder), [*file.notes]
     quantized = None
     if spec.dla is not None and not file.fallback:
         model = load_onnx(file.path)
         quantized = model if count_qdq(model) else None
     if quantized is not None:
-        asked = _int8_on_dla(asked, board, work.folder / "dla", notes)
-    job = prepare(asked)
+        build_spec = _int8_on_dla(build_spec, board, work.folder / "dla", notes)
+    job = prepare(build_spec)
     job = replace(job, fallback=job.fallback or file.fallback)
     judged = job.model if quantized is None else quantized
     return Order(job, judged, [*notes, *job.notes])
 
 
-def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
+def _int8_on_dla(build_spec: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
     """Ask for a Q/DQ file in the form a DLA takes.
 
     That is the float file and a calibration cache with the same scales.
@@ -150,11 +150,11 @@ def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str])
             "there is no trtexec to read the calibration cache",
             mend,
         )
-    plain, cache, said = for_dla(Path(asked.onnx), board.number, folder)
+    plain, cache, conversion_notes = for_dla(Path(build_spec.onnx), board.number, folder)
     notes.append(
         "the DLA does not support Q/DQ nodes: the float file is sent, with the scales of "
         f"activations in a calibration cache for TRT-{board.number}; "
         "TensorRT computes those of weights from the weights"
     )
-    notes += said
-    return msgspec.structs.replace(asked, onnx=str(plain), calibration=str(cache))
+    notes += conversion_notes
+    return msgspec.structs.replace(build_spec, onnx=str(plain), calibration=str(cache))

@@ -165,11 +165,13 @@ def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
     if "encodings_sha256" not in get_metadata(model):
         return  # of another tool
     methods = str(Encodings.load(path.with_name(ENCODINGS)).origin.get("methods", ""))
-    found = [m for m in re.split(r"[ ,]+", methods) if m in METHODS and get_method(m).exact]
-    if found:
+    folding_methods = [
+        m for m in re.split(r"[ ,]+", methods) if m in METHODS and get_method(m).exact
+    ]
+    if folding_methods:
         raise ExportError(
             f"The ranges of {path} are not those of its float file",
-            f"{', '.join(found)} folded factors into it",
+            f"{', '.join(folding_methods)} folded factors into it",
             "Quantize with --preset-quant none or without that method, and export that",
         )
 

@@ -164,29 +164,29 @@ class CostRecord(Record, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line for a person."""
         t, r = self.total, self.relative
-        said = (
+        text = (
             f"{self.model}: {t.macs / 1e6:,.1f} M MACs, {t.parameters / 1e6:,.2f} M "
             f"parameters, {t.bytes_moved / 1e6:,.2f} MB moved; of FP32: {r.bitops:.4f} "
             f"BitOps, {r.energy:.4f} energy (predicted)"
         )
         if self.latency is not None:
-            said += (
+            text += (
                 f"; {self.latency.ms:.3f} ms on the {self.latency.title} in "
                 f"{len(self.latency.kernels)} kernels (predicted)"
             )
         if self.latency is not None and self.latency.correction is not None:
             c = self.latency.correction
             advice = f"--correct {self.latency.device}={c.factor:.3f}"
-            said += (
+            text += (
                 f"; the profile measured {c.measured_ms:.3f} ms, {c.factor:.2f} times the "
                 f"prediction ({advice})"
             )
         if self.engine is not None:
-            said += (
+            text += (
                 f"; over the plan's {len(self.engine.kernels)} kernels {self.engine.ms:.3f} ms "
                 "(predicted)"
             )
-        return said
+        return text
 
 
 HOW = (
@@ -369,12 +369,12 @@ def _parameters(scope: Scope) -> int:
     pairs = [n for n in scope.graph.node if n.op_type in QDQ]
     codes = {n.input[0] for n in pairs if n.op_type == "DequantizeLinear"}
     of_pairs = {name for n in pairs for name in n.input[1:]}
-    held = [
+    tensors = [
         tensor
         for name, tensor in scope.constants.items()
         if name in codes or (tensor.data_type in REALS and name not in of_pairs)
     ]
-    return sum(math.prod(t.dims) for t in held)
+    return sum(math.prod(t.dims) for t in tensors)
 
 
 def _sizes(model: onnx.ModelProto, spec: CostSpec) -> dict[str, list[int]]:
@@ -437,17 +437,17 @@ def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
     """Return the roofline over the kernels that a plan says it has."""
     manifest, plan = read_engine(path)
     builder = manifest.builder
-    found: list[PlanKernel] | None = None
+    kernels: list[PlanKernel] | None = None
     if builder.backend == "tensorrt-rtx":
-        found = read_plan_kernels(plan, builder.version, batch)
-    if found is None:
+        kernels = read_plan_kernels(plan, builder.version, batch)
+    if kernels is None:
         raise ArtifactError(
             f"Cannot read the kernels of {path}",
             "only plans of TensorRT-RTX 1.7 say what they hold, this one is of "
             f"{manifest.built_with}",
             "Leave --engine out",
         )
-    unknown = sum(k.unknown for k in found)
+    unknown = sum(k.unknown for k in kernels)
     notes = (
         [
             f"{unknown} fused kernels do not say what they multiply: only their memory and "
@@ -456,4 +456,4 @@ def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
         if unknown
         else []
     )
-    return _record([k.time(device) for k in found], device, batch, notes)
+    return _record([k.time(device) for k in kernels], device, batch, notes)

@@ -277,21 +277,21 @@ class _Deployment:
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
-        there = None if self.spec.force else self._there()
-        if there is not None:
-            return there, False
-        job, told = self.job, self.told
+        existing_manifest = None if self.spec.force else self._there()
+        if existing_manifest is not None:
+            return existing_manifest, False
+        job, progress = self.job, self.told
         builder = BoardBuilder(
             self.agent,
             self.board,
             self.engine,
-            told,
+            progress,
             self.power,
             again=self.spec.force or self.altered,
         )
         settings = job.settings(builder, self.board.number)
         self.note(*job.unkept(settings))
-        outcome = build_and_look(builder, job, settings, told)
+        outcome = build_and_look(builder, job, settings, progress)
         manifest = describe(job, builder, settings, outcome)
         self.agent.ask(
             "manifest", Done, name=f"{self.engine}.json", value=msgspec.to_builtins(manifest)

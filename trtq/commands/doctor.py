@@ -109,23 +109,21 @@ def _gpu() -> Check:
         "ahead of time"
     )
     tool = shutil.which("nvidia-smi")
-    found = None
+    gpus = None
     if tool:
         query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
         try:
             result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
-            found = (
-                "; ".join(result.stdout.strip().splitlines()) if result.returncode == 0 else None
-            )
+            gpus = "; ".join(result.stdout.strip().splitlines()) if result.returncode == 0 else None
             mend = (
                 mend
-                if found
+                if gpus
                 else f"nvidia-smi fails: {(result.stderr or result.stdout).strip()[:120]}"
             )
         except (OSError, subprocess.TimeoutExpired) as exc:
             mend = f"nvidia-smi fails: {exc}"
     return Check(
-        name="NVIDIA GPU", found=found, needed_for="running engines", mend="" if found else mend
+        name="NVIDIA GPU", found=gpus, needed_for="running engines", mend="" if gpus else mend
     )
 
 
@@ -133,16 +131,16 @@ def _trtexec() -> Check:
     from trtq.engine.trtexec import find_trtexec, probe_number
     from trtq.export.calibration_cache import version_of
 
-    found, mend, note = None, "", ""
+    executable, mend, note = None, "", ""
     try:
-        found = find_trtexec()
-        note = newer_note(version_of(probe_number(found)))
+        executable = find_trtexec()
+        note = newer_note(version_of(probe_number(executable)))
     except MissingExtraError as exc:
         mend = exc.hint
     except EngineError as exc:
         note = f"{exc.message}: {exc.reason}"
     purpose = "builds and a second opinion on engines"
-    return Check(name="trtexec", found=found, needed_for=purpose, mend=mend, note=note)
+    return Check(name="trtexec", found=executable, needed_for=purpose, mend=mend, note=note)
 
 
 def _power() -> Check:
@@ -151,14 +149,14 @@ def _power() -> Check:
 
     total, rails = sysfs_power()
     rapl = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
-    found = None
+    sensor = None
     if total is not None:
-        found = rails
+        sensor = rails
     elif rapl.exists() and os.access(rapl, os.R_OK):
-        found = "RAPL (CPU package)"
+        sensor = "RAPL (CPU package)"
     elif importlib.util.find_spec("pynvml") and shutil.which("nvidia-smi"):
-        found = "NVML"
-    mend = "" if found else "this machine has no sensor trtq can read"
-    if not found and rapl.exists():
+        sensor = "NVML"
+    mend = "" if sensor else "this machine has no sensor trtq can read"
+    if not sensor and rapl.exists():
         mend = f"make it readable: sudo chmod a+r {rapl}"
-    return Check(name="power sensor", found=found, needed_for="energy figures", mend=mend)
+    return Check(name="power sensor", found=sensor, needed_for="energy figures", mend=mend)

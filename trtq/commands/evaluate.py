@@ -59,7 +59,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     progress = or_silent(progress)
     note = Notes(progress.note)
     path = Path(spec.onnx)
-    runner, metadata, made, path = _open(spec, path, progress)
+    runner, metadata, maker_metadata, path = _open(spec, path, progress)
     note(*runner.notes)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
@@ -67,7 +67,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     data = open_given(spec, note, limit=spec.limit)
     if spec.masks is None and data.source is not None and data.source.labels is not None:
         require_numbers(data.source, metadata, path.parent)
-    samples = _samples(spec, data, runner, metadata, made, note)
+    samples = _samples(spec, data, runner, metadata, maker_metadata, note)
     if data.source is None and samples.dense:
         samples.ignore = spec.ignore_index
     samples = samples.select(_chosen(spec, samples))
@@ -79,7 +79,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         task=task,
         names=(spec.onnx, str(spec.reference)),
         note=note,
-        metadata=made,
+        metadata=maker_metadata,
         gallery=Gallery(samples) if pictures_folder(spec) is not None else None,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
@@ -180,7 +180,7 @@ def _samples(
     data: Data,
     runner: Runner,
     metadata: Mapping[str, Any],
-    made: Mapping[str, str],
+    maker_metadata: Mapping[str, str],
     note: Callable[..., None],
 ) -> Samples:
     """Return data as the inputs of a file or an engine.
@@ -191,7 +191,9 @@ def _samples(
     """
     if data.source is not None:
         stored = metadata.get("preprocess")
-        preprocess, notes = file_preprocess(spec.picture, stored, runner.input_shape, made)
+        preprocess, notes = file_preprocess(
+            spec.picture, stored, runner.input_shape, maker_metadata
+        )
         note(*notes)
         return data.make(None, preprocess)
     require_no_picture(spec, data)
@@ -217,8 +219,8 @@ def _open(
     if manifest is None:
         return runner, {}, {}, path
     known = {"preprocess": manifest.preprocess, TASK: manifest.task}
-    said = {key: value for key, value in known.items() if value is not None}
-    return runner, said, manifest.made_with, path
+    metadata = {key: value for key, value in known.items() if value is not None}
+    return runner, metadata, manifest.made_with, path
 
 
 def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:

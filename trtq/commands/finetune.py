@@ -181,8 +181,8 @@ def _analysis(path: Path) -> AnalyzeRecord:
     Raises:
         ArtifactError: it is none.
     """
-    held = read_json(path, kind="analysis")
-    record = known(held, path, kind="analysis") if held.get("verb") == "analyze" else None
+    content = read_json(path, kind="analysis")
+    record = known(content, path, kind="analysis") if content.get("verb") == "analyze" else None
     if not isinstance(record, AnalyzeRecord):
         raise ArtifactError(
             f"Cannot rank layers by {path}",
@@ -210,7 +210,7 @@ def _write(spec: FinetuneSpec, training: Training, work: Workspace) -> FinetuneR
 
 def _evaluated(spec: FinetuneSpec, work: Workspace) -> dict[str, object]:
     """Return what ``trtq evaluate`` must be asked for to measure the same."""
-    asked = EvaluateSpec(
+    evaluate_spec = EvaluateSpec(
         onnx=str(work.folder / QDQ),
         reference=str(work.folder / FP32),
         data=spec.val or "",
@@ -220,4 +220,4 @@ def _evaluated(spec: FinetuneSpec, work: Workspace) -> dict[str, object]:
         task=spec.task,
         ignore_index=spec.ignore_index,
     )
-    return spec_values(asked)
+    return spec_values(evaluate_spec)

@@ -51,12 +51,12 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     Raises:
         UsageError: no device, or an unknown one; the executor cannot be used.
     """
-    told = or_silent(progress)
+    progress = or_silent(progress)
     devices, names = _devices(spec.devices), model_names(spec.model)
-    work = Workspace(Path(spec.out), FLEET_JSON, told)
+    work = Workspace(Path(spec.out), FLEET_JSON, progress)
     with work.locked():
         if len(devices) == 1:
-            done = [_one(*devices[0], spec, names, work.folder, told)]
+            done = [_one(*devices[0], spec, names, work.folder, progress)]
         else:
             done = _each(spec, devices, work)
         record = FleetRecord(
@@ -148,41 +148,41 @@ def _devices(text: str) -> list[tuple[str, Device]]:
 
 
 def _one(
-    typed: str, device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress
+    typed: str, device: Device, spec: FleetSpec, names: list[str], out: Path, progress: Progress
 ) -> Done:
     """Do everything on one device; an error becomes a row that says it."""
     rows, paths = list[FleetRow](), list[str]()
     if not spec.model:
-        return _measure_engines(device, spec, out, told), []
+        return _measure_engines(device, spec, out, progress), []
     options = {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
     for model, name in zip(spec.model, names, strict=True):
         folder = f"{out}/{name}"
         try:
-            record = deploy(DeploySpec(device=typed, model=model, out=folder, **options), told)
+            record = deploy(DeploySpec(device=typed, model=model, out=folder, **options), progress)
             rows += record.table(name)
             paths.append(f"{name}/{DEPLOY_JSON}")
         except TrtqError as exc:
-            told.note(exc.coded)
+            progress.note(exc.coded)
             rows.append(FleetRow(device=device.name, board="", model=name, why=exc.coded))
     return rows, paths
 
 
 def _measure_engines(
-    device: Device, spec: FleetSpec, folder: Path, told: Progress
+    device: Device, spec: FleetSpec, folder: Path, progress: Progress
 ) -> list[FleetRow]:
     """Measure every engine that is on a device."""
     rows = list[FleetRow]()
-    agent = Agent(device, told, patience_s=spec.reconnect_timeout)
+    agent = Agent(device, progress, patience_s=spec.reconnect_timeout)
     try:
         board = probe(agent)
         require_mode(spec, board)
         for entry in agent.ask("list", Listing).engines:
-            rows += _measure_engine(agent, board, entry, spec, folder, told)
+            rows += _measure_engine(agent, board, entry, spec, folder, progress)
         if not rows:
             why = "no engine there yet: trtq deploy"
             rows.append(FleetRow(device=device.name, board=board.name, model="", why=why))
     except TrtqError as exc:
-        told.note(exc.coded)
+        progress.note(exc.coded)
         rows.append(FleetRow(device=device.name, board="", model="", why=exc.coded))
     finally:
         agent.close()
@@ -195,7 +195,7 @@ def _measure_engine(
     entry: EngineEntry,
     spec: FleetSpec,
     folder: Path,
-    told: Progress,
+    progress: Progress,
 ) -> list[FleetRow]:
     """Measure one engine; an error becomes a row that says it."""
     from trtq.deploy.measure import measure
@@ -204,7 +204,7 @@ def _measure_engine(
     name = f"{Path(entry.model).stem} ({file[:8]})"  # of one model there may be several
     path, device = f"{board.home}/engines/{file}", agent.device.name
     try:
-        manifest = _manifest(agent, file, told)
+        manifest = _manifest(agent, file, progress)
         place, nonce = ensure_writable_dir(folder / file[:12]), secrets.token_hex(8)
         rows = measure(agent, board, manifest, path, spec, power_of(spec), place, nonce)
         return fleet_rows(device, board.name, name, manifest, rows)
@@ -212,7 +212,7 @@ def _measure_engine(
         return [FleetRow(device=device, board=board.name, model=name, why=exc.coded)]
 
 
-def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
+def _manifest(agent: Agent, file: str, progress: Progress) -> EngineManifest:
     """Return the manifest of an engine that is on a device.
 
     Raises:
@@ -230,5 +230,5 @@ def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
             cannot, "it is not the one that was built from here", "Deploy its model again"
         )
     if known is None:
-        told.note(f"{device.name}: another workstation built the engine {file[:12]}")
+        progress.note(f"{device.name}: another workstation built the engine {file[:12]}")
     return manifest

@@ -109,25 +109,25 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
-    found = _read_ranges(spec)
+    foreign_ranges = _read_ranges(spec)
     data = open_given(spec, run.note, limit=spec.parity_images)
     with work.locked():
         work.remove_leftovers(FILES)
         staging = work.staging()
-        beside = _write_weights(spec, found, staging)
+        beside = _write_weights(spec, foreign_ranges, staging)
         final = spec if beside is None else _with_checkpoint(spec, work.folder / WEIGHTS)
         loaded = open_model(spec if beside is None else _with_checkpoint(spec, beside))
         if beside is not None:
             loaded = replace(
                 loaded, weights=loaded.weights.replace(str(beside), str(work.folder / WEIGHTS))
             )
-        quantized, unused = _take_over(final, (loaded, data), found, run)
+        quantized, unused = _take_over(final, (loaded, data), foreign_ranges, run)
         paths = save_pair(quantized.fp32, quantized.done.qdq, quantized.encodings, staging)
         if beside is not None:
             paths[WEIGHTS] = beside
         record = ImportRecord(
             **header("import-checkpoint", final),
-            tool=found.tool,
+            tool=foreign_ranges.tool,
             quantizers=len(quantized.encodings.amax),
             left_in_float=dict(quantized.encodings.left_in_float),
             unused=unused,
@@ -150,25 +150,27 @@ def _read_ranges(spec: ImportCheckpointSpec) -> Foreign:
     path = Path(spec.ranges)
     if path.suffix != ".onnx":
         return read_foreign(path, None if spec.checkpoint else spec.checkpoint_key)
-    found = read_onnx(path).ranges
-    if found is None:
+    foreign_ranges = read_onnx(path).ranges
+    if foreign_ranges is None:
         raise EncodingsError(
             f"There are no ranges in {path}",
             "it has no Q/DQ pairs",
             f"Calibrate it: trtq quantize {path} --data IMAGES --out OUT",
         )
-    return found
+    return foreign_ranges
 
 
-def _write_weights(spec: ImportCheckpointSpec, found: Foreign, folder: Path) -> Path | None:
+def _write_weights(
+    spec: ImportCheckpointSpec, foreign_ranges: Foreign, folder: Path
+) -> Path | None:
     """Write the weights beside the ranges, which later commands take as --checkpoint.
 
     They are without the tensors of the other tool's quantizers. Returns None where a checkpoint was
     given, or there are none.
     """
-    if spec.checkpoint is not None or not found.weights:
+    if spec.checkpoint is not None or not foreign_ranges.weights:
         return None
-    tensors = {k: v.contiguous().clone() for k, v in found.weights.items()}
+    tensors = {k: v.contiguous().clone() for k, v in foreign_ranges.weights.items()}
     return write_bytes(folder / WEIGHTS, save(tensors))
 
 
@@ -177,19 +179,19 @@ def _with_checkpoint(spec: ImportCheckpointSpec, path: Path) -> ImportCheckpoint
 
 
 def _take_over(
-    spec: ImportCheckpointSpec, opened: tuple[LoadedModel, Data], found: Foreign, run: Run
+    spec: ImportCheckpointSpec, opened: tuple[LoadedModel, Data], foreign_ranges: Foreign, run: Run
 ) -> tuple[Quantized, dict[str, str]]:
     """Return the model with the other tool's ranges, and the ranges that have no place in it."""
     loaded, data = opened
     modules = dict(loaded.module.named_modules())
-    found.rename(modules)
-    run.note(*found.notes)
+    foreign_ranges.rename(modules)
+    run.note(*foreign_ranges.notes)
     given = input_of(spec, loaded, data)
     before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
     model = given.capture(loaded)
     run.note(*model.notes)
     samples = samples_from(data, model)
-    encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
+    encodings, unused, lines = _encodings(foreign_ranges, before, model.graph.module, spec, modules)
     run.note(*lines)
     inputs = Inputs(
         model=placed(model, spec.device, run),
@@ -202,7 +204,7 @@ def _take_over(
 
 
 def _encodings(
-    found: Foreign,
+    foreign_ranges: Foreign,
     before: dict[str, torch.Tensor],
     graph: torch.fx.GraphModule,
     spec: ImportCheckpointSpec,
@@ -212,15 +214,15 @@ def _encodings(
 
     An unplaced range of the file has no counterpart in the graph.
     """
-    taken = _Taken(found, before, graph)
+    taken = _Taken(foreign_ranges, before, graph)
     for q in place(graph, attention="float").quantizers:
-        taken.add(q, _range_name(q, found.amax))
-    for name in found.amax:
+        taken.add(q, _range_name(q, foreign_ranges.amax))
+    for name in foreign_ranges.amax:
         if name not in taken.names:
             for q in module_quantizers(graph, name):
                 taken.add(q, name)
     if not taken.amax:
-        first = next(iter(found.amax))
+        first = next(iter(foreign_ranges.amax))
         raise EncodingsError(
             f"The ranges of {spec.ranges} are of another model",
             f"{spec.model} has no {first}",
@@ -229,12 +231,12 @@ def _encodings(
     origin = {
         "weights_sha256": weights_digest(graph),
         "structure_sha256": structure_digest(graph),
-        "methods": f"import {found.tool}",
+        "methods": f"import {foreign_ranges.tool}",
         "ranges_sha256": sha256_file(Path(spec.ranges)),
     }
     unused = {
-        **found.unread,
-        **{n: _why_unused(n, graph, modules) for n in found.amax if n not in taken.names},
+        **foreign_ranges.unread,
+        **{n: _why_unused(n, graph, modules) for n in foreign_ranges.amax if n not in taken.names},
     }
     encodings = Encodings(
         amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin
@@ -274,15 +276,15 @@ class _Taken:
     """Ranges and weights taken over so far.
 
     Args:
-        found: ranges of the file.
+        foreign_ranges: of the file.
         before: tensors of the model before capture, by name.
         graph: captured.
     """
 
     def __init__(
-        self, found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule
+        self, foreign_ranges: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule
     ) -> None:
-        self.found, self.before, self.graph = found, before, graph
+        self.found, self.before, self.graph = foreign_ranges, before, graph
         self.amax: dict[str, torch.Tensor] = {}
         self.formats: dict[str, Format] = {}
         self.left: dict[str, str] = {}
@@ -294,12 +296,12 @@ class _Taken:
         A tensor that trtq would leave in float has codes where the file has a range for it, because
         the answers must be the other tool's.
         """
-        found = self.found
-        if name not in found.amax:
-            self.left[q.name] = q.float_reason or f"{found.tool} has no range for it"
+        foreign_ranges = self.found
+        if name not in foreign_ranges.amax:
+            self.left[q.name] = q.float_reason or f"{foreign_ranges.tool} has no range for it"
             return
         self.names.add(name)
-        value, axis = found.amax[name], None
+        value, axis = foreign_ranges.amax[name], None
         if q.is_weight:
             given, axis = self._weight(q, name)
             if given is None:
@@ -314,7 +316,10 @@ class _Taken:
                 "its range is one for each channel, which TensorRT does not take for activations"
             )
             return
-        self.amax[q.name], self.formats[q.name] = value, Format(bits=found.bits[name], axis=axis)
+        self.amax[q.name], self.formats[q.name] = (
+            value,
+            Format(bits=foreign_ranges.bits[name], axis=axis),
+        )
 
     def _weight(self, q: Quantizer, name: str) -> tuple[torch.Tensor | None, int | None]:
         """Return the range of a weight and its axis."""

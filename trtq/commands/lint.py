@@ -46,7 +46,7 @@ class LintRecord(Record, frozen=True, kw_only=True):
             "slow": "cost speed",
             "note": "notes",
         }
-        said = (
+        counts_text = (
             ", ".join(f"{counts[k]} {v}" for k, v in words.items() if counts[k]) or "nothing found"
         )
         fixed = (
@@ -54,7 +54,7 @@ class LintRecord(Record, frozen=True, kw_only=True):
             if self.repaired
             else ""
         )
-        return f"for {self.reader}: {said}{fixed}"
+        return f"for {self.reader}: {counts_text}{fixed}"
 
 
 def run_lint(spec: LintSpec) -> LintRecord:

@@ -235,7 +235,11 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
         graph = capture_inputs(loaded.module, inputs_of(spec, preprocess.input_size)).module
     else:
         graph = input_of(spec, loaded, data).capture(loaded).graph.module
-    said = getattr(loaded.module, "num_classes", None)  # decides what the output is
+    class_count = getattr(loaded.module, "num_classes", None)  # decides what the output is
     return digest_of(
-        [weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None]
+        [
+            weights_digest(graph),
+            structure_digest(graph),
+            class_count if isinstance(class_count, int) else None,
+        ]
     )

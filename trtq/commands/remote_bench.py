@@ -51,8 +51,8 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
     progress, clock = or_silent(progress), Clock()
     _require_measurable(spec)
     names = model_names(spec.file)
-    asked = [_deployment(spec, *named) for named in zip(spec.file, names, strict=True)]
-    records = [deploy(one, progress) for one in asked]
+    deployments = [_deployment(spec, *named) for named in zip(spec.file, names, strict=True)]
+    records = [deploy(one, progress) for one in deployments]
     rows = [r for record in records for r in record.rows]
     last = records[-1]
     if not rows:

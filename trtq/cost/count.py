@@ -81,14 +81,14 @@ def list_ops(graph: fx.GraphModule, feed: Feed) -> list[Op]:
 
 def _constants(graph: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes whose value depends on no input: an engine computes them once."""
-    found: set[fx.Node] = set()
+    constants: set[fx.Node] = set()
     for node in graph.graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (
-            node.op == "call_function" and all(i in found for i in inputs)
+            node.op == "call_function" and all(i in constants for i in inputs)
         ):
-            found.add(node)
-    return found
+            constants.add(node)
+    return constants
 
 
 def _kind(node: fx.Node) -> str:

@@ -94,10 +94,10 @@ def find_device(name: str) -> Device:
     Raises:
         UsageError: unknown (the nearest are suggested).
     """
-    found = devices().get(name.strip().lower())
-    if found is None:
+    device = devices().get(name.strip().lower())
+    if device is None:
         known = f"known are {', '.join(devices())}"
         raise UsageError(
             f"Unknown device {name!r} in the hardware table", known, suggest(name, devices())
         )
-    return found
+    return device

@@ -55,8 +55,8 @@ class _Reader:
             dict(outer.stored) if outer else {}
         )  # bits of what a DequantizeLinear reads
         self.kinds: dict[str, Kind] = dict(outer.kinds) if outer else {}
-        for name, held in scope.constants.items():
-            self.hold(name, list(held.dims), held.data_type)
+        for name, tensor in scope.constants.items():
+            self.hold(name, list(tensor.dims), tensor.data_type)
 
     def hold(self, name: str, dims: list[int], kind: int) -> None:
         self.shapes[name], self.types[name] = dims, kind
@@ -137,11 +137,11 @@ def _pass_on(reader: _Reader, node: onnx.NodeProto) -> None:
     This covers the ops through which the walker follows a Q/DQ pair.
     """
     for name in node.output:
-        found = reader.scope.pair(name) if name else None
-        if found is not None and found.path:
-            reader.stored[name] = reader.stored.get(found.dq.output[0], 8)
-            if found.dq.output[0] in reader.kinds:
-                reader.kinds[name] = reader.kinds[found.dq.output[0]]
+        pair = reader.scope.pair(name) if name else None
+        if pair is not None and pair.path:
+            reader.stored[name] = reader.stored.get(pair.dq.output[0], 8)
+            if pair.dq.output[0] in reader.kinds:
+                reader.kinds[name] = reader.kinds[pair.dq.output[0]]
 
 
 def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
@@ -160,8 +160,8 @@ def _batch(model: onnx.ModelProto) -> int:
     It is the first axis of every input with two axes or more; inputs that differ in it, such as a
     table beside the samples, have no batch in common.
     """
-    held = names_of(model.graph.initializer)
-    inputs = [dims_of(i) for i in model.graph.input if i.name not in held]
+    initializer_names = names_of(model.graph.initializer)
+    inputs = [dims_of(i) for i in model.graph.input if i.name not in initializer_names]
     first = {dims[0] for dims in inputs if len(dims) > 1}
     return max(1, *first) if len(first) == 1 else 1
 
@@ -198,8 +198,8 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     # A transposed convolution multiplies every input value with a kernel.
     inverse = operators.kind(node) == "conv_transpose"
     produced = activations[0] if inverse else node.output[0]
-    held = weight or (node.input[1] if kind == "conv" else "")  # a kernel may be computed
-    shape = reader.shapes.get(held, [])
+    operand = weight or (node.input[1] if kind == "conv" else "")  # a kernel may be computed
+    shape = reader.shapes.get(operand, [])
     kinds = {reader.kinds[n] for n in activations if n in reader.kinds}
     return Op(
         name=op_name(node, own=reader.own),

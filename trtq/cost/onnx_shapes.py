@@ -42,8 +42,8 @@ def with_shapes(
     try:
         inferred = shape_inference.infer_shapes(copy, data_prop=True)
         for _ in range(ROUNDS):
-            found = _infer_fp4_(copy, inferred)
-            if not _compute_sizes_(copy, inferred) and not found:
+            new_fp4_shapes = _infer_fp4_(copy, inferred)
+            if not _compute_sizes_(copy, inferred) and not new_fp4_shapes:
                 break
             inferred = shape_inference.infer_shapes(copy, data_prop=True)
     except shape_inference.InferenceError as exc:
@@ -62,11 +62,11 @@ def _fix_inputs_(model: onnx.ModelProto, path: str, sizes: Mapping[str, Sequence
     Raises:
         ArtifactError: an axis other than the first is open, and nothing gives its size.
     """
-    held = {i.name for i in model.graph.initializer}
+    initializer_names = {i.name for i in model.graph.initializer}
     for value in model.graph.input:
         given = sizes.get(value.name)
         for axis, d in enumerate(value.type.tensor_type.shape.dim):
-            if value.name in held or is_fixed(d):
+            if value.name in initializer_names or is_fixed(d):
                 continue
             if given is None and axis > 0:
                 raise ArtifactError(
@@ -121,6 +121,6 @@ def _integer(node: onnx.NodeProto, name: str) -> int | None:
 
 
 def _make_constant_(node: onnx.NodeProto, array: np.ndarray) -> None:
-    held = numpy_helper.from_array(array, f"{node.output[0]}/value")
-    made = helper.make_node("Constant", [], list(node.output), node.name, value=held)
-    node.CopyFrom(made)
+    tensor = numpy_helper.from_array(array, f"{node.output[0]}/value")
+    constant = helper.make_node("Constant", [], list(node.output), node.name, value=tensor)
+    node.CopyFrom(constant)

@@ -142,11 +142,11 @@ class Groups:
 
     def readers(self) -> dict[str, set[int]]:
         """Return the kernels that read each tensor."""
-        found: dict[str, set[int]] = {}
+        kernels_by_tensor: dict[str, set[int]] = {}
         for index, group in enumerate(self.members):
             for t in (t for op in group for t in op.reads):
-                found.setdefault(self.root.get(t, t), set()).add(index)
-        return found
+                kernels_by_tensor.setdefault(self.root.get(t, t), set()).add(index)
+        return kernels_by_tensor
 
     def read_by(self, index: int) -> int:
         """Return how many values a kernel reads from tensors that it does not make itself.

@@ -169,7 +169,7 @@ def read_factors(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         UsageError: not DEVICE=FACTOR, or a factor that is not greater than 0.
     """
-    found = {}
+    factors = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
@@ -182,5 +182,5 @@ def read_factors(texts: Sequence[str]) -> dict[str, float]:
                 "expected DEVICE=FACTOR, greater than 0",
                 "Write it like xavier=1.4",
             )
-        found[name.strip().lower()] = factor
-    return found
+        factors[name.strip().lower()] = factor
+    return factors

@@ -45,15 +45,15 @@ def image_places(source: Source, names: Sequence[str], annotations: str) -> list
     ends: dict[str, list[int]] = {}
     for i, path in enumerate(source.ids):
         ends.setdefault(PurePosixPath(path).name, []).append(i)
-    found = [_place(source, n, exact, ends) for n in names]
-    missing = [n for n, place in zip(names, found, strict=True) if place is None]
+    places = [_place(source, n, exact, ends) for n in names]
+    missing = [n for n, place in zip(names, places, strict=True) if place is None]
     if missing:
         raise DataError(
             f"{source.name} lacks images that its annotations name",
             f"{len(missing)} of {len(names)} in {annotations}: {listed(missing, SHOWN)}",
             "Add the images, or remove their entries from the annotations",
         )
-    return present(found)
+    return present(places)
 
 
 def tell_ignored(request: Request, source: Source, used: Collection[str]) -> None:

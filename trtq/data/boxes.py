@@ -122,12 +122,12 @@ def boxes_of(target: object) -> Boxes | None:
             f"its box {sides[reversed_][0].tolist()} ends before it begins, expected left, top, "
             "right and bottom"
         )
-    found = Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
+    target_boxes = Boxes.of(boxes, labels, crowd=target.get("iscrowd"))
     return replace(
-        found,
-        areas=_areas(target.get("area"), len(found)),
-        masks=_masks(target.get("masks"), len(found)),
-        keypoints=_keypoints(target.get("keypoints"), len(found)),
+        target_boxes,
+        areas=_areas(target.get("area"), len(target_boxes)),
+        masks=_masks(target.get("masks"), len(target_boxes)),
+        keypoints=_keypoints(target.get("keypoints"), len(target_boxes)),
     )
 
 

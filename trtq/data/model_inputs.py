@@ -105,8 +105,8 @@ class InputNeeds:
     @cached_property
     def axes(self) -> Mapping[str, int]:
         """The axis of each input that holds samples."""
-        found = sample_axes([i.shape for i in self.inputs])
-        return {i.name: axis or 0 for i, axis in zip(self.inputs, found, strict=True)}
+        axis_per_input = sample_axes([i.shape for i in self.inputs])
+        return {i.name: axis or 0 for i, axis in zip(self.inputs, axis_per_input, strict=True)}
 
     @property
     def one_at_a_time(self) -> bool:

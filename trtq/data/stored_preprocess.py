@@ -27,7 +27,7 @@ def file_preprocess(
     given: Picture,
     stored: Mapping[str, Any] | None,
     shape: Sequence[Any],
-    made: Mapping[str, str],
+    maker_metadata: Mapping[str, str],
 ) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing, and what the user should know about it.
 
@@ -36,7 +36,7 @@ def file_preprocess(
             but for what follows from the rest: a preset, a size, a type and a fit bring their own.
         stored: what the file carries; None where it carries nothing.
         shape: of the image input, the batch included.
-        made: what the maker of the file wrote into its metadata.
+        maker_metadata: what the maker of the file wrote into its metadata.
 
     Raises:
         UsageError: numbers of channels differ, a standard deviation is not greater than 0, or the
@@ -44,16 +44,16 @@ def file_preprocess(
     """
     typed = {k: v for k, v in given.items() if v is not None}
     if stored is None:
-        return resolve_preprocess(**given, hints=image_hints(shape, made))
+        return resolve_preprocess(**given, hints=image_hints(shape, maker_metadata))
     known = _known(stored)
     if not typed:
         return known, []
     kept = _kept(known, typed)
     chosen: Any = {**dict.fromkeys(given), **kept, **typed}
-    found, notes = resolve_preprocess(**chosen, hints=image_hints(shape, made))
+    preprocess, notes = resolve_preprocess(**chosen, hints=image_hints(shape, maker_metadata))
     # None is a choice of the file here, and not a lack of one.
     same = {n: kept[n] for n in PLACE if n in kept and n not in typed}
-    return msgspec.structs.replace(found, **same), notes
+    return msgspec.structs.replace(preprocess, **same), notes
 
 
 def _known(stored: Mapping[str, Any]) -> Preprocess:

@@ -31,7 +31,7 @@ def make_choices(
     Returns:
         One for each group, in the order of the layers; losses and costs by the label of a width.
     """
-    by_name, seen, found = (
+    by_name, seen, choices = (
         {layer.name: layer for layer in analysis.layers},
         set[str](),
         list[Choice](),
@@ -44,7 +44,7 @@ def make_choices(
             continue
         members = [by_name[n] for n in layer.group]
         seen.update(layer.group)
-        found.append(
+        choices.append(
             Choice(
                 name=layer.name,
                 layers=tuple(layer.group),
@@ -59,16 +59,20 @@ def make_choices(
                 },
             )
         )
-    return found
+    return choices
 
 
 def decide(
-    asked: AllocateOptions, analysis: AnalyzeRecord, pricing: Pricing, budgets: Mapping[str, float]
+    allocate_options: AllocateOptions,
+    analysis: AnalyzeRecord,
+    pricing: Pricing,
+    budgets: Mapping[str, float],
 ) -> AllocateRecord:
     """Return the allocation of a strategy under absolute budgets.
 
     Args:
-        asked: the strategy, the candidate widths, the target; its own budgets are not read.
+        allocate_options: the strategy, the candidate widths, the target; its own budgets are not
+            read.
         analysis: losses and costs of the layers.
         pricing: of the same model.
         budgets: absolute limits, by name.
@@ -77,7 +81,7 @@ def decide(
         UsageError: a budget that cannot be met, or a width that was not analysed or that the target
             cannot run.
     """
-    options = offered(asked, analysis)
+    options = offered(allocate_options, analysis)
     require_on_devices(options, (d.name for d in pricing.devices.values()))
     choices, labels = make_choices(analysis, pricing, options), [o.label for o in options]
     fixed = {b: pricing.fixed(b) for b in budgets}
@@ -93,13 +97,13 @@ def decide(
                 f"{shown(budget, rest)} is needed by {what}, {shown(budget, budgets[budget])} is "
                 "allowed",
             )
-    done = STRATEGIES[asked.strategy](
+    done = STRATEGIES[allocate_options.strategy](
         choices, labels, {b: v - fixed[b] for b, v in budgets.items()}
     )
     chosen = {n: BitConfig.parse(done.options[c.name]) for c in choices for n in c.layers}
     step = max(1, -(-len(done.front) // MOST_POINTS))
     return AllocateRecord(
-        **header("allocate", asked),
+        **header("allocate", allocate_options),
         model=analysis.model,
         metric=analysis.metric,
         budgets=dict(budgets),
@@ -122,12 +126,12 @@ def _layers(
     picked: Mapping[str, str],
 ) -> list[AllocatedLayer]:
     by_layer = {n: c for c in choices for n in c.layers}
-    found = []
+    layers = []
     for layer in analysis.layers:
         choice = by_layer[layer.name]
         option = picked[choice.name]
         at = labels.index(option)
-        found.append(
+        layers.append(
             AllocatedLayer(
                 name=layer.name,
                 option=option,
@@ -139,7 +143,7 @@ def _layers(
                 else None,
             )
         )
-    return found
+    return layers
 
 
 def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
@@ -147,17 +151,17 @@ def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
     return Alternative(option=other, loss=choice.loss[other] - choice.loss[taken], costs=costs)
 
 
-def offered(asked: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
+def offered(allocate_options: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
     """Return the candidate widths, narrowest first: those asked for, or all that were analysed.
 
     Args:
-        asked: its widths, and the target.
+        allocate_options: its widths, and the target.
         analysis: of the model.
 
     Raises:
         UsageError: one was not analysed, or the target has no kernels for it.
     """
-    options = read_options(asked.bits or analysis.bits)
+    options = read_options(allocate_options.bits or analysis.bits)
     for option in options:
         if option.quantized and option.label not in analysis.bits:
             raise UsageError(
@@ -166,8 +170,8 @@ def offered(asked: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
                 suggest(option.label, analysis.bits)
                 or f"Run trtq analyze with --bits {option.label}",
             )
-    if asked.target:
-        require_kernels(options, asked.target)
+    if allocate_options.target:
+        require_kernels(options, allocate_options.target)
     return options
 
 

@@ -106,7 +106,7 @@ def analyze_model(
         outputs = tuple(t.name for t in model.graph.signature.outputs)
         context.loss = partial(_by_task, learned.loss, outputs)
         context.divergence = partial(_by_task, learned.divergence, outputs)
-    found, said = _measure(context, options.metric, workers, run)
+    sensitivities, figures = _measure(context, options.metric, workers, run)
     run.clock.lap(options.metric)
     weights = {layer.name: str(operands(layer.node)[1].target) for layer in layers}
     counted = outline(model.graph.module, model.graph.examples, weights)
@@ -121,11 +121,11 @@ def analyze_model(
         preprocess=model.preprocess or samples.preprocess,
         metric=options.metric,
         bits=[o.label for o in widths],
-        layers=_analyzed(layers, found, counted.layers),
+        layers=_analyzed(layers, sensitivities, counted.layers),
         left_out=counted.left_out,
         other_bytes=counted.other_bytes,
         kernels=counted.kernels,
-        said=said,
+        said=figures,
         notes=run.note.lines,
         seconds=run.clock.seconds,
         environment=environment(),
@@ -383,15 +383,17 @@ def _measure(context: SensitivityContext, metric: str, workers: Workers, run: Ru
 
 
 def _analyzed(
-    layers: Sequence[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]
+    layers: Sequence[Layer],
+    sensitivities: Mapping[str, Sensitivity],
+    counted: Mapping[str, LayerCost],
 ) -> list[AnalyzedLayer]:
     together = {name: list(names) for names in groups(layers) for name in names}
     return [
         AnalyzedLayer(
             name=layer.name,
-            loss=found[layer.name].loss,
-            raw=found[layer.name].raw,
-            stderr=found[layer.name].stderr,
+            loss=sensitivities[layer.name].loss,
+            raw=sensitivities[layer.name].raw,
+            stderr=sensitivities[layer.name].stderr,
             group=together[layer.name],
             cost=counted[layer.name],
         )

@@ -70,14 +70,16 @@ def by_calibrator(stats: Stats) -> dict[str, dict[str, ActivationStats]]:
     Args:
         stats: as the cache has them.
     """
-    found: dict[str, dict[str, ActivationStats]] = {name: {} for name in CANDIDATES}
+    stats_by_calibrator: dict[str, dict[str, ActivationStats]] = {name: {} for name in CANDIDATES}
     for joined, value in stats.items():
         name, _, key = joined.partition(SEPARATOR)
-        found[name][key] = value
-    return found
+        stats_by_calibrator[name][key] = value
+    return stats_by_calibrator
 
 
-def choose_calibrator(inputs: Inputs, context: MethodContext, found: Mapping[str, Stats]) -> Choice:
+def choose_calibrator(
+    inputs: Inputs, context: MethodContext, stats_by_calibrator: Mapping[str, Stats]
+) -> Choice:
     """Return the calibrator with the least distance of the answers, on calibration samples.
 
     Weights are rounded to nearest, and methods that act after calibration are left out. Equal
@@ -86,14 +88,15 @@ def choose_calibrator(inputs: Inputs, context: MethodContext, found: Mapping[str
     Args:
         inputs: the float model and the samples.
         context: the graph that is quantized; its placement is as before afterwards.
-        found: statistics of every activation, by calibrator.
+        stats_by_calibrator: statistics of every activation, by calibrator.
     """
     count = inputs.of_usual_size(IMAGES, least=2)
     feeds = list(inputs.images(count, IMAGES))
     with torch.inference_mode():
         wanted = [outputs_of(inputs.model.graph.module(*feed)) for feed in feeds]
         error = {
-            name: _distance(inputs, context, stats, feeds, wanted) for name, stats in found.items()
+            name: _distance(inputs, context, stats, feeds, wanted)
+            for name, stats in stats_by_calibrator.items()
         }
     return Choice(min(error, key=lambda name: error[name]), error)
 

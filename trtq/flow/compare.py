@@ -87,12 +87,14 @@ def _counting(inputs: Inputs, counts: Score) -> Callable[[Outputs, Outputs], Non
 
 def _compared(inputs: Inputs, options: QuantizeOptions) -> int:
     """Return how many samples are compared: fewer large ones, unless a number was asked for."""
-    asked = options.parity_images
-    count = inputs.of_usual_size(asked, least=FEWEST_COMPARED)
-    if asked != QuantizeOptions().parity_images or count >= min(asked, len(inputs.samples)):
-        return asked
+    requested_count = options.parity_images
+    count = inputs.of_usual_size(requested_count, least=FEWEST_COMPARED)
+    if requested_count != QuantizeOptions().parity_images or count >= min(
+        requested_count, len(inputs.samples)
+    ):
+        return requested_count
     inputs.run.note(
-        f"torch and ONNX Runtime are compared on {count} samples, not {asked}: they are large "
-        f"(--parity-images {asked + 1} compares so many)"
+        f"torch and ONNX Runtime are compared on {count} samples, not {requested_count}: they are "
+        f"large (--parity-images {requested_count + 1} compares so many)"
     )
     return count

@@ -112,7 +112,7 @@ def evaluate_quantized(
         DataError: class numbers mean other classes than in calibration.
     """
     inputs = quantized.inputs
-    asked = inputs.task if task is None else find_task(task)
+    chosen_task = inputs.task if task is None else find_task(task)
     run = Run(inputs.run.progress)
     samples = open_samples(data, inputs.model, note=run.note)
     _require_same_classes(samples, inputs.samples)
@@ -120,7 +120,7 @@ def evaluate_quantized(
         OnnxRunner(quantized.done.qdq),
         OnnxRunner(quantized.fp32),
         known=inputs.answer,
-        task=asked,
+        task=chosen_task,
         names=(inputs.model.name, f"the float {inputs.model.name}"),
         note=run.note,
         metadata=made_with(quantized.done.qdq),

@@ -90,9 +90,9 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
     )
 
 
-def _task_fields(seen: Evaluation, samples: Samples, asked: object) -> _TaskFields:
+def _task_fields(seen: Evaluation, samples: Samples, task: object) -> _TaskFields:
     """Return the fields of a record about a task: one asked for, or with no fields of its own."""
-    if asked is None and (seen.task.kind is not None or not seen.task.takes_targets):
+    if task is None and (seen.task.kind is not None or not seen.task.takes_targets):
         return {}
     fields = _TaskFields(
         task=seen.task.label,

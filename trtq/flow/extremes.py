@@ -30,8 +30,8 @@ def handle_extremes(
         inputs: the model and its samples.
         options: with the methods of the preset.
     """
-    found = find_extremes(method_context(inputs, options))
-    rows = [_row(extreme, options) for extreme in found]
+    extremes = find_extremes(method_context(inputs, options))
+    rows = [_row(extreme, options) for extreme in extremes]
     for row in rows:
         inputs.run.note(row.words)
     kept = [n for row in rows if row.action == "float" for n in row.layers]

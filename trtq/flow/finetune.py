@@ -285,8 +285,8 @@ class Training:
             task=self.task,
             origin=_class_names(train),
         )
-        asked = QuantizeOptions.of(options, bits="w8a8", batch_size=PARITY_BATCH)
-        quantized = quantized_from(inputs, self.graph.learned(), asked)
+        quantize_options = QuantizeOptions.of(options, bits="w8a8", batch_size=PARITY_BATCH)
+        quantized = quantized_from(inputs, self.graph.learned(), quantize_options)
         self.clock.lap("export")
         evaluation = self._evaluate(quantized)
         return Finetuned(record=self._record(quantized, evaluation), quantized=quantized)

@@ -56,9 +56,9 @@ def check_samples(
         DataError: targets are missing, or class numbers mean different classes.
     """
     if val is None and (options.patience is not None or options.schedule == "plateau"):
-        asked = "--patience" if options.patience is not None else "--schedule plateau"
+        option = "--patience" if options.patience is not None else "--schedule plateau"
         raise UsageError(
-            f"{asked} needs --val",
+            f"{option} needs --val",
             "without it no epoch is better than another",
             "Give labelled images with --val",
         )

@@ -121,5 +121,5 @@ def origin_of(model: Model, answer: Kind) -> dict[str, object]:
         ``preprocess`` (where there is one), ``model``, ``weights``, the signature and ``answer``.
     """
     origin: dict[str, object] = {"preprocess": model.preprocess} if model.preprocess else {}
-    said = {"model": model.name, "weights": model.weights, SIGNATURE: model.graph.signature}
-    return {**origin, **said, ANSWER: answer}
+    description = {"model": model.name, "weights": model.weights, SIGNATURE: model.graph.signature}
+    return {**origin, **description, ANSWER: answer}

@@ -126,12 +126,12 @@ def require_unused(given: Mapping[str, object], names: Sequence[str], reason: st
         )
 
 
-def load_any(model: object, asked: LoadRequest) -> Model:
+def load_any(model: object, request: LoadRequest) -> Model:
     """Return a model, captured as one graph.
 
     Args:
         model: a loaded model, an nn.Module, an ExportedProgram, a path or the text of a model.
-        asked: how it is loaded and captured.
+        request: how it is loaded and captured.
 
     Raises:
         UsageError: no such thing, or arguments that do not fit it.
@@ -139,20 +139,20 @@ def load_any(model: object, asked: LoadRequest) -> Model:
         CaptureError: it cannot be captured.
     """
     if isinstance(model, Model):
-        asked.refuse([n for n in vars(asked) if n != "seed"], "it is captured already")
+        request.refuse([n for n in vars(request) if n != "seed"], "it is captured already")
         return model
-    size, picture = asked.input_size, asked.preprocess
+    size, picture = request.input_size, request.preprocess
     if size is not None and isinstance(picture, Preprocess) and picture.input_size != size:
         raise UsageError(
             f"input_size is {size}, and preprocess makes {picture.input_size}",
             hint="Give one of them",
         )
     if isinstance(model, nn.Module):
-        return _own(model, asked)
+        return _own(model, request)
     if isinstance(model, ExportedProgram):
-        return _program(model, asked)
+        return _program(model, request)
     if isinstance(model, (str, Path)):
-        return _text(str(model), asked)
+        return _text(str(model), request)
     raise UsageError(
         f"Cannot load a {type(model).__name__} as a model",
         "expected an nn.Module, a loaded model or the text of one",
@@ -160,46 +160,48 @@ def load_any(model: object, asked: LoadRequest) -> Model:
     )
 
 
-def _program(program: ExportedProgram, asked: LoadRequest) -> Model:
-    asked.refuse(FOR_TEXTS, "a program in memory has its weights already")
-    loaded = from_program(program, asked.name or "exported program")
-    picture, notes = asked.picture(loaded.input_hints)
+def _program(program: ExportedProgram, request: LoadRequest) -> Model:
+    request.refuse(FOR_TEXTS, "a program in memory has its weights already")
+    loaded = from_program(program, request.name or "exported program")
+    picture, notes = request.picture(loaded.input_hints)
     if picture is None:
-        picture, notes = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
-    return Model.of(loaded, picture, notes, asked.inputs(picture.input_size))
+        picture, notes = resolve_preprocess(input_size=request.input_size, hints=loaded.input_hints)
+    return Model.of(loaded, picture, notes, request.inputs(picture.input_size))
 
 
-def _text(name: str, asked: LoadRequest) -> Model:
-    asked.refuse(("name",), "the text of a model is its name")
-    if asked.ort_library is not None:
-        use_library(Path(asked.ort_library))
+def _text(name: str, request: LoadRequest) -> Model:
+    request.refuse(("name",), "the text of a model is its name")
+    if request.ort_library is not None:
+        use_library(Path(request.ort_library))
     loaded = load_text(
         name,
-        args=asked.model_arg,
-        checkpoint=Path(asked.checkpoint) if asked.checkpoint else None,
-        match=asked.checkpoint_match or "name",
-        key=asked.checkpoint_key,
-        seed=asked.seed,
+        args=request.model_arg,
+        checkpoint=Path(request.checkpoint) if request.checkpoint else None,
+        match=request.checkpoint_match or "name",
+        key=request.checkpoint_key,
+        seed=request.seed,
     )
-    picture, said = asked.picture(loaded.input_hints)
-    notes = [*loaded.notes, *said]
-    if picture is None and asked.example is None:
-        picture, said = resolve_preprocess(input_size=asked.input_size, hints=loaded.input_hints)
-        notes += said
-    model = Model.of(loaded, picture, notes, asked.inputs(picture and picture.input_size))
-    return model if asked.preprocess is not None else model.without_image
+    picture, picture_notes = request.picture(loaded.input_hints)
+    notes = [*loaded.notes, *picture_notes]
+    if picture is None and request.example is None:
+        picture, picture_notes = resolve_preprocess(
+            input_size=request.input_size, hints=loaded.input_hints
+        )
+        notes += picture_notes
+    model = Model.of(loaded, picture, notes, request.inputs(picture and picture.input_size))
+    return model if request.preprocess is not None else model.without_image
 
 
-def _own(module: nn.Module, asked: LoadRequest) -> Model:
+def _own(module: nn.Module, request: LoadRequest) -> Model:
     """Return a program's own module, captured; the module itself is not changed.
 
     Raises:
         UsageError: its inputs are not known.
         CaptureError: it is in training mode, on a GPU, or cannot be captured.
     """
-    asked.refuse(FOR_TEXTS, "a module in memory has its weights already")
-    name, (picture, _) = asked.name or type(module).__name__, asked.picture()
-    inputs = asked.inputs(asked.input_size or (picture and picture.input_size))
+    request.refuse(FOR_TEXTS, "a module in memory has its weights already")
+    name, (picture, _) = request.name or type(module).__name__, request.picture()
+    inputs = request.inputs(request.input_size or (picture and picture.input_size))
     _require_inputs(name, inputs.example)
     _require_eval(name, module)
     plain, came_off = unwrap(copy.deepcopy(module), name)

@@ -108,12 +108,12 @@ def _with_open(shape: Sequence[int | str], axis: int) -> str:
     return ",".join(BATCH if i == axis else str(size) for i, size in enumerate(shape))
 
 
-def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -> Model:
+def placed(model: Model, device_name: str, run: Run, workers: Workers | None = None) -> Model:
     """Return a model with a graph that computes where it was asked for; a GPU is noted.
 
     Args:
         model: captured.
-        asked: the device, such as ``cpu``, ``cuda`` or ``auto``.
+        device_name: the device, such as ``cpu``, ``cuda`` or ``auto``.
         run: receives the note.
         workers: processes that share the GPUs of a machine.
 
@@ -122,9 +122,9 @@ def placed(model: Model, asked: str, run: Run, workers: Workers | None = None) -
         ModelError: it takes only batches of a fixed size above 1.
     """
     require_single_samples(model)
-    device = choose_device(asked, workers)
-    if told := described(device):
-        run.note(told)
+    device = choose_device(device_name, workers)
+    if device_note := described(device):
+        run.note(device_note)
     return model.on(device)
 
 
@@ -214,8 +214,8 @@ class Model:
         if self.device == device:
             return self
         examples = tuple(t.to(device) for t in self.graph.examples)
-        there = on_device(self.graph.module, device)
-        return replace(self, graph=replace(self.graph, module=there, examples=examples))
+        module = on_device(self.graph.module, device)
+        return replace(self, graph=replace(self.graph, module=module, examples=examples))
 
     @property
     def largest_batch(self) -> int | None:

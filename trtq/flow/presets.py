@@ -75,9 +75,9 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     )
 
 
-def _learns_words(asked: QuantizeOptions, current: QuantizeOptions) -> str:
+def _learns_words(user_options: QuantizeOptions, current: QuantizeOptions) -> str:
     """Say that rounding is learned where nobody asked for it, and for how long; "" otherwise."""
-    if not set(current.method) & set(LEARN) - set(asked.method):
+    if not set(current.method) & set(LEARN) - set(user_options.method):
         return ""
     limit = "" if current.time_budget is None else f" for up to {current.time_budget:g} min"
     return (
@@ -86,36 +86,40 @@ def _learns_words(asked: QuantizeOptions, current: QuantizeOptions) -> str:
     )
 
 
-def _timed(inputs: Inputs, asked: QuantizeOptions, current: QuantizeOptions) -> QuantizeOptions:
+def _timed(
+    inputs: Inputs, user_options: QuantizeOptions, current: QuantizeOptions
+) -> QuantizeOptions:
     """Return ``current`` with the usual time for a method that learns, on a CPU.
 
     A method that was asked for does all of its steps.
     """
-    own = [m for m in current.method if m in LEARN and m not in asked.method]
+    own = [m for m in current.method if m in LEARN and m not in user_options.method]
     on_cpu = device_of(inputs.model.graph.module).type == "cpu"
-    if not own or not on_cpu or asked.time_budget is not None:
+    if not own or not on_cpu or user_options.time_budget is not None:
         return current
     return msgspec.structs.replace(current, time_budget=USUAL_MIN)
 
 
 def _fall_back(
-    inputs: Inputs, asked: QuantizeOptions, preset: Preset, first: Attempt
+    inputs: Inputs, user_options: QuantizeOptions, preset: Preset, first: Attempt
 ) -> tuple[Attempt, list[TryRecord]]:
     """Return the first attempt that passes the quick check, else the best one.
 
     The second value is what was tried after the first attempt.
     """
-    note, floor = inputs.run.note, asked.min_agreement
+    note, floor = inputs.run.note, user_options.min_agreement
     best = last = first
     tried: list[TryRecord] = []
     for step in preset.fallback:
         if _passes(best, floor):
             break
         sqnr = {k: v.sqnr_db for k, v in last.measured.items() if v.sqnr_db is not None}
-        following = fitting(inputs, add(last.options, step, last.placement, sqnr), asked.method)
+        following = fitting(
+            inputs, add(last.options, step, last.placement, sqnr), user_options.method
+        )
         if following == last.options:
             continue  # the step changes nothing on this model
-        if asked.layer_bits and following.high_precision != last.options.high_precision:
+        if user_options.layer_bits and following.high_precision != last.options.high_precision:
             note(f"the fallback {step.name} leaves the allocation: its budgets no longer hold")
         note(
             f"the quick check asks for {_check_words(best, floor)}, found "

@@ -88,7 +88,7 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
     def line(self) -> str:
         """One line for a person."""
         sqnr = "no difference" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
-        found = (
+        findings_text = (
             f", {len(self.findings)} findings ({self.findings[0].rule})" if self.findings else ""
         )
         islands = f", {len(self.float_nodes)} nodes in FP32" if self.float_nodes else ""
@@ -97,7 +97,7 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
             if self.agreement is None
             else f"{percent_words(self.agreement)} of torch's predictions, "
         )
-        return f"{self.file}: opset {self.opset}, {self.kind}{islands}, {same}{sqnr}{found}"
+        return f"{self.file}: opset {self.opset}, {self.kind}{islands}, {same}{sqnr}{findings_text}"
 
 
 def require_formats(target: Target, encodings: Encodings, *, fallback: bool) -> None:
@@ -182,7 +182,7 @@ class ProfileWriter:
             raise ExportError(
                 f"Cannot compare the scales of {name}.onnx", "no pair of it names its quantizer"
             )
-        found = self._compare(final, name, quantized=profile.quantized)
+        comparison = self._compare(final, name, quantized=profile.quantized)
         save_onnx(final, out / f"{name}.onnx")
         reader = reader_of(target)
         return ProfileRow(
@@ -195,8 +195,8 @@ class ProfileWriter:
             scales_ulp=ulp,
             float_nodes=kept,
             findings=lint(final, reader),
-            agreement=found.agreement,
-            sqnr_db=found.sqnr_db,
+            agreement=comparison.agreement,
+            sqnr_db=comparison.sqnr_db,
             cache="" if target.typed or lacking else self._cache(final, target, out, name),
             fallback=f"{target.device} has no INT8 arithmetic: the float model" if lacking else "",
         )
@@ -240,19 +240,19 @@ class ProfileWriter:
         got = answers(run_rounded(model), self.images)
         wanted = self.answers[quantized]
         error = worst_sqnr(self.answers[False], wanted) if quantized else None
-        found = compare(f"{name}.onnx", wanted, got, error, kind_in(self.origin))
-        if not found.passed:
+        comparison = compare(f"{name}.onnx", wanted, got, error, kind_in(self.origin))
+        if not comparison.passed:
             far = (
                 "NaN or infinite"
-                if found.sqnr_db is None
-                else f"{found.sqnr_db:.1f} dB from torch's simulation"
+                if comparison.sqnr_db is None
+                else f"{comparison.sqnr_db:.1f} dB from torch's simulation"
             )
             raise ExportError(
                 f"{name}.onnx does not compute what was simulated",
                 f"its answers are {far}",
                 "Export with --precision fp32",
             )
-        return found
+        return comparison
 
     def _cache(self, model: onnx.ModelProto, target: Target, out: Path, name: str) -> str:
         """Write the calibration cache and the float file it is for.
@@ -282,9 +282,9 @@ class ProfileWriter:
 
 def _answers_of(graph: fx.GraphModule, batches: Sequence[Feed]) -> dict[str, Array]:
     """Return every output of a graph by name over all batches."""
-    made = [outputs_of(graph(*feed)) for feed in batches]
+    batch_outputs = [outputs_of(graph(*feed)) for feed in batches]
     return {
-        name: np.concatenate([as_float64(m[i].numpy()) for m in made])
+        name: np.concatenate([as_float64(m[i].numpy()) for m in batch_outputs])
         for i, name in enumerate(output_names(graph))
     }
 

@@ -165,26 +165,27 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
 def fitting(
     inputs: Inputs,
     options: QuantizeOptions,
-    asked: Sequence[str],
+    user_methods: Sequence[str],
     note: Callable[[str], None] | None = None,
 ) -> QuantizeOptions:
     """Return ``options`` without the methods that have nothing to do on this model.
 
-    Methods in ``asked`` remain, and raise later. ``note`` receives a line about each that does not.
+    Methods in ``user_methods`` remain, and raise later. ``note`` receives a line about each that
+    does not.
 
     Args:
         inputs: the model and its samples.
         options: with the methods of a preset.
-        asked: methods that a user asked for.
+        user_methods: methods that a user asked for.
         note: receives the lines; None for none.
     """
-    if set(options.method) <= set(asked):
+    if set(options.method) <= set(user_methods):
         return options
     context = method_context(inputs, options)
     unfit = {
         m.name: reason
         for m, _ in choose(options.method, options.method_arg)
-        if m.name not in asked and (reason := m.not_applicable_reason(context)) is not None
+        if m.name not in user_methods and (reason := m.not_applicable_reason(context)) is not None
     }
     for name, reason in unfit.items():
         if note is not None:
@@ -376,9 +377,9 @@ def _calibrate(
     if sampled := sampled_note(placement):
         inputs.run.note(sampled)
     if automatic:
-        found = by_calibrator(stats)
-        choice = choose_calibrator(inputs, context, found)
+        stats_by_calibrator = by_calibrator(stats)
+        choice = choose_calibrator(inputs, context, stats_by_calibrator)
         inputs.run.note(choice.words)
-        stats, origin["calibrator"] = found[choice.name], f"{AUTO}: {choice.name}"
+        stats, origin["calibrator"] = stats_by_calibrator[choice.name], f"{AUTO}: {choice.name}"
     inputs.run.clock.lap("calibrate")
     return stats, origin, note

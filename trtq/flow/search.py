@@ -213,8 +213,8 @@ class _Search:
             require_float(model.module, model.name, "Give the float file that it was made from")
             judged = model.judged_by(candidate.scored)
             candidate.model = placed(judged, self.options.device, self.run)
-            asked = task or self.options.task
-            candidate.task = bind_task(asked, candidate.model, candidate.scored, self.run)
+            task_or_name = task or self.options.task
+            candidate.task = bind_task(task_or_name, candidate.model, candidate.scored, self.run)
             require_comparable(candidate)
 
     def require_possible(self) -> None:
@@ -318,13 +318,13 @@ class _Search:
         )
 
     def _walk(self, candidate: Candidate) -> Walk:
-        run, asked = Run(self.run.progress), self.options
+        run, search_options = Run(self.run.progress), self.options
         bits = tuple(o.label for o in self.widths)
         run.note.lines += candidate.model.notes
         analysis = analyze_model(
             candidate.model,
             candidate.data,
-            AnalyzeOptions.of(asked, bits=bits),
+            AnalyzeOptions.of(search_options, bits=bits),
             run,
             task=candidate.task,
         )
@@ -334,7 +334,7 @@ class _Search:
             write_json(path, analysis)
             draw_analysis(analysis, path)
         goals = Goals(
-            asked=asked,
+            asked=search_options,
             widths=self.widths,
             budgets=self.budgets,
             minimize=self.minimize,

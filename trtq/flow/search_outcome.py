@@ -156,9 +156,9 @@ class Outcome:
         """
         analysis = candidate.analysed
         pricing = Pricing(analysis.outline, self.devices, self.factors)
-        asked = AllocateOptions(strategy="pareto", bits=self.asked.bits)
+        allocate_options = AllocateOptions(strategy="pareto", bits=self.asked.bits)
         widest = {"size": pricing.span(self.widths)[1]["size"]}
-        front = decide(asked, analysis, pricing, widest).front
+        front = decide(allocate_options, analysis, pricing, widest).front
         losses = {v.name: v.loss for v in analysis.layers}
         loss = sum(losses[v.name].get(v.option, 0.0) for v in chosen.allocated.layers)
         return Predicted(
@@ -169,7 +169,7 @@ class Outcome:
         )
 
     def _constraints(self, chosen: Try, candidate: Candidate) -> list[Constraint]:
-        found = [
+        constraints = [
             Constraint(
                 name=b,
                 allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
@@ -184,7 +184,7 @@ class Outcome:
         if floor is not None:
             words = score_words(self.reference, chosen.accuracy, chosen.change)
             more = "; ".join(f"{b} {v}" for b, v in candidate.needed.items()) or None
-            found.append(
+            constraints.append(
                 Constraint(
                     name=floor.called,
                     allowed=floor.words(unit_of(self.reference)),
@@ -193,4 +193,4 @@ class Outcome:
                     needed=None if chosen.accurate else more,
                 )
             )
-        return found
+        return constraints

@@ -109,8 +109,10 @@ class Walk:
 
     def _measured(self, budgets: Mapping[str, float], *, methods: bool, label: str) -> Try:
         search = self.goals.asked
-        asked = AllocateOptions(strategy=search.strategy, bits=search.bits, target=search.target)
-        allocated = decide(asked, self.analysis, self.pricing, budgets)
+        allocate_options = AllocateOptions(
+            strategy=search.strategy, bits=search.bits, target=search.target
+        )
+        allocated = decide(allocate_options, self.analysis, self.pricing, budgets)
         self.left -= 1
         return self._once(
             allocated, methods=methods, label=f"{label}, methods" if methods else label

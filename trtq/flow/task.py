@@ -18,14 +18,16 @@ from trtq.tasks.base import Outputs
 DETECTS = "detect"  # metadata that ultralytics writes
 
 
-def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run) -> Task | None:
+def bind_task(
+    task_or_name: str | Task | None, model: Model, samples: Samples, run: Run
+) -> Task | None:
     """Return what the outputs of a model mean; None where nothing was asked and nothing is known.
 
     Samples with boxes, or a file whose maker says that it detects, make it detection where exactly
     one head fits the outputs, with a note.
 
     Args:
-        asked: name or task; None for what is known.
+        task_or_name: name or task; None for what is known.
         model: captured.
         samples: that it is used with.
         run: receives notes.
@@ -34,8 +36,8 @@ def bind_task(asked: str | Task | None, model: Model, samples: Samples, run: Run
         UsageError: an unknown task, or the model lacks the outputs that it reads.
     """
     facts = facts_of_model(model, samples)
-    if asked is not None:
-        return find_task(asked).bound(facts)
+    if task_or_name is not None:
+        return find_task(task_or_name).bound(facts)
     if samples.boxed:
         why = f"{samples.name} has boxes"
     elif facts.task == DETECTS:

@@ -93,7 +93,7 @@ def open_batch(call: Call) -> Open:
 
 
 def open_axes(
-    call: Call, axes: Axes, ranges: Mapping[str, SizeRange], *, asked: bool = True
+    call: Call, axes: Axes, ranges: Mapping[str, SizeRange], *, by_user: bool = True
 ) -> Open:
     """Return the axes that somebody named.
 
@@ -101,7 +101,7 @@ def open_axes(
         call: the example.
         axes: the sizes of an input by its name; open ones are texts.
         ranges: of the open axes; those that are missing have no limit.
-        asked: a user named them; else a file does, and the model may fix some.
+        by_user: a user named them; else a file does, and the model may fix some.
 
     Raises:
         CaptureError: an input has no such name, another rank or another fixed size, or the example
@@ -138,7 +138,7 @@ def open_axes(
                     f"{axis} is {given[i]}, expected {taken[axis].meaning}",
                     f"Give an example inside it: --input {name}={_inside(wanted, given, ranges)}",
                 )
-    return Open(tuple(names), taken, asked=asked)
+    return Open(tuple(names), taken, asked=by_user)
 
 
 def _inside(
@@ -161,15 +161,17 @@ def narrowest(graph: fx.GraphModule, opened: Open) -> tuple[Open, list[str]]:
     Returns:
         The axes, and a line for the user for each that is narrower than asked.
     """
-    ranges, said = dict(opened.ranges), list[str]()
+    ranges, notes = dict(opened.ranges), list[str]()
     for node, names in zip(placeholders(graph), opened.names, strict=True):
         for i, name in names.items():
             own = ranges.get(name, SizeRange())
-            held = _held(node.meta["val"].shape[i], own)
-            if held != own:
-                ranges[name] = held
-                said.append(f"the model decides by {name}: its graph holds for {held.meaning}")
-    return opened._replace(ranges=ranges), said
+            valid_range = _held(node.meta["val"].shape[i], own)
+            if valid_range != own:
+                ranges[name] = valid_range
+                notes.append(
+                    f"the model decides by {name}: its graph holds for {valid_range.meaning}"
+                )
+    return opened._replace(ranges=ranges), notes
 
 
 def _held(size: int | torch.SymInt, own: SizeRange) -> SizeRange:

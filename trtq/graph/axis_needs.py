@@ -28,8 +28,8 @@ def needed(text: str, opened: Open) -> dict[str, SizeRange]:
     Returns:
         By the name of the axis; empty where torch's text says nothing of them.
     """
-    found = VIOLATED.search(text)
-    names = [n.strip() for n in found.group(1).split(",")] if found is not None else []
+    violation = VIOLATED.search(text)
+    names = [n.strip() for n in violation.group(1).split(",")] if violation is not None else []
     if not names or not set(names) <= set(opened.ranges):
         return {}
     divisors = [int(v) for v in DIVIDED.findall(text)]

@@ -156,15 +156,15 @@ def _start(
         return _Start(call, axes, None, _first(call), grow=True)
     declared = axes is None
     if size is not None:
-        said = model.model_inputs(size)
-        example, axes, grow = said.example, axes or said.axes, not declared
+        model_inputs = model.model_inputs(size)
+        example, axes, grow = model_inputs.example, axes or model_inputs.axes, not declared
     else:
         example, grow = model.fitted(given, axes or {}), False
     axes = axes or model.declared_axes
     call = call_of(model, example)
     if not declared or axes is None:
         return _Start(call, axes, None, None, grow)
-    stated = open_axes(call, axes, ranges, asked=False)
+    stated = open_axes(call, axes, ranges, by_user=False)
     return _Start(call, axes, stated, single(call.feed, stated), grow)
 
 
@@ -202,16 +202,16 @@ def _require_equal(names: Sequence[str], diffs: Sequence[float]) -> None:
 
 def _distinct(names: Sequence[str], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return names of outputs that no input and no other output has, and what was changed."""
-    taken, found, said = set(inputs), list[str](), list[str]()
+    taken, distinct_names, notes = set(inputs), list[str](), list[str]()
     for name in names:
         own, k = name, 0
         while own in taken:
             own, k = f"{name}.out" + (f".{k}" if k else ""), k + 1
         taken.add(own)
-        found.append(own)
+        distinct_names.append(own)
         if own != name:
-            said.append(f"the output {name} is called {own}: another tensor has its name")
-    return found, said
+            notes.append(f"the output {name} is called {own}: another tensor has its name")
+    return distinct_names, notes
 
 
 def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
@@ -252,7 +252,7 @@ def _open(
         for name, tensor in zip(call.names, call.feed, strict=True)
         if tensor.ndim == len(usual_axes)
     }
-    return open_axes(call, usual, ranges, asked=False)
+    return open_axes(call, usual, ranges, by_user=False)
 
 
 def _require_names(model: nn.Module) -> None:
@@ -274,10 +274,12 @@ def _require_names(model: nn.Module) -> None:
 def _about(answer: Answer, names: Sequence[str]) -> list[str]:
     """Return what a user must know about a model's outputs."""
     dropped = [n for n in answer.names if n not in names]
-    said = [f"outputs that were not asked for are dropped: {', '.join(dropped)}"] if dropped else []
+    notes = (
+        [f"outputs that were not asked for are dropped: {', '.join(dropped)}"] if dropped else []
+    )
     if answer.left_out:
-        said.append(f"outputs that are no tensors are left out: {', '.join(answer.left_out)}")
-    return said
+        notes.append(f"outputs that are no tensors are left out: {', '.join(answer.left_out)}")
+    return notes
 
 
 def _call(model: nn.Module, call: Call, feed: Feed) -> object:

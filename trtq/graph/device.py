@@ -68,11 +68,11 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
+def choose_device(device_name: str, workers: Workers | None = None) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Args:
-        asked: what the user wrote; ``auto`` takes a GPU where there is one.
+        device_name: what the user wrote; ``auto`` takes a GPU where there is one.
         workers: of several processes on a machine each takes the GPU of its number.
 
     A GPU then multiplies float32 as float32: TF32, which has 10 bits of mantissa, is switched off.
@@ -82,29 +82,29 @@ def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
             one.
     """
     workers = workers or Workers()
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", asked) is None:
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device_name) is None:
         raise UsageError(
-            f"Unknown device {asked!r}",
+            f"Unknown device {device_name!r}",
             "expected auto, cpu, cuda or cuda:N",
-            suggest(asked, ("auto", "cpu", "cuda")),
+            suggest(device_name, ("auto", "cpu", "cuda")),
         )
-    if ":" in asked and workers.world > 1:
+    if ":" in device_name and workers.world > 1:
         why = f"{workers.world} processes would share one GPU"
         raise UsageError(
-            f"Cannot use {asked} with torchrun", why, "Give --device cuda: each takes its own"
+            f"Cannot use {device_name} with torchrun", why, "Give --device cuda: each takes its own"
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "cpu" or (asked == "auto" and not count):
+    if device_name == "cpu" or (device_name == "auto" and not count):
         return torch.device("cpu")
-    number = int(asked.partition(":")[2] or workers.local)
+    number = int(device_name.partition(":")[2] or workers.local)
     if number >= count:
-        said = "" if count else _why_none()
+        cause = "" if count else _why_none()
         raise UsageError(
-            f"Cannot use {asked}",
-            f"torch sees {count} GPUs{said and f': {said}'}",
+            f"Cannot use {device_name}",
+            f"torch sees {count} GPUs{cause and f': {cause}'}",
             "Give --device cpu, or see trtq doctor",
         )
-    _require_built_for(number, asked)
+    _require_built_for(number, device_name)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", number)
 
@@ -121,7 +121,7 @@ def _why_none() -> str:
     return ""
 
 
-def _require_built_for(number: int, asked: str) -> None:
+def _require_built_for(number: int, device_name: str) -> None:
     """Refuse a GPU that this torch has no kernels for, before they fail one by one.
 
     Raises:
@@ -136,7 +136,7 @@ def _require_built_for(number: int, asked: str) -> None:
     )
     if built and not runs:
         raise UsageError(
-            f"Cannot use {asked}",
+            f"Cannot use {device_name}",
             f"it has compute capability {major}.{minor}, and torch {torch.__version__} is built "
             f"for {', '.join(built)}",
             "Install a build of torch for this GPU, or give --device cpu",

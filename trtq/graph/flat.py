@@ -141,11 +141,13 @@ def doubled(call: Call) -> Call | None:
 def _parameters(model: nn.Module) -> tuple[list[str], bool]:
     """Return the parameters of forward(), and whether it takes any number of tensors."""
     try:
-        found = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):
         return [], True
-    named = [n for n, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return named, any(p.kind == p.VAR_POSITIONAL for p in found.values())
+    named = [
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    return named, any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
 
 
 class Answer(NamedTuple):
@@ -178,27 +180,27 @@ def answer_of(output: object) -> Answer:
         return Answer((OUTPUT,), (output,), (), plain=True)
     if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
         output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-    found = [
+    leaves = [
         (("out" if isinstance(output, (tuple, list)) else "") + _dotted(path), value)
         for path, value in tree_flatten_with_path(output)[0]
     ]
-    tensors = [(n.lstrip("."), v) for n, v in found if isinstance(v, torch.Tensor)]
+    tensors = [(n.lstrip("."), v) for n, v in leaves if isinstance(v, torch.Tensor)]
     if not tensors:
         raise CaptureError(
             "Cannot use the model's output",
             f"expected a tensor, found {type(output).__name__}",
             "Wrap the model so that it returns tensors",
         )
-    rest = [n.lstrip(".") for n, v in found if v is not None and not isinstance(v, torch.Tensor)]
+    rest = [n.lstrip(".") for n, v in leaves if v is not None and not isinstance(v, torch.Tensor)]
     return Answer(_apart(n for n, _ in tensors), tuple(v for _, v in tensors), tuple(rest))
 
 
 def _apart(names: Iterable[str]) -> tuple[str, ...]:
     """Return names with a number behind each that came before: a key may hold a dot itself."""
-    found = list[str]()
+    distinct_names = list[str]()
     for name in names:
-        found.append(free_name(name, found, "."))
-    return tuple(found)
+        distinct_names.append(free_name(name, distinct_names, "."))
+    return tuple(distinct_names)
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -54,11 +54,11 @@ def scales(layers: Iterable[fx.Node]) -> int:
 
 
 def _with_users(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
+    reachable_nodes: set[fx.Node] = set()
     open_ = list(nodes)
     while open_:
         node = open_.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reachable_nodes:
+            reachable_nodes.add(node)
             open_ += node.users
-    return found
+    return reachable_nodes

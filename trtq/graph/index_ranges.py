@@ -54,9 +54,9 @@ def _tables(graph: fx.GraphModule, node: fx.Node) -> Iterator[tuple[object, int]
 def _stored(
     graph: fx.GraphModule, table: object, indices: object, axis: int
 ) -> Iterator[tuple[object, int]]:
-    held = get_constant(graph, table)
-    if held is not None:
-        yield indices, int(held.shape[axis])
+    constant = get_constant(graph, table)
+    if constant is not None:
+        yield indices, int(constant.shape[axis])
 
 
 def _counts_up(places: torch.Tensor) -> bool:

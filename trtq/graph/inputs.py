@@ -99,15 +99,15 @@ def read_inputs(
     axes: dict[str, list[int | str]] = {}
     ranges: dict[str, SizeRange] = {}
     for text in dynamic:
-        name, found, said = _read_dynamic(text)
+        name, input_axes, axis_ranges = _read_dynamic(text)
         if examples and name not in examples:
             raise UsageError(
                 f"There is no input {name}",
                 f"--input names {', '.join(examples)}",
                 suggest(name, examples),
             )
-        axes[name] = found
-        for axis, sizes_of_axis in said.items():
+        axes[name] = input_axes
+        for axis, sizes_of_axis in axis_ranges.items():
             if ranges.setdefault(axis, sizes_of_axis) != sizes_of_axis:
                 raise UsageError(
                     f"The axis {axis} has two ranges",
@@ -134,14 +134,14 @@ def random_input(
 
 
 def _read_input(text: str) -> tuple[str, list[int], str]:
-    found = re.fullmatch(r"([^=]+)=(\d+(?:x\d+)*)?(?::(\w+))?", text)
-    if found is None:
+    match = re.fullmatch(r"([^=]+)=(\d+(?:x\d+)*)?(?::(\w+))?", text)
+    if match is None:
         raise UsageError(
             f"Cannot read --input {text}",
             "expected NAME=SIZES or NAME=SIZES:DTYPE",
             "Write it like --input images=1x3x640x640 or --input ids=1x128:int64",
         )
-    name, sizes, dtype = found.group(1), found.group(2) or "", found.group(3) or DTYPES[0]
+    name, sizes, dtype = match.group(1), match.group(2) or "", match.group(3) or DTYPES[0]
     if dtype not in DTYPES:
         raise UsageError(
             f"Cannot use the type {dtype} for the input {name}",
@@ -162,11 +162,11 @@ def _read_dynamic(text: str) -> tuple[str, list[int | str], dict[str, SizeRange]
         if part.isdecimal():
             axes.append(int(part))
             continue
-        found = re.fullmatch(r"([A-Za-z_]\w*)(?::(\d+)\.\.(\d+)?(?::(\d+))?)?", part)
-        if found is None:
+        match = re.fullmatch(r"([A-Za-z_]\w*)(?::(\d+)\.\.(\d+)?(?::(\d+))?)?", part)
+        if match is None:
             axes = []
             break
-        axis, low, high, step = found.groups()
+        axis, low, high, step = match.groups()
         axes.append(axis)
         if low is not None:
             ranges[axis] = _range(text, axis, int(low), high, step)

@@ -131,13 +131,13 @@ def _behind(node: fx.Node) -> list[fx.Node]:
 
     The output of a mask is marked as the probabilities of the softmax.
     """
-    found = list[fx.Node]()
+    matmuls = list[fx.Node]()
     for user in node.users:
         if ops.kind(user) == "matmul":
-            found.append(user)
+            matmuls.append(user)
         elif _passes(user):
             further = _behind(user)
             if further and ops.of(user).name in MASKS:
                 user.meta["trtq_is_softmax"] = True
-            found += further
-    return found
+            matmuls += further
+    return matmuls

@@ -108,8 +108,8 @@ def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> 
     owner, leaf = _owner(graph, str(node.target))
     is_parameter = isinstance(getattr(owner, leaf), torch.nn.Parameter)
     value = value.to(device_of(graph))
-    held = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
-    setattr(owner, leaf, held)
+    replacement = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
+    setattr(owner, leaf, replacement)
 
 
 def drop_unused_constants_(graph: fx.GraphModule) -> None:

@@ -177,10 +177,10 @@ NAMED_PADDING: dict[object, Callable[..., Any]] = {
 
 def _spell_out_padding(graph: fx.GraphModule) -> int:
     """Replace padding="same" and "valid" by numbers."""
-    found = [n for n in graph.graph.nodes if n.target in NAMED_PADDING]
-    for node in found:
+    convolutions = [n for n in graph.graph.nodes if n.target in NAMED_PADDING]
+    for node in convolutions:
         _spell_out(graph, node)
-    return len(found)
+    return len(convolutions)
 
 
 def _spell_out(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -47,18 +47,18 @@ def mark_(graph: fx.GraphModule, origin: OnnxOrigin) -> None:
     """
     graph.graph.output_node().meta[ORIGIN] = origin
     for node in graph.graph.nodes:
-        found = origin.names.get(module_name(node))
-        if node.op == "call_function" and found is not None:
-            node.meta[NODE] = found
+        onnx_node = origin.names.get(module_name(node))
+        if node.op == "call_function" and onnx_node is not None:
+            node.meta[NODE] = onnx_node
 
 
 def origin_of(graph: fx.GraphModule) -> OnnxOrigin:
     """Return the origin of a graph, an empty one for a graph that comes from no file."""
-    found = graph.graph.output_node().meta.get(ORIGIN)
-    return found if isinstance(found, OnnxOrigin) else OnnxOrigin()
+    origin = graph.graph.output_node().meta.get(ORIGIN)
+    return origin if isinstance(origin, OnnxOrigin) else OnnxOrigin()
 
 
 def onnx_node_of(node: fx.Node) -> tuple[str, str] | None:
     """Return the name and the op type of the ONNX node that a call comes from."""
-    found = node.meta.get(NODE)
-    return found if isinstance(found, tuple) else None
+    onnx_node = node.meta.get(NODE)
+    return onnx_node if isinstance(onnx_node, tuple) else None

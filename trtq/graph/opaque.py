@@ -192,5 +192,5 @@ def _size(dim: onnx.TensorShapeProto.Dimension, known: Sizes) -> Any:
     """Return a size: a number, that of an input's axis by its name, or a new symbol."""
     if dim.HasField("dim_value"):
         return dim.dim_value
-    found = known.get(dim.dim_param)
-    return torch.library.get_ctx().new_dynamic_size() if found is None else found
+    known_size = known.get(dim.dim_param)
+    return torch.library.get_ctx().new_dynamic_size() if known_size is None else known_size

@@ -17,9 +17,9 @@ MARK = "trtq_restores"
 
 def hold_restores(graph: fx.GraphModule) -> int:
     """Put a Mul by ones between a norm and its adds, where layers read it too; return how many."""
-    found = [(n, _adds(graph, n)) for n in graph.graph.nodes]
-    found = [(norm, adds) for norm, adds in found if adds]
-    for norm, adds in found:
+    norms = [(n, _adds(graph, n)) for n in graph.graph.nodes]
+    norms = [(norm, adds) for norm, adds in norms if adds]
+    for norm, adds in norms:
         weight = get_constant(graph, operands(norm)[ops.of(norm).affine[0]])
         assert weight is not None
         behind = norm.next
@@ -31,7 +31,7 @@ def hold_restores(graph: fx.GraphModule) -> int:
             restored.meta["nn_module_stack"] = norm.meta["nn_module_stack"]
         for add in adds:
             add.replace_input_with(norm, restored)
-    return len(found)
+    return len(norms)
 
 
 def is_restore(node: fx.Node) -> bool:

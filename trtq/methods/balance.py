@@ -84,7 +84,7 @@ def find_extremes(context: MethodContext, ratio: float = EXTREME) -> list[Extrem
         return []
     pairs = {p.activation: p for p in find_pairs(context)[0]}
     watch = _watched(context, readers, IMAGES, ROWS)
-    found = []
+    extremes = []
     for activation, layers in readers.items():
         amax = watch.amax[activation.name]
         seen = range_ratio(amax)
@@ -92,7 +92,7 @@ def find_extremes(context: MethodContext, ratio: float = EXTREME) -> list[Extrem
             continue
         sqnr = _sqnr(context, layers, watch.samples[activation.name], amax)
         if sqnr < POOR_DB:
-            found.append(
+            extremes.append(
                 Extreme(
                     tensor=node_name(activation),
                     layers=tuple(node_name(n) for n in layers),
@@ -101,7 +101,7 @@ def find_extremes(context: MethodContext, ratio: float = EXTREME) -> list[Extrem
                     pair=pairs.get(activation),
                 )
             )
-    return found
+    return extremes
 
 
 def _likely(context: MethodContext, ratio: float) -> dict[fx.Node, list[fx.Node]]:

@@ -41,8 +41,8 @@ def attention_probabilities(graph: fx.GraphModule) -> list[fx.Node]:
 
     It is the output of a softmax, of what a method put in its place, or of a mask behind it.
     """
-    found = [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
-    return [n for n in found if not any(map(is_softmax, n.users))]
+    softmaxes = [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
+    return [n for n in softmaxes if not any(map(is_softmax, n.users))]
 
 
 def log2_outputs_(context: MethodContext, bits: int | None) -> list[str]:
@@ -75,7 +75,7 @@ def _quantizer(
     for q in existing:
         if q.consumer is reader and q.operand == operand:
             return q
-    made = Quantizer(
+    quantizer = Quantizer(
         name=free_name(f"{node_name(softmax)}.output", {q.name for q in existing}),
         layer=node_name(reader),
         role="lhs",
@@ -85,8 +85,8 @@ def _quantizer(
         format=Format(),
         is_weight=False,
     )
-    existing.append(made)
-    return made
+    existing.append(quantizer)
+    return quantizer
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:

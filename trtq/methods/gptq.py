@@ -79,14 +79,14 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
 
 def _groups(context: MethodContext, layers: Sequence[Quantizer]) -> Iterator[list[Quantizer]]:
     """Yield layers whose matrices fit into memory together."""
-    group, held = list[Quantizer](), 0
+    group, value_count = list[Quantizer](), 0
     for quantizer in layers:
         own = context.encodings.constant(context.graph, quantizer.source).shape[1] ** 2
-        if group and held + own > MOST_VALUES:
+        if group and value_count + own > MOST_VALUES:
             yield group
-            group, held = [], 0
+            group, value_count = [], 0
         group.append(quantizer)
-        held += own
+        value_count += own
     if group:
         yield group
 
@@ -132,12 +132,12 @@ def _round(
     steps = spread(encodings.scale(quantizer.name).to(weight.device), weight, fmt.axis)
     steps = steps.expand_as(weight)
     nearest = _nearest(weight, steps, fmt)
-    found = rounded(weight, steps, fmt, sums, damping)
-    before, after = (_error(weight - w, sums) for w in (nearest, found))
+    rounded_weight = rounded(weight, steps, fmt, sums, damping)
+    before, after = (_error(weight - w, sums) for w in (nearest, rounded_weight))
     if not after < before:
         context.note(f"gptq: {node_name(quantizer.consumer)} keeps its nearest codes")
         return 1.0
-    encodings.constants[str(quantizer.source.target)] = found.cpu()
+    encodings.constants[str(quantizer.source.target)] = rounded_weight.cpu()
     return after / before
 
 

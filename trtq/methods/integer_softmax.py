@@ -98,14 +98,14 @@ class _Distances(fx.Interpreter):
 def _replace(context: MethodContext, softmax: fx.Node, knots: Floats, heights: Floats) -> int:
     """Replace a softmax by the approximation; return the number of ops it takes."""
     x, dim = operands(softmax)[:2]
-    made: list[fx.Node] = []
+    new_nodes: list[fx.Node] = []
 
     def call(target: Any, *args: Any) -> fx.Node:
         node = insert_call(context.graph, softmax, target, *args)
-        node.meta["trtq_name"] = f"{node_name(softmax)}.linear_{len(made)}"
+        node.meta["trtq_name"] = f"{node_name(softmax)}.linear_{len(new_nodes)}"
         node.meta["trtq_module"] = softmax.meta.get("trtq_module", "")
         node.meta["trtq_part"] = True  # of one op: no block ends here
-        made.append(node)
+        new_nodes.append(node)
         return node
 
     distance = call(aten.sub.Tensor, x, call(aten.amax.default, x, [dim], True))
@@ -124,7 +124,7 @@ def _replace(context: MethodContext, softmax: fx.Node, knots: Floats, heights: F
     result.meta.update(trtq_is_softmax=True, trtq_name=node_name(softmax))
     context.replace(softmax, result)
     context.graph.graph.erase_node(softmax)
-    return len(made)
+    return len(new_nodes)
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:

@@ -117,8 +117,8 @@ def _methods(preset: Preset, spec: QuantizeOptions) -> tuple[str, ...]:
 
     An allocation of equal widths gets the methods of this width.
     """
-    asked = [BitConfig.parse(b) for b in spec.layer_bits.values() or [spec.bits]]
-    widths = [w for w in asked if w.quantized]
+    all_widths = [BitConfig.parse(b) for b in spec.layer_bits.values() or [spec.bits]]
+    widths = [w for w in all_widths if w.quantized]
     if all(w.label == "w8a8" for w in widths):
         return preset.wide
     if all(w.weight_only for w in widths):

@@ -92,7 +92,7 @@ def _others(context: MethodContext, taken: set[fx.Node]) -> dict[fx.Node, list[f
     The readers are the quantized layers that read the activation and can take factors.
     """
     quantized = {q.consumer: q for q in context.placement.active if q.role == "input"}
-    found: dict[fx.Node, list[fx.Node]] = {}
+    readers: dict[fx.Node, list[fx.Node]] = {}
     for node, _ in context.layers():
         weight = operands(node)[1]
         own = get_constant(context.graph, weight) is not None and len(weight.users) == 1
@@ -102,8 +102,8 @@ def _others(context: MethodContext, taken: set[fx.Node]) -> dict[fx.Node, list[f
             and own
             and quantized[node].source is operands(node)[0]
         ):
-            found.setdefault(operands(node)[0], []).append(node)
-    return found
+            readers.setdefault(operands(node)[0], []).append(node)
+    return readers
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:

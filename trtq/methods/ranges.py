@@ -38,12 +38,12 @@ class Ema(msgspec.Struct, frozen=True):
 
 def _attention_tensors(context: MethodContext) -> list[Quantizer]:
     """Queries, keys and values; never the probabilities, whose few large ones carry the result."""
-    found = [
+    attention_operands = [
         q
         for q in context.placement.active
         if attention_of(q) is not None and not q.is_weight and q.format.kind == "uniform"
     ]
-    return [q for q in found if not is_softmax(q.source)]
+    return [q for q in attention_operands if not is_softmax(q.source)]
 
 
 def _layer_norm_outputs(context: MethodContext) -> list[Quantizer]:

@@ -172,15 +172,15 @@ class _Search(fx.Interpreter):
 
 def _attentions(context: MethodContext) -> dict[fx.Node, tuple[Quantizer, Quantizer]]:
     """Return the matmuls of queries and keys whose operands are both quantized."""
-    found: dict[fx.Node, dict[str, Quantizer]] = {}
+    operands_by_matmul: dict[fx.Node, dict[str, Quantizer]] = {}
     for q in context.placement.active:
         if (
             q.role in ("lhs", "rhs")
             and not q.is_weight
             and node_name(q.consumer).rpartition(".")[2].startswith("qk")
         ):
-            found.setdefault(q.consumer, {})[q.role] = q
-    return {n: (q["lhs"], q["rhs"]) for n, q in found.items() if len(q) == 2}
+            operands_by_matmul.setdefault(q.consumer, {})[q.role] = q
+    return {n: (q["lhs"], q["rhs"]) for n, q in operands_by_matmul.items() if len(q) == 2}
 
 
 def run(context: MethodContext, arguments: Arguments) -> Report:

@@ -130,5 +130,7 @@ def weight_matrix(context: MethodContext, consumer: fx.Node, channels: int) -> t
 
 def widths(context: MethodContext, consumer: fx.Node) -> tuple[int, int]:
     """Return the bits of a layer's input and of its weight, 8 for what is not quantized."""
-    found = {q.role: q.format.bits for q in context.placement.active if q.consumer is consumer}
-    return found.get("input", 8), found.get("weight", 8)
+    bits_by_role = {
+        q.role: q.format.bits for q in context.placement.active if q.consumer is consumer
+    }
+    return bits_by_role.get("input", 8), bits_by_role.get("weight", 8)

@@ -51,16 +51,16 @@ def _join_(module: nn.Module, where: str, part: nn.Module) -> bool:
     before = structure_of(part)
     try:
         with torch.no_grad():
-            made = join()
+            joined_part = join()
     except Exception as exc:  # a part of somebody else's code
         raise ModelError(
             f"Cannot join the training branches at {where or 'the model'}",
             f"{type(exc).__name__}: {first_line(str(exc))}",
             "Join them before the model is given (reparameterize, switch_to_deploy)",
         ) from exc
-    if isinstance(made, nn.Module) and where:  # some give the joined part instead
+    if isinstance(joined_part, nn.Module) and where:  # some give the joined part instead
         parent, _, child = where.rpartition(".")
-        setattr(module.get_submodule(parent), child, made)
+        setattr(module.get_submodule(parent), child, joined_part)
         return True
     if structure_of(part) == before:
         return False

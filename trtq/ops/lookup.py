@@ -84,5 +84,5 @@ def row_function(name: str, prefix: str) -> Callable[..., Any]:
     """
     module, _, function = name.rpartition(".")
     path = module if "." in module else f"{prefix}{module}"
-    found: Callable[..., Any] = getattr(importlib.import_module(path), function)
-    return found
+    implementation: Callable[..., Any] = getattr(importlib.import_module(path), function)
+    return implementation

@@ -106,8 +106,8 @@ def _summarize(
 ) -> ActivationStats:
     low, high = seen.low, seen.high
     lowest = 0 if bits < INTERVAL_BITS and low >= 0.0 else None
-    asked = Asked(max(abs(low), abs(high)), bits, lowest, percentile)
-    amax, lowest = calibrator.choose(seen.statistic, asked)
+    request = Asked(max(abs(low), abs(high)), bits, lowest, percentile)
+    amax, lowest = calibrator.choose(seen.statistic, request)
     mean = variance = None
     channels = seen.channels
     if channels is not None and channels.sums is not None and channels.squares is not None:

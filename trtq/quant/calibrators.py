@@ -222,7 +222,7 @@ def magnitudes(choose: Callable[[Histogram, Asked], float]) -> Calibrator:
     """
     return Calibrator(
         gather=lambda _: Magnitudes(),
-        choose=lambda seen, asked: Chosen(choose(seen.hist, asked), asked.lowest),
+        choose=lambda seen, request: Chosen(choose(seen.hist, request), request.lowest),
     )
 
 
@@ -298,20 +298,20 @@ class Sides:
             hist.merge_(workers)
 
 
-def _least_error(seen: Sides, asked: Asked) -> Chosen:
-    if asked.bits < INTERVAL_BITS:
-        return Chosen(*best_interval(seen.positive, seen.negative, asked.bits))
-    return Chosen(mse_amax(seen.hist, qmax=asked.qmax), asked.lowest)
+def _least_error(seen: Sides, request: Asked) -> Chosen:
+    if request.bits < INTERVAL_BITS:
+        return Chosen(*best_interval(seen.positive, seen.negative, request.bits))
+    return Chosen(mse_amax(seen.hist, qmax=request.qmax), request.lowest)
 
 
-def _average(seen: MovingAverage, asked: Asked) -> Chosen:
-    return Chosen(asked.amax if seen.amax is None else seen.amax, asked.lowest)
+def _average(seen: MovingAverage, request: Asked) -> Chosen:
+    return Chosen(request.amax if seen.amax is None else seen.amax, request.lowest)
 
 
 CALIBRATORS = {
     "max": Calibrator(gather=lambda _: Nothing(), choose=lambda _, a: Chosen(a.amax, a.lowest)),
-    "percentile": magnitudes(lambda hist, asked: percentile_amax(hist, asked.percentile)),
-    "entropy": magnitudes(lambda hist, asked: entropy_amax(hist, levels=asked.qmax + 1)),
+    "percentile": magnitudes(lambda hist, request: percentile_amax(hist, request.percentile)),
+    "entropy": magnitudes(lambda hist, request: entropy_amax(hist, levels=request.qmax + 1)),
     "mse": Calibrator(gather=Sides, choose=_least_error),
     "ema": Calibrator(gather=lambda _: MovingAverage(), choose=_average),
 }
@@ -343,7 +343,7 @@ def find_calibrator(name: str) -> Calibrator:
         )
     own = loaded
     if not isinstance(loaded, Calibrator):
-        own = magnitudes(lambda hist, asked: loaded(hist, asked.qmax))
+        own = magnitudes(lambda hist, request: loaded(hist, request.qmax))
     return Calibrator(
         gather=lambda narrow: _Outside(name, own.gather, narrow),
         choose=partial(_checked, name, own.choose),
@@ -403,7 +403,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _checked(
-    name: str, choose: Callable[[Any, Asked], Chosen], seen: _Outside, asked: Asked
+    name: str, choose: Callable[[Any, Asked], Chosen], seen: _Outside, request: Asked
 ) -> Chosen:
     """Return what a calibrator from outside trtq chooses.
 
@@ -411,7 +411,7 @@ def _checked(
         CalibrationError: it raised, or chose no range.
     """
     with _named(name):
-        chosen = Chosen(*choose(seen.own, asked))
+        chosen = Chosen(*choose(seen.own, request))
         amax = float(chosen.amax)
     if not 0.0 <= amax < float("inf"):
         raise CalibrationError(

@@ -85,11 +85,14 @@ def read_foreign(path: Path, key: str | None = None) -> Foreign:
 
 
 def _checkpoint(path: Path, key: str | None) -> Foreign:
-    found, old = Foreign(tool="", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]), False
+    foreign_ranges, old = (
+        Foreign(tool="", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]),
+        False,
+    )
     for name, value in read_state_dict(path, key).items():
         match = RANGE.fullmatch(name)
         if match is None:
-            found.weights[name] = value
+            foreign_ranges.weights[name] = value
             continue
         old = old or bool(match["old"])
         if match["what"].endswith("pre_quant_scale") and not bool((value == 1).all()):
@@ -99,32 +102,36 @@ def _checkpoint(path: Path, key: str | None) -> Foreign:
                 "Quantize again without smoothing, or with trtq quantize --method smooth",
             )
         if match["what"] in ("_amax", "amax"):  # others are masks, counters and the like
-            _add_range(found, match, value, path)
-    found.tool = "pytorch-quantization" if old else "ModelOpt"
-    if not found.amax:
+            _add_range(foreign_ranges, match, value, path)
+    foreign_ranges.tool = "pytorch-quantization" if old else "ModelOpt"
+    if not foreign_ranges.amax:
         raise EncodingsError(
             f"There are no ranges in {path}",
             "no tensor is called LAYER.input_quantizer._amax",
             "Give the state dict of the quantized model: torch.save(model.state_dict(), FILE)",
         )
-    found.notes.append("a state dict does not say how many bits its quantizers have: 8 are assumed")
-    return found
+    foreign_ranges.notes.append(
+        "a state dict does not say how many bits its quantizers have: 8 are assumed"
+    )
+    return foreign_ranges
 
 
-def _add_range(found: Foreign, match: re.Match[str], value: torch.Tensor, path: Path) -> None:
+def _add_range(
+    foreign_ranges: Foreign, match: re.Match[str], value: torch.Tensor, path: Path
+) -> None:
     """Add a range of a state dict."""
     role = ATTENTION.get(match["role"], match["role"])
     if role not in (*ROLES, *ATTENTION.values()):
-        found.unread[match[0]] = f"trtq has no place for the {role} of a layer"
+        foreign_ranges.unread[match[0]] = f"trtq has no place for the {role} of a layer"
         return
     name = f"{match['layer']}.{role}"
     wide = [d for d, size in enumerate(value.shape) if size > 1]
     if len(wide) == 1:
-        found.axes[name] = wide[0]
-    _put(found, name, value.float().reshape(-1), match[0], path)
+        foreign_ranges.axes[name] = wide[0]
+    _put(foreign_ranges, name, value.float().reshape(-1), match[0], path)
 
 
-def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -> None:
+def _put(foreign_ranges: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -> None:
     if not bool(torch.isfinite(value).all()) or not bool((value >= 0).all()) or not value.numel():
         raise EncodingsError(
             f"Cannot use {key} of {path}",
@@ -133,7 +140,10 @@ def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -
         )
     # A channel of zeros, or a tensor that was never active: any range holds it.
     value = torch.where(value > 0, value, torch.ones_like(value))
-    found.amax[name], found.bits[name] = value[0] if value.numel() == 1 else value, 8
+    foreign_ranges.amax[name], foreign_ranges.bits[name] = (
+        value[0] if value.numel() == 1 else value,
+        8,
+    )
 
 
 def _aimet(path: Path) -> Foreign:
@@ -147,28 +157,32 @@ def _aimet(path: Path) -> Foreign:
             "it has no activation_encodings by name",
             "Give the file NAME_torch.encodings",
         )
-    found = Foreign(tool="AIMET", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[])
+    foreign_ranges = Foreign(
+        tool="AIMET", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]
+    )
     for layer, sides in data["activation_encodings"].items():
         inputs = sides.get("input") if isinstance(sides, dict) else None
         if not inputs:
-            found.unread[layer] = (
+            foreign_ranges.unread[layer] = (
                 "it has a range of its output only; TensorRT takes those of inputs"
             )
             continue
         first, *others = _mapping(inputs, f"{layer}.input", path).items()
-        _aimet_range(found, f"{layer}.input", [first[1]], path)
+        _aimet_range(foreign_ranges, f"{layer}.input", [first[1]], path)
         for place, _ in others:
-            found.unread[f"{layer}.input[{place}]"] = "only a layer's first input is taken over"
+            foreign_ranges.unread[f"{layer}.input[{place}]"] = (
+                "only a layer's first input is taken over"
+            )
     for name, values in _mapping(data.get("param_encodings", {}), "param_encodings", path).items():
         if name.endswith(".weight"):
-            _aimet_range(found, name, values, path)
+            _aimet_range(foreign_ranges, name, values, path)
         else:
-            found.unread[name] = "biases remain in float"
-    if not found.amax:
+            foreign_ranges.unread[name] = "biases remain in float"
+    if not foreign_ranges.amax:
         raise EncodingsError(
             f"There are no ranges in {path}", "no layer has one of its input or weight"
         )
-    return found
+    return foreign_ranges
 
 
 def _mapping(value: object, name: str, path: Path) -> dict[str, Any]:
@@ -186,13 +200,15 @@ def _mapping(value: object, name: str, path: Path) -> dict[str, Any]:
     )
 
 
-def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], path: Path) -> None:
+def _aimet_range(
+    foreign_ranges: Foreign, name: str, values: list[Mapping[str, Any]], path: Path
+) -> None:
     """Add a range of AIMET, which may be anywhere around 0.
 
     Symmetric codes must reach its largest magnitude.
 
     Args:
-        found: receives the range, or why it is not read.
+        foreign_ranges: receives the range, or why it is not read.
         name: of the range: ``layer.input`` or ``layer.weight``.
         values: ``bitwidth``, ``min``, ``max``, ``is_symmetric`` of the tensor or of each channel.
         path: for errors.
@@ -203,7 +219,7 @@ def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], pat
     try:
         widths = {int(v.get("bitwidth", 8)) for v in values}
         if widths - set(range(2, 9)):
-            found.unread[name] = f"it has {max(widths)} bits"
+            foreign_ranges.unread[name] = f"it has {max(widths)} bits"
             return
         ends = torch.tensor([[float(v["min"]), float(v["max"])] for v in values])
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -221,8 +237,8 @@ def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], pat
         and not math.isclose(abs(float(v["min"])), float(v["max"]), rel_tol=0.02)
         for v in values
     ):
-        found.notes.append(
+        foreign_ranges.notes.append(
             f"{name} was asymmetric; TensorRT's codes are symmetric and reach its largest magnitude"
         )
-    _put(found, name, steps * (2 ** (bits - 1) - 1), name, path)
-    found.bits[name] = bits
+    _put(foreign_ranges, name, steps * (2 ** (bits - 1) - 1), name, path)
+    foreign_ranges.bits[name] = bits

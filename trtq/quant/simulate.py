@@ -37,25 +37,32 @@ def insert_fake_quantize(
     simulated = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     by_name = _replace_constants(simulated, encodings)
     shared = shared_names(placement, encodings)
-    made: dict[str, fx.Node] = {}
+    fake_quantize_nodes: dict[str, fx.Node] = {}
     # The layers behind a layer quantize its quantized output once more.
     outputs, coded = [q for q in placement.active if q.role == "output"], dict[str, fx.Node]()
     for group in (outputs, [q for q in placement.active if q.role != "output"]):
         for quantizer in group:
             name, first = quantizer.source.name, shared[quantizer.name]
             source = coded.get(name, by_name[name])
-            if first not in made:
+            if first not in fake_quantize_nodes:
                 scale = encodings.scale(quantizer.name)
                 _check_shape(quantizer, scale, source)
                 zero_point = encodings.zero_point(quantizer.name)
-                held = (
+                input_node = (
                     _on_codes(simulated, quantizer, scale, zero_point, source)
                     if on_codes
                     else source
                 )
-                made[first] = _insert(simulated, quantizer, scale, zero_point, held)
-            _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
-        coded = {q.source.name: made[shared[q.name]] for q in outputs}
+                fake_quantize_nodes[first] = _insert(
+                    simulated, quantizer, scale, zero_point, input_node
+                )
+            _redirect(
+                by_name[quantizer.consumer.name],
+                quantizer.operand,
+                source,
+                fake_quantize_nodes[first],
+            )
+        coded = {q.source.name: fake_quantize_nodes[shared[q.name]] for q in outputs}
     simulated.graph.lint()
     simulated.recompile()
     return simulated

@@ -95,17 +95,17 @@ def _least_output_error(
     )
     group_of = torch.arange(outputs, device=flat.device) // (outputs // groups)
     rows = max(1, CHUNK_VALUES // flat.shape[1])
-    found = []
+    row_ranges = []
     for i in range(0, outputs, rows):
         part, groups_here = flat[i : i + rows], group_of[i : i + rows]
         if groups == 1:
-            found.append(
+            row_ranges.append(
                 search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax)
             )
         else:
             m, v = mean[groups_here], variance[groups_here]
-            found.append(search_rows(part, partial(row_dot, m), partial(row_dot, v), qmax))
-    return torch.cat(found)
+            row_ranges.append(search_rows(part, partial(row_dot, m), partial(row_dot, v), qmax))
+    return torch.cat(row_ranges)
 
 
 def _dot(vector: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -35,20 +35,20 @@ def set_bits_(quantizers: Sequence[Quantizer], bits: BitConfig) -> None:
         bits: what was asked for.
     """
     layers = layers_with_weights(quantizers)
-    ends, asked = {*layers[:1], *layers[-1:]}, f"--bits {bits.label}"
+    ends, option = {*layers[:1], *layers[-1:]}, f"--bits {bits.label}"
     plain = bits.kind == "uniform" and not bits.weight_only
     for q in quantizers:
         if q.role == "residual":
             if not plain:
-                _leave_(q, f"{asked} has no INT8 for the shortcuts of residual adds")
+                _leave_(q, f"{option} has no INT8 for the shortcuts of residual adds")
         elif q.role not in OF_A_LAYER and (bits.weight_only or bits.in_blocks):
-            _leave_(q, f"{asked} is for layers with weights")
+            _leave_(q, f"{option} is for layers with weights")
         elif q.layer not in ends:
-            _give_(q, bits, asked)
+            _give_(q, bits, option)
         elif bits.at_ends == HALF:
-            _leave_(q, f"{asked} keeps the first and the last layer in float")
+            _leave_(q, f"{option} keeps the first and the last layer in float")
         else:
-            _give_(q, bits.at_ends, asked)
+            _give_(q, bits.at_ends, option)
 
 
 def set_layer_bits_(quantizers: Sequence[Quantizer], layer_bits: Mapping[str, BitConfig]) -> None:
@@ -79,14 +79,14 @@ def set_layer_bits_(quantizers: Sequence[Quantizer], layer_bits: Mapping[str, Bi
             _leave_(q, "the allocation keeps it in float")
 
 
-def _give_(quantizer: Quantizer, bits: BitConfig, asked: str) -> None:
+def _give_(quantizer: Quantizer, bits: BitConfig, option: str) -> None:
     """Give a quantizer a width; tensors without a form in it remain in float."""
     if bits.weight_only and not quantizer.is_weight:
-        _leave_(quantizer, f"{asked} quantizes the weight alone")
+        _leave_(quantizer, f"{option} quantizes the weight alone")
         return
     unfit = _unfit(quantizer, bits.block) if bits.in_blocks else ""
     if unfit:
-        _leave_(quantizer, f"{asked}: {unfit}")
+        _leave_(quantizer, f"{option}: {unfit}")
         return
     quantizer.weight_only = bits.weight_only
     quantizer.format = msgspec.structs.replace(

@@ -51,10 +51,10 @@ class Call:
         Raises:
             UnreadError: the node has none there.
         """
-        found = self.given[position] if position < len(self.given) else None
-        if found is None:
+        operand = self.given[position] if position < len(self.given) else None
+        if operand is None:
             raise UnreadError(f"operand {position} is missing")
-        return found
+        return operand
 
     def x(self, position: int = 0) -> torch.Tensor:
         """Return an operand as a tensor; numbers become one on the device of the other operands.
@@ -107,12 +107,12 @@ class Call:
             UnreadError: they are computed from data.
         """
         given = self.get(name)
-        found = list(given) if given is not None else self.ints(position)
-        return None if found is None else [int(v) for v in found]
+        axis_values = list(given) if given is not None else self.ints(position)
+        return None if axis_values is None else [int(v) for v in axis_values]
 
     def _any(self) -> torch.Tensor | None:
-        found = (v.tensor for v in self.given if v is not None and v.tensor is not None)
-        return next(found, None)
+        tensors = (v.tensor for v in self.given if v is not None and v.tensor is not None)
+        return next(tensors, None)
 
 
 def attributes_of(node: onnx.NodeProto) -> Attributes:
@@ -120,13 +120,13 @@ def attributes_of(node: onnx.NodeProto) -> Attributes:
 
     Texts are decoded; lists of texts are lists of bytes; tensors and graphs are ONNX's own.
     """
-    found: Attributes = {}
+    attributes: Attributes = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
-        found[attribute.name] = (
+        attributes[attribute.name] = (
             value.decode(errors="replace") if isinstance(value, bytes) else value
         )
-    return found
+    return attributes
 
 
 def reader_of(node: onnx.NodeProto) -> Read | None:

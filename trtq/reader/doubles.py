@@ -87,17 +87,17 @@ def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def _hold_singles_(node: onnx.NodeProto, kinds: Collection[int]) -> bool:
     """Make types and tensors of some kinds that a node itself has FLOAT; whether it had any."""
-    found = False
+    has_kind = False
     for attribute in node.attribute:
         if attribute.name in NAMES_A_TYPE and attribute.i in kinds:
-            attribute.i, found = FLOAT, True
-        held = (attribute.t, *attribute.tensors, *attribute.g.initializer)
-        for tensor in held:
+            attribute.i, has_kind = FLOAT, True
+        tensors = (attribute.t, *attribute.tensors, *attribute.g.initializer)
+        for tensor in tensors:
             if tensor.data_type in kinds:
                 values = single(numpy_helper.to_array(tensor).astype(np.float64))
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-                found = True
-    return found
+                has_kind = True
+    return has_kind
 
 
 def _was_(value: onnx.ValueInfoProto, kinds: Collection[int]) -> bool:

@@ -124,9 +124,9 @@ def _image_sizes(
         if len(named) != IMAGE_AXES or not port.dtype.is_floating_point or size is None:
             continue
         layout = layout_of(port.shape) or "NCHW"
-        for axis, asked in zip(named[1:], in_layout(size, layout), strict=True):
+        for axis, axis_size in zip(named[1:], in_layout(size, layout), strict=True):
             if isinstance(axis, str):
-                known.setdefault(axis, asked)
+                known.setdefault(axis, axis_size)
     return known
 
 
@@ -140,7 +140,7 @@ def _require_size(ports: Sequence[Port], size: tuple[int, int, int]) -> None:
     for port in images if len(ports) == 1 else []:
         sizes = channels_first(port.shape[1:], layout_of(port.shape) or "NCHW")
         fixed = zip(sizes, size, strict=True)
-        if any(isinstance(d, int) and d != asked for d, asked in fixed):
+        if any(isinstance(d, int) and d != axis_size for d, axis_size in fixed):
             own = "x".join(str(d) if isinstance(d, int) else "any" for d in sizes)
             raise UsageError(
                 f"Cannot give {'x'.join(map(str, size))} images to the ONNX model",
@@ -155,12 +155,12 @@ def _example(
     known: dict[str, int],
     rows: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    found = {}
+    example = {}
     for i, port in enumerate(ports):
         sizes = [d if isinstance(d, int) else known[d] for d in axes[port.name]]
         dtype = str(port.dtype).removeprefix("torch.")
-        found[port.name] = random_input(sizes, dtype, seed=i, rows=rows.get(port.name))
-    return found
+        example[port.name] = random_input(sizes, dtype, seed=i, rows=rows.get(port.name))
+    return example
 
 
 def _values(

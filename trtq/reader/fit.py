@@ -28,12 +28,12 @@ def fitted(ports: Sequence[Port], given: object, axes: Axes) -> Example:
     """
     named = _named(ports, given)
     batch = _batch_axis(ports, axes)
-    found = {p.name: _of_kind(p, named[p.name]) for p in ports}
+    example = {p.name: _of_kind(p, named[p.name]) for p in ports}
     shapes = [axes.get(p.name, p.shape) for p in ports]
     for port, sizes, axis in zip(ports, shapes, sample_axes(shapes), strict=True):
-        found[port.name] = _of_size(port, found[port.name], sizes, axis or 0)
-    lone = batch and all(n == 1 for p in ports for n in _sizes_of(batch, p, axes, found))
-    return {n: _twice(t, axes.get(n, ()), batch) if lone else t for n, t in found.items()}
+        example[port.name] = _of_size(port, example[port.name], sizes, axis or 0)
+    lone = batch and all(n == 1 for p in ports for n in _sizes_of(batch, p, axes, example))
+    return {n: _twice(t, axes.get(n, ()), batch) if lone else t for n, t in example.items()}
 
 
 def _named(ports: Sequence[Port], given: object) -> Example:
@@ -97,15 +97,17 @@ def _of_size(
     if not sizes and tensor.ndim == 1:  # samples of one number
         return tensor[0]
     ways = [tensor, tensor.movedim(0, axis)] if 0 < axis < tensor.ndim else [tensor]
-    found = next((t for t in (_cut(w, sizes, axis) for w in ways) if _fits(t, sizes)), None)
-    if found is None:
+    fitting_tensor = next(
+        (t for t in (_cut(w, sizes, axis) for w in ways) if _fits(t, sizes)), None
+    )
+    if fitting_tensor is None:
         more = tensor.ndim > len(sizes)
         raise CaptureError(
             f"The example of the input {port.name} does not fit the ONNX model",
             f"it is {list(tensor.shape)}, expected [{', '.join(map(str, sizes))}]",
             "Data hold one sample an item, without a batch axis" if more else "",
         )
-    return found
+    return fitting_tensor
 
 
 def _cut(tensor: torch.Tensor, sizes: Sequence[int | str], axis: int) -> torch.Tensor:
@@ -129,9 +131,9 @@ def _batch_axis(ports: Sequence[Port], axes: Axes) -> str:
     return next((f[0] for f in firsts if f and isinstance(f[0], str)), "")
 
 
-def _sizes_of(name: str, port: Port, axes: Axes, found: Example) -> list[int]:
+def _sizes_of(name: str, port: Port, axes: Axes, example: Example) -> list[int]:
     named = axes.get(port.name, ())
-    return [d for a, d in zip(named, found[port.name].shape, strict=True) if a == name]
+    return [d for a, d in zip(named, example[port.name].shape, strict=True) if a == name]
 
 
 def _twice(tensor: torch.Tensor, named: Sequence[int | str], axis: str) -> torch.Tensor:

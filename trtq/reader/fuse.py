@@ -56,10 +56,10 @@ def _replace_(
 ) -> None:
     """Put a node in the place of the last node of each formula, and remove the others."""
     gone = {name for match in matches for name in match.nodes}
-    made = {match.root: match for match in matches}
+    match_by_root = {match.root: match for match in matches}
     nodes = []
     for node in graph.node:
-        match = made.get(node.output[0]) if node.output else None
+        match = match_by_root.get(node.output[0]) if node.output else None
         if match is not None:
             constants.update(match.constants)
             inputs, attributes = [*match.inputs], dict(match.attributes)
@@ -80,8 +80,8 @@ def written_as(node: onnx.NodeProto) -> str:
 def _activations(links: Links, gate: onnx.NodeProto) -> Iterator[Match]:
     """Yield the activations that a gate belongs to, the largest formula first."""
     fitting = [f for f in FORMULAS if f.gates[0] == gate.op_type and links.has(gate, f.where)]
-    found = [m for formula in fitting for m in _matches(links, gate, formula)]
-    yield from sorted(found, key=lambda m: -len(m.nodes))
+    matches = [m for formula in fitting for m in _matches(links, gate, formula)]
+    yield from sorted(matches, key=lambda m: -len(m.nodes))
 
 
 def _matches(links: Links, gate: onnx.NodeProto, formula: Formula) -> Iterator[Match]:
@@ -188,7 +188,12 @@ def _with_affine(links: Links, match: Match, count: int) -> Match:
         match: the norm.
         count: its axes; constants run along these alone.
     """
-    root, used, inputs, held = match.root, set(match.nodes), [*match.inputs], dict[str, Array]()
+    root, used, inputs, new_constants = (
+        match.root,
+        set(match.nodes),
+        [*match.inputs],
+        dict[str, Array](),
+    )
     for op_type in ("Mul", "Add"):
         node = links.only_reader(root, op_type)
         name = _other(node, root) if node is not None else ""
@@ -196,13 +201,13 @@ def _with_affine(links: Links, match: Match, count: int) -> Match:
         if node is None or flat is None:
             inputs.append("")
             continue
-        own = free_name(f"{name}/affine", {*links.constants, *links.made, *held})
-        held[own], root = flat, node.output[0]
+        own = free_name(f"{name}/affine", {*links.constants, *links.made, *new_constants})
+        new_constants[own], root = flat, node.output[0]
         inputs.append(own)
         used.add(root)
     while not inputs[-1]:
         inputs.pop()
-    return Match(match.op_type, root, tuple(inputs), used, match.attributes, held)
+    return Match(match.op_type, root, tuple(inputs), used, match.attributes, new_constants)
 
 
 def _flat(constant: Array | None, count: int) -> Array | None:

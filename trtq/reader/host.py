@@ -193,10 +193,10 @@ def _fill(call: Call) -> Value:
     shape = _plain(call.ints(0) or [])
     if math.prod(shape) > LARGEST_HOST:
         raise NotImplementedError  # a tensor
-    held = call.get("value")
+    tensor = call.get("value")
     from onnx import numpy_helper
 
-    value = numpy_helper.to_array(held).reshape(-1)[0] if held is not None else np.float32(0)
+    value = numpy_helper.to_array(tensor).reshape(-1)[0] if tensor is not None else np.float32(0)
     dtype = torch.from_numpy(np.asarray(value).reshape(1)).dtype
     return Value.numbers(np.full(shape, value.item(), dtype=object), dtype)
 

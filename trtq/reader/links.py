@@ -162,22 +162,24 @@ class Links:
 
     def sources(self, name: str) -> list[str]:
         """Return a tensor and what it is computed from by arithmetic with constants."""
-        found = [name]
-        for source in found:
+        tensor_names = [name]
+        for source in tensor_names:
             node = self.maker(source, *ARITHMETIC)
-            if node is not None and len(found) < DEEPEST:
-                found += [i for i in node.input if i not in self.constants and i not in found]
-        return found
+            if node is not None and len(tensor_names) < DEEPEST:
+                tensor_names += [
+                    i for i in node.input if i not in self.constants and i not in tensor_names
+                ]
+        return tensor_names
 
     def results(self, name: str) -> list[str]:
         """Return a tensor and what is computed from it alone, nearest first."""
-        found = [name]
-        while len(found) < DEEPEST:
-            node = self.only_reader(found[-1], *ARITHMETIC)
+        tensor_names = [name]
+        while len(tensor_names) < DEEPEST:
+            node = self.only_reader(tensor_names[-1], *ARITHMETIC)
             if node is None:
                 break
-            found.append(node.output[0])
-        return found
+            tensor_names.append(node.output[0])
+        return tensor_names
 
     def polynomial(
         self, name: str, atoms: Mapping[str, Power], used: set[str], depth: int = DEEPEST
@@ -208,12 +210,12 @@ class Links:
             used.add(name)
         return result
 
-    def same(self, found: Polynomial | None, wanted: Polynomial) -> bool:
+    def same(self, polynomial: Polynomial | None, wanted: Polynomial) -> bool:
         """Whether a polynomial has these coefficients."""
         return (
-            found is not None
-            and found.keys() == wanted.keys()
-            and all(math.isclose(found[p], wanted[p], rel_tol=self.tolerance) for p in wanted)
+            polynomial is not None
+            and polynomial.keys() == wanted.keys()
+            and all(math.isclose(polynomial[p], wanted[p], rel_tol=self.tolerance) for p in wanted)
         )
 
     def _rank(self, name: str) -> int:

@@ -141,9 +141,9 @@ class OnnxNode(nn.Module):
         sizes = known_sizes(call)
         results = onnx_node([call.x(p) for p in places], packed(model), sizes)
         self.results = tuple((r.dtype, r.ndim) for r in results)
-        made = iter(results)
+        results_left = iter(results)
         none = torch.zeros(0)
-        return [Value.of(next(made) if name else none) for name in self.node.output]
+        return [Value.of(next(results_left) if name else none) for name in self.node.output]
 
 
 _CONSTANTS = {1: "weight", 2: "bias"}
@@ -333,8 +333,8 @@ class OnnxModule(Nodes):
         They are known once the model has run: sizes and constants may choose the form of a node,
         or a branch without it.
         """
-        found = (m for m in self.modules() if isinstance(m, OnnxNode) and m.results)
-        return {m.node.name or m.node.output[0]: m.opaque for m in found}
+        onnx_nodes = (m for m in self.modules() if isinstance(m, OnnxNode) and m.results)
+        return {m.node.name or m.node.output[0]: m.opaque for m in onnx_nodes}
 
 
 def _answer(port: Port, value: Value) -> torch.Tensor:
@@ -345,11 +345,11 @@ def _answer(port: Port, value: Value) -> torch.Tensor:
 
 def _constants_of(branch: onnx.GraphProto) -> dict[str, Array]:
     """Return the constants that a branch has of its own."""
-    held = [*branch.initializer]
-    held += [
+    tensors = [*branch.initializer]
+    tensors += [
         c for n in branch.node if n.op_type == "Constant" and (c := constant_of(n)) is not None
     ]
-    arrays = {h.name: array_of(h) for h in held}
+    arrays = {h.name: array_of(h) for h in tensors}
     return {name: array for name, array in arrays.items() if array is not None}
 
 

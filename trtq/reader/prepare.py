@@ -82,10 +82,10 @@ class Prepared:
     @property
     def domains(self) -> dict[str, int]:
         """The opset of every domain."""
-        found = {
+        opsets = {
             "" if o.domain == "ai.onnx" else o.domain: o.version for o in self.model.opset_import
         }
-        return found | {n.domain: 1 for n in self.graph.node if n.domain not in (*OWN, *found)}
+        return opsets | {n.domain: 1 for n in self.graph.node if n.domain not in (*OWN, *opsets)}
 
 
 def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
@@ -142,14 +142,14 @@ def _notes(model: onnx.ModelProto) -> list[str]:
 
 def _activations(model: onnx.ModelProto) -> list[str]:
     """Return a line about the activations that Q/DQ pairs were, too."""
-    made = [n for n in all_nodes(model) if n.name.endswith(CLAMP)]
-    if not made:
+    clamps = [n for n in all_nodes(model) if n.name.endswith(CLAMP)]
+    if not clamps:
         return []
-    six = sum(n.op_type == "Clip" for n in made)
+    six = sum(n.op_type == "Clip" for n in clamps)
     kinds = " and ".join(
-        f"{count} {kind}" for count, kind in ((len(made) - six, "ReLU"), (six, "ReLU6")) if count
+        f"{count} {kind}" for count, kind in ((len(clamps) - six, "ReLU"), (six, "ReLU6")) if count
     )
-    first = made[0].name.removesuffix(CLAMP)
+    first = clamps[0].name.removesuffix(CLAMP)
     return [
         f"unsigned codes from 0 make negative values 0: without the pairs they are activations "
         f"again, {kinds}; the first is {first}"
@@ -230,10 +230,10 @@ def _fold_(prepared: Prepared) -> None:
             kept.append(node)
         else:
             prepared.constants.update(values)
-    for held in prepared.graph.initializer:
-        value = scope.value(held.name)
+    for initializer in prepared.graph.initializer:
+        value = scope.value(initializer.name)
         if value is not None:
-            prepared.constants[held.name] = value
+            prepared.constants[initializer.name] = value
     del prepared.graph.node[:]
     prepared.graph.node.extend(kept)
 
@@ -244,10 +244,10 @@ def _folded(node: onnx.NodeProto, scope: Scope) -> dict[str, Array] | None:
         return None
     if node.op_type == "Constant" and constant_of(node) is None:
         return None
-    found = {o: scope.value(o) for o in node.output if o}
-    if any(v is None for v in found.values()):
+    results = {o: scope.value(o) for o in node.output if o}
+    if any(v is None for v in results.values()):
         return None
-    return {o: v for o, v in found.items() if v is not None}
+    return {o: v for o, v in results.items() if v is not None}
 
 
 def _chosen_branch(node: onnx.NodeProto, scope: Scope) -> onnx.GraphProto | None:
@@ -258,8 +258,8 @@ def _chosen_branch(node: onnx.NodeProto, scope: Scope) -> onnx.GraphProto | None
     if condition is None:
         return None
     name = "then_branch" if bool(np.asarray(condition).reshape(-1)[0]) else "else_branch"
-    found: onnx.GraphProto = next(a.g for a in node.attribute if a.name == name)
-    return found
+    branch: onnx.GraphProto = next(a.g for a in node.attribute if a.name == name)
+    return branch
 
 
 def _inlined(
@@ -278,22 +278,22 @@ def _inlined(
     taken = {o for n in graph.node for o in (*n.input, *n.output)}
     taken |= names_of((*graph.input, *graph.initializer, *graph.output))
     names = {name: free_name(prefix + name, taken) for name in sorted(own)}
-    for held in branch.initializer:
+    for initializer in branch.initializer:
         copy = onnx.TensorProto()
-        copy.CopyFrom(held)
-        copy.name = names[held.name]
+        copy.CopyFrom(initializer)
+        copy.name = names[initializer.name]
         prepared.graph.initializer.append(copy)
-    made = []
+    nodes = []
     for inner in branch.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(inner)
         copy.name = prefix + inner.name
         _rename_(copy, names)
-        made.append(copy)
+        nodes.append(copy)
     for result, value in zip(node.output, branch.output, strict=True):
         source = names.get(value.name, value.name)
-        made.append(helper.make_node("Identity", [source], [result], name=f"{prefix}{result}"))
-    return made
+        nodes.append(helper.make_node("Identity", [source], [result], name=f"{prefix}{result}"))
+    return nodes
 
 
 def _rename_(node: onnx.NodeProto, names: dict[str, str]) -> None:

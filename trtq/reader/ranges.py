@@ -50,12 +50,12 @@ def ranges_of(model: onnx.ModelProto) -> dict[str, list[Range]]:
         model: with Q/DQ pairs; nodes have names.
     """
     scope = scopes(model)[0]
-    found = {n.name: _of_node(n, scope) for n in scope.graph.node if n.domain in OWN}
-    return {name: ranges for name, ranges in found.items() if ranges}
+    ranges_by_node = {n.name: _of_node(n, scope) for n in scope.graph.node if n.domain in OWN}
+    return {name: ranges for name, ranges in ranges_by_node.items() if ranges}
 
 
 def _of_node(node: onnx.NodeProto, scope: Scope) -> list[Range]:
-    found = []
+    ranges = []
     for operand in ops.of(node).operands:
         places = (0, 1) if operand.index == SHORTCUT else (operand.index,)
         for place in places:
@@ -65,9 +65,9 @@ def _of_node(node: onnx.NodeProto, scope: Scope) -> list[Range]:
             role = _role(node, operand.role, scope)
             range_ = _range(pair, role, scope)
             if range_ is not None:
-                found.append(range_)
+                ranges.append(range_)
                 break
-    return found
+    return ranges
 
 
 def _role(node: onnx.NodeProto, role: str, scope: Scope) -> str:
@@ -106,8 +106,8 @@ def _range(pair: Pair, role: str, scope: Scope) -> Range | None:
 
 def _code_type(zero: Array | None, stored: Array | None) -> str:
     """Return the type of a pair's codes; without a zero point they are uint8 or the stored."""
-    held = zero if zero is not None else stored
-    return "uint8" if held is None else str(held.dtype)
+    codes = zero if zero is not None else stored
+    return "uint8" if codes is None else str(codes.dtype)
 
 
 def foreign_of(
@@ -126,14 +126,14 @@ def foreign_of(
     Raises:
         EncodingsError: there are none, or one is no positive number.
     """
-    found = Foreign(
+    foreign_ranges = Foreign(
         tool="the ONNX file", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]
     )
     moved, assumed = list[str](), list[str]()
     for node, of_node in ranges.items():
         for one in of_node:
             if node not in paths:
-                found.unread[f"{node}.{one.role}"] = "the node is folded into another"
+                foreign_ranges.unread[f"{node}.{one.role}"] = "the node is folded into another"
                 continue
             name = f"{paths[node]}.{one.role}"
             if not np.isfinite(one.amax).all() or (one.amax < 0).any():
@@ -142,25 +142,25 @@ def foreign_of(
                     "a scale must be finite and not below 0",
                 )
             value = torch.from_numpy(np.array(one.amax))
-            found.amax[name] = torch.where(value > 0, value, torch.ones_like(value))
-            found.bits[name] = one.bits
+            foreign_ranges.amax[name] = torch.where(value > 0, value, torch.ones_like(value))
+            foreign_ranges.bits[name] = one.bits
             if one.axis is not None:
-                found.axes[name] = 0  # weights are stored with their outputs first
+                foreign_ranges.axes[name] = 0  # weights are stored with their outputs first
             moved += [name] if one.asymmetric else []
             assumed += [name] if one.assumed else []
-    if not found.amax:
+    if not foreign_ranges.amax:
         raise EncodingsError(
             f"There are no ranges in {source}",
             "no layer reads a Q/DQ pair that trtq has a place for",
         )
     if assumed:
-        found.notes.append(
+        foreign_ranges.notes.append(
             f"{len(assumed)} ranges have no zero point and are read as TensorRT reads them, INT8 "
             f"around 0; ONNX means UINT8 from 0: {', '.join(assumed[:3])}"
         )
     if moved:
-        found.notes.append(
+        foreign_ranges.notes.append(
             f"{len(moved)} ranges were asymmetric; TensorRT's codes are symmetric and reach their "
             f"largest magnitude: {', '.join(moved[:3])}"
         )
-    return found
+    return foreign_ranges

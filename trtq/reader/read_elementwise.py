@@ -54,8 +54,8 @@ def _operands(call: Call) -> tuple[Any, Any]:
 @functools.cache
 def _overload(form: str) -> Callable[..., Any]:
     name, _, overload = form.rpartition(".")
-    found: Callable[..., Any] = getattr(getattr(aten, name), overload)
-    return found
+    operator: Callable[..., Any] = getattr(getattr(aten, name), overload)
+    return operator
 
 
 def divide(call: Call) -> torch.Tensor:

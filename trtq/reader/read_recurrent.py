@@ -93,12 +93,12 @@ def _state(call: Call, position: int, x: torch.Tensor, first: bool) -> torch.Ten
 
 def _parameters(call: Call, form: Form) -> list[torch.Tensor]:
     """Return torch's constants, direction by direction."""
-    found: list[torch.Tensor] = []
+    parameters: list[torch.Tensor] = []
     for d in range(call.x(1).shape[0]):
-        found += [_gates(call.x(1)[d], form), _gates(call.x(2)[d], form)]
+        parameters += [_gates(call.x(1)[d], form), _gates(call.x(2)[d], form)]
         if call.has(3):
-            found += [_gates(half, form) for half in call.x(3)[d].chunk(2)]
-    return found
+            parameters += [_gates(half, form) for half in call.x(3)[d].chunk(2)]
+    return parameters
 
 
 def _gates(table: torch.Tensor, form: Form) -> torch.Tensor:

@@ -301,8 +301,10 @@ def fill(call: Call) -> torch.Tensor:
     """A tensor of one value."""
     from onnx import numpy_helper
 
-    held = call.get("value")
-    value = numpy_helper.to_array(held).reshape(-1) if held is not None else np.zeros(1, np.float32)
+    tensor = call.get("value")
+    value = (
+        numpy_helper.to_array(tensor).reshape(-1) if tensor is not None else np.zeros(1, np.float32)
+    )
     kind = torch.from_numpy(np.array(value)).dtype
     return torch.full(tuple(call.value(0).ints()), value[0].item(), dtype=kind)
 

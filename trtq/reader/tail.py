@@ -35,9 +35,9 @@ def split_tail_(
     first = [n for n in nodes if not _runs(n, opsets.get("", 0))]
     if not first:
         return None, ""
-    tail, made = _behind(graph, first)
+    tail, tail_outputs = _behind(graph, first)
     kept = [n for n in graph.node if n not in tail]
-    wanted = _wanted(graph, opsets, kept, tail, made)
+    wanted = _wanted(graph, opsets, kept, tail, tail_outputs)
     shown = f"{first[0].name or first[0].output[0]} ({first[0].op_type})"
     if not kept or not wanted:
         raise ModelError(
@@ -45,12 +45,12 @@ def split_tail_(
             f"nothing here can run {shown}, and no layer is in front of it",
             'Load the library that has the op: trtq.load("model.onnx", ort_library="ops.so")',
         )
-    held = [
+    initializers = [
         numpy_helper.from_array(constants[r], r)
         for r in dict.fromkeys(r for n in tail for r in reads_of(n))
         if r in constants
     ]
-    body = helper.make_graph(tail, "tail", [], list(graph.output), held)
+    body = helper.make_graph(tail, "tail", [], list(graph.output), initializers)
     imports = [helper.make_opsetid(d, v) for d, v in opsets.items() if v]
     model = helper.make_model(body, opset_imports=imports)
     del graph.node[:]
@@ -69,12 +69,12 @@ def _behind(
 ) -> tuple[list[onnx.NodeProto], set[str]]:
     """Return the nodes ``first``, all nodes behind them, and the tensors that they make."""
     tail: list[onnx.NodeProto] = []
-    made: set[str] = set()
+    tail_outputs: set[str] = set()
     for node in graph.node:
-        if node in first or made & set(reads_of(node)):
+        if node in first or tail_outputs & set(reads_of(node)):
             tail.append(node)
-            made.update(node.output)
-    return tail, made
+            tail_outputs.update(node.output)
+    return tail, tail_outputs
 
 
 def _wanted(
@@ -82,12 +82,12 @@ def _wanted(
     opsets: Mapping[str, int],
     kept: Sequence[onnx.NodeProto],
     tail: Sequence[onnx.NodeProto],
-    made: set[str],
+    tail_outputs: set[str],
 ) -> list[onnx.ValueInfoProto]:
     """Return the outputs of what is kept: the graph's own, and what the tail reads."""
     before = {o for n in kept for o in n.output}
     read = dict.fromkeys(r for n in tail for r in reads_of(n) if r in before)
-    own = [o for o in graph.output if o.name not in made]
+    own = [o for o in graph.output if o.name not in tail_outputs]
     names = {o.name for o in own}
     return [*own, *(_value(graph, opsets, r) for r in read if r not in names)]
 
@@ -112,7 +112,7 @@ def _value(graph: onnx.GraphProto, opsets: Mapping[str, int], name: str) -> onnx
     imports = [helper.make_opsetid(d, v) for d, v in opsets.items() if v]
     model = helper.make_model(graph, opset_imports=imports)
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    found = next((v for v in (*inferred.value_info, *inferred.output) if v.name == name), None)
-    known = found is not None and found.type.tensor_type.elem_type
-    code = found.type.tensor_type.elem_type if found is not None and known else 1
+    value_info = next((v for v in (*inferred.value_info, *inferred.output) if v.name == name), None)
+    known = value_info is not None and value_info.type.tensor_type.elem_type
+    code = value_info.type.tensor_type.elem_type if value_info is not None and known else 1
     return helper.make_tensor_value_info(name, code, None)

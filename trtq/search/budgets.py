@@ -203,7 +203,7 @@ def _ratio(name: str, number: float, text: str) -> float:
 
 
 def budgets_at(
-    t: float, asked: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]
+    t: float, budgets: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the budgets at point ``t`` of the line.
 
@@ -211,7 +211,7 @@ def budgets_at(
 
     Args:
         t: 0 to 2.
-        asked: by budget name.
+        budgets: by budget name.
         least: cost at the narrowest widths.
         most: cost at the widest widths; a budget above it is not changed.
 
@@ -221,8 +221,8 @@ def budgets_at(
     {'size': 15.0}
     """
     if t <= AS_ASKED:
-        return {b: least[b] + t * (limit - least[b]) for b, limit in asked.items()}
-    return {b: limit + (t - AS_ASKED) * max(0.0, most[b] - limit) for b, limit in asked.items()}
+        return {b: least[b] + t * (limit - least[b]) for b, limit in budgets.items()}
+    return {b: limit + (t - AS_ASKED) * max(0.0, most[b] - limit) for b, limit in budgets.items()}
 
 
 def smallest(holds: Callable[[float], bool], low: float, high: float, rounds: int) -> float:

@@ -156,9 +156,9 @@ def prepare_layers(
         by_layer: dict[str, dict[str, Quantizer]] = {}
         for q in placement.quantizers:
             by_layer.setdefault(q.layer, {})[q.role] = q
-        for name, found in by_layer.items():
-            if found["weight"].is_weight and found["weight"].name in encodings.amax:
-                _add(layers, name, found, encodings, graph, option.label)
+        for name, by_role in by_layer.items():
+            if by_role["weight"].is_weight and by_role["weight"].name in encodings.amax:
+                _add(layers, name, by_role, encodings, graph, option.label)
     return list(layers.values())
 
 

@@ -80,7 +80,7 @@ class Counts:
 
 
 def count(
-    found: Sequence[Sequence[Entry]],
+    detections: Sequence[Sequence[Entry]],
     wanted: Sequence[Sequence[Entry]],
     *,
     kind: Kind,
@@ -89,7 +89,7 @@ def count(
     """Return what pycocotools counts.
 
     Args:
-        found: the detections of each image, best first.
+        detections: the detections of each image, best first.
         wanted: the objects of each image.
         kind: what is compared.
         sigmas: of keypoints; None for the usual ones.
@@ -103,7 +103,7 @@ def count(
     params.imgIds, params.catIds = images, classes
     if kind == "keypoints":
         params.kpt_oks_sigmas = _sigmas(params.kpt_oks_sigmas, wanted, sigmas)
-    _give(evaluation, found, wanted)
+    _give(evaluation, detections, wanted)
     evaluation.ious = {(i, c): _overlaps(evaluation, i, c, kind) for i in images for c in classes}
     evaluation.evalImgs = [
         evaluation.evaluateImg(i, c, area, params.maxDets[-1])
@@ -122,18 +122,23 @@ def count(
     )
 
 
-def require_alike(found: Detections, wanted: Boxes) -> None:
+def require_alike(detections: Detections, wanted: Boxes) -> None:
     """Refuse masks of other pictures, and keypoints of other objects.
 
     Args:
-        found: in one picture.
+        detections: in one picture.
         wanted: in the same picture.
 
     Raises:
         DataError: names both sizes or numbers.
     """
-    if found.masks is not None and wanted.masks is not None and len(found) and len(wanted):
-        ours, theirs = found.masks.shape[1:], wanted.masks.size
+    if (
+        detections.masks is not None
+        and wanted.masks is not None
+        and len(detections)
+        and len(wanted)
+    ):
+        ours, theirs = detections.masks.shape[1:], wanted.masks.size
         if theirs is not None and ours != theirs:
             raise DataError(
                 "Cannot compare masks",
@@ -141,8 +146,13 @@ def require_alike(found: Detections, wanted: Boxes) -> None:
                 f"{theirs[1]}x{theirs[0]}",
                 "Move the detections into the original image first",
             )
-    if found.keypoints is not None and wanted.keypoints is not None and len(found) and len(wanted):
-        numbers = (found.keypoints.shape[1], wanted.keypoints.shape[1])
+    if (
+        detections.keypoints is not None
+        and wanted.keypoints is not None
+        and len(detections)
+        and len(wanted)
+    ):
+        numbers = (detections.keypoints.shape[1], wanted.keypoints.shape[1])
         if numbers[0] != numbers[1]:
             raise DataError(
                 "Cannot compare keypoints",
@@ -151,11 +161,11 @@ def require_alike(found: Detections, wanted: Boxes) -> None:
             )
 
 
-def found_entries(found: Detections, kind: Kind) -> list[Entry]:
+def found_entries(detections: Detections, kind: Kind) -> list[Entry]:
     """Return detections as pycocotools takes them, the best of each class.
 
     Args:
-        found: in one picture; those that are not finite are left out.
+        detections: in one picture; those that are not finite are left out.
         kind: what is compared.
 
     Returns:
@@ -164,20 +174,20 @@ def found_entries(found: Detections, kind: Kind) -> list[Entry]:
     Raises:
         DataError: they have no masks or keypoints.
     """
-    found = found.finite()
-    order = np.argsort(-found.scores, kind="stable")
-    found = found.at(order[_among_best(found.classes[order], MOST[kind])])
-    boxes = _sides(found.xyxy)
+    detections = detections.finite()
+    order = np.argsort(-detections.scores, kind="stable")
+    detections = detections.at(order[_among_best(detections.classes[order], MOST[kind])])
+    boxes = _sides(detections.xyxy)
     entries: list[Entry] = [
         {"category_id": c, "score": s, "bbox": box, "area": box[2] * box[3]}
         for c, s, box in zip(
-            found.classes.tolist(), found.scores.tolist(), boxes.tolist(), strict=True
+            detections.classes.tolist(), detections.scores.tolist(), boxes.tolist(), strict=True
         )
     ]
     if kind == "segm":
-        _add_masks(entries, found.masks)
+        _add_masks(entries, detections.masks)
     elif kind == "keypoints":
-        _add_points(entries, found.keypoints)
+        _add_points(entries, detections.keypoints)
     return entries
 
 
@@ -287,10 +297,10 @@ def _class(entry: Entry) -> int:
 
 
 def _give(
-    evaluation: Any, found: Sequence[Sequence[Entry]], wanted: Sequence[Sequence[Entry]]
+    evaluation: Any, detections: Sequence[Sequence[Entry]], wanted: Sequence[Sequence[Entry]]
 ) -> None:
     """Pass objects to pycocotools, each with a number of its own that is not 0."""
-    for lists, kept in ((found, evaluation._dts), (wanted, evaluation._gts)):
+    for lists, kept in ((detections, evaluation._dts), (wanted, evaluation._gts)):
         for number, (image, entry) in enumerate(_numbered(lists), start=1):
             kept[image, entry["category_id"]].append({**entry, "id": number, "image_id": image})
 
@@ -310,12 +320,12 @@ def _overlaps(evaluation: Any, image: int, number: int, kind: Kind) -> Any:
 
     if kind == "keypoints":
         return evaluation.computeOks(image, number)
-    wanted, found = evaluation._gts[image, number], evaluation._dts[image, number]
-    if not wanted and not found:
+    wanted, detections = evaluation._gts[image, number], evaluation._dts[image, number]
+    if not wanted and not detections:
         return []
     key = "segmentation" if kind == "segm" else "bbox"
     groups = [int(w["group"]) for w in wanted]
-    return mask.iou([f[key] for f in found], [w[key] for w in wanted], groups)
+    return mask.iou([f[key] for f in detections], [w[key] for w in wanted], groups)
 
 
 def _sigmas(usual: Floats, wanted: Sequence[Sequence[Entry]], given: Floats | None) -> Floats:

@@ -22,17 +22,17 @@ AXES = 3
 Floats = npt.NDArray[np.float64]
 
 
-def depth_errors(found: Floats, wanted: Floats, near: float = NEAR) -> tuple[float, float, float]:
+def depth_errors(depths: Floats, wanted: Floats, near: float = NEAR) -> tuple[float, float, float]:
     """Return AbsRel, RMSE and the share within a factor of ``near``, percent.
 
     Args:
-        found: depths [M]; a NaN or an infinity counts as 0, which is never close.
+        depths: [M]; a NaN or an infinity counts as 0, which is never close.
         wanted: true depths [M], all positive.
         near: ratio of two depths that are close.
     """
-    found = np.where(np.isfinite(found), found, 0.0)
-    far = np.abs(found - wanted)
-    ratio = np.maximum(found / wanted, wanted / np.maximum(found, np.finfo(np.float64).tiny))
+    depths = np.where(np.isfinite(depths), depths, 0.0)
+    far = np.abs(depths - wanted)
+    ratio = np.maximum(depths / wanted, wanted / np.maximum(depths, np.finfo(np.float64).tiny))
     return (
         float((far / wanted).mean()),
         float(np.sqrt(np.square(far).mean())),
@@ -64,8 +64,8 @@ class DepthScore:
         if targets is None:
             return
         wanted = as_maps(targets).astype(np.float64)
-        found = resized(answer[:, None], wanted.shape[1:])[:, 0].astype(np.float64)
-        for own, truth in zip(found, wanted, strict=True):
+        depths = resized(answer[:, None], wanted.shape[1:])[:, 0].astype(np.float64)
+        for own, truth in zip(depths, wanted, strict=True):
             counted = np.isfinite(truth) & (truth > 0.0) & (truth != self.ignore)
             if counted.any():
                 self.errors.append(depth_errors(own[counted], truth[counted], self.near))

@@ -72,10 +72,10 @@ class Detection(Task):
     def decode(self, outputs: Outputs, places: Places) -> list[Detections]:
         """Return the boxes of each sample, in pixels of its original image where it has one."""
         assert self.head is not None
-        found = self.head.decode(outputs, self.size)
+        detections = self.head.decode(outputs, self.size)
         if places is None:
-            return found
-        return [f.moved(place) for f, place in zip(found, places, strict=True)]
+            return detections
+        return [f.moved(place) for f, place in zip(detections, places, strict=True)]
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         del ignore

@@ -20,15 +20,15 @@ def color_of(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_boxes(image: Image.Image, found: Detections, classes: Sequence[str]) -> Image.Image:
+def draw_boxes(image: Image.Image, detections: Detections, classes: Sequence[str]) -> Image.Image:
     """Return an image with boxes, masks and points of at least 0.25, their class and score.
 
     Args:
         image: of any mode.
-        found: in pixels of the image.
+        detections: in pixels of the image.
         classes: names in index order; a class without one is a number.
     """
-    shown = found.above(SHOWN_SCORE)
+    shown = detections.above(SHOWN_SCORE)
     picture = image.convert("RGB")
     if shown.masks is not None:
         for mask, number in zip(shown.masks, shown.classes, strict=True):

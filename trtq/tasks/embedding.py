@@ -144,8 +144,8 @@ def cosines(one: Array, other: Array) -> npt.NDArray[np.float64]:
         one: [N, D].
         other: [N, D].
     """
-    found = np.einsum("nd,nd->n", directions(one), directions(other)).astype(np.float64)
-    return np.clip(np.where(np.isfinite(found), found, -1.0), -1.0, 1.0)
+    similarities = np.einsum("nd,nd->n", directions(one), directions(other)).astype(np.float64)
+    return np.clip(np.where(np.isfinite(similarities), similarities, -1.0), -1.0, 1.0)
 
 
 def neighbours(vectors: Array) -> npt.NDArray[np.int64]:

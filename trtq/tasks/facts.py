@@ -118,8 +118,8 @@ class Facts:
     @cached_property
     def is_rt_detr(self) -> bool:
         """Whether the metadata call the model an RT-DETR."""
-        said = " ".join(self.metadata.get(k, "") for k in ("head", "description"))
-        return "rtdetr" in re.sub("[^a-z]", "", said.lower())
+        description = " ".join(self.metadata.get(k, "") for k in ("head", "description"))
+        return "rtdetr" in re.sub("[^a-z]", "", description.lower())
 
     @property
     def count(self) -> int | None:

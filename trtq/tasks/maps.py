@@ -40,10 +40,10 @@ def draw_classes(image: Image.Image, classes: npt.NDArray[np.int64]) -> Image.Im
         classes: class indices of pixels, 0 or more; resized to the image, nearest.
     """
     numbers = Image.fromarray(classes.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST)
-    found = np.asarray(numbers, dtype=np.int64)
-    palette = np.asarray([color_of(i) for i in range(int(found.max(initial=0)) + 1)])
+    class_map = np.asarray(numbers, dtype=np.int64)
+    palette = np.asarray([color_of(i) for i in range(int(class_map.max(initial=0)) + 1)])
     pixels = np.asarray(image.convert("RGB"), dtype=np.uint16)
-    return Image.fromarray(((pixels + palette[found]) // 2).astype(np.uint8))
+    return Image.fromarray(((pixels + palette[class_map]) // 2).astype(np.uint8))
 
 
 def draw_values(size: tuple[int, int], values: Array) -> Image.Image:

@@ -104,9 +104,11 @@ def average_precision(scores: Array, wanted: Bools) -> float | None:
     order = np.argsort(-scores, kind="stable")
     right = np.cumsum(wanted[order])
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0.0, True))
-    found = right[ends]
-    precision = found / (ends + 1)
-    return round(100.0 * float(np.sum(np.diff(found, prepend=0) * precision)) / int(right[-1]), 4)
+    true_positives = right[ends]
+    precision = true_positives / (ends + 1)
+    return round(
+        100.0 * float(np.sum(np.diff(true_positives, prepend=0) * precision)) / int(right[-1]), 4
+    )
 
 
 class EqualDecisions(EqualShare):

@@ -62,10 +62,10 @@ class OneOutput(Task):
         """
         named = [part for part in self.asked.split(",") if part and part not in self.words]
         name = self._named(named, facts) if named else self._only(facts)
-        asked = ",".join(p for p in (*(w for w in self.words if self.has_word(w)), *named))
+        option_text = ",".join(p for p in (*(w for w in self.words if self.has_word(w)), *named))
         if not named and name != next(iter(facts.outputs)):
-            asked = ",".join(p for p in (asked, name) if p)
-        return replace(self, asked=asked, output=name)
+            option_text = ",".join(p for p in (option_text, name) if p)
+        return replace(self, asked=option_text, output=name)
 
     def _named(self, named: list[str], facts: Facts) -> str:
         if len(named) > 1 or named[0] not in facts.outputs:

@@ -56,19 +56,21 @@ class MeanPrecision:
         self._wanted: list[list[Entry]] = []
         self._found: list[list[Entry]] = []
 
-    def add(self, found: Sequence[Detections], wanted: Sequence[Boxes] | None) -> None:
+    def add(self, predictions: Sequence[Detections], wanted: Sequence[Boxes] | None) -> None:
         """Count images: what was found in each, and what is in it, in pixels of the same picture.
 
         Images without known objects, None, do not count.
 
         Args:
-            found: in each picture, in any order.
+            predictions: in each picture, in any order.
             wanted: in the same pictures; None counts nothing.
 
         Raises:
             DataError: masks or keypoints are missing, or do not belong together.
         """
-        for detections, boxes in zip(found, wanted, strict=True) if wanted is not None else ():
+        for detections, boxes in (
+            zip(predictions, wanted, strict=True) if wanted is not None else ()
+        ):
             require_alike(detections, boxes)
             self._found.append(found_entries(detections, self.kind))
             self._wanted.append(wanted_entries(boxes, self.kind))
@@ -125,18 +127,18 @@ class AgreementPrecision:
         self.kind: Kind = kind
         self.precision = MeanPrecision(classes, kind=kind)
 
-    def add(self, found: Sequence[Detections], reference: Sequence[Detections]) -> None:
+    def add(self, predictions: Sequence[Detections], reference: Sequence[Detections]) -> None:
         """Count images.
 
         Args:
-            found: by the model, in each image.
+            predictions: by the model, in each image.
             reference: by the reference in the same image and the same pixels; its boxes with a
                 score of 0.25 and more are what there is to find.
 
         Raises:
             DataError: masks or keypoints are missing.
         """
-        self.precision.add(found, [as_truth(r) for r in reference])
+        self.precision.add(predictions, [as_truth(r) for r in reference])
 
     @property
     def figures(self) -> list[Figure]:

@@ -44,10 +44,10 @@ class PixelScore:
             return
         classes = answer.shape[1]
         answer = resized(answer, targets.shape[1:])
-        found = predictions(answer)
+        predicted_classes = predictions(answer)
         ruined = ~np.isfinite(answer).all(axis=1)
-        found[ruined] = (targets[ruined] + 1) % classes  # NaN and infinity are wrong
-        new = confusion(found, targets, classes, self.ignore)
+        predicted_classes[ruined] = (targets[ruined] + 1) % classes  # NaN and infinity are wrong
+        new = confusion(predicted_classes, targets, classes, self.ignore)
         self.counts = new if self.counts is None else self.counts + new
 
     @property

@@ -71,22 +71,22 @@ class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(self._pack, self._unpack)
         self.origins: dict[int, tuple[_Origin, object]] = {}
 
-    def note(self, made: torch.Tensor, origin: _Origin) -> None:
-        """Remember where ``made`` comes from, for as long as it lives.
+    def note(self, tensor: torch.Tensor, origin: _Origin) -> None:
+        """Remember where ``tensor`` comes from, for as long as it lives.
 
         Args:
-            made: a tensor on its codes.
+            tensor: a tensor on its codes.
             origin: rounds it again.
         """
-        key = made.untyped_storage()._cdata
-        self.origins[key] = origin, weakref.ref(made, lambda _: self.origins.pop(key, None))
+        key = tensor.untyped_storage()._cdata
+        self.origins[key] = origin, weakref.ref(tensor, lambda _: self.origins.pop(key, None))
 
     def _pack(self, tensor: torch.Tensor) -> object:
-        found = self.origins.get(tensor.untyped_storage()._cdata)
+        entry = self.origins.get(tensor.untyped_storage()._cdata)
         return (
             tensor
-            if found is None
-            else (found[0], tensor.size(), tensor.stride(), tensor.storage_offset())
+            if entry is None
+            else (entry[0], tensor.size(), tensor.stride(), tensor.storage_offset())
         )
 
     @staticmethod
@@ -126,9 +126,9 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,), made = grads, ctx.origin
-        x, axis, qmin, qmax = made.x, made.axis, made.qmin, made.qmax
-        step = along_axis(made.step, x.ndim, axis)
+        (grad,), origin = grads, ctx.origin
+        x, axis, qmin, qmax = origin.x, origin.axis, origin.qmin, origin.qmax
+        step = along_axis(origin.step, x.ndim, axis)
         # The gradient where the position rounds onto a code (half a code beyond the ends still
         # does), else 0.
         if (
@@ -143,7 +143,7 @@ class _LearnedStep(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # LSQ eq. 3: what rounding did inside, the end code outside. Two sums of small terms:
             # those of grad * codes and grad * x apart would be large, and cancel.
-            codes, outside = made.take(), grad - into_x
+            codes, outside = origin.take(), grad - into_x
             if (
                 axis is None
                 and grad.dtype == x.dtype == torch.float32
@@ -155,8 +155,8 @@ class _LearnedStep(torch.autograd.Function):
                 dims = [d for d in range(x.ndim) if axis is None or d != axis % x.ndim]
                 outer = (outside * codes).sum(dims, dtype=torch.float32)
                 inner = codes.sub_(x).mul(into_x).sum(dims, dtype=torch.float32)
-            into_step = (inner + outer) * ctx.grad_scale / made.step
-        made.held = ctx.origin = None  # freed now, not with the whole graph
+            into_step = (inner + outer) * ctx.grad_scale / origin.step
+        origin.held = ctx.origin = None  # freed now, not with the whole graph
         return into_x, into_step, None, None
 
 

@@ -251,8 +251,8 @@ class Trainer:
         self._save(None)
         shown = f", {score.words} on --val (torch, quantized)" if score is not None else ""
         rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
-        said = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
-        self.progress.note(f"epoch {at.epoch}: {said}")
+        summary = f"loss {loss:.4f}{shown}; {speed:.0f} images/s{rest}"
+        self.progress.note(f"epoch {at.epoch}: {summary}")
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:

@@ -38,8 +38,8 @@ class Anchored(Head):
     anchors: Array
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        del asked
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        del by_name
         names = _parts(facts)
         if any(part not in names for part in cls.parts):
             return []
@@ -164,11 +164,11 @@ class Fcos(Anchored):
 def _parts(facts: Facts) -> dict[str, str]:
     """Return the names of the outputs [N, A, ...] by what they are; two of a kind are none."""
     names = [n for n, shape in facts.outputs.items() if len(shape) == 3]
-    found: dict[str, list[str]] = {}
+    names_by_part: dict[str, list[str]] = {}
     for part in ("centerness", "boxes", "scores"):
-        taken = {n for others in found.values() for n in others}
-        found[part] = [n for n in names if n not in taken and PARTS[part].search(n.lower())]
-    single = {part: own[0] for part, own in found.items() if len(own) == 1}
+        taken = {n for others in names_by_part.values() for n in others}
+        names_by_part[part] = [n for n in names if n not in taken and PARTS[part].search(n.lower())]
+    single = {part: own[0] for part, own in names_by_part.items() if len(own) == 1}
     if "boxes" in single and facts.outputs[single["boxes"]][2] != 4:
         del single["boxes"]
     return single

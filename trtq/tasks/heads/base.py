@@ -75,12 +75,12 @@ class Head(ABC):
 
     @classmethod
     @abstractmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:
         """Return the ways in which the head reads outputs of these shapes; none if it cannot.
 
         Args:
             facts: what is known about the model.
-            asked: the head was asked for by name: what else the outputs could be does not count.
+            by_name: the head was asked for by name: what else the outputs could be does not count.
 
         Raises:
             UsageError: something that it needs is missing.
@@ -208,8 +208,8 @@ def ranked(
     kept &= np.isfinite(classes) & (classes >= 0)
     rows = np.flatnonzero(kept)
     rows = rows[np.argsort(-scores[rows], kind="stable")][:most]
-    found = Detections.of(boxes[rows], scores[rows], np.rint(classes[rows]).astype(np.int64))
-    return found, rows
+    detections = Detections.of(boxes[rows], scores[rows], np.rint(classes[rows]).astype(np.int64))
+    return detections, rows
 
 
 def corners(boxes: Array) -> Array:

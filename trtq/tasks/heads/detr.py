@@ -30,8 +30,8 @@ class Queries(Head):
     nothing: ClassVar[int]  # columns for "no object" behind the classes
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        if not asked and not cls._is_meant(facts):
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        if not by_name and not cls._is_meant(facts):
             return []
         return [
             cls(outputs=(logits, boxes), classes=columns - cls.nothing)
@@ -132,8 +132,8 @@ class RfDetr(RtDetr):
         return ("masks",) if len(self.outputs) > 2 else ()
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        del asked  # its names are its own
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        del by_name  # its names are its own
         labels = output_called(facts, ("labels",), rank=3)
         dets = output_called(facts, ("dets",), rank=3)
         if labels is None or dets is None or facts.outputs[dets][2] != BOX:
@@ -193,8 +193,8 @@ class RtDetrRows(Head):
     selected: bool = False
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        if not asked and (not facts.is_rt_detr or any(_pairs(facts))):
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        if not by_name and (not facts.is_rt_detr or any(_pairs(facts))):
             return []
         # Exports that name their head have selected; two classes look the same in others.
         return [
@@ -228,8 +228,8 @@ def best_pairs(boxes: Array, scores: Array, *, least: float, most: int) -> Detec
         most: pairs that are returned.
     """
     best = best_of(scores.T, least)
-    found = Detections.of(boxes[best.rows], best.scores, best.classes).finite()
-    return found.at(np.arange(min(len(found), most)))
+    detections = Detections.of(boxes[best.rows], best.scores, best.classes).finite()
+    return detections.at(np.arange(min(len(detections), most)))
 
 
 def pixels(boxes: Array, size: tuple[int, int]) -> Array:

@@ -37,8 +37,8 @@ class EndToEnd(Head):
         return ("masks",) if len(self.outputs) > 1 else ("keypoints",) if self.points else ()
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        if not asked and (facts.task not in TASKS or facts.is_rt_detr):
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        if not by_name and (facts.task not in TASKS or facts.is_rt_detr):
             return []
         maps, points = prototypes(facts), facts.keypoint_shape
         extra = maps[1] if maps else points[0] * points[1] if points else 0
@@ -57,15 +57,15 @@ class EndToEnd(Head):
         return [self._read(rows, own, size) for rows, own in zip(outputs[0], maps, strict=True)]
 
     def _read(self, rows: Array, maps: Array | None, size: tuple[int, int]) -> Detections:
-        found, kept = ranked(
+        detections, kept = ranked(
             rows[:, :4], rows[:, 4], rows[:, 5], least=self.least_score, most=self.most
         )
         extra = rows[kept, ROW:]
         if maps is not None:
-            return replace(found, masks=masks_of(extra, maps, found.xyxy, size))
+            return replace(detections, masks=masks_of(extra, maps, detections.xyxy, size))
         if self.points is not None:
-            return replace(found, keypoints=keypoints_of(extra, self.points))
-        return found
+            return replace(detections, keypoints=keypoints_of(extra, self.points))
+        return detections
 
 
 def _is_selection(shape: Shape, numbers: int, facts: Facts) -> bool:

@@ -32,8 +32,8 @@ class Lists(Head):
     by_names: ClassVar[bool] = True
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        if not asked and _counted(facts) is not None:
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        if not by_name and _counted(facts) is not None:
             return []
         lists = _lists(facts, samples=1)
         return [] if lists is None else [cls(outputs=lists)]
@@ -79,8 +79,8 @@ class EfficientNms(Lists):
     )
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        del asked
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        del by_name
         lists, number = _lists(facts, samples=1), _counted(facts)
         return [] if lists is None or number is None else [cls(outputs=(*lists, number))]
 
@@ -107,9 +107,9 @@ class TensorFlow(EfficientNms):
     )
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        heads = super().fitting(facts, asked=asked)
-        return [h for h in heads if asked or h.outputs[0].endswith("detection_boxes")]
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        heads = super().fitting(facts, by_name=by_name)
+        return [h for h in heads if by_name or h.outputs[0].endswith("detection_boxes")]
 
     def decode_arrays(  # noqa: D102
         self, outputs: Sequence[Array], size: tuple[int, int]
@@ -140,8 +140,8 @@ class TorchVision(Lists):
         return ("masks",) * self.masks + ("keypoints",) * self.points
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        del asked
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        del by_name
         lists = _lists(facts, samples=0)
         if lists is None:
             return []
@@ -157,11 +157,11 @@ class TorchVision(Lists):
     ) -> list[Detections]:
         del size
         boxes, scores, labels, *extras = outputs
-        found, kept = ranked(boxes, scores, labels - 1, least=self.least_score, most=self.most)
+        detections, kept = ranked(boxes, scores, labels - 1, least=self.least_score, most=self.most)
         if self.masks:
-            found = replace(found, masks=extras.pop(0)[kept, 0] > HALF)
+            detections = replace(detections, masks=extras.pop(0)[kept, 0] > HALF)
         if self.points:
             points, point_scores = (values[kept] for values in extras)
             joined = np.concatenate([points[..., :2], point_scores[..., None]], axis=-1)
-            found = replace(found, keypoints=joined)
-        return [found]
+            detections = replace(detections, keypoints=joined)
+        return [detections]

@@ -40,13 +40,13 @@ ROTATED = "obb"  # ultralytics' task of rotated boxes
 HEADS: Mapping[str, type[Head]] = {row.name: row for row in ROWS}
 
 
-def find_head(facts: Facts, asked: str | None = None) -> Head:
+def find_head(facts: Facts, head_text: str | None = None) -> Head:
     """Return the head that reads the outputs of a model.
 
     Args:
         facts: what is known about the model.
-        asked: name of the head, a colon and the file of its anchors if it needs them; None to find
-            it from the outputs and the metadata.
+        head_text: name of the head, a colon and the file of its anchors if it needs them; None to
+            find it from the outputs and the metadata.
 
     Raises:
         UsageError: none fits, or several, it is unknown, or it has another number of classes.
@@ -61,9 +61,9 @@ def find_head(facts: Facts, asked: str | None = None) -> Head:
             "Compare its outputs as numbers, --task tensors, or give a task of your own: --task "
             "file.py:task",
         )
-    fitting = _fitting(facts) if asked is None else _of_name(facts, asked)
+    fitting = _fitting(facts) if head_text is None else _of_name(facts, head_text)
     if not fitting:
-        raise _none_fits(facts, asked)
+        raise _none_fits(facts, head_text)
     heads = [h for h in fitting if facts.count in (None, h.classes) or h.classes is None]
     if not heads:
         raise _other_classes(facts, fitting)
@@ -75,13 +75,13 @@ def find_head(facts: Facts, asked: str | None = None) -> Head:
 def _fitting(facts: Facts) -> list[Head]:
     """Return the heads that fit; names of outputs say more than their shapes."""
     rows = [row for row in ROWS if not row.only_asked]
-    heads = [head for row in rows for head in row.fitting(facts, asked=False)]
+    heads = [head for row in rows for head in row.fitting(facts, by_name=False)]
     return [h for h in heads if h.by_names] or heads
 
 
-def _of_name(facts: Facts, asked: str) -> Sequence[Head]:
+def _of_name(facts: Facts, head_text: str) -> Sequence[Head]:
     """Return the ways in which a head that was asked for reads the outputs."""
-    name, _, file = asked.partition(":")
+    name, _, file = head_text.partition(":")
     if name not in HEADS:
         raise UsageError(f"There is no head {name!r}", hint=suggest(name, HEADS))
     if file and not HEADS[name].only_asked:
@@ -91,12 +91,12 @@ def _of_name(facts: Facts, asked: str) -> Sequence[Head]:
             f"Write --task detection:{name}",
         )
     known = replace(facts, anchors=read_anchors(file)) if file else facts
-    return HEADS[name].fitting(known, asked=True)
+    return HEADS[name].fitting(known, by_name=True)
 
 
-def _none_fits(facts: Facts, asked: str | None) -> UsageError:
-    if asked is not None:
-        name = asked.partition(":")[0]
+def _none_fits(facts: Facts, head_text: str | None) -> UsageError:
+    if head_text is not None:
+        name = head_text.partition(":")[0]
         return UsageError(
             f"The head {name} cannot read the outputs of the model",
             f"it reads {HEADS[name].summary}; known: {facts.words}",

@@ -47,16 +47,16 @@ class Layout(NamedTuple):
     per_cell: int | None
 
 
-def layouts(facts: Facts, *, asked: bool) -> list[Layout]:
+def layouts(facts: Facts, *, by_name: bool) -> list[Layout]:
     """Return every way to read an output [N, a, b] as anchors with a box and scores.
 
     Args:
         facts: what is known about the model.
-        asked: take the larger axis for the anchors where their number is unusual.
+        by_name: take the larger axis for the anchors where their number is unusual.
     """
     shapes = {n: s for n, s in facts.outputs.items() if len(s) == 3}
     certain = [at for n, s in shapes.items() for at in _layouts(n, s, facts, strict=True)]
-    if certain or not asked:
+    if certain or not by_name:
         return certain
     return [at for n, s in shapes.items() for at in _layouts(n, s, facts, strict=False)]
 
@@ -106,10 +106,12 @@ class Rows(Head):
     tasks: ClassVar[tuple[str, ...]] = ("detect",)
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
-        if not asked and not cls._is_meant(facts):
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
+        if not by_name and not cls._is_meant(facts):
             return []
-        ways = [at for at in layouts(facts, asked=asked) if cls._has(at, facts, asked=asked)]
+        ways = [
+            at for at in layouts(facts, by_name=by_name) if cls._has(at, facts, by_name=by_name)
+        ]
         return [head for at in ways for head in cls._reading(at, facts)]
 
     @classmethod
@@ -127,10 +129,10 @@ class Rows(Head):
         return facts.task is not None or not (prototypes(facts) or facts.keypoint_shape)
 
     @classmethod
-    def _has(cls, at: Layout, facts: Facts, *, asked: bool) -> bool:
+    def _has(cls, at: Layout, facts: Facts, *, by_name: bool) -> bool:
         """Whether the head writes its numbers in this way."""
         del facts
-        return asked or at.per_cell in cls.per_cell
+        return by_name or at.per_cell in cls.per_cell
 
     def _anchors(self, output: Array, size: tuple[int, int]) -> list[Array]:
         """Return the numbers of each sample, [channels, anchors]."""
@@ -190,9 +192,9 @@ class YoloObjectness(Rows):
     per_cell: ClassVar[tuple[int | None, ...]] = (1, 3, None)
 
     @classmethod
-    def _has(cls, at: Layout, facts: Facts, *, asked: bool) -> bool:
+    def _has(cls, at: Layout, facts: Facts, *, by_name: bool) -> bool:
         """Heads with one anchor a cell and an objectness have it last."""
-        return super()._has(at, facts, asked=asked) and (asked or at.per_cell != 1 or at.last)
+        return super()._has(at, facts, by_name=by_name) and (by_name or at.per_cell != 1 or at.last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +207,9 @@ class YoloX(Rows):
     per_cell: ClassVar[tuple[int | None, ...]] = (1,)
 
     @classmethod
-    def _has(cls, at: Layout, facts: Facts, *, asked: bool) -> bool:
+    def _has(cls, at: Layout, facts: Facts, *, by_name: bool) -> bool:
         """Cells are counted in any case: boxes without their cells are meaningless."""
-        return at.last and (at.per_cell == 1 or (asked and facts.size is None))
+        return at.last and (at.per_cell == 1 or (by_name and facts.size is None))
 
     def _anchors(self, output: Array, size: tuple[int, int]) -> list[Array]:
         places, strides = grid(size, output.shape[1])
@@ -278,14 +280,14 @@ class YoloSplit(Head):
     last: bool = True
 
     @classmethod
-    def fitting(cls, facts: Facts, *, asked: bool) -> Sequence[Head]:  # noqa: D102
+    def fitting(cls, facts: Facts, *, by_name: bool) -> Sequence[Head]:  # noqa: D102
         shapes = {n: s for n, s in facts.outputs.items() if len(s) == 3}
-        if len(shapes) != 2 or (not asked and facts.task is not None):
+        if len(shapes) != 2 or (not by_name and facts.task is not None):
             return []
         return [
             cls(outputs=(boxes, scores), classes=columns, last=last)
             for boxes, scores in (tuple(shapes), tuple(shapes)[::-1])
-            for columns, last in _columns(shapes[boxes], shapes[scores], facts, asked=asked)
+            for columns, last in _columns(shapes[boxes], shapes[scores], facts, by_name=by_name)
             if not _BOXED.search(scores.lower()) or _BOXED.search(boxes.lower())
         ]
 
@@ -317,14 +319,14 @@ _BOXED = re.compile("box")
 
 
 def _columns(
-    boxes: Shape, scores: Shape, facts: Facts, *, asked: bool
+    boxes: Shape, scores: Shape, facts: Facts, *, by_name: bool
 ) -> Iterator[tuple[int, bool]]:
     """Yield classes and whether they are the last axis, for outputs of the same anchors."""
     anchors = boxes[1]
     if boxes[2] != BOX or not isinstance(anchors, int):
         return
     usual = facts.size is not None and anchors_a_cell(anchors, facts.size) == 1
-    if not (usual or asked):
+    if not (usual or by_name):
         return
     for last in (True, False):
         own, columns = scores[1:] if last else scores[:0:-1]

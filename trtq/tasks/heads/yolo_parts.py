@@ -69,9 +69,9 @@ class YoloMasks(Rows):
         ]
 
     def _with_masks(self, anchors: Array, maps: Array, size: tuple[int, int]) -> Detections:
-        found, chosen = self._kept(anchors)
+        detections, chosen = self._kept(anchors)
         parts = anchors[-self.coefficients :, chosen.rows].T
-        return replace(found, masks=masks_of(parts, maps, found.xyxy, size))
+        return replace(detections, masks=masks_of(parts, maps, detections.xyxy, size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,9 @@ class YoloPose(Rows):
         return [self._with_points(anchors) for anchors in self._anchors(outputs[0], size)]
 
     def _with_points(self, anchors: Array) -> Detections:
-        found, chosen = self._kept(anchors)
+        detections, chosen = self._kept(anchors)
         numbers = anchors[-self.points[0] * self.points[1] :, chosen.rows].T
-        return replace(found, keypoints=keypoints_of(numbers, self.points))
+        return replace(detections, keypoints=keypoints_of(numbers, self.points))
 
 
 def _points(at: Layout, facts: Facts) -> tuple[int, int]:
