@@ -12,10 +12,11 @@ from trtq.models.load import LoadedModel, load_model
 from trtq.models.pt2 import load_pt2
 from trtq.reader.load import load_onnx_model
 
-# Files that hold a model with its weights, by suffix.
-WHOLE: Mapping[str, Callable[[Path], LoadedModel]] = {
-    ".onnx": load_onnx_model,
-    ".pt2": load_pt2,
+# Files that hold a model with its weights, by suffix; the second value of a call are inputs that
+# become constants.
+WHOLE: Mapping[str, Callable[[Path, Mapping[str, Any]], LoadedModel]] = {
+    ".onnx": lambda path, fixed: load_onnx_model(path, fixed=fixed),
+    ".pt2": lambda path, _: load_pt2(path),
 }
 
 
@@ -32,7 +33,7 @@ def load_text(
 
     Args:
         name: ``FILE.onnx``, ``FILE.pt2`` or what :func:`trtq.models.load.load_model` takes.
-        args: keyword arguments of the factory.
+        args: keyword arguments of the factory; of an ONNX file inputs that become constants.
         checkpoint: weights to load into what the factory makes.
         match: whether tensors of the checkpoint match those of the model by name or by order.
         key: where in the checkpoint the weights are.
@@ -41,17 +42,18 @@ def load_text(
     Raises:
         ModelError: unknown, or its weights do not fit.
         ExportError: an ONNX file that is missing or damaged.
-        UsageError: a checkpoint or arguments for a file that has its weights, or how to read a
-            checkpoint and none.
+        UsageError: a checkpoint for a file that has its weights, arguments that it does not take,
+            or how to read a checkpoint and none.
     """
-    load = WHOLE.get(Path(name).suffix.lower())
+    suffix = Path(name).suffix.lower()
+    load = WHOLE.get(suffix)
     if load is None:
         if checkpoint is None:
             require_no_reading(match, key)
         return load_model(name, args=args, checkpoint=checkpoint, match=match, key=key, seed=seed)
     unused = {
         "--checkpoint": checkpoint,
-        "--model-arg": args,
+        "--model-arg": args if suffix != ".onnx" else None,
         "--checkpoint-key": key,
         "--checkpoint-match": match != "name",
     }
@@ -62,7 +64,7 @@ def load_text(
             "the file has its weights and takes no arguments",
             "Leave it out",
         )
-    return load(Path(name))
+    return load(Path(name), args or {})
 
 
 def require_no_reading(match: Match, key: str | None) -> None:

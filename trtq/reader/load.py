@@ -16,18 +16,22 @@ from trtq.reader.read import read_onnx
 IMAGE_CHANNELS = (1, 3)
 
 
-def load_onnx_model(source: Path | onnx.ModelProto, name: str = "") -> LoadedModel:
+def load_onnx_model(
+    source: Path | onnx.ModelProto, name: str = "", fixed: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """Return the model of an ONNX file.
 
     Args:
         source: a file, or a model in memory.
         name: of a model in memory.
+        fixed: values of inputs that become constants, by name.
 
     Raises:
+        UsageError: a value of ``fixed`` does not fit an input.
         ExportError: the file is missing, damaged or incomplete.
         ModelError: it is quantized in a form that has no float model, or of an unknown opset.
     """
-    module = read_onnx(source)
+    module = read_onnx(source, fixed)
     return LoadedModel(
         module=module,
         name=name or (str(source) if isinstance(source, Path) else "ONNX model"),

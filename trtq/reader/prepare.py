@@ -7,9 +7,11 @@ become one node each, and matmuls with a matrix of constants are marked as linea
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +37,7 @@ from trtq.onnx_walk import (
 )
 from trtq.reader.call import reads_of
 from trtq.reader.doubles import singles_, widen_halves_
+from trtq.reader.fixed_inputs import fix_inputs_
 from trtq.reader.fuse import fuse_
 from trtq.reader.ranges import Range, ranges_of
 from trtq.reader.refusals import require_readable
@@ -88,14 +91,18 @@ class Prepared:
         return opsets | {n.domain: 1 for n in self.graph.node if n.domain not in (*OWN, *opsets)}
 
 
-def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
+def prepare(
+    source: Path | onnx.ModelProto, name: str = "", fixed: Mapping[str, Any] | None = None
+) -> Prepared:
     """Return a model, ready to become a module.
 
     Args:
         source: a file, or a model in memory, which is not changed.
         name: of a model in memory, for messages.
+        fixed: values of inputs that become constants, by name.
 
     Raises:
+        UsageError: a value of ``fixed`` does not fit an input.
         ExportError: the file is missing, damaged or incomplete.
         ModelError: it is quantized in a form that has no float model, or of an unknown opset.
     """
@@ -107,13 +114,14 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
         name = name or str(source)
         model = read_onnx(source)[0]
     require_readable(model, name)
+    constant = fix_inputs_(model.graph, fixed or {}, name)
     renamed = _rename_twins_(model.graph)
     ranges = {}
     if any(n.op_type in QDQ for n in all_nodes(model)):
         ranges = ranges_of(model)
         model = strip_qdq(model)
     prepared = Prepared(name, model, onnx.GraphProto(), ranges=ranges)
-    prepared.notes += [*_notes(model), *renamed, *_activations(model)]
+    prepared.notes += [*constant, *_notes(model), *renamed, *_activations(model)]
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)

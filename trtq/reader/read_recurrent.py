@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trtq.onnx_node import label_of
 from trtq.reader.call import Call
 from trtq.reader.values import UnreadError
 
@@ -46,6 +47,7 @@ def recurrent(call: Call) -> list[torch.Tensor]:
     backward = call.get("direction", "forward") == "reverse"
     x = x.flip(0) if backward else x
     states = [_state(call, position, x, first) for position in _states(call)]
+    _require_sizes(call, form, x, states)
     params = _parameters(call, form)
     both = call.get("direction", "forward") == "bidirectional"
     y, *finals = _run(kind, x, states, params, both)
@@ -89,6 +91,34 @@ def _state(call: Call, position: int, x: torch.Tensor, first: bool) -> torch.Ten
         return given.transpose(0, 1) if first else given
     directions = call.x(1).shape[0]
     return x.new_zeros(directions, x.shape[1], call.x(2).shape[-1])
+
+
+def _require_sizes(call: Call, form: Form, x: torch.Tensor, states: Sequence[torch.Tensor]) -> None:
+    """Refuse sizes that do not fit each other: torch's function reads beyond them.
+
+    Args:
+        call: of the node.
+        form: of its gates.
+        x: [length, batch, features].
+        states: [directions, batch, hidden].
+
+    Raises:
+        ValueError: names the operand.
+    """
+    directions, hidden = int(call.x(1).shape[0]), int(call.x(2).shape[-1])
+    rows = hidden * len(form.order)
+    expected = {
+        "W": (call.x(1), (directions, rows, x.shape[2])),
+        "R": (call.x(2), (directions, rows, hidden)),
+        **({"B": (call.x(3), (directions, 2 * rows))} if call.has(3) else {}),
+        **{f"state {k}": (s, (directions, x.shape[1], hidden)) for k, s in enumerate(states)},
+    }
+    for name, (tensor, sizes) in expected.items():
+        if tuple(tensor.shape) != sizes:
+            raise ValueError(
+                f"{name} of {call.node.op_type} {label_of(call.node)} is {list(tensor.shape)}, "
+                f"expected {list(sizes)}"
+            )
 
 
 def _parameters(call: Call, form: Form) -> list[torch.Tensor]:

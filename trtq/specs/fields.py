@@ -48,7 +48,10 @@ CheckpointKey = Annotated[
 ]
 ModelArg = Annotated[
     dict[str, str | int | float | bool],
-    Doc(description="Keyword argument of the model's factory, K=V; repeatable."),
+    Doc(
+        description="Keyword argument of the model's factory, K=V; of an ONNX file, an input that "
+        "becomes a constant, such as sr=16000. Repeatable."
+    ),
 ]
 AnalyzeMetric = Annotated[
     Literal["l2", "gradient", "hessian", "jsd", "combined"],
