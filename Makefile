@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv system demo test test-beside test-slow test-cluster test-gpu types lint docs errors lock clean
+.PHONY: venv system slurm demo test test-beside test-slow test-cluster test-gpu types lint docs errors lock clean
 
 venv: $(STAMP)
 
@@ -47,14 +47,19 @@ test-slow: venv system
 	$(BIN)/python -m pytest -m "slow and alone and not gpu"
 	$(MAKE) --no-print-directory test-cluster
 
-# Ray, S3, gs:// and MLflow: their packages lie beside the environment, because the lock cannot have them without an older python-dateutil.
-test-cluster: venv .cluster/.complete
+# Ray, S3, gs:// and MLflow: their packages are beside the environment, because the lock cannot have them without an older python-dateutil.
+# Slurm is the system's.
+test-cluster: venv slurm .cluster/.complete
 	PYTHONPATH=.cluster $(BIN)/python -m pytest --durations=10 -m cluster
 
 .cluster/.complete: requirements-cluster.txt $(STAMP)
 	rm -rf .cluster
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .cluster --requirement requirements-cluster.txt
 	touch $@
+
+slurm:
+	@test -x /usr/sbin/slurmctld || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+	    --no-install-recommends slurmctld slurmd slurm-client; } || echo "no Slurm: apt-get install slurmctld slurmd slurm-client (its tests are skipped)"
 
 test-gpu: venv  ## on a machine with an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu --durations=10

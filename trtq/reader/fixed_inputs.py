@@ -52,16 +52,16 @@ def _fix_(graph: onnx.GraphProto, key: str, value: Any, name: str) -> str:
     return f"the input {key} is the constant {value} (--model-arg)"
 
 
-def _number(value: Any, dtype: np.dtype[Any], what: str) -> np.generic:
-    """Return a value in the type of an input.
+def _number(value: Any, dtype: np.dtype[Any], what: str) -> int | float | bool:
+    """Return a value that the type of an input holds.
 
     Raises:
         UsageError: the type does not hold it.
     """
-    given = parse_value(value) if isinstance(value, str) else value
+    given: int | float | bool | str = parse_value(value) if isinstance(value, str) else value
     if not isinstance(given, str):
         with np.errstate(all="ignore"):
-            number = np.asarray(given).astype(dtype)
-        if dtype.kind == "f" or number == given:
-            return number[()]
+            is_exact = bool(np.asarray(given).astype(dtype) == given)
+        if dtype.kind == "f" or is_exact:
+            return given
     raise UsageError(what, f"{given!r} is no {dtype}", "Give a number that the input can hold")
