@@ -44,7 +44,10 @@ ELSEWHERE = (
 )
 # 3: finished and not valid, or a constraint does not hold: both depend on the machine and on
 # weights that nobody trained.
-FINE = dict.fromkeys(("bench", "run", "sweep", "search", "compare"), (0, 3)) | {"lint": (0, 1)}
+FINE = dict.fromkeys(("bench", "run", "sweep", "search", "compare"), (0, 3)) | {
+    "lint": (0, 1),
+    "gate": (0, 1),
+}
 TRTEXEC = {"nano": ("v8201", "5.3"), "xavier": ("v8502", "7.2")}
 
 
@@ -170,8 +173,8 @@ def given(tmp_path_factory) -> Path:
     save_file(fcn_resnet18(11).state_dict(), folder / "fcn.safetensors")
     onnx.save(pyramid_detector(), folder / "yolov8n.onnx")
     onnx.save(open_sizes(), folder / "yolo.onnx")
-    for name in ("pages", "val"):
-        pictures(folder / name, 8)
+    for name, count in (("pages", 40), ("val", 8)):  # more than a page calibrates on
+        pictures(folder / name, count)
     rng = np.random.default_rng(0)
     for name in ("calib", "test"):  # of model.onnx
         np.savez(folder / name, input=rng.standard_normal((8, 3, 64, 64), np.float32))
@@ -235,6 +238,7 @@ def test_what_is_left_out_is_what_needs_another_machine():
         "fleet",
         "bench",
         "compare",
+        "evaluate",
         "audit",
         "sweep",
     }

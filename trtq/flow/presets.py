@@ -142,14 +142,15 @@ def _fall_back(
 
 
 def _tried(name: str, done: Attempt) -> TryRecord:
-    answer = _worst(done)
+    """Return the figures of an attempt, each of the output where it is lowest."""
+    answers, worst = done.parity.answers, _worst(done)
     return TryRecord(
         step=name,
         figures=list(done.alike) or msgspec.UNSET,
-        agreement=answer.agreement,
-        equal=answer.equal,
-        sqnr_db=answer.sqnr_db,
-        exact=answer.exact,
+        agreement=min((a.agreement for a in answers if a.agreement is not None), default=None),
+        equal=min((a.equal for a in answers if a.equal is not None), default=None),
+        sqnr_db=worst.sqnr_db,
+        exact=worst.exact,
     )
 
 

@@ -185,7 +185,7 @@ class StandInBoard:
 
     Args:
         folder: made, or used again.
-        kind: a key of ``KINDS``.
+        kind: a key of ``KINDS``, or a kind.
         python: of the board; must be one that an unprivileged user can start.
         sudo: whether sudo works without a password.
 
@@ -196,9 +196,10 @@ class StandInBoard:
     """
 
     def __init__(
-        self, folder: Path, kind: str, *, python: str = "/usr/bin/python3", sudo: bool = True
+        self, folder: Path, kind: str | Kind, *, python: str = "/usr/bin/python3", sudo: bool = True
     ) -> None:
-        self.folder, self.kind, self.user = folder, KINDS[kind], _user()
+        self.folder, self.user = folder, _user()
+        self.kind = kind if isinstance(kind, Kind) else KINDS[kind]
         self.root, self.home, self.port = folder / "root", folder / "home", free_port()
         self.identity = folder / "client_key"
         self._sshd: subprocess.Popen[bytes] | None = None
@@ -347,6 +348,12 @@ class StandInBoard:
     def address(self) -> str:
         """As for ``trtq device add``."""
         return f"{self.user}@127.0.0.1:{self.port}"
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the host key, ``SHA256:...``."""
+        words = ["ssh-keygen", "-lf", str(self.folder / "host_key.pub")]
+        shown = subprocess.run(words, check=True, capture_output=True, text=True)
+        return shown.stdout.split()[1]
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[StandInBoard]:
