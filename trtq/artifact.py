@@ -473,6 +473,7 @@ ADDED = frozenset(
         "max_drop",
         "min_score",
         "ort_library",
+        "recipe_quant",
         "outputs",
         "requantize",
         "save_pictures",

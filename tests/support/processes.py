@@ -40,6 +40,7 @@ class Started:
 
 
 def _run(args: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
+    os.environ.clear()  # that of the server is of the test which started it
     os.environ.update(env)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
@@ -52,7 +53,7 @@ def _run(args: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
 
 
 def start(*args: str, **env: str) -> Started:
-    return Started(args, env)
+    return Started(args, {**os.environ, **env})
 
 
 def free_port() -> int:

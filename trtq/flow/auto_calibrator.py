@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import fx
 
 from trtq.flow.inputs import Inputs
 from trtq.graph.feed import Feed, outputs_of
@@ -117,6 +118,21 @@ def _distance(
     finally:
         for q, (fmt, reason, decided) in zip(quantizers, before, strict=True):
             q.format, q.float_reason, q.decided = fmt, reason, decided
+    return answer_distance(inputs, simulated, feeds, wanted)
+
+
+def answer_distance(
+    inputs: Inputs, simulated: fx.GraphModule, feeds: Sequence[Feed], wanted: Sequence[Feed]
+) -> float:
+    """Return the mean distance of a simulation's answers from the float model's.
+
+    Args:
+        inputs: the model, and its task, which says what distance is; without one it is the relative
+            error of all outputs.
+        simulated: the graph with fake-quantize calls.
+        feeds: batches of samples.
+        wanted: outputs of the float model for each batch.
+    """
     names = [t.name for t in inputs.model.graph.signature.outputs]
     measure = relative_error if inputs.task is None else inputs.task.divergence
     each = []

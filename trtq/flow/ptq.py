@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
@@ -52,12 +52,10 @@ MAX_FOLD_DIFF = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """A quantized model that is not written yet, and how it was made.
+class Calibration:
+    """A quantized model that was not exported, and how it was made.
 
     Attributes:
-        alike: what the task says of its answers against the float model's, without labels; empty
-            without a task that compares answers.
         options: with which it was made.
         graph: in float, after the methods.
         placement: the quantizers.
@@ -65,9 +63,6 @@ class Attempt:
         stats: of activations, by key; empty where encodings were given.
         methods: what each one did.
         cache_note: what the calibration cache did.
-        qdq: the file.
-        parity: the simulation against float and against ONNX Runtime.
-        measured: what each quantizer did to its tensor, by name.
     """
 
     options: QuantizeOptions
@@ -77,6 +72,24 @@ class Attempt:
     stats: Mapping[str, ActivationStats]
     methods: list[MethodRecord]
     cache_note: str
+
+    def simulate(self) -> fx.GraphModule:
+        """Return the graph with fake-quantize calls."""
+        return insert_fake_quantize(self.graph, self.placement, self.encodings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt(Calibration):
+    """A quantized model that is not written yet, compared with the float model.
+
+    Attributes:
+        qdq: the file.
+        parity: the simulation against float and against ONNX Runtime.
+        measured: what each quantizer did to its tensor, by name.
+        alike: what the task says of its answers against the float model's, without labels; empty
+            without a task that compares answers.
+    """
+
     qdq: onnx.ModelProto
     parity: ParityRecord
     measured: dict[str, QuantizerStats]
@@ -94,6 +107,11 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
         UsageError: names what contradicts what.
     """
     choose(options.method, options.method_arg)
+    if options.recipe_quant is not None and options.preset_quant not in ("auto", "none"):
+        raise UsageError(
+            "Give --preset-quant or --recipe-quant, not both",
+            f"--preset-quant {options.preset_quant} and --recipe-quant {options.recipe_quant}",
+        )
     calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
     widths = [BitConfig.parse(text) for text in (options.bits, *options.layer_bits.values())]
     check_files(options, {w.needs for w in widths if w.quantized} or {"INT8"})
@@ -113,7 +131,7 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
 
 
 def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
-    """Quantize a copy of the captured graph as ``options`` say.
+    """Quantize a copy of the captured graph as ``options`` say, export it, and compare.
 
     Args:
         inputs: the model and its samples.
@@ -121,6 +139,27 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
 
     Raises:
         TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
+        Assisted: this is not the first of several processes.
+    """
+    done = calibrate(inputs, options)
+    simulated = done.simulate()
+    qdq = inputs.export(simulated, options, **quantized_metadata(done.encodings))
+    compared = compare_simulation(inputs, options, simulated, qdq)
+    own = {f.name: getattr(done, f.name) for f in fields(Calibration)}
+    return Attempt(
+        **own, qdq=qdq, parity=compared.parity, measured=compared.measured, alike=compared.alike
+    )
+
+
+def calibrate(inputs: Inputs, options: QuantizeOptions) -> Calibration:
+    """Quantize a copy of the captured graph as ``options`` say.
+
+    Args:
+        inputs: the model and its samples.
+        options: how to quantize.
+
+    Raises:
+        TrtqError: nothing to quantize, a method that does not fit, a failed calibration.
         Assisted: this is not the first of several processes.
     """
     chosen = choose(options.method, options.method_arg)
@@ -131,7 +170,7 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     clock.lap("place")
     before = _apply(inputs, context, [c for c in chosen if c[0].stage == "before"])
     weights = weights_digest(context.graph) if before else inputs.model.weights_sha256
-    stats, origin, cache_note = _calibrate(inputs, options, context, weights)
+    stats, origin, cache_note = _statistics(inputs, options, context, weights)
     origin["methods"] = " ".join(m.name for m, _ in chosen)
     encodings = make_encodings(context.graph, context.placement, stats, origin)
     context.encodings = encodings
@@ -144,10 +183,7 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     encodings.to_cpu_()
     encodings.round_scales_to_fp16_()
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(context.graph)}
-    simulated = insert_fake_quantize(context.graph, context.placement, encodings)
-    qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
-    compared = compare_simulation(inputs, options, simulated, qdq)
-    return Attempt(
+    return Calibration(
         options=options,
         graph=context.graph,
         placement=context.placement,
@@ -155,10 +191,6 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
         stats=stats,
         methods=[*before, *after],
         cache_note=cache_note,
-        qdq=qdq,
-        parity=compared.parity,
-        measured=compared.measured,
-        alike=compared.alike,
     )
 
 
@@ -327,7 +359,7 @@ def _observed(inputs: Inputs, options: QuantizeOptions, context: MethodContext) 
     return seen
 
 
-def _calibrate(
+def _statistics(
     inputs: Inputs, options: QuantizeOptions, context: MethodContext, weights: str
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
     """Return the statistics of every observed activation, their source, and what the cache did."""

@@ -18,12 +18,14 @@ from trtq.export.parity import (
 from trtq.flow.inputs import Inputs
 from trtq.flow.model import Model, placed, require_float, stored_ranges
 from trtq.flow.pair import mark_fp16_ranges_
+from trtq.flow.paper_recipe import attempt_recipe
 from trtq.flow.presets import attempt_preset
 from trtq.flow.ptq import check_options
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.flow.task import bind_task
 from trtq.quant.calibrators import AUTO, require_merge
+from trtq.records.quantize import RecipeRecord
 from trtq.specs import QuantizeOptions
 from trtq.tasks import Task
 from trtq.workers import Workers
@@ -74,7 +76,11 @@ def quantize_model(
         run.note(
             f"the output is not known to be scores of classes: it is compared by {COMPARED[answer]}"
         )
-    done, preset = attempt_preset(inputs, options)
+    recipe: RecipeRecord | None = None
+    if options.recipe_quant is None:
+        done, preset = attempt_preset(inputs, options)
+    else:
+        (done, recipe), preset = attempt_recipe(inputs, options), None
     require_parity(done.parity)
     if samples.drawn or model.random_weights:
         note_constant(done.parity, run)
@@ -82,7 +88,9 @@ def quantize_model(
         require_varying(done.parity)
     note_margin(done.parity, run)
     mark_fp16_ranges_(inputs, (fp32, done.qdq))
-    return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
+    return Quantized(
+        inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32, recipe=recipe
+    )
 
 
 def _require_shares(samples: Samples, options: QuantizeOptions, workers: Workers) -> None:

@@ -72,6 +72,7 @@ def record_of(
             weights=_weight_words(done),
         ),
         preset=quantized.preset,
+        recipe=msgspec.UNSET if quantized.recipe is None else quantized.recipe,
         methods=done.methods,
         quantizers=_quantizer_records(done, int4=quantized.asked.weight_storage == "int4"),
         left_in_float=_float_records(done.placement, done.stats),

@@ -23,7 +23,7 @@ from trtq.python_words import python_words
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import Placement
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.records.quantize import PresetRecord, QuantizeRecord
+from trtq.records.quantize import PresetRecord, QuantizeRecord, RecipeRecord
 from trtq.specs import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Quantized:
         done: what was taken, after methods and fallbacks.
         preset: the preset and its quick check; None where none was asked for.
         fp32: the float model as ONNX.
+        recipe: what each component of a paper's recipe did; None without one.
     """
 
     inputs: Inputs
@@ -70,6 +71,7 @@ class Quantized:
     done: Attempt
     preset: PresetRecord | None
     fp32: onnx.ModelProto
+    recipe: RecipeRecord | None = None
 
     @property
     def graph(self) -> fx.GraphModule:

@@ -174,6 +174,61 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     extremes: list[ExtremeRecord] | msgspec.UnsetType = msgspec.UNSET
 
 
+class RecipeStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One component of a paper's recipe.
+
+    Attributes:
+        name: of the component; the first is plain quantization.
+        source: of the idea.
+        kept: whether the result has it.
+        distance: of the answers to held-out samples from the float model's, beside the components
+            that were kept before; None where it was not tried.
+        weight_bytes: of the layers' weights, two bytes for each value in float; None where it was
+            not tried.
+        reason: why it was not tried, "" where it was.
+    """
+
+    name: str
+    source: str
+    kept: bool
+    distance: float | None = None
+    weight_bytes: float | None = None
+    reason: str = ""
+
+    @property
+    def words(self) -> str:
+        """The component for a person."""
+        if self.distance is None:
+            return f"{self.name}: not tried, {self.reason}"
+        return f"{self.name}: {self.distance:.3g} ({'kept' if self.kept else 'left out'})"
+
+
+class RecipeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A paper's recipe, component by component.
+
+    Attributes:
+        name: as ``--recipe-quant`` takes it.
+        source: the paper.
+        held_out: calibration samples that judged the components and did not calibrate them.
+        steps: plain quantization, then the components in order.
+    """
+
+    name: str
+    source: str
+    held_out: int
+    steps: list[RecipeStep]
+
+    @property
+    def words(self) -> str:
+        """One line for a person."""
+        first, *others = self.steps
+        steps = "; ".join(s.words for s in others)
+        return (
+            f"recipe {self.name}: distance to the float model's answers on {self.held_out} "
+            f"held-out samples: {first.name} {first.distance:.3g}; {steps}"
+        )
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that trtq reads of ``model`` in quantize.json.
 
@@ -245,6 +300,7 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
         preprocess: how images became the input; None for inputs.
         calibration: how ranges were computed.
         preset: None where none was asked for.
+        recipe: of a paper (``--recipe-quant``); unset without.
         methods: that were applied, in order.
         quantizers: of quantized tensors, in graph order.
         left_in_float: tensors that a quantizer could have had.
@@ -262,6 +318,7 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
     preprocess: Preprocess | None
     calibration: Calibrated
     preset: PresetRecord | None
+    recipe: RecipeRecord | msgspec.UnsetType = msgspec.UNSET
     methods: list[MethodRecord]
     quantizers: list[QuantizerRecord]
     left_in_float: list[FloatRecord]

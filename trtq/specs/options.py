@@ -58,6 +58,14 @@ FamilyPreset = Annotated[
         "family's."
     ),
 ]
+RecipeQuant = Annotated[
+    Literal["qaof", "energy-aware"] | None,
+    Doc(
+        description="A paper's recipe in place of the preset: qaof (S2), or energy-aware (S1: a "
+        "width for every layer at the bytes and the energy of --bits, default w6a6). Each "
+        "component is kept only where it pays on held-out calibration samples."
+    ),
+]
 MinAgreement = Annotated[
     float,
     Meta(ge=0, le=100),
@@ -172,6 +180,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     method_arg: MethodArguments = {}
     task: TaskName = None
     preset_quant: FamilyPreset = "auto"
+    recipe_quant: RecipeQuant = None
     min_agreement: MinAgreement = 90.0
     weight_storage: WeightStorage = "int8"
     attention: Attention = "auto"

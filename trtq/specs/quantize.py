@@ -30,6 +30,7 @@ from trtq.specs.options import (
     Methods,
     MinAgreement,
     ParityImages,
+    RecipeQuant,
     Requantize,
     TaskName,
     TimeBudget,
@@ -63,6 +64,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     task: TaskName = None
     masks: Masks = None
     preset_quant: FamilyPreset = "auto"
+    recipe_quant: RecipeQuant = None
     min_agreement: MinAgreement = 90.0
     weight_storage: WeightStorage = "int8"
     attention: Attention = "auto"
