@@ -62,8 +62,8 @@ RecipeQuant = Annotated[
     Literal["qaof", "energy-aware"] | None,
     Doc(
         description="A paper's recipe in place of the preset: qaof (S2), or energy-aware (S1: a "
-        "width for every layer at the bytes and the energy of --bits, default w6a6). Each "
-        "component is kept only where it pays on held-out calibration samples."
+        "width for every layer at the bytes and the energy of one width, w6a6 without --bits). "
+        "Each component is kept only where it pays on held-out calibration samples."
     ),
 ]
 MinAgreement = Annotated[
