@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 import msgspec
 
 from trtq.errors import ArtifactError, reason
+from trtq.later_fields import ADDED
 from trtq.machine import cpu_name, package_version
 from trtq.typed import convert, json_as
 
@@ -454,35 +455,6 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, path: Path) -> FileRecord:
         """Return the record of the file ``path``."""
         return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
-
-
-# Fields of specs that came after the schema of records: of all specs, or SPEC.FIELD of one.
-ADDED = frozenset(
-    [
-        "AnalyzeSpec.ignore_index",
-        "AnalyzeSpec.masks",
-        "QuantizeSpec.masks",
-        "SearchSpec.ignore_index",
-        "SearchSpec.masks",
-        "SearchSpec.val_masks",
-        "channel_order",
-        "dynamic",
-        "fit",
-        "input",
-        "input_dtype",
-        "max_drop",
-        "min_score",
-        "ort_library",
-        "recipe_quant",
-        "outputs",
-        "requantize",
-        "save_pictures",
-        "shapes",
-        "task",
-        "time_budget",
-        "tokenizer",
-    ]
-)
 
 
 class Header(TypedDict):
