@@ -6,7 +6,7 @@ Calibration has 512 images of CIFAR-10's training set, scores are of its test se
 files in ONNX Runtime. "alone" is a component beside plain quantization with the first and the last
 layer in float, which has the same bytes. "as printed" has every component of the paper.
 ``--recipe-quant`` tries each component on calibration images that it holds out, and keeps those
-that pay: its rows use no image of the test set.
+that pay: its rows use no image of the test set. With --keep FOLDER an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -46,12 +46,17 @@ class Lab:
         from models import evaluated, settings
 
         from trtq import QuantizeSpec, quantize
+        from trtq.artifact import read_record
+        from trtq.files import QUANTIZE_JSON
+        from trtq.records.quantize import QuantizeRecord
 
         self.count += 1
         out = self.folder / f"{self.name}-{self.count}"
         own = {**settings(self.name), "out": str(out), "calib_cache": str(self.folder / "cache")}
         plain = {} if "recipe_quant" in asked else {"preset_quant": "none"}
-        record = quantize(QuantizeSpec.make({**own, **plain, "min_agreement": 0.0, **asked}))
+        if not (out / QUANTIZE_JSON).is_file():
+            quantize(QuantizeSpec.make({**own, **plain, "min_agreement": 0.0, **asked}))
+        record = read_record(out / QUANTIZE_JSON, QuantizeRecord)
         scored = evaluated(self.name, out, limit=self.images)
         size = weight_bytes(record)
         line = (

@@ -124,3 +124,17 @@ def test_the_width_that_was_asked_for_is_the_one_that_is_compared_with(tmp_path)
 def test_what_a_recipe_cannot_be_tried_with(options, count, text):
     with pytest.raises(UsageError, match=text):
         trtq.quantize(tiny_cnn().eval(), images(count), **options, **FEW)
+
+
+@pytest.mark.parametrize("exact", ["smooth", "qads"])
+def test_an_exact_method_keeps_what_an_approximation_before_it_computes(exact):
+    """The check of an exact method compares with the graph before it, not with the float model."""
+    quantized = trtq.quantize(
+        tiny_vit().eval(),
+        images(16),
+        method=["integer-softmax", exact],
+        method_arg={"integer-softmax.segments": 1},
+        preset_quant="none",
+        **FEW,
+    )
+    assert [m.name for m in quantized.done.methods] == ["integer-softmax", exact]

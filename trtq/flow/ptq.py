@@ -27,7 +27,7 @@ from trtq.flow.compare import compare_simulation
 from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
 from trtq.graph.device import CPU, choose_device, with_smaller_batches
-from trtq.graph.feed import outputs_of
+from trtq.graph.feed import Feed, outputs_of
 from trtq.machine import package_version
 from trtq.methods.base import Method, MethodContext
 from trtq.methods.registry import choose, require_fit
@@ -292,11 +292,13 @@ def cache_folder(given: str | None) -> Path:
 def _apply(
     inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, msgspec.Struct]]
 ) -> list[MethodRecord]:
-    records = []
+    records, wanted = [], inputs.model.answers
     for method, arguments in chosen:
         did = method.run(context, arguments)
         if method.exact:
-            _require_same_function(inputs.model, context, method.name)
+            _require_same_function(inputs.model, context, wanted, method.name)
+        else:  # what comes next has to keep this
+            wanted = _answers(inputs.model, context)
         # On this model the method may run differently than it mostly does.
         label = did.pop("label", method.label)
         records.append(
@@ -312,15 +314,28 @@ def _apply(
     return records
 
 
-def _require_same_function(model: Model, context: MethodContext, method: str) -> None:
-    """Check that a graph whose constants a method moved still computes the model's function."""
-    wanted = model.answers
+def _answers(model: Model, context: MethodContext) -> Feed:
+    """Return what the graph gives for the example that the model was captured on."""
     with torch.no_grad():
-        got = outputs_of(context.graph(*model.graph.examples))
-        off = max(
-            float((g.double() - w.double()).abs().max() / w.double().abs().max().clamp_min(1e-30))
-            for g, w in zip(got, wanted, strict=True)
-        )
+        return outputs_of(context.graph(*model.graph.examples))
+
+
+def _require_same_function(model: Model, context: MethodContext, wanted: Feed, method: str) -> None:
+    """Check that a graph whose constants a method moved still computes what it did before.
+
+    Args:
+        model: that was captured.
+        context: the graph after the method.
+        wanted: its answers before the method.
+        method: its name.
+
+    Raises:
+        CalibrationError: the answers moved.
+    """
+    off = max(
+        float((g.double() - w.double()).abs().max() / w.double().abs().max().clamp_min(1e-30))
+        for g, w in zip(_answers(model, context), wanted, strict=True)
+    )
     if not off <= MAX_FOLD_DIFF:
         raise CalibrationError(
             f"The method {method} changed what the model computes",
