@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from smoke import arguments, few
@@ -87,7 +87,8 @@ def measure(size: Size, folder: Path) -> dict[str, tuple[float, int]]:
     assert isinstance(quantized, trtq.Quantized)
     timed("save (Q/DQ and float ONNX)", size.images, lambda: quantized.save(folder / "out"))
     timed("evaluate against float", size.images, lambda: quantized.evaluate(samples))
-    analyze = {"images": FIRST, "calib_images": FIRST, "bits": ("4",), "task": "classification"}
+    analyze: dict[str, Any] = {"images": FIRST, "calib_images": FIRST, "bits": ("4",)}
+    analyze |= {"task": "classification", "calib_cache": given["calib_cache"]}  # nothing is reused
     timed("analyze, jsd, one width", FIRST, lambda: trtq.analyze(model, some, **analyze))
     learned = {"bits": "w4a8", "method": ("reconstruct",), "method_arg": {"reconstruct.steps": 5}}
     timed(

@@ -100,7 +100,7 @@ def qaof(lab: Lab) -> list[str]:
 
 
 def energy_aware(lab: Lab) -> list[str]:
-    """Return the rows of S1's mixed precision at the bytes of 6 bits."""
+    """Return the rows of S1's mixed precision at the bytes and the energy of 6 and of 4 bits."""
     from models import settings
 
     from trtq import AllocateSpec, AnalyzeSpec, allocate, analyze
@@ -114,8 +114,13 @@ def energy_aware(lab: Lab) -> list[str]:
     allocate(AllocateSpec.make({**spec, "out": str(widths)}))
     printed = "the percentile rule as printed"
     lines.append(lab.row("4, 6, 8", printed, allocation=str(widths))[0])
-    line, record = lab.row("4, 6, 8", f"`--recipe-quant {S1}`", recipe_quant=S1)
-    return [*lines, line, *(f"| | | {s.words} | | | | | |" for s in record.recipe.steps[1:])]
+    for width in ("w6a6", "w4a4"):
+        if width != "w6a6":
+            lines.append(lab.row(width, "plain quantization", bits=width)[0])
+        what = f"`--recipe-quant {S1}`, {width}"
+        line, record = lab.row("mixed", what, recipe_quant=S1, bits=width)
+        lines += [line, *(f"| | | {s.words} | | | | | |" for s in record.recipe.steps[1:])]
+    return lines
 
 
 def main() -> None:

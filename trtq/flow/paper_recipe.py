@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import torch
 
+from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.errors import UsageError
 from trtq.flow.allocate import decide
 from trtq.flow.analyze import analyze_model
@@ -28,7 +29,7 @@ EVERY = 4  # of the calibration samples one is held out
 MOST_HELD_OUT = 64
 FEWEST = 2 * EVERY
 RULE = ("4", "6", "8")  # bits of S1's widths
-CANDIDATES = ("4", "5", "6", "7", "8")
+CANDIDATES = ("3", "4", "5", "6", "8")
 HALF_BITS = 16  # of a weight that remains in float, as engines keep it
 KEPT = ("size", "energy")  # budgets that a mix of widths keeps
 PAYS = 0.95  # of the distance without it: less is within the noise of the samples
@@ -115,7 +116,7 @@ class _Trial:
     options: QuantizeOptions
     bits: BitConfig
     distance: float = 0.0
-    _analysis: AnalyzeRecord | None = field(default=None, init=False)
+    _analyses: dict[str, AnalyzeRecord] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, inputs: Inputs, options: QuantizeOptions) -> _Trial:
@@ -173,10 +174,10 @@ class _Trial:
 
         The weights and the energy of S1's model are at most those of the one width.
         """
-        analysis = self._analyzed()
+        rule = strategy == "percentile"
+        analysis = self._analyzed("l2" if rule or not self._has_scores else "jsd")
         pricing = Pricing(analysis.outline)
         limit = pricing.totals(uniform(analysis.outline, self.bits))
-        rule = strategy == "percentile"
         budgets = {} if rule else {b: limit[b] for b in KEPT}
         options = AllocateOptions(strategy=strategy, bits=RULE if rule else CANDIDATES)
         try:
@@ -191,14 +192,24 @@ class _Trial:
         same = {n: o.label for n, o in uniform(analysis.outline, self.bits).items()}
         return widths, f"it chooses the widths of {self.bits.label}" if widths == same else ""
 
-    def _analyzed(self) -> AnalyzeRecord:
-        """Return the losses of the layers, measured once: S1 eq. 5, each layer's own output."""
-        if self._analysis is None:
-            options = AnalyzeOptions.of(self.options, metric="l2", bits=CANDIDATES)
-            self._analysis = analyze_model(
-                self.inputs.model, self.inputs.samples, options, self.inputs.run
+    @property
+    def _has_scores(self) -> bool:
+        """Whether the answers have a distribution, or a task that compares them."""
+        return self.inputs.answer in HAVE_PREDICTIONS or self.inputs.task is not None
+
+    def _analyzed(self, metric: Literal["l2", "jsd"]) -> AnalyzeRecord:
+        """Return the losses of the layers, measured once: each layer's own output, or the answer's.
+
+        Args:
+            metric: ``l2`` is S1 eq. 5.
+        """
+        if metric not in self._analyses:
+            inputs = self.inputs
+            options = AnalyzeOptions.of(self.options, metric=metric, bits=CANDIDATES)
+            self._analyses[metric] = analyze_model(
+                inputs.model, inputs.samples, options, inputs.run, task=inputs.task
             )
-        return self._analysis
+        return self._analyses[metric]
 
 
 def _bytes_of(done: Calibration) -> float:

@@ -116,7 +116,7 @@ RECIPES: Mapping[str, PaperRecipe] = {
             ),
             Component(
                 name="widths by an exact program",
-                source="trtq allocate --strategy milp, in place of the rule of S1",
+                source="trtq allocate --strategy milp by jsd, in place of the rule of S1",
                 widths="milp",
             ),
             Component(
