@@ -43,7 +43,7 @@ test-beside: venv
 	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 
 test-slow: venv system
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "slow and not gpu and not alone and not cluster"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "slow and not gpu and not alone and not cluster"
 	$(BIN)/python -m pytest -m "slow and alone and not gpu"
 	$(MAKE) --no-print-directory test-cluster
 
