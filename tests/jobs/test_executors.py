@@ -297,6 +297,7 @@ def test_a_machine_without_a_queue_is_refused(tmp_path, monkeypatch):
 def test_a_command_that_hangs_up_is_an_error(queue, tmp_path, monkeypatch):
     executor = open_executor("slurm", settings(tmp_path), Silent())
     (tmp_path / "bin/sbatch").write_bytes(b"\x7fnot a program")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # the next sbatch on it would be taken
     with pytest.raises(TrtqError, match="Cannot ask Slurm .sbatch.: .*"):
         executor.submit([job(tmp_path)])
 

@@ -165,7 +165,7 @@ def test_a_calibrator_of_one_file_with_its_own_statistic(tmp_path, monkeypatch):
 def test_a_calibrator_that_fails_is_named(tmp_path, monkeypatch, old, new, error, message):
     monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
     own = tmp_path / "own.py"
-    own.write_text(OWN.replace("min(3.0 * sigma, asked.amax)", "3.0 * sigma").replace(old, new))
+    own.write_text(OWN.replace("min(3.0 * sigma, request.amax)", "3.0 * sigma").replace(old, new))
     with pytest.raises(error, match=rf"(?s)own\.py.*{message}"):
         trtq.quantize(Net().eval(), images(), calibrator=f"{own}:SIGMA", preset_quant="none")
 
