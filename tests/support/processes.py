@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 from pathlib import Path
+
+from trtq.testing.board import free_port
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -54,13 +55,6 @@ def _run(args: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
 
 def start(*args: str, **env: str) -> Started:
     return Started(args, {**os.environ, **env})
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-    return port
 
 
 def start_two(*args: str) -> list[Started]:

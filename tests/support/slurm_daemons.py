@@ -12,6 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from trtq.jobs.work import end
+from trtq.testing.board import free_port
+
 CONFIG = """
 ClusterName=trtq
 SlurmctldHost={host}(127.0.0.1)
@@ -37,16 +40,14 @@ SlurmdPidFile={folder}/slurmd.pid
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait=5
-{more}
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
 def program(name: str) -> str | None:
-    """Return the path of a daemon; Debian's packages call them ``NAME-wlm``."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
-    return shutil.which(name, path=path) or shutil.which(f"{name}-wlm", path=path)
+    """Return the path of a daemon, which is not on the PATH of every user."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 
 
 def missing() -> list[str]:
@@ -63,14 +64,10 @@ def cluster(folder: Path) -> Iterator[Path]:
         folder: for their files.
     """
     host = socket.gethostname().partition(".")[0]
-    controller, node = _ports(2)
     (folder / "state").mkdir(parents=True)
     (folder / "spool").mkdir()
-    plugins = os.environ.get("SLURM_PLUGINS", "")  # of an installation that was moved
     text = CONFIG.format(
-        **{"host": host, "controller": controller, "node": node, "folder": folder},
-        user=getpass.getuser(),
-        more=f"PluginDir={plugins}" if plugins else "",
+        host=host, controller=free_port(), node=free_port(), folder=folder, user=getpass.getuser()
     )
     config = folder / "slurm.conf"
     config.write_text(text)
@@ -84,23 +81,14 @@ def cluster(folder: Path) -> Iterator[Path]:
             daemon = subprocess.Popen(
                 [str(w) for w in line], stdout=log, stderr=log, start_new_session=True
             )
-            stack.callback(_end, daemon)
+            stack.callback(end, daemon)
         _wait_for_a_node(config)
         yield config
 
 
-def _ports(count: int) -> list[int]:
-    """Return free ports."""
-    with contextlib.ExitStack() as stack:
-        listening = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in listening:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in listening]
-
-
 def _wait_for_a_node(config: Path, seconds: float = 60.0) -> None:
     """Wait until a task can run."""
-    end = time.monotonic() + seconds
+    limit = time.monotonic() + seconds
     while True:
         asked = subprocess.run(
             ["sinfo", "--noheader", "--format=%t"],
@@ -112,15 +100,5 @@ def _wait_for_a_node(config: Path, seconds: float = 60.0) -> None:
         if asked.stdout.strip() == "idle":
             return
         logs = "\n".join(p.read_text() for p in config.parent.glob("*.log"))
-        assert time.monotonic() < end, f"{asked.stdout}{asked.stderr}{logs}"
+        assert time.monotonic() < limit, f"{asked.stdout}{asked.stderr}{logs}"
         time.sleep(0.2)
-
-
-def _end(daemon: subprocess.Popen[bytes]) -> None:
-    """End a daemon."""
-    daemon.terminate()
-    try:
-        daemon.wait(20)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()

@@ -177,7 +177,8 @@ class _Trial:
         rule = strategy == "percentile"
         analysis = self._analyzed("l2" if rule or not self._has_scores else "jsd")
         pricing = Pricing(analysis.outline)
-        limit = pricing.totals(uniform(analysis.outline, self.bits))
+        one_width = uniform(analysis.outline, self.bits)
+        limit = pricing.totals(one_width)
         budgets = {} if rule else {b: limit[b] for b in KEPT}
         options = AllocateOptions(strategy=strategy, bits=RULE if rule else CANDIDATES)
         try:
@@ -189,7 +190,7 @@ class _Trial:
             more = max(record.costs[b] / limit[b] - 1.0 for b in over)
             return {}, f"{' and '.join(over)} would be up to {more:.1%} above {self.bits.label}"
         widths = {layer.name: layer.option for layer in record.layers}
-        same = {n: o.label for n, o in uniform(analysis.outline, self.bits).items()}
+        same = {name: width.label for name, width in one_width.items()}
         return widths, f"it chooses the widths of {self.bits.label}" if widths == same else ""
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from trtq.methods.registry import contradicts
+from trtq.methods.presets import joined
 from trtq.specs import QuantizeOptions
 
 
@@ -41,14 +41,8 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             options: that were kept.
         """
-        methods = [
-            m for m in self.method if m not in options.method and not contradicts(m, options.method)
-        ]
-        patterns = [p for p in self.high_precision if p not in options.high_precision]
         return msgspec.structs.replace(
-            options,
-            method=(*options.method, *methods),
-            high_precision=(*options.high_precision, *patterns),
+            joined(options, self.method, self.high_precision),
             calibrator=self.calibrator or options.calibrator,
             percentile=options.percentile if self.percentile is None else self.percentile,
         )
@@ -58,13 +52,11 @@ class PaperRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """A recipe.
 
     Attributes:
-        title: of the recipe, for messages.
         source: the paper.
         bits: the one width that it is compared with, in place of w8a8; "" for any.
         components: in the order of the paper.
     """
 
-    title: str
     source: str
     bits: str = ""
     components: tuple[Component, ...]
@@ -72,7 +64,6 @@ class PaperRecipe(msgspec.Struct, frozen=True, kw_only=True):
 
 RECIPES: Mapping[str, PaperRecipe] = {
     "qaof": PaperRecipe(
-        title="QAOF",
         source="S2",
         components=(
             Component(
@@ -105,7 +96,6 @@ RECIPES: Mapping[str, PaperRecipe] = {
         ),
     ),
     "energy-aware": PaperRecipe(
-        title="Energy-aware mixed precision",
         source="S1",
         bits="w6a6",
         components=(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -141,20 +141,28 @@ def add(
         placement: of the last attempt.
         sqnr: decibels of each quantizer in the last attempt, by name.
     """
-    methods = tuple(
-        m for m in step.method if m not in spec.method and not contradicts(m, spec.method)
-    )
-    patterns = dict.fromkeys([*_matching(placement, step), *_worst(placement, step.worst, sqnr)])
-    added = tuple(p for p in patterns if p not in spec.high_precision)
+    patterns = [*_matching(placement, step), *_worst(placement, step.worst, sqnr)]
     attends = any(attention_of(q) is not None for q in placement.active)
     # The user's setting for attention is kept.
     free = attends and spec.attention == "auto"
     attention = step.attention if step.attention and free else spec.attention
+    return msgspec.structs.replace(joined(spec, step.method, patterns), attention=attention)
+
+
+def joined(
+    spec: QuantizeOptions, methods: Sequence[str], patterns: Sequence[str]
+) -> QuantizeOptions:
+    """Return ``spec`` with more methods, and with more patterns of what remains in float.
+
+    Args:
+        spec: its own methods and patterns come first.
+        methods: those that contradict methods of ``spec`` are left out.
+        patterns: as ``--high-precision`` takes them.
+    """
+    free = [m for m in methods if m not in spec.method and not contradicts(m, spec.method)]
+    added = [p for p in dict.fromkeys(patterns) if p not in spec.high_precision]
     return msgspec.structs.replace(
-        spec,
-        method=(*spec.method, *methods),
-        high_precision=(*spec.high_precision, *added),
-        attention=attention,
+        spec, method=(*spec.method, *free), high_precision=(*spec.high_precision, *added)
     )
 
 
