@@ -8,7 +8,7 @@ trtq's file runs in ONNX Runtime; both use the same images. PY is a Python with 
 rows are left out. Calibration images are the same. ModelOpt quantizes every convolution and linear
 layer; trtq's default also quantizes the two products of each attention and the shortcut of each
 residual add behind a convolution, which is where TensorRT gains its speed. The row "same layers"
-leaves those in float: it compares like with like.
+leaves those in float: it compares like with like. The rows "refine" add the method of that name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from trtq.models.load import load_model
 from trtq.tasks.classification import TopScore
 
 MODELS = ("efficientnet_lite0", "resnet20", "resnet56", "mobilevit_xxs", "vit")
+MODELOPT = ("max", "mse", "smoothquant")
 CALIBRATORS = ("max", "ema", "percentile", "entropy", "mse")
 
 
@@ -116,16 +117,9 @@ def score_in_torch(
     }
 
 
-def trtq_row(
-    name: str, calibrator: str, out: Path, *, high_precision: tuple[str, ...] = ()
-) -> dict[str, float]:
-    own = {
-        "out": str(out),
-        "calibrator": calibrator,
-        "calib_cache": str(out / "cache"),
-        "high_precision": high_precision,
-    }
-    quantize(QuantizeSpec.make({**settings(name), **own}))
+def trtq_row(name: str, calibrator: str, out: Path, **own: Any) -> dict[str, float]:
+    places = {"out": str(out), "calibrator": calibrator, "calib_cache": str(out / "cache")}
+    quantize(QuantizeSpec.make({**settings(name), **places, **own}))
     r = evaluated(name, out)
     return {
         "top1": r.top1,
@@ -134,6 +128,21 @@ def trtq_row(
         "fp32": r.reference_top1,
         "images": r.images,
     }
+
+
+def trtq_rows(name: str, calibrators: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return trtq's rows of a model: the label, the calibrator, and what else is asked for."""
+    floats = ("*.residual",) if name != "vit" else ()
+    floats += ("*.qk", "*.av") if name in ("vit", "mobilevit_xxs") else ()
+    same = {"high_precision": floats}
+    refine = {"method": [*(("smooth",) if name == "vit" else ()), "refine"]}  # beside the preset's
+    return [
+        *((f"trtq {c}", c, {}) for c in calibrators),
+        ("trtq mse, refine", "mse", refine),
+        ("trtq max, same layers", "max", same),
+        ("trtq mse, same layers", "mse", same),
+        ("trtq mse, refine, same layers", "mse", {**same, **refine}),
+    ]
 
 
 def main() -> None:
@@ -152,45 +161,31 @@ def main() -> None:
         "|---|---|---|---|---|---|",
     ]
 
-    def emit(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
+    def emit(name: str, tool: str, r: dict[str, float]) -> None:
+        lines.append(
+            f"| {name} | {r['images']} | {tool} | {r['top1']:.2f} | {r['agreement']:.2f} | "
+            f"{r['sqnr']:.2f} |"
+        )
+        print(lines[-1], flush=True)
 
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            for i, calibrator in enumerate(args.calibrators):
-                r = trtq_row(name, calibrator, Path(folder) / calibrator)
+            for i, (tool, calibrator, own) in enumerate(trtq_rows(name, args.calibrators)):
+                r = trtq_row(name, calibrator, Path(folder) / str(i), **own)
                 if i == 0:
-                    emit(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
-                emit(
-                    f"| {name} | {r['images']} | trtq {calibrator} | {r['top1']:.2f} | "
-                    f"{r['agreement']:.2f} | {r['sqnr']:.2f} |"
-                )
-            for calibrator in ("max", "mse"):
-                extra = ("*.residual",) if name != "vit" else ()
-                extra += ("*.qk", "*.av") if name in ("vit", "mobilevit_xxs") else ()
-                r = trtq_row(
-                    name, calibrator, Path(folder) / f"same-{calibrator}", high_precision=extra
-                )
-                emit(
-                    f"| {name} | {r['images']} | trtq {calibrator}, same layers | "
-                    f"{r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |"
-                )
-        for method in ("max", "mse") if args.modelopt_python else ():
+                    lines.append(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
+                    print(lines[-1], flush=True)
+                emit(name, tool, r)
+        for method in MODELOPT if args.modelopt_python else ():
             command = [args.modelopt_python, __file__, "--modelopt-row", name, method]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
-            if not found:
-                emit(
-                    f"| {name} | | ModelOpt torch {method} | failed: "
-                    f"{done.stderr.strip().splitlines()[-1:]} | | |"
-                )
+            results = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
+            if results:
+                emit(name, f"ModelOpt torch {method}", json.loads(results[0][7:]))
                 continue
-            r = json.loads(found[0][7:])
-            emit(
-                f"| {name} | {r['images']} | ModelOpt torch {method} | {r['top1']:.2f} | "
-                f"{r['agreement']:.2f} | {r['sqnr']:.2f} |"
-            )
+            last = done.stderr.strip().splitlines()[-1:]
+            lines.append(f"| {name} | | ModelOpt torch {method} | failed: {last} | | |")
+            print(lines[-1], flush=True)
     if args.out:
         usage = (
             f"TRTQ_DATA=<images> python benchmarks/ptq_accuracy.py --models {' '.join(args.models)}"

@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import spec
 from trtq import quantize
+from trtq.errors import CalibrationError
 from trtq.methods.reconstruct import LearnedRange, SoftRounding, _mirrored
 from trtq.quant.encodings import Encodings
 from trtq.train.learning_state import LearningState
@@ -167,3 +168,38 @@ def test_the_generator_of_a_gpu_is_taken_up_too(tmp_path, monkeypatch):
     assert states[1].tolist() == [2]
     assert states[0].tolist() == [1]
     assert state(0).load(tmp_path) == (0, [])  # of another GPU: its numbers are not known
+
+
+def _refined(images, out, arguments, **changes):
+    values = {f"refine.{name}": value for name, value in arguments.items()}
+    asked = spec(images, out, calib_images=16, method=["refine"], method_arg=values, **changes)
+    return quantize(asked)
+
+
+def test_refining_at_8_bits_is_kept_where_samples_that_were_not_learned_from_gain(images, tmp_path):
+    clipped = {"calibrator": "percentile", "percentile": 97.0}
+    result = _refined(images, tmp_path / "r", {"steps": 60}, **clipped)
+    did = result.methods[0].did
+    before, after = did["error"]
+    assert did["kept"] and after < 0.95 * before
+    assert (did["held_out"], did["images"]) == (4, 12)
+    plain = quantize(spec(images, tmp_path / "p", calib_images=16, **clipped))
+    assert result.parity.quantization_sqnr_db > plain.parity.quantization_sqnr_db
+    assert result.parity.passed
+    assert any("that were not learned from: kept" in note for note in result.notes)
+
+
+def test_refining_that_spoils_the_answers_is_taken_back(images, tmp_path):
+    result = _refined(images, tmp_path / "r", {"steps": 4, "lr_range": 2.0})
+    did = result.methods[0].did
+    assert not did["kept"] and did["error"][1] > did["error"][0]
+    assert any(note.endswith("not kept") for note in result.notes)
+    plain = quantize(spec(images, tmp_path / "p", calib_images=16))
+    assert [q.amax for q in result.quantizers] == [q.amax for q in plain.quantizers]
+    assert result.parity.quantization_sqnr_db == plain.parity.quantization_sqnr_db
+
+
+def test_refining_needs_samples_to_judge(images, tmp_path):
+    with pytest.raises(CalibrationError) as e:
+        quantize(spec(images, tmp_path / "o", calib_images=7, method=["refine"]))
+    assert "holds every 4th sample out, and calibration has 7, expected at least 8" in str(e.value)

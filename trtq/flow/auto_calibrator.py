@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import fx
 
+from trtq.data.metrics import ratio_db
 from trtq.flow.inputs import Inputs
 from trtq.graph.feed import Feed, outputs_of
 from trtq.methods.base import MethodContext
+from trtq.methods.held_out import PAYS
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
 from trtq.quant.calibrators import CANDIDATES
 from trtq.quant.observe import Range
@@ -18,31 +21,63 @@ from trtq.quant.placement import Placement
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.tasks.distances import relative_error
 
-IMAGES = 16
+IMAGES, BATCH = 32, 16
 SEPARATOR = "|"  # between a calibrator and the key of a statistic, in the cache
 Stats = Mapping[str, ActivationStats]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A calibrator, and what each costs.
+class Errors(NamedTuple):
+    """How far the answers of a simulation are from the float model's, means over samples.
 
     Attributes:
-        name: the best.
-        error: of each, by name.
+        divergence: as the task measures it; the same as ``error`` without a task.
+        error: squared error of the outputs over their square.
+    """
+
+    divergence: float
+    error: float
+
+    @property
+    def words(self) -> str:
+        """One phrase for a person."""
+        return f"{ratio_db(1.0, self.error):.2f} dB of output SQNR, distance {self.divergence:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A calibrator, and how far each is from the float model.
+
+    Attributes:
+        name: the one that is taken.
+        errors: of each, by name; the first is the default.
     """
 
     name: str
-    error: Mapping[str, float]
+    errors: Mapping[str, Errors]
+
+    @classmethod
+    def among(cls, errors: Mapping[str, Errors]) -> Choice:
+        """Take the default unless another pays: a smaller error, and answers that are no farther.
+
+        A gain below a twentieth is within the noise of the samples.
+
+        Args:
+            errors: of each, by name, the default first.
+        """
+        default = next(iter(errors))
+        least = errors[default]
+        paying = [
+            name
+            for name, e in errors.items()
+            if e.error <= PAYS * least.error and e.divergence <= least.divergence
+        ]
+        return cls(min(paying, key=lambda name: errors[name].error, default=default), errors)
 
     @property
     def words(self) -> str:
         """One line for a person."""
-        others = ", ".join(f"{k} {v:.3g}" for k, v in self.error.items() if k != self.name)
-        return (
-            f"calibrator auto takes {self.name}: distance to the float model's answers "
-            f"{self.error[self.name]:.3g}, {others}"
-        )
+        others = "; ".join(f"{k} {v.words}" for k, v in self.errors.items() if k != self.name)
+        return f"calibrator auto takes {self.name}: {self.errors[self.name].words}; {others}"
 
 
 def summarize_candidates(
@@ -81,35 +116,34 @@ def by_calibrator(stats: Stats) -> dict[str, dict[str, ActivationStats]]:
 def choose_calibrator(
     inputs: Inputs, context: MethodContext, stats_by_calibrator: Mapping[str, Stats]
 ) -> Choice:
-    """Return the calibrator with the least distance of the answers, on calibration samples.
+    """Return the calibrator whose answers are nearest to the float model's, on calibration samples.
 
-    Weights are rounded to nearest, and methods that act after calibration are left out. Equal
-    distances go to the first.
+    Weights are rounded to nearest, and methods that act after calibration are left out.
 
     Args:
         inputs: the float model and the samples.
         context: the graph that is quantized; its placement is as before afterwards.
-        stats_by_calibrator: statistics of every activation, by calibrator.
+        stats_by_calibrator: statistics of every activation, by calibrator, the default first.
     """
     count = inputs.of_usual_size(IMAGES, least=2)
-    feeds = list(inputs.images(count, IMAGES))
+    feeds = list(inputs.images(count, BATCH))
     with torch.inference_mode():
         wanted = [outputs_of(inputs.model.graph.module(*feed)) for feed in feeds]
-        error = {
-            name: _distance(inputs, context, stats, feeds, wanted)
+        errors = {
+            name: _errors(inputs, context, stats, feeds, wanted)
             for name, stats in stats_by_calibrator.items()
         }
-    return Choice(min(error, key=lambda name: error[name]), error)
+    return Choice.among(errors)
 
 
-def _distance(
+def _errors(
     inputs: Inputs,
     context: MethodContext,
     stats: Stats,
     feeds: Sequence[Feed],
     wanted: Sequence[Feed],
-) -> float:
-    """Return the mean distance of a candidate's answers from the float model's."""
+) -> Errors:
+    """Return how far a candidate's answers are from the float model's."""
     quantizers = context.placement.quantizers
     before = [(q.format, q.float_reason, q.decided) for q in quantizers]
     try:
@@ -118,26 +152,26 @@ def _distance(
     finally:
         for q, (fmt, reason, decided) in zip(quantizers, before, strict=True):
             q.format, q.float_reason, q.decided = fmt, reason, decided
-    return answer_distance(inputs, simulated, feeds, wanted)
+    return answer_errors(inputs, simulated, feeds, wanted)
 
 
-def answer_distance(
+def answer_errors(
     inputs: Inputs, simulated: fx.GraphModule, feeds: Sequence[Feed], wanted: Sequence[Feed]
-) -> float:
-    """Return the mean distance of a simulation's answers from the float model's.
+) -> Errors:
+    """Return how far a simulation's answers are from the float model's.
 
     Args:
-        inputs: the model, and its task, which says what distance is; without one it is the relative
-            error of all outputs.
+        inputs: the model, and its task, which says what distance is.
         simulated: the graph with fake-quantize calls.
         feeds: batches of samples.
         wanted: outputs of the float model for each batch.
     """
     names = [t.name for t in inputs.model.graph.signature.outputs]
-    measure = relative_error if inputs.task is None else inputs.task.divergence
-    each = []
+    divergences, errors = list[torch.Tensor](), list[torch.Tensor]()
     for feed, reference in zip(feeds, wanted, strict=True):
         given = outputs_of(simulated(*feed))
         ours, theirs = (dict(zip(names, side, strict=True)) for side in (given, reference))
-        each.append(measure(ours, theirs))
-    return float(torch.cat(each).mean())
+        errors.append(relative_error(ours, theirs))
+        if inputs.task is not None:
+            divergences.append(inputs.task.divergence(ours, theirs))
+    return Errors(*(float(torch.cat(each).mean()) for each in (divergences or errors, errors)))

@@ -13,26 +13,23 @@ from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.errors import UsageError
 from trtq.flow.allocate import decide
 from trtq.flow.analyze import analyze_model
-from trtq.flow.auto_calibrator import answer_distance
+from trtq.flow.auto_calibrator import answer_errors
 from trtq.flow.inputs import Inputs
 from trtq.flow.pricing import Pricing, uniform
 from trtq.flow.ptq import Attempt, Calibration, attempt, calibrate, fitting
 from trtq.flow.run import Run
 from trtq.graph.feed import Feed, outputs_of
+from trtq.methods.held_out import FEWEST, PAYS, held_out
 from trtq.methods.paper_recipes import RECIPES, Component, PaperRecipe
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.quantize import RecipeRecord, RecipeStep
 from trtq.specs import AllocateOptions, AnalyzeOptions, QuantizeOptions
 
-EVERY = 4  # of the calibration samples one is held out
-MOST_HELD_OUT = 64
-FEWEST = 2 * EVERY
 RULE = ("4", "6", "8")  # bits of S1's widths
 CANDIDATES = ("3", "4", "5", "6", "8")
 HALF_BITS = 16  # of a weight that remains in float, as engines keep it
 KEPT = ("size", "energy")  # budgets that a mix of widths keeps
-PAYS = 0.95  # of the distance without it: less is within the noise of the samples
 SLACK = 1.02  # within it, costs count as the same
 
 
@@ -122,7 +119,7 @@ class _Trial:
     def of(cls, inputs: Inputs, options: QuantizeOptions) -> _Trial:
         """Split the samples; every fourth one is held out, at most 64."""
         count = len(inputs.samples)
-        chosen = range(EVERY - 1, count, EVERY)[:MOST_HELD_OUT]
+        chosen = held_out(count)
         rest = [i for i in range(count) if i not in chosen]
         silent = Run(inputs.run.progress)
         part = replace(inputs, samples=inputs.samples.select(rest), run=silent)
@@ -166,8 +163,8 @@ class _Trial:
         """Return a calibration, and how far its answers to the held-out samples are."""
         done = calibrate(self.inputs, options)
         with torch.inference_mode():
-            distance = answer_distance(self.inputs, done.simulate(), self.held_out, self.wanted)
-        return done, distance
+            errors = answer_errors(self.inputs, done.simulate(), self.held_out, self.wanted)
+        return done, errors.divergence
 
     def _widths(self, strategy: Literal["percentile", "milp"]) -> tuple[dict[str, str], str]:
         """Return a width for every layer, and why they are not tried: "" where they are.

@@ -7,7 +7,7 @@ network's block outputs and logits on the calibration images; no labels are read
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from trtq.typed import present
 
 USUAL_VALUES = 3 * 224 * 224  # of a sample; steps of larger ones have fewer
 WIDTH = {"NCHW": 3, "NHWC": 2}  # axis by layout
+NARROW = 8  # bits from which plain rounding is usually fine
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
 
@@ -167,19 +168,20 @@ def _joins(node: fx.Node) -> bool:
     return computed and isinstance(value, torch.Tensor) and value.ndim >= 3
 
 
-def _learners(
-    context: MethodContext, shared: Mapping[str, str]
+def learners(
+    context: MethodContext, shared: Mapping[str, str], bits: Collection[int]
 ) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
-    """Return what learns: weights and activations below 8 bits, by the name of their quantizer.
+    """Return what learns: weights and activations of some widths, by the name of their quantizer.
 
     Args:
         context: its encodings are where learning starts.
         shared: from :func:`trtq.quant.simulate.shared_names`.
+        bits: of the quantizers that learn.
     """
     encodings, device = context.encodings, device_of(context.graph)
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in context.placement.active:
-        if q.format.bits == 8 or q.format.kind != "uniform" or shared[q.name] != q.name:
+        if q.format.bits not in bits or q.format.kind != "uniform" or shared[q.name] != q.name:
             continue  # quantizers of one tensor and one scale are one call
         step, fmt = encodings.scale(q.name), q.format
         if q.role == "weight":
@@ -205,32 +207,42 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
         CalibrationError: the loss is not finite.
     """
     feed = joined(context.images(arguments.images))
-    if not context.dynamic_batch:
-        arguments = replace(arguments, batch=_few(context, feed, arguments.batch))
-    encodings, shared = context.encodings, shared_names(context.placement, context.encodings)
-    weights, ranges = _learners(context, shared)
+    shared = shared_names(context.placement, context.encodings)
+    weights, ranges = learners(context, shared, range(NARROW))
     if not weights and not ranges:
         context.note(
             "reconstruct: all layers below 8 bits remain in float or are shared, so there is "
             "nothing to learn"
         )
         return {"steps": 0, "images": count_of(feed), "weights": 0, "ranges": 0, "loss": []}
-    steps, losses = _learn(context, arguments, feed, weights, ranges)
+    report = learn("reconstruct", context, arguments, feed, weights, ranges)
+    write_(context, shared, weights, ranges)
+    return report
+
+
+def write_(
+    context: MethodContext,
+    shared: Mapping[str, str],
+    weights: Mapping[str, SoftRounding],
+    ranges: Mapping[str, LearnedRange],
+) -> None:
+    """Write what was learned into the encodings.
+
+    Args:
+        context: its encodings change.
+        shared: from :func:`trtq.quant.simulate.shared_names`.
+        weights: from :func:`learners`.
+        ranges: from :func:`learners`.
+    """
+    encodings = context.encodings
     for q in context.placement.active:
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
         elif shared[q.name] in ranges:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
-    return {
-        "steps": steps,
-        "images": count_of(feed),
-        "weights": len(weights),
-        "ranges": len(ranges),
-        "loss": losses,
-    }
 
 
-def _few(context: MethodContext, feed: Feed, batch: int) -> int:
+def _few(method: str, context: MethodContext, feed: Feed, batch: int) -> int:
     """Return how many samples a step has where they are run one by one.
 
     As many as have the values of ``batch`` images of 3x224x224 at most.
@@ -239,23 +251,39 @@ def _few(context: MethodContext, feed: Feed, batch: int) -> int:
     count = min(batch, max(1, batch * USUAL_VALUES // max(1, each)))
     shown = "one sample" if count == 1 else f"{count} samples"
     context.note(
-        f"reconstruct: the model takes one sample at a time; a step is {shown}"
+        f"{method}: the model takes one sample at a time; a step is {shown}"
         + ("" if count == batch else f", not {batch}: they are large")
     )
     return count
 
 
-def _learn(
+def learn(
+    method: str,
     context: MethodContext,
     arguments: Arguments,
     feed: Feed,
     weights: Mapping[str, SoftRounding],
     ranges: Mapping[str, LearnedRange],
-) -> tuple[int, list[float]]:
-    """Run the steps; return how many they were, and the first and the last loss.
+) -> Report:
+    """Run the steps. A run that was stopped continues where it was.
 
-    A run that was stopped continues where it was.
+    Args:
+        method: its name, for notes and errors.
+        context: the model with its encodings, which do not change here.
+        arguments: how to learn.
+        feed: samples that are learned from.
+        weights: from :func:`learners`; they change.
+        ranges: from :func:`learners`; they change.
+
+    Returns:
+        Numbers of ``steps``, ``images``, ``weights`` and ``ranges``, and the first and the last
+        ``loss``.
+
+    Raises:
+        CalibrationError: the loss is not finite.
     """
+    if not context.dynamic_batch:
+        arguments = replace(arguments, batch=_few(method, context, feed, arguments.batch))
     steps, batch, count = arguments.steps, arguments.batch, count_of(feed)
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
@@ -281,6 +309,7 @@ def _learn(
             generator,
             gpus=gpus,
             key=[
+                method,
                 context.encodings.digest(),
                 asdict(arguments),
                 *present([context.time_budget_s]),
@@ -288,10 +317,10 @@ def _learn(
             ],
         )
         done, losses = state.load(context.resume)
-        pace = Pace("reconstruct", steps, context.time_budget_s, context.note, state.total)
+        pace = Pace(method, steps, context.time_budget_s, context.note, state.total)
         if 0 < done < pace.total:
             context.note(
-                f"reconstruct resumes at step {done} of {pace.total}, where an earlier run stopped"
+                f"{method} resumes at step {done} of {pace.total}, where an earlier run stopped"
             )
         context.advance(done)
         while done < pace.total:
@@ -303,25 +332,36 @@ def _learn(
                 part = _mirrored(part)
             learner.keep = arguments.keep
             optimizer.zero_grad(set_to_none=True)
-            now = _gradients(learner, target, _runs(context, part))
+            now = _gradients(learner, target, runs(context, part))
             optimizer.step()
             losses = [losses[0] if losses else now, now]
             if not math.isfinite(losses[1]):
                 raise CalibrationError(
                     "Learning the rounding failed",
                     f"the loss is {losses[1]} at step {done}",
-                    "Use a smaller --method-arg reconstruct.lr=0.01",
+                    f"Use a smaller --method-arg {method}.lr={arguments.lr / 5:g}",
                 )
             done += 1
             pace.did(done)
             state.total = pace.total if pace.settled else 0
             state.save(context.resume, done, losses, last=done == pace.total)
             context.advance(1)
-    return pace.total, losses
+    return {
+        "steps": pace.total,
+        "images": count,
+        "weights": len(weights),
+        "ranges": len(ranges),
+        "loss": losses,
+    }
 
 
-def _runs(context: MethodContext, feed: Feed) -> list[Feed]:
-    """Return what is run at once: the batch, or each sample where the model takes one at a time."""
+def runs(context: MethodContext, feed: Feed) -> list[Feed]:
+    """Return what is run at once: the batch, or each sample where the model takes one at a time.
+
+    Args:
+        context: says which.
+        feed: a batch.
+    """
     if context.dynamic_batch:
         return [feed]
     return list(zip(*(torch.split(t, 1) for t in feed), strict=True))
@@ -373,8 +413,8 @@ METHOD = Method(
     run=run,
     not_applicable_reason=needs(
         (
-            lambda context: any(q.format.bits < 8 for q in context.placement.active),
-            "every quantizer has 8 bits; it is for fewer, such as --bits w4a8",
+            lambda context: any(q.format.bits < NARROW for q in context.placement.active),
+            "every quantizer has 8 bits; it is for fewer, such as --bits w4a8, and refine is for 8",
         ),
     ),
 )

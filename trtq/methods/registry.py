@@ -31,6 +31,7 @@ METHODS: Mapping[str, str] = {
     "ranking": "trtq.methods.ranking",
     "gptq": "trtq.methods.gptq",
     "reconstruct": "trtq.methods.reconstruct",
+    "refine": "trtq.methods.refine",
     "bias-correction": "trtq.methods.bias_correction",
 }
 
