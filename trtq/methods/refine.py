@@ -90,7 +90,7 @@ METHOD = Method(
     label="folded",
     stage="after",
     source="as reconstruct; judged on held-out samples",
-    arguments=Arguments(steps=40, lr=0.02, lr_range=0.005),
+    arguments=Arguments(steps=40, lr=0.02, lr_range=0.01),
     run=run,
     excludes=("reconstruct",),
     not_applicable_reason=needs(

@@ -45,8 +45,8 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     calibrator: Annotated[
         Calibrator,
         Doc(
-            description="How activations get their range; auto takes the best of mse, max, entropy "
-            "and percentile on calibration samples."
+            description="How activations get their range; auto takes mse, or max, entropy or "
+            "percentile where that pays on calibration samples."
         ),
     ] = "mse"
     percentile: Percentile = 99.99
