@@ -7,6 +7,7 @@ ADDED = frozenset(
     [
         "AnalyzeSpec.ignore_index",
         "AnalyzeSpec.masks",
+        "ExportSpec.device",
         "QuantizeSpec.masks",
         "SearchSpec.ignore_index",
         "SearchSpec.masks",

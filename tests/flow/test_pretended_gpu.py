@@ -5,12 +5,16 @@ What a real GPU adds, other rounding and memory, is tested in tests/gpu.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from msgspec.structs import asdict
 
 import trtq
+from tests.conftest import spec
 from tests.support.hybrid import SETTINGS, hybrid, images, options
 from tests.support.pretend_gpu import pretend_gpu
+from trtq import ExportSpec
 from trtq.errors import CalibrationError, UsageError, explain_system
 from trtq.graph.device import choose_device, device_of, with_smaller_batches
 
@@ -27,6 +31,7 @@ MAY_READ = {
         "quant/observe.py:low",
         "quant/observe.py:high",
         "export/probe.py:stats",
+        "flow/profiles.py",
     ],
     "once a constant": [
         "graph/device.py:to_device_",
@@ -96,6 +101,26 @@ def test_quantize(net, data, on_both, name):
     assert {q: s.sqnr_db for q, s in there.done.measured.items()} == pytest.approx(
         {q: s.sqnr_db for q, s in here.done.measured.items()}, abs=1e-3
     )
+
+
+def test_export(tmp_path, on_both):
+    ptq, samples = tmp_path / "ptq", tmp_path / "samples.npy"
+    np.save(samples, torch.nn.functional.interpolate(images(), size=32).numpy())
+    asked = asdict(spec(samples, ptq, input_size=None, preset=None))
+    trtq.quantize(trtq.QuantizeSpec.make(asked))
+    given = {k: v for k, v in asked.items() if k in ExportSpec.__struct_fields__}
+
+    def work(device):
+        own = {"encodings": f"{ptq}/encodings.safetensors", "out": str(tmp_path / device)}
+        more = {"target": ("orin@10.3",), "images": 8, "device": device}
+        return trtq.export_profiles(ExportSpec.make({**given, **own, **more}))
+
+    here, there = on_both(work)
+    assert there.profiles == here.profiles
+    assert [there.files[p.file] for p in there.profiles] == [
+        here.files[p.file] for p in here.profiles
+    ]
+    assert any("cuda" in note for note in there.notes)
 
 
 @pytest.mark.parametrize(

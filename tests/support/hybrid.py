@@ -51,6 +51,7 @@ SETTINGS = {
     "channel scales": {"method": ("qads",), "calibrator": "entropy"},
     "ranking": {"method": ("ranking",), "calibrator": "ema"},
     "learned rounding": {"bits": "w4a8", "method": ("bias-correction", "reconstruct")},
+    "learned at 8 bits": {"method": ("refine",)},
     "integer softmax": {"method": ("integer-softmax",), "calibrator": "percentile"},
 }
 
@@ -60,6 +61,7 @@ def options(name: str) -> dict[str, object]:
     given = dict(SETTINGS[name])
     if "method" in given:
         given["preset_quant"] = "none"
-    if "reconstruct" in given.get("method", ()):
-        given["method_arg"] = {"reconstruct.steps": 3}
+    learns = {"reconstruct", "refine"} & {*given.get("method", ())}
+    if learns:
+        given["method_arg"] = {f"{name}.steps": 3 for name in learns}
     return given

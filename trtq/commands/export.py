@@ -14,8 +14,10 @@ from trtq.files import ENCODINGS, EXPORT_JSON
 from trtq.flow.data import samples_from
 from trtq.flow.encoded import require_own
 from trtq.flow.inputs import origin_of
+from trtq.flow.model import placed
 from trtq.flow.profiles import ProfileRow, ProfileWriter, require_formats
 from trtq.flow.run import Run
+from trtq.graph.device import choose_device
 from trtq.graph.feed import count_of
 from trtq.platform.target import Target
 from trtq.progress import Progress, or_silent
@@ -71,11 +73,13 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         progress: receives what happens.
 
     Raises:
-        UsageError: a target is unknown, or lacks INT8 or FP8 and no fallback is allowed.
+        UsageError: a target is unknown, or lacks INT8 or FP8 and no fallback is allowed, or torch
+            has no such device.
         EncodingsError: the encodings are of another model.
     """
     run = Run(or_silent(progress))
     targets = _targets(spec)
+    choose_device(spec.device)
     encodings = Encodings.load(Path(spec.encodings))
     for target in targets:
         require_formats(target, encodings, fallback=spec.fallback)
@@ -137,7 +141,7 @@ def _writer(spec: ExportSpec, encodings: Encodings, run: Run) -> ProfileWriter:
     size = BATCH if model.graph.dynamic_batch else 1
     answer = model.answer_kind(samples.classes)
     return ProfileWriter(
-        model=model,
+        model=placed(model, spec.device, run),
         encodings=encodings,
         batches=list(drawn.inputs(spec.images, size, model.input_names)),
         origin={**origin_of(model, answer), "encodings_sha256": encodings.digest()},

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import onnx
 import torch
 from torch import fx
@@ -33,6 +32,7 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
+from trtq.graph.device import device_of, moved
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import output_names
 from trtq.platform.target import INT4_OPSET, Target, least_opset, require_format
@@ -281,10 +281,11 @@ class ProfileWriter:
 
 
 def _answers_of(graph: fx.GraphModule, batches: Sequence[Feed]) -> dict[str, Array]:
-    """Return every output of a graph by name over all batches."""
-    batch_outputs = [outputs_of(graph(*feed)) for feed in batches]
+    """Return every output of a graph by name over all batches, computed where the graph is."""
+    device = device_of(graph)
+    batch_outputs = [outputs_of(graph(*feed)) for feed in moved(batches, device)]
     return {
-        name: np.concatenate([as_float64(m[i].numpy()) for m in batch_outputs])
+        name: as_float64(torch.cat([m[i] for m in batch_outputs]).cpu().numpy())
         for i, name in enumerate(output_names(graph))
     }
 

@@ -239,7 +239,8 @@ def write_(
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
         elif shared[q.name] in ranges:
-            encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
+            step = ranges[shared[q.name]].log_step.detach().exp()
+            encodings.amax[q.name] = step.cpu() * q.format.qmax
 
 
 def _few(method: str, context: MethodContext, feed: Feed, batch: int) -> int:

@@ -9,6 +9,7 @@ from msgspec import Meta
 from trtq.specs.base import Doc, PathDoc, Spec
 from trtq.specs.fields import Backend, Tokenizer
 from trtq.specs.inputs import ModelInputSpec
+from trtq.specs.options import ComputeDevice
 
 
 class ExportSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -47,6 +48,7 @@ class ExportSpec(ModelInputSpec, frozen=True, kw_only=True):
     fallback: Annotated[
         bool, Doc(description="For a device without INT8, write the float model, and record it.")
     ] = False
+    device: ComputeDevice = "cpu"
 
 
 class ExportCalibSpec(Spec, frozen=True, kw_only=True):
