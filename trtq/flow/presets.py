@@ -55,7 +55,8 @@ def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, P
     inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}{floats}{learns}")
     best = attempt(inputs, current)
     inputs = replace(inputs, workers=Workers())  # the others have done their share
-    tried = [_tried("as asked" if current == options else f"with {names}", best)]
+    added = names or f"{', '.join(current.high_precision)} in float"
+    tried = [_tried("as asked" if current == options else f"with {added}", best)]
     if not inputs.model.random_weights:
         best, more = _fall_back(inputs, options, PRESETS[family], best)
         tried += more
