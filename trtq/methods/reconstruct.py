@@ -209,12 +209,6 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
     feed = joined(context.images(arguments.images))
     shared = shared_names(context.placement, context.encodings)
     weights, ranges = learners(context, shared, range(NARROW))
-    if not weights and not ranges:
-        context.note(
-            "reconstruct: all layers below 8 bits remain in float or are shared, so there is "
-            "nothing to learn"
-        )
-        return {"steps": 0, "images": count_of(feed), "weights": 0, "ranges": 0, "loss": []}
     report = learn("reconstruct", context, arguments, feed, weights, ranges)
     write_(context, shared, weights, ranges)
     return report
@@ -283,9 +277,16 @@ def learn(
     Raises:
         CalibrationError: the loss is not finite.
     """
+    count = count_of(feed)
+    if not weights and not ranges:
+        context.note(
+            f"{method}: all layers that could learn remain in float or are shared, so there is "
+            "nothing to learn"
+        )
+        return {"steps": 0, "images": count, "weights": 0, "ranges": 0, "loss": []}
     if not context.dynamic_batch:
         arguments = replace(arguments, batch=_few(method, context, feed, arguments.batch))
-    steps, batch, count = arguments.steps, arguments.batch, count_of(feed)
+    steps, batch = arguments.steps, arguments.batch
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
         _Learner(context.graph, {}, {}),
