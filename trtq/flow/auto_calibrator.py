@@ -21,7 +21,8 @@ from trtq.quant.placement import Placement
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.tasks.distances import relative_error
 
-IMAGES, BATCH = 32, 16
+FIRST, SECOND = 32, 128  # samples of the two rounds: on 32 alone luck decides
+BATCH = 16
 SEPARATOR = "|"  # between a calibrator and the key of a statistic, in the cache
 Stats = Mapping[str, ActivationStats]
 
@@ -32,15 +33,20 @@ class Errors(NamedTuple):
     Attributes:
         divergence: as the task measures it; the same as ``error`` without a task.
         error: squared error of the outputs over their square.
+        samples: how many.
     """
 
     divergence: float
     error: float
+    samples: int
 
     @property
     def words(self) -> str:
         """One phrase for a person."""
-        return f"{ratio_db(1.0, self.error):.2f} dB of output SQNR, distance {self.divergence:.3g}"
+        return (
+            f"{ratio_db(1.0, self.error):.2f} dB of output SQNR, distance {self.divergence:.3g} "
+            f"({self.samples} samples)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +124,35 @@ def choose_calibrator(
 ) -> Choice:
     """Return the calibrator whose answers are nearest to the float model's, on calibration samples.
 
-    Weights are rounded to nearest, and methods that act after calibration are left out.
+    The one with the least error on a few samples meets the default on more of them, and has to pay
+    there. Weights are rounded to nearest, and methods that act after calibration are left out.
 
     Args:
         inputs: the float model and the samples.
         context: the graph that is quantized; its placement is as before afterwards.
         stats_by_calibrator: statistics of every activation, by calibrator, the default first.
     """
-    count = inputs.of_usual_size(IMAGES, least=2)
-    feeds = list(inputs.images(count, BATCH))
+    errors = _round(inputs, context, stats_by_calibrator, FIRST)
+    default = next(iter(errors))
+    best = min(errors, key=lambda name: errors[name].error)
+    if best != default:
+        finalists = {name: stats_by_calibrator[name] for name in (default, best)}
+        errors |= _round(inputs, context, finalists, SECOND)
+        return Choice(Choice.among({name: errors[name] for name in finalists}).name, errors)
+    return Choice(default, errors)
+
+
+def _round(
+    inputs: Inputs, context: MethodContext, candidates: Mapping[str, Stats], count: int
+) -> dict[str, Errors]:
+    """Return the errors of some calibrators on the first samples; fewer where they are large."""
+    feeds = list(inputs.images(inputs.of_usual_size(count, least=2), BATCH))
     with torch.inference_mode():
         wanted = [outputs_of(inputs.model.graph.module(*feed)) for feed in feeds]
-        errors = {
+        return {
             name: _errors(inputs, context, stats, feeds, wanted)
-            for name, stats in stats_by_calibrator.items()
+            for name, stats in candidates.items()
         }
-    return Choice.among(errors)
 
 
 def _errors(
@@ -174,4 +193,6 @@ def answer_errors(
         errors.append(relative_error(ours, theirs))
         if inputs.task is not None:
             divergences.append(inputs.task.divergence(ours, theirs))
-    return Errors(*(float(torch.cat(each).mean()) for each in (divergences or errors, errors)))
+    error = torch.cat(errors)
+    divergence = torch.cat(divergences) if divergences else error
+    return Errors(float(divergence.mean()), float(error.mean()), len(error))
