@@ -26,6 +26,7 @@ from trtq.progress import Progress, or_silent
 from trtq.python_words import python_words
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
+from trtq.specs.base import AUTO_TASK
 from trtq.tasks import TASKS, Task, find_task
 
 __all__ = ["load", "quantize", "samples"]
@@ -166,12 +167,12 @@ def asked_task(task: str | Task | None) -> tuple[str | None, Task | None]:
     """Return a task as options name it, None for a program's own, and the task itself.
 
     Args:
-        task: a name, a program's own task, or None.
+        task: a name, a program's own task, or None; ``auto`` is None.
 
     Raises:
         UsageError: unknown.
     """
-    if task is None:
+    if task is None or task == AUTO_TASK:
         return None, None
     known = find_task(task)
     if isinstance(task, str):

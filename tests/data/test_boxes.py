@@ -80,6 +80,16 @@ def test_coco(tmp_path):
             },
             "two of its categories have one id",
         ),
+        (
+            {
+                "images": [
+                    {"id": 7, "file_name": "000.png", "width": 40, "height": 40},
+                    {"id": 7, "file_name": "001.png", "width": 40, "height": 40},
+                ],
+                "annotations": [],
+            },
+            "two of its images have one id",
+        ),
     ],
 )
 def test_annotations_that_do_not_fit(tmp_path, changes, text):

@@ -41,6 +41,21 @@ def test_a_task_of_a_file(net, tmp_path):
     assert 0.0 < scored.figures["balanced accuracy"].value <= 100.0
 
 
+def test_a_task_of_a_module_and_of_an_installed_package(net, tmp_path, monkeypatch):
+    info = tmp_path / "balanced_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: balanced-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[trtq.tasks]\neven = balanced_package:BALANCED\n")
+    (tmp_path / "balanced_package.py").write_text(block("Adding a task"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    images = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    pairs = list(zip(images, net(images).argmax(1), strict=True))
+    for name in ("balanced_package:BALANCED", "even"):
+        scored = trtq.quantize(net, images, task=name).evaluate(pairs)
+        assert scored.task.name == "balanced classification"
+        assert scored.reference["balanced accuracy"].value == 100.0
+
+
 class Turned(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -124,8 +126,39 @@ def test_a_file_that_says_that_it_detects_needs_no_boxes(quantized, tmp_path):
         calib_cache=str(folder / "cache"),
     )
     assert again.inputs.task.label == "detection:yolo"
-    assert any("says that it detects, and its outputs fit" in n for n in again.notes)
+    assert any("says that its task is detect, and its outputs fit" in n for n in again.notes)
     assert len(model.graph.node) == len(again.export().model.graph.node)
+
+
+def test_labels_that_name_no_object_are_said(quantized, tmp_path):
+    made, _ = quantized
+    empty = pictures(tmp_path / "empty")
+    path = empty / "annotations.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    seen = made.evaluate(f"coco:{empty}")
+    assert seen.figures["mAP"].value is None
+    assert seen.agreement["agreement mAP"].value == 100.0  # the float model's boxes are the truth
+    assert (
+        f"the labels of coco:{empty} name no object that can be found: mAP has nothing to count"
+        in (seen.notes)
+    )
+
+
+def test_boxes_without_a_head_that_fits_are_named(quantized, tmp_path):
+    _, folder = quantized
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(7))
+    net(torch.zeros(1, 3, *PICTURE.input_size[1:]))
+    done = trtq.quantize(
+        trtq.load(net.eval(), preprocess=PICTURE),
+        f"coco:{folder / 'cells'}",
+        task="auto",
+        calib_images=6,
+        calib_cache=str(folder / "cache"),
+    )
+    assert done.inputs.task is None
+    (note,) = [n for n in done.notes if "which are not looked at" in n]
+    assert note.startswith("coco:") and "has boxes, which are not looked at: " in note
+    assert note.endswith("(--task)")
 
 
 def test_a_file_cannot_choose_code_that_is_loaded(quantized, tmp_path):

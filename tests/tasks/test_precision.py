@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import trtq
 from trtq.data.boxes import Boxes
 from trtq.data.outlines import Outlines, RunLengths, packed
+from trtq.data.preprocess import resolve_preprocess
 from trtq.errors import DataError
 from trtq.tasks.detections import Detections
 from trtq.tasks.precision import AgreementPrecision, MeanPrecision
@@ -151,6 +156,54 @@ def test_the_same_figures_as_pycocotools(kind, capsys):
     for name, value in zip(names, stats, strict=False):
         assert figures[name] == pytest.approx(100 * value, abs=1e-4), name
     assert next(iter(figures)) == "mAP" and 10 < figures["mAP"] < 90
+
+
+def test_pages_as_pycocotools(trtq_data):
+    """The labels as trtq reads them, against the annotation file as pycocotools reads it."""
+    with zipfile.ZipFile(trtq_data / "pages.zip") as archive:
+        labels = json.loads(archive.read("annotations.json"))
+    truth = COCO()
+    truth.dataset = labels
+    truth.createIndex()
+    ids = {entry["file_name"]: entry["id"] for entry in labels["images"]}
+    of_class = [c["id"] for c in sorted(labels["categories"], key=lambda c: c["id"])]
+    random = np.random.default_rng(0)
+    samples = trtq.samples(
+        f"coco:{trtq_data}/pages.zip",
+        preprocess=resolve_preprocess(preset="yolo", input_size=(3, 64, 64))[0],
+    )
+    precision, results = MeanPrecision(kind="bbox"), []
+    pages = [p for b in samples.batches(16) for p in zip(b.ids, b.targets(), strict=True)]
+    for page, wanted in pages:
+        near = wanted.xyxy + random.normal(0, 6, wanted.xyxy.shape).astype(np.float32)
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 2)
+        scores = random.uniform(0.1, 1.0, len(near))
+        wrong = random.uniform(size=len(near)) < 0.1
+        classes = np.where(wrong, (wanted.classes + 1) % len(of_class), wanted.classes)
+        found = Detections.of(near, scores, classes)
+        precision.add([found], [wanted])
+        for i in range(len(found)):
+            x0, y0, x1, y1 = found.xyxy[i].astype(np.float64).tolist()
+            results.append(
+                {
+                    "image_id": ids[Path(page).name],
+                    "category_id": of_class[int(found.classes[i])],
+                    "score": float(found.scores[i]),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                }
+            )
+    evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    figures = {f.name: f.value for f in precision.figures}
+    names = ["mAP", "mAP50", "mAP75", "mAP small", "mAP medium", "mAP large"]
+    for name, value in zip(names, evaluation.stats, strict=False):
+        if value < 0:
+            assert figures[name] is None
+        else:
+            assert figures[name] == pytest.approx(100 * value, abs=0.1), name
+    assert 10 < figures["mAP"] < 90
 
 
 def test_classes_and_curve_as_pycocotools():

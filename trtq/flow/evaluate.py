@@ -214,6 +214,12 @@ class Evaluator:
                 self.gallery.add(task, batch, answers)
             progress.advance(len(batch))
         assert task is not None  # Samples are never empty
+        figures = scores[0].figures
+        if samples.boxed and figures and all(f.value is None for f in figures):
+            self._tell(
+                f"the labels of {samples.name} name no object that can be found: "
+                f"{figures[0].name} has nothing to count"
+            )
         return Evaluation(
             samples=len(samples),
             task=task,

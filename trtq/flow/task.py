@@ -15,7 +15,8 @@ from trtq.layouts import IMAGE_AXES
 from trtq.tasks import Facts, Task, find_task
 from trtq.tasks.base import Outputs
 
-DETECTS = "detect"  # metadata that ultralytics writes
+# What ultralytics writes as the task of a file.
+SAID = {"detect": "detection", "segment": "instances", "pose": "keypoints"}
 
 
 def bind_task(
@@ -23,8 +24,8 @@ def bind_task(
 ) -> Task | None:
     """Return what the outputs of a model mean; None where nothing was asked and nothing is known.
 
-    Samples with boxes, or a file whose maker says that it detects, make it detection where exactly
-    one head fits the outputs, with a note.
+    A file whose maker says that it finds boxes, masks or keypoints has that task, and samples with
+    boxes make it detection, where exactly one head fits the outputs, with a note.
 
     Args:
         task_or_name: name or task; None for what is known.
@@ -38,14 +39,15 @@ def bind_task(
     facts = facts_of_model(model, samples)
     if task_or_name is not None:
         return find_task(task_or_name).bound(facts)
+    name = "detection"
     if samples.boxed:
         why = f"{samples.name} has boxes"
-    elif facts.task == DETECTS:
-        why = f"{model.name} says that it detects"
+    elif facts.task in SAID:
+        name, why = SAID[facts.task], f"{model.name} says that its task is {facts.task}"
     else:
         return None
     try:
-        task = find_task("detection").bound(facts)
+        task = find_task(name).bound(facts)
     except UsageError as exc:
         run.note(f"{why}, which are not looked at: {exc.message}: {exc.reason} (--task)")
         return None

@@ -63,12 +63,18 @@ def choice_of(hint: Any) -> tuple[str, tuple[str, ...]] | None:
     return choice_of(inner) if extra is None else (extra["kind"], extra["names"])
 
 
+AUTO_TASK = "auto"  # the same as no task: what is known decides
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: values are checked when a spec is made, unknown fields are refused."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
+            if name == "task" and value == AUTO_TASK:
+                value = None
+                msgspec.structs.force_setattr(self, name, value)
             if is_path(kind):
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)

@@ -95,9 +95,9 @@ TASK_NAMES = (
     "tensors",
 )
 TaskName = Annotated[
-    Annotated[str, open_choice("tasks", *TASK_NAMES)] | None,
+    Annotated[str, open_choice("tasks", "auto", *TASK_NAMES)] | None,
     Doc(
-        description="Meaning of the outputs; default: what the file or the labels say. "
+        description="Meaning of the outputs; default, and auto: what the file or the labels say. "
         "detection:HEAD chooses how boxes are read, embedding:OUTPUT the output. Also "
         "file.py:NAME, module:NAME or an entry point."
     ),
