@@ -15,7 +15,7 @@ from trtq.layouts import IMAGE_AXES
 from trtq.tasks import Facts, Task, find_task
 from trtq.tasks.base import Outputs
 
-# What ultralytics writes as the task of a file.
+# By the word for it in ultralytics' metadata.
 SAID = {"detect": "detection", "segment": "instances", "pose": "keypoints"}
 
 
