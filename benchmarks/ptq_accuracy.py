@@ -161,31 +161,30 @@ def main() -> None:
         "|---|---|---|---|---|---|",
     ]
 
-    def emit(name: str, tool: str, r: dict[str, float]) -> None:
-        lines.append(
-            f"| {name} | {r['images']} | {tool} | {r['top1']:.2f} | {r['agreement']:.2f} | "
-            f"{r['sqnr']:.2f} |"
-        )
-        print(lines[-1], flush=True)
+    def emit(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    def row(name: str, tool: str, r: dict[str, float]) -> str:
+        figures = f"{r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f}"
+        return f"| {name} | {r['images']} | {tool} | {figures} |"
 
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             for i, (tool, calibrator, own) in enumerate(trtq_rows(name, args.calibrators)):
                 r = trtq_row(name, calibrator, Path(folder) / str(i), **own)
                 if i == 0:
-                    lines.append(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
-                    print(lines[-1], flush=True)
-                emit(name, tool, r)
+                    emit(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
+                emit(row(name, tool, r))
         for method in MODELOPT if args.modelopt_python else ():
             command = [args.modelopt_python, __file__, "--modelopt-row", name, method]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             results = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
             if results:
-                emit(name, f"ModelOpt torch {method}", json.loads(results[0][7:]))
+                emit(row(name, f"ModelOpt torch {method}", json.loads(results[0][7:])))
                 continue
             last = done.stderr.strip().splitlines()[-1:]
-            lines.append(f"| {name} | | ModelOpt torch {method} | failed: {last} | | |")
-            print(lines[-1], flush=True)
+            emit(f"| {name} | | ModelOpt torch {method} | failed: {last} | | |")
     if args.out:
         usage = (
             f"TRTQ_DATA=<images> python benchmarks/ptq_accuracy.py --models {' '.join(args.models)}"

@@ -8,7 +8,7 @@ from torch import nn
 
 import trtq
 from trtq.errors import UsageError
-from trtq.flow.auto_calibrator import Choice, Errors
+from trtq.flow.auto_calibrator import Choice, Errors, better_of
 from trtq.quant.calibrators import CANDIDATES
 from trtq.tasks.distances import relative_error
 
@@ -70,11 +70,11 @@ def test_the_calibrator_with_the_closest_answers_is_taken(spike):
 )
 def test_another_calibrator_has_to_pay(others, name):
     errors = {k: Errors(*v, 128) for k, v in {"mse": (1.0, 1.0), **others}.items()}
-    assert Choice.among(errors).name == name
+    assert better_of(errors) == name
 
 
 def test_the_line_has_the_figures_of_all():
-    choice = Choice.among({"mse": Errors(0.5, 0.01, 128), "max": Errors(0.6, 0.1, 32)})
+    choice = Choice("mse", {"mse": Errors(0.5, 0.01, 128), "max": Errors(0.6, 0.1, 32)})
     assert choice.words == (
         "calibrator auto takes mse: 20.00 dB of output SQNR, distance 0.5 (128 samples); "
         "max 10.00 dB of output SQNR, distance 0.6 (32 samples)"

@@ -130,6 +130,37 @@ def test_a_file_that_says_that_it_detects_needs_no_boxes(quantized, tmp_path):
     assert len(model.graph.node) == len(again.export().model.graph.node)
 
 
+class Corners(torch.nn.Module):
+    """The detector with the corners of each box as keypoints."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = CellDetector()
+
+    def forward(self, images):
+        found = self.cells(images)
+        x, y, w, h = found[:, :4].split(1, dim=1)
+        points = [(x + i * w / 2, y + j * h / 2, x * 0 + 1) for i in (-1, 1) for j in (-1, 1)]
+        return torch.cat([found, *(v for point in points for v in point)], 1)
+
+
+def test_a_file_that_says_pose_has_keypoints(quantized, tmp_path):
+    _, folder = quantized
+    given = {"calib_images": 6, "calib_cache": str(folder / "cache")}
+    cells = f"images:{folder / 'cells'}"
+    made = trtq.quantize(trtq.load(Corners().eval(), preprocess=PICTURE), cells, **given)
+    made.save(tmp_path / "out")
+    plain = onnx.load(tmp_path / "out/model.fp32.onnx")
+    del plain.metadata_props[:]
+    said = {"task": "pose", "kpt_shape": "[4, 3]", "names": str(dict(enumerate(NAMES)))}
+    onnx.helper.set_model_props(plain, said)
+    onnx.save(plain, tmp_path / "pose.onnx")
+    again = trtq.quantize(str(tmp_path / "pose.onnx"), cells, preprocess="yolo", **given)
+    assert again.inputs.task.label == "keypoints:yolo-pose"
+    assert any("says that its task is pose, and its outputs fit" in n for n in again.notes)
+    assert again.evaluate(cells).agreement["agreement OKS mAP"].value > 90.0
+
+
 def test_labels_that_name_no_object_are_said(quantized, tmp_path):
     made, _ = quantized
     empty = pictures(tmp_path / "empty")

@@ -131,6 +131,11 @@ def directly(case: Case, kind: str) -> COCOeval:
         "annotations": annotations,
         "categories": [{"id": c, "name": str(c)} for c in range(CLASSES)],
     }
+    return counted(truth, results, kind)
+
+
+def counted(truth: COCO, results: list[dict], kind: str) -> COCOeval:
+    """What pycocotools says of results."""
     truth.createIndex()
     evaluation = COCOeval(truth, truth.loadRes(results), kind)
     evaluation.evaluate()
@@ -164,7 +169,6 @@ def test_pages_as_pycocotools(trtq_data):
         labels = json.loads(archive.read("annotations.json"))
     truth = COCO()
     truth.dataset = labels
-    truth.createIndex()
     ids = {entry["file_name"]: entry["id"] for entry in labels["images"]}
     of_class = [c["id"] for c in sorted(labels["categories"], key=lambda c: c["id"])]
     random = np.random.default_rng(0)
@@ -192,10 +196,7 @@ def test_pages_as_pycocotools(trtq_data):
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                 }
             )
-    evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
+    evaluation = counted(truth, results, "bbox")
     figures = {f.name: f.value for f in precision.figures}
     names = ["mAP", "mAP50", "mAP75", "mAP small", "mAP medium", "mAP large"]
     for name, value in zip(names, evaluation.stats, strict=False):

@@ -61,29 +61,29 @@ class Choice:
     name: str
     errors: Mapping[str, Errors]
 
-    @classmethod
-    def among(cls, errors: Mapping[str, Errors]) -> Choice:
-        """Take the default unless another pays: a smaller error, and answers that are no farther.
-
-        A gain below a twentieth is within the noise of the samples.
-
-        Args:
-            errors: of each, by name, the default first.
-        """
-        default = next(iter(errors))
-        least = errors[default]
-        paying = [
-            name
-            for name, e in errors.items()
-            if e.error <= PAYS * least.error and e.divergence <= least.divergence
-        ]
-        return cls(min(paying, key=lambda name: errors[name].error, default=default), errors)
-
     @property
     def words(self) -> str:
         """One line for a person."""
         others = "; ".join(f"{k} {v.words}" for k, v in self.errors.items() if k != self.name)
         return f"calibrator auto takes {self.name}: {self.errors[self.name].words}; {others}"
+
+
+def better_of(errors: Mapping[str, Errors]) -> str:
+    """Return the default unless another pays: a smaller error, and answers that are no farther.
+
+    A gain below a twentieth is within the noise of the samples.
+
+    Args:
+        errors: of each, by name, the default first.
+    """
+    default = next(iter(errors))
+    least = errors[default]
+    paying = [
+        name
+        for name, e in errors.items()
+        if e.error <= PAYS * least.error and e.divergence <= least.divergence
+    ]
+    return min(paying, key=lambda name: errors[name].error, default=default)
 
 
 def summarize_candidates(
@@ -132,21 +132,24 @@ def choose_calibrator(
         context: the graph that is quantized; its placement is as before afterwards.
         stats_by_calibrator: statistics of every activation, by calibrator, the default first.
     """
-    errors = _round(inputs, context, stats_by_calibrator, FIRST)
+    few, many = (
+        min(len(inputs.samples), inputs.of_usual_size(n, least=2)) for n in (FIRST, SECOND)
+    )
+    errors = _round(inputs, context, stats_by_calibrator, few)
     default = next(iter(errors))
     best = min(errors, key=lambda name: errors[name].error)
-    if best != default:
-        finalists = {name: stats_by_calibrator[name] for name in (default, best)}
-        errors |= _round(inputs, context, finalists, SECOND)
-        return Choice(Choice.among({name: errors[name] for name in finalists}).name, errors)
-    return Choice(default, errors)
+    finalists = dict.fromkeys((default, best))
+    if best != default and many > few:
+        candidates = {name: stats_by_calibrator[name] for name in finalists}
+        errors |= _round(inputs, context, candidates, many)
+    return Choice(better_of({name: errors[name] for name in finalists}), errors)
 
 
 def _round(
     inputs: Inputs, context: MethodContext, candidates: Mapping[str, Stats], count: int
 ) -> dict[str, Errors]:
-    """Return the errors of some calibrators on the first samples; fewer where they are large."""
-    feeds = list(inputs.images(inputs.of_usual_size(count, least=2), BATCH))
+    """Return the errors of some calibrators on the first samples."""
+    feeds = list(inputs.images(count, BATCH))
     with torch.inference_mode():
         wanted = [outputs_of(inputs.model.graph.module(*feed)) for feed in feeds]
         return {

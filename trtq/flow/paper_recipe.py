@@ -19,7 +19,7 @@ from trtq.flow.pricing import Pricing, uniform
 from trtq.flow.ptq import Attempt, Calibration, attempt, calibrate, fitting
 from trtq.flow.run import Run
 from trtq.graph.feed import Feed, outputs_of
-from trtq.methods.held_out import FEWEST, PAYS, held_out
+from trtq.methods.held_out import FEWEST, PAYS, split
 from trtq.methods.paper_recipes import RECIPES, Component, PaperRecipe
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzeRecord
@@ -118,9 +118,7 @@ class _Trial:
     @classmethod
     def of(cls, inputs: Inputs, options: QuantizeOptions) -> _Trial:
         """Split the samples; every fourth one is held out, at most 64."""
-        count = len(inputs.samples)
-        chosen = held_out(count)
-        rest = [i for i in range(count) if i not in chosen]
+        rest, chosen = split(len(inputs.samples))
         silent = Run(inputs.run.progress)
         part = replace(inputs, samples=inputs.samples.select(rest), run=silent)
         judged = replace(inputs, samples=inputs.samples.select(chosen), run=silent)

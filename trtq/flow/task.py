@@ -12,11 +12,8 @@ from trtq.errors import UsageError
 from trtq.flow.model import Model
 from trtq.flow.run import Run
 from trtq.layouts import IMAGE_AXES
-from trtq.tasks import Facts, Task, find_task
+from trtq.tasks import BY_MAKER, Facts, Task, find_task
 from trtq.tasks.base import Outputs
-
-# By the word for it in ultralytics' metadata.
-SAID = {"detect": "detection", "segment": "instances", "pose": "keypoints"}
 
 
 def bind_task(
@@ -42,8 +39,8 @@ def bind_task(
     name = "detection"
     if samples.boxed:
         why = f"{samples.name} has boxes"
-    elif facts.task in SAID:
-        name, why = SAID[facts.task], f"{model.name} says that its task is {facts.task}"
+    elif facts.task in BY_MAKER:
+        name, why = BY_MAKER[facts.task], f"{model.name} says that its task is {facts.task}"
     else:
         return None
     try:

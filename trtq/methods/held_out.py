@@ -8,10 +8,13 @@ FEWEST = 2 * EVERY
 PAYS = 0.95  # of the error before: a smaller gain is within the noise of the samples
 
 
-def held_out(count: int) -> range:
-    """Return which of ``count`` samples judge: every fourth one, at most 64.
+def split(count: int) -> tuple[list[int], list[int]]:
+    """Return which of ``count`` samples make something, and which judge it.
 
-    >>> list(held_out(9))
-    [3, 7]
+    Every fourth one judges, at most 64.
+
+    >>> split(9)
+    ([0, 1, 2, 4, 5, 6, 8], [3, 7])
     """
-    return range(EVERY - 1, count, EVERY)[:MOST]
+    judges = list(range(EVERY - 1, count, EVERY)[:MOST])
+    return sorted(set(range(count)) - set(judges)), judges

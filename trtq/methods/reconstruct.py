@@ -286,7 +286,26 @@ def learn(
         return {"steps": 0, "images": count, "weights": 0, "ranges": 0, "loss": []}
     if not context.dynamic_batch:
         arguments = replace(arguments, batch=_few(method, context, feed, arguments.batch))
-    steps, batch = arguments.steps, arguments.batch
+    steps, losses = _learn(method, context, arguments, feed, weights, ranges)
+    return {
+        "steps": steps,
+        "images": count,
+        "weights": len(weights),
+        "ranges": len(ranges),
+        "loss": losses,
+    }
+
+
+def _learn(
+    method: str,
+    context: MethodContext,
+    arguments: Arguments,
+    feed: Feed,
+    weights: Mapping[str, SoftRounding],
+    ranges: Mapping[str, LearnedRange],
+) -> tuple[int, list[float]]:
+    """Run the steps; return how many they were, and the first and the last loss."""
+    steps, batch, count = arguments.steps, arguments.batch, count_of(feed)
     learner, target = (
         _Learner(context.simulated(), weights, ranges),
         _Learner(context.graph, {}, {}),
@@ -348,13 +367,7 @@ def learn(
             state.total = pace.total if pace.settled else 0
             state.save(context.resume, done, losses, last=done == pace.total)
             context.advance(1)
-    return {
-        "steps": pace.total,
-        "images": count,
-        "weights": len(weights),
-        "ranges": len(ranges),
-        "loss": losses,
-    }
+    return pace.total, losses
 
 
 def runs(context: MethodContext, feed: Feed) -> list[Feed]:

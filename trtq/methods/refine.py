@@ -12,7 +12,7 @@ from trtq.data.metrics import ratio_db
 from trtq.errors import CalibrationError
 from trtq.graph.feed import Feed, count_of, joined, outputs_of
 from trtq.methods.base import Method, MethodContext, Report, needs
-from trtq.methods.held_out import EVERY, FEWEST, PAYS, held_out
+from trtq.methods.held_out import EVERY, FEWEST, PAYS, split
 from trtq.methods.reconstruct import NARROW, Arguments, learn, learners, runs, write_
 from trtq.quant.simulate import shared_names
 from trtq.tasks.distances import relative_error
@@ -34,8 +34,7 @@ def _split(feed: Feed) -> tuple[Feed, Feed]:
             f"{FEWEST}",
             "Give more calibration images, or leave --method refine out",
         )
-    judges = list(held_out(count))
-    rest = sorted(set(range(count)) - set(judges))
+    rest, judges = split(count)
     return tuple(t[rest] for t in feed), tuple(t[judges] for t in feed)
 
 

@@ -14,11 +14,10 @@ from trtq.errors import UsageError, reason
 from trtq.package.contents import IMAGE_RANK, Tensor
 from trtq.package.preprocessing import Preprocessing
 from trtq.specs.inputs import Picture, PictureSpec
-from trtq.tasks import Facts, Task, find_task, stored_task
+from trtq.tasks import BY_MAKER, Facts, Task, find_task, stored_task
 from trtq.typed import convert
 
 BY_ANSWER = {"classes": "classification", "pixels": "segmentation"}  # tasks by the first output
-BY_MAKER = {"detect": "detection", "segment": "instances", "pose": "keypoints"}  # of ultralytics
 Explained = tuple[Preprocessing | None, Task | None, tuple[str, ...], list[str]]
 
 

@@ -70,11 +70,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of all specs: values are checked when a spec is made, unknown fields are refused."""
 
     def __post_init__(self) -> None:
+        if getattr(self, "task", None) == AUTO_TASK:
+            msgspec.structs.force_setattr(self, "task", None)
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
-            if name == "task" and value == AUTO_TASK:
-                value = None
-                msgspec.structs.force_setattr(self, name, value)
             if is_path(kind):
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec, open_choice
+from trtq.specs.base import AUTO_TASK, Doc, Spec, open_choice
 from trtq.specs.fields import CalibCache, Calibrator, FilesFor, Opset, Percentile
 
 CalibrationImages = Annotated[
@@ -95,7 +95,7 @@ TASK_NAMES = (
     "tensors",
 )
 TaskName = Annotated[
-    Annotated[str, open_choice("tasks", "auto", *TASK_NAMES)] | None,
+    Annotated[str, open_choice("tasks", AUTO_TASK, *TASK_NAMES)] | None,
     Doc(
         description="Meaning of the outputs; default, and auto: what the file or the labels say. "
         "detection:HEAD chooses how boxes are read, embedding:OUTPUT the output. Also "

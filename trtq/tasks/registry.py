@@ -34,6 +34,8 @@ ROWS: tuple[Task, ...] = (
     Tensors(),
 )
 TASKS: Mapping[str, Task] = {row.name: row for row in ROWS}
+# By the word for it in ultralytics' metadata.
+BY_MAKER = {"detect": "detection", "segment": "instances", "pose": "keypoints"}
 
 
 def find_task(name: str | Task | type[Task]) -> Task:
