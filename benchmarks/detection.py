@@ -15,6 +15,8 @@ that loads, quantizes and writes.
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,19 +28,22 @@ from smoke import SMOKE, arguments, few, scratch
 CALIB = few(32, 4)
 
 
-def _quantized(args: argparse.Namespace, bits: str, folder: Path) -> tuple[Path, float]:
-    """Quantize the model in a process of its own; return its folder and the seconds it took."""
-    import subprocess
-
-    out = folder / bits
+def _quantized(args: argparse.Namespace, bits: str, folder: Path) -> tuple[Path, str, str]:
+    """Quantize in a process of its own; return its folder, its seconds and its peak memory."""
+    out, errors = folder / bits, folder / f"{bits}.txt"
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "trtq", "quantize", args.model, "--data", args.data]
     command += ["--preset", "yolo", "--calib-images", str(CALIB), "--bits", bits]
     command += ["--calib-cache", str(folder / f"cache-{bits}"), "--out", str(out)]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return out, time.perf_counter() - began
+    with errors.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(errors.read_text()[-3000:])
+    seconds = time.perf_counter() - began
+    return out, f"{seconds:.0f} s", f"{used.ru_maxrss / 1e6:.1f} GB"
 
 
 def _scored(args: argparse.Namespace, path: Path, first: Path) -> Any:
@@ -122,18 +127,18 @@ def main() -> None:
     folder = args.out.parent / "detection-work" if args.write_calib else scratch()
     rows, first = [], Path()
     for bits in args.bits:
-        made, seconds = _quantized(args, bits, folder)
+        made, *cost = _quantized(args, bits, folder)
         first = first if first.name else made
         record = _scored(args, made / "model.qdq.onnx", first)
         if not rows:
             own = {f.name: f.value for f in record.reference_figures}
-            rows.append(["float", f"{own['mAP']:.2f}", f"{own['mAP50']:.2f}", "", "", "", "", ""])
+            rows.append(["float", f"{own['mAP']:.2f}", f"{own['mAP50']:.2f}", *[""] * 6])
         plan = _plan(args, made) if bits == "w8a8" else ""
-        rows.append(_row(f"trtq {bits}", record, _share(made), f"{seconds:.0f} s", plan))
+        rows.append(_row(f"trtq {bits}", record, _share(made), *cost, plan))
         print(" | ".join(rows[-1]), flush=True)
     for peer in args.peer:
         name, _, path = peer.partition("=")
-        rows.append(_row(name, _scored(args, Path(path), first), "", "", ""))
+        rows.append(_row(name, _scored(args, Path(path), first), *[""] * 4))
         print(" | ".join(rows[-1]), flush=True)
     if args.write_calib:
         write_calib(args, first)
@@ -142,7 +147,7 @@ def main() -> None:
 
 def _write(args: argparse.Namespace, rows: list[list[str]], images: int) -> None:
     head = ["file", "mAP", "mAP50", "change", "agreement mAP", "tensors in codes / in float"]
-    head += ["quantize", f"plan for {args.target}" if args.target else "plan"]
+    head += ["quantize", "peak memory", f"plan for {args.target}" if args.target else "plan"]
     lines = [
         "# Detection",
         "",

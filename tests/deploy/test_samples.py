@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.boards import (
     Heard,
@@ -57,6 +59,62 @@ def test_the_score_of_a_task_that_was_asked_for(orin, tmp_path):
     assert f"{figures[0].words} (the ONNX file" in made.summary
     alike = made.accuracy.agreement.comparisons[-1].alike
     assert alike[0].value == 100.0
+
+
+COLOURED = '''
+from trtq.tasks.detection import Detection
+from trtq.tasks.detections import Detections
+
+class Coloured(Detection):
+    """The whole input is one object, of the class that its mean colour says."""
+
+    name = "coloured"
+
+    def bound(self, facts):
+        return self
+
+    def decode(self, outputs, places):
+        (means,) = outputs.values()
+        whole = [Detections.of([[0, 0, 8, 8]], [m.max()], [m.argmax()]) for m in means]
+        return whole if places is None else [d.moved(p) for d, p in zip(whole, places)]
+'''
+
+
+def test_boxes_of_a_board_are_decoded_here(orin, tmp_path):
+    """The agent knows nothing of boxes: a task of the user reads them from what it returns.
+
+    The model sees the middle square of each picture.
+    """
+    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 20} for i in range(6)]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for image in images:
+        colour = [10, 10, 10]
+        colour[image["id"] % 3] = 250 if image["id"] else 200  # the least sure of all
+        Image.new("RGB", (40, 20), tuple(colour)).save(folder / image["file_name"])
+    right = [
+        {"image_id": i, "category_id": i % 3 if i else 1, "bbox": [10, 0, 20, 20]} for i in range(6)
+    ]
+    names = [{"id": i, "name": n} for i, n in enumerate(("red", "green", "blue"))]
+    labels = {"images": images, "annotations": right, "categories": names}
+    (folder / "annotations.json").write_text(json.dumps(labels))
+    (tmp_path / "own.py").write_text(COLOURED)
+    path = _with_preprocessing(pooling(tmp_path / "m.onnx"))
+    made = deploy(
+        asked(
+            with_tensorrt(orin),
+            path,
+            tmp_path / "o",
+            data=f"coco:{folder}",
+            task=f"{tmp_path / 'own.py'}:Coloured",
+        )
+    )
+    assert made.accuracy.task == "coloured"
+    own = {f.name: f.value for f in made.accuracy.figures}
+    assert own == {f.name: f.value for f in made.accuracy.reference_figures}
+    # One of three green objects is called red, after the red one: 67 of 101 recalls are reached.
+    assert own["mAP"] == pytest.approx(100 * (1 + 67 / 101 + 1) / 3, abs=0.001)
+    assert made.accuracy.agreement.comparisons[-1].alike[0].words == "agreement mAP 100.00 %"
 
 
 def test_arrays_in_place_of_images(orin, tmp_path):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +10,7 @@ import pytest
 
 import trtq
 from tests.support.onnx_files import bytes_image, open_sizes, text_encoder, two_images
+from tests.support.packages import packaged
 from trtq.bench.trtexec_bench import Fed
 from trtq.bench.trtexec_bench import command as trtexec_bench
 from trtq.bench.workload import LoadOptions, open_workload
@@ -429,14 +426,7 @@ def test_an_engine_is_compared_with_its_file_on_arrays(tensorrt, monkeypatch, tm
 @needs_rtx
 def test_a_text_detector_of_open_height_and_width(tmp_path):
     """PP-OCRv6's detector from PyPI: opset 11, three open axes."""
-    line = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "rapidocr==3.10.0"]
-    done = subprocess.run([*line, "-d", str(tmp_path)], check=False, capture_output=True)
-    wheel = next(tmp_path.glob("rapidocr*.whl"), None)
-    if wheel is None:
-        pytest.skip(f"rapidocr cannot be had: {done.stderr[-200:]!r}")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.endswith(".onnx") and "_det_" in n)
-        path = Path(archive.extract(name, tmp_path))
+    path = packaged("rapidocr==3.10.0", "*_det_*.onnx", tmp_path)
     with pytest.raises(UsageError, match="are open, and TensorRT needs the smallest"):
         trtq.build(path, target="sm86")
     (entry,) = inputs_of(onnx.load(path))

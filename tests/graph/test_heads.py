@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from tests.support.detector import TinyDetr
+from trtq.errors import UsageError
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
-from trtq.graph.heads import head_nodes, last_layers, scales
+from trtq.graph.heads import decoder_nodes, head_nodes, last_layers, scales
 from trtq.quant.placement import matching, place
 
 
@@ -32,22 +35,6 @@ class TinyDetector(nn.Module):
         return torch.cat([sides.view(n, 4, anchors), scores.sigmoid()], 1)
 
 
-class TinyDetr(nn.Module):
-    """Queries that attend to a map, with a box and classes each."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 4, stride=4)
-        self.queries = nn.Parameter(torch.randn(6, 8))
-        self.cls, self.box = nn.Linear(8, 5), nn.Linear(8, 4)
-
-    def forward(self, x):
-        keys = self.stem(x).flatten(2).transpose(1, 2)
-        weights = (self.queries @ keys.transpose(1, 2)).softmax(-1)
-        found = weights @ keys
-        return {"logits": self.cls(found), "pred_boxes": self.box(found).sigmoid()}
-
-
 def test_the_last_layers_are_those_that_no_other_one_follows():
     torch.manual_seed(0)
     graph = capture(TinyDetector().eval(), (3, 32, 32)).module
@@ -65,6 +52,30 @@ def test_detectors_are_found_by_what_they_compute():
     assert family_of(conv)[0] == "detector-conv"
     assert "4 last layers at 2 sizes" in family_of(conv)[1]
     assert family_of(detr)[0] == "detector-transformer"
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("axes", [None, {"input": [2, 3, 32, 32]}])
+def test_a_decoder_is_what_works_on_queries(first, axes):
+    """The layers of the encoder, and those that read its memory, are none of it."""
+    torch.manual_seed(0)
+    net = TinyDetr(queries_first=first).eval()
+    placement = place(capture(net, torch.randn(2, 3, 32, 32), axes=axes).module)
+    layers = dict.fromkeys(q.layer for q in matching(placement, "@decoder"))
+    decoder = ["query", "qk", "av", "add", "hidden", "out", "add_1", "cls", "box"]
+    constant = [] if axes is None else ["query", "add"]  # of a batch of a known size
+    assert list(layers) == [name for name in decoder if name not in constant]
+    others = dict.fromkeys(q.layer for q in placement.quantizers if q.layer not in layers)
+    assert list(others) == ["stem", "memory", "value"]
+
+
+def test_rows_that_all_layers_have_are_no_queries():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    graph = capture(net, torch.randn(2, 6, 8)).module
+    assert decoder_nodes(graph.graph) == set()
+    with pytest.raises(UsageError, match="--high-precision '@decoder' matches no layer"):
+        place(graph, high_precision=["@decoder"])
 
 
 def test_one_map_is_a_detector_only_where_the_task_says_so():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -55,8 +56,25 @@ def test_the_page_shows_the_curve_the_classes_and_the_pictures(run, tmp_path):
     assert record.pictures
     assert page.count("data:image/jpeg;base64,") == len(record.pictures)
     assert 'aria-label="Precision against recall"' in page
-    assert "Score of each class" in page and "<td>red</td>" in page
+    assert "Score of each class" in page and "mAP, %, FP32</th>" in page
+    (red,) = re.findall(r"<tr><td>red</td>(.*?)</tr>", page)
+    both = zip(record.reference_by_class, record.by_class, strict=True)
+    assert re.findall(r">([\d.]+)</td>", red) == [f"{v:.2f}" for v in next(both)]
+    for row in record.pictures:
+        assert row.score and f"{row.score.words} (float {row.reference_score.amount})" in page
     assert "Where the answers differ most" in page
+
+
+def test_classes_of_a_record_without_the_float_models_scores(run, tmp_path):
+    record = json.loads((run / EVALUATE_JSON).read_text())
+    del record["reference_by_class"]
+    for row in record["pictures"]:
+        del row["score"], row["reference_score"], row["agreement"]
+    shutil.copytree(run, tmp_path / "old")
+    (tmp_path / "old" / EVALUATE_JSON).write_text(json.dumps(record))
+    page = write_page(tmp_path / "old", tmp_path / "page.html", title="Cells").read_text()
+    assert "mAP, %, FP32</th>" not in page and page.count("<td>red</td><td") == 1
+    assert f"difference {record['pictures'][0]['difference']:.3g}" in page
 
 
 def test_pictures_beyond_the_limit_and_missing_ones_are_said(run, tmp_path, monkeypatch):

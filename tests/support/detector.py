@@ -42,6 +42,41 @@ class CellDetector(nn.Module):
         return torch.cat([boxes, torch.cat(scores, 2).sigmoid()], 1)
 
 
+class TinyDetr(nn.Module):
+    """A memory of an image, queries that attend to it, and a box and classes for each query.
+
+    Args:
+        queries_first: queries along the first axis, samples along the second, as torch's own
+            transformers have them.
+        spread: how much larger the values of the last query are than those of the first.
+    """
+
+    def __init__(self, *, queries_first: bool = False, spread: float = 1.0):
+        super().__init__()
+        self.first = queries_first
+        self.stem, self.memory = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 8)
+        self.queries = nn.Parameter(torch.randn(6, 8))
+        self.query, self.value = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.hidden, self.out = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.cls, self.box = nn.Linear(8, len(NAMES)), nn.Linear(8, 4)
+        self.register_buffer("sizes", torch.linspace(1.0, spread, 6)[:, None])
+
+    def forward(self, x):
+        keys = self.memory(self.stem(x).flatten(2).transpose(1, 2))
+        queries = self.query(self.queries.expand(x.shape[0], -1, -1))
+        weights = (queries @ keys.transpose(1, 2)).softmax(-1)
+        attended = queries + weights @ self.value(keys)
+        if self.first:
+            attended = attended.transpose(0, 1)
+            found = attended + self.out(self.hidden(attended).relu())
+            found = self.cls(found).transpose(0, 1), self.box(found).transpose(0, 1)
+        else:
+            attended = attended * self.sizes
+            found = attended + self.out(self.hidden(attended).relu())
+            found = self.cls(found / self.sizes), self.box(found / self.sizes)
+        return {"logits": found[0], "pred_boxes": found[1].sigmoid()}
+
+
 def _cells(cell: int) -> torch.Tensor:
     """Return centre, width and height of the cells of a picture, [4, cells]."""
     side = SIZE // cell

@@ -211,7 +211,7 @@ class Evaluator:
             if alike is not None:
                 alike.add(*answers)
             if self.gallery is not None and self.reference is not None:
-                self.gallery.add(task, batch, answers)
+                self.gallery.add(task, batch, answers, targets)
             progress.advance(len(batch))
         assert task is not None  # Samples are never empty
         figures = scores[0].figures

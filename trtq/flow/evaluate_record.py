@@ -55,6 +55,7 @@ class _TaskFields(TypedDict, total=False):
     reference_figures: list[Figure]
     agreement_figures: list[Figure]
     by_class: list[float | None]
+    reference_by_class: list[float | None]
     class_names: list[str]
     curve: list[tuple[float, float]]
     reference_curve: list[tuple[float, float]]
@@ -102,9 +103,13 @@ def _task_fields(seen: Evaluation, samples: Samples, task: object) -> _TaskField
     if seen.alike is not None:
         fields["agreement_figures"] = list(seen.agreement.values())
     by_class = getattr(seen.score, "by_class", None)
-    if by_class is not None and seen.figures and not isinstance(seen.score, PixelScore):
-        fields["by_class"] = list(by_class)
-        fields["class_names"] = list(samples.class_names)
+    if by_class is not None and seen.figures:
+        fields["class_names"] = list(samples.class_names or getattr(seen.task, "classes", ()))
+        if not isinstance(seen.score, PixelScore):
+            fields["by_class"] = list(by_class)
+    theirs = getattr(seen.reference_score, "by_class", None)
+    if theirs is not None and seen.figures:
+        fields["reference_by_class"] = list(theirs)
     if isinstance(seen.score, HasCurve) and seen.figures:
         fields["curve"] = seen.score.curve()
     if isinstance(seen.reference_score, HasCurve) and seen.figures:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from trtq.artifact import ensure_writable_dir, write_bytes
@@ -16,7 +17,7 @@ from trtq.data.image_place import ImagePlace
 from trtq.data.samples import Batch, Samples
 from trtq.layouts import pixels_of
 from trtq.records.evaluate import PictureRow
-from trtq.tasks import Task
+from trtq.tasks import Figure, Score, Task
 
 MOST = 8
 WIDTH = 640  # pixels of one side at most
@@ -47,8 +48,9 @@ class Shown(NamedTuple):
     Attributes:
         difference: of the task, above 0.
         sample: id.
-        answer: of the model, as the task decodes it.
+        answer: of the model, as the task decodes a batch of this one sample.
         reference: of the other model.
+        targets: of the same batch; None without targets.
         seen: what the model sees of the image; None for samples that are no images.
     """
 
@@ -56,6 +58,7 @@ class Shown(NamedTuple):
     sample: str
     answer: Any
     reference: Any
+    targets: npt.NDArray[Any] | None
     seen: View | None
 
 
@@ -73,21 +76,26 @@ class Gallery:
     most: int = MOST
     kept: list[Shown] = field(default_factory=list)
 
-    def add(self, task: Task, batch: Batch, answers: Sequence[Any]) -> None:
+    def add(
+        self,
+        task: Task,
+        batch: Batch,
+        answers: Sequence[Any],
+        targets: npt.NDArray[Any] | None = None,
+    ) -> None:
         """Look at one batch: what the model and its reference answered.
 
         Args:
             task: orders and draws the answers.
             batch: the samples.
             answers: of the model and of its reference, samples first.
+            targets: what is right; None where nobody knows.
         """
-        answer, reference = answers
-        new = [
-            Shown(task.difference(own, other), name, own, other, view)
-            for name, own, other, view in zip(
-                batch.ids, answer, reference, _views(batch), strict=True
-            )
-        ]
+        new = []
+        for i, (name, view) in enumerate(zip(batch.ids, _views(batch), strict=True)):
+            own, other = (side[i : i + 1] for side in answers)
+            wanted = None if targets is None else targets[i : i + 1]
+            new.append(Shown(task.difference(own[0], other[0]), name, own, other, wanted, view))
         self.kept = sorted(
             [*self.kept, *(s for s in new if s.difference > 0.0)], key=lambda s: -s.difference
         )[: self.most]
@@ -111,7 +119,12 @@ class Gallery:
             name = f"{i + 1:02d}.jpg"
             write_bytes(ensure_writable_dir(folder) / name, _as_jpeg(beside(sides)))
             rows.append(
-                PictureRow(file=name, sample=shown.sample, difference=round(shown.difference, 4))
+                PictureRow(
+                    file=name,
+                    sample=shown.sample,
+                    difference=round(shown.difference, 4),
+                    **_scores(task, shown, self.samples.ignore),
+                )
             )
         if rows:
             page = "".join(_figure(row) for row in rows)
@@ -119,8 +132,33 @@ class Gallery:
         return rows
 
 
+class _Scores(TypedDict, total=False):
+    score: Figure
+    reference_score: Figure
+    agreement: Figure
+
+
+def _scores(task: Task, shown: Shown, ignore: int) -> _Scores:
+    """Return the first score of one sample, of both models and of the two against each other."""
+    scores = _Scores()
+    sides = shown.answer, shown.reference
+    own, other = (_counted(task.score(ignore=ignore), side, shown.targets) for side in sides)
+    if own is not None and other is not None:
+        scores |= _Scores(score=own, reference_score=other)
+    alike = _counted(task.agreement(), *sides)
+    return scores if alike is None else scores | _Scores(agreement=alike)
+
+
+def _counted(score: Score | None, answer: Any, targets: Any) -> Figure | None:
+    """Return the first figure of one sample; None where there is nothing to count."""
+    if score is None or targets is None:
+        return None
+    score.add(answer, targets)
+    return next((f for f in score.figures if f.value is not None), None)
+
+
 def _figure(row: PictureRow) -> str:
-    caption = f"{html.escape(row.sample)}: difference {row.difference:g}"
+    caption = f"{html.escape(row.sample)}: {html.escape(row.words)}"
     image = f'<img src="{row.file}" alt="{html.escape(row.sample)}, both answers">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
 
@@ -153,7 +191,7 @@ def _sides(task: Task, image: Image.Image, shown: Shown) -> list[tuple[str, Imag
     if shown.seen is not None and not task.finds_boxes:
         image = visible(image, shown.seen)
     answers = {"reference": shown.reference, "model": shown.answer}
-    drawn = [(name, task.draw(image, answer)) for name, answer in answers.items()]
+    drawn = [(name, task.draw(image, answer[0])) for name, answer in answers.items()]
     return [(name, picture) for name, picture in drawn if picture is not None]
 
 

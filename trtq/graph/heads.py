@@ -1,4 +1,7 @@
-"""The heads of a model: the layers behind which there is no other one, and what follows them."""
+"""The heads of a model: the layers behind which there is no other one, and what follows them.
+
+Before the heads of a DETR-like model there is its decoder: the layers that work on queries.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from trtq.graph.naming import is_softmax
 from trtq.graph.nodes import operands
 
 MAP_AXES = 4  # samples, channels, height, width
+ROWS_OF = ("linear", "matmul", "add")  # what works on rows: queries, tokens
 
 
 def last_layers(graph: fx.Graph) -> list[fx.Node]:
@@ -45,6 +49,33 @@ def is_mean(node: fx.Node) -> bool:
 def head_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Return the last layers and everything behind them: what turns their values into answers."""
     return _with_users(last_layers(graph))
+
+
+def decoder_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Return the layers of a decoder, its heads included: those that work on queries.
+
+    The number of queries is the number of rows of the last layers' values. A decoder reads another
+    sequence, so there is none where every linear of the graph has that many rows.
+    """
+    samples = {size for n in graph.nodes if n.op == "placeholder" for size in _first(n)}
+    queries = {size for n in last_layers(graph) for size in _rows(n)} - samples
+    layers = [n for n in graph.nodes if ops.kind(n) in ROWS_OF]
+    decoder = {n for n in layers if queries & _rows(n)}
+    reads = any(ops.kind(n) == "linear" and n not in decoder for n in layers)
+    return decoder if reads else set()
+
+
+def _first(node: fx.Node) -> set[int]:
+    """Return the size of the first axis, where there is one and it is not open."""
+    return {size for size in node.meta["val"].shape[:1] if isinstance(size, int)}
+
+
+def _rows(node: fx.Node) -> set[int]:
+    """Return how many rows a layer gives, and the first axis, where some decoders have queries."""
+    shape = node.meta["val"].shape
+    if len(shape) < 3 or (len(shape) == MAP_AXES and ops.kind(node) == "add"):
+        return set()  # one answer a sample, or a sum of maps
+    return {size for size in (shape[-2], shape[0]) if isinstance(size, int)}
 
 
 def scales(layers: Iterable[fx.Node]) -> int:

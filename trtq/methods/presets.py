@@ -53,6 +53,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
 _ANCHORS = Step(name="first and last layer in float", high_precision=("@anchors",))
 _SHORTCUTS = Step(name="shortcuts of residual adds in float", high_precision=("*.residual",))
 _ATTENTION = Step(name="attention in float", attention="float")
+_DECODER = Step(name="decoder in float", high_precision=("@decoder",))
 _CORRECT = Step(name="bias correction", method=("bias-correction",))
 _SMOOTH = Step(name="smoothing", method=("smooth",))
 _WORST = (
@@ -94,7 +95,7 @@ PRESETS: Mapping[Family, Preset] = {
     "detector-transformer": Preset(
         wide=("smooth",),
         narrow=("smooth", "reconstruct", "bias-correction"),
-        fallback=(_ATTENTION, *_WORST),
+        fallback=(_DECODER, _ATTENTION, *_WORST),
         high_precision=("@head",),
     ),
 }

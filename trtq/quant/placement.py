@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import fx
 
 from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.heads import head_nodes
+from trtq.graph.heads import decoder_nodes, head_nodes
 from trtq.graph.naming import is_softmax, node_name
 from trtq.graph.nodes import get_constant, operands, zero_pad
 from trtq.ops import Operand, Role
@@ -32,6 +32,12 @@ TENSORRT: tuple[str, ...] = ("conv", "convolution", "linear", "matmul", "add")
 
 # By the name that the catalogue of platforms gives a compute capability.
 RULES: Mapping[str, tuple[str, ...]] = {"tensorrt": TENSORRT}
+
+# Parts of a graph that --high-precision knows by name.
+PARTS: Mapping[str, Callable[[fx.Graph], set[fx.Node]]] = {
+    "@head": head_nodes,
+    "@decoder": decoder_nodes,
+}
 
 
 def rules_for(target: Target | None) -> tuple[str, ...]:
@@ -124,8 +130,7 @@ def place(
     Args:
         graph: normalised and named.
         rules: names of the operators that the target has kernels for.
-        high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``,
-            ``@anchors``; a layer or a quantizer whose name matches remains in float.
+        high_precision: as for :func:`matching`; what a pattern selects remains in float.
         bits: of weights and activations; see :func:`trtq.quant.widths.set_bits_`.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
         layer_bits: widths of single layers; it overrides the widths above.
@@ -296,11 +301,12 @@ def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     Args:
         placement: what is searched.
         pattern: a shell pattern on the names of quantizers and layers (``blocks.0`` also selects
-            ``blocks.0.attn``); ``@first``, ``@last``, ``@anchors``, which is both; or ``@head``:
-            the layers that no other one follows, and what is behind them.
+            ``blocks.0.attn``); ``@first``, ``@last``, ``@anchors``, which is both; ``@head``:
+            the layers that no other one follows, and what is behind them; or ``@decoder``: the
+            layers that work on the queries of a DETR-like model.
     """
-    if pattern == "@head":
-        return _of_heads(placement)
+    if pattern in PARTS:
+        return _of_part(placement, PARTS[pattern])
     weighted = layers_with_weights(placement.quantizers)
     wanted = {
         "@first": weighted[:1],
@@ -314,11 +320,11 @@ def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     ]
 
 
-def _of_heads(placement: Placement) -> list[Quantizer]:
+def _of_part(placement: Placement, nodes_of: Callable[[fx.Graph], set[fx.Node]]) -> list[Quantizer]:
     if not placement.quantizers:
         return []
-    heads = head_nodes(placement.quantizers[0].consumer.graph)
-    return [q for q in placement.quantizers if q.consumer in heads]
+    part = nodes_of(placement.quantizers[0].consumer.graph)
+    return [q for q in placement.quantizers if q.consumer in part]
 
 
 def _matches(quantizer: Quantizer, pattern: str) -> bool:

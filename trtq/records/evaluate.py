@@ -21,11 +21,27 @@ class PictureRow(msgspec.Struct, frozen=True, kw_only=True):
         file: its name in the folder of pictures.
         sample: id.
         difference: by which samples were ordered, 0 is none.
+        score, reference_score: the task's first score of this one sample, by the model and by the
+            reference; unset without targets.
+        agreement: the task's first score of the two answers; unset for tasks without one.
     """
 
     file: str
     sample: str
     difference: float
+    score: Figure | msgspec.UnsetType = msgspec.UNSET
+    reference_score: Figure | msgspec.UnsetType = msgspec.UNSET
+    agreement: Figure | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def words(self) -> str:
+        """The scores of the sample and its difference as a person reads them."""
+        parts = []
+        if self.score and self.reference_score:
+            parts.append(f"{self.score.words} (float {self.reference_score.amount})")
+        if self.agreement:
+            parts.append(self.agreement.words)
+        return "; ".join([*parts, f"difference {self.difference:.3g}"])
 
 
 class EvaluateRecord(Record, frozen=True, kw_only=True):
@@ -51,6 +67,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         figures, reference_figures: the scores of that task, of the file and of the reference.
         agreement_figures: what the task says of the file's answers against the reference's.
         by_class: the task's first score of each class, by index; None for a class that is nowhere.
+        reference_by_class: the reference's own, of the classes or of ``iou``.
         class_names: in the same order; empty where nobody says them.
         curve, reference_curve: recall and the task's precision there, 0 to 1.
         pictures: of the samples where the two models differ most; their folder is beside the
@@ -80,6 +97,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     reference_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     agreement_figures: list[Figure] | msgspec.UnsetType = msgspec.UNSET
     by_class: list[float | None] | msgspec.UnsetType = msgspec.UNSET
+    reference_by_class: list[float | None] | msgspec.UnsetType = msgspec.UNSET
     class_names: list[str] | msgspec.UnsetType = msgspec.UNSET
     curve: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
     reference_curve: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET

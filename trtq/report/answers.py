@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +23,29 @@ class Picture(NamedTuple):
 
     Attributes:
         sample: its id.
-        difference: by which pictures are ordered, 0 is none.
+        words: its scores, and the difference by which pictures are ordered.
         data: a ``data:`` URL.
         width, height: pixels.
     """
 
     sample: str
-    difference: float
+    words: str
     data: str
     width: int
     height: int
+
+
+class ClassRow(NamedTuple):
+    """One class of the table.
+
+    Attributes:
+        name: of the class.
+        scores: of the float model, where they are known, and of the quantized one; None for a class
+            that is nowhere.
+    """
+
+    name: str
+    scores: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +55,16 @@ class Answers:
     Attributes:
         measure: the score of the classes, with its unit.
         curve: recall and precision, as SVG; "" without them.
-        classes: name and score; None for a class that is nowhere.
+        classes: those that the score counts.
+        reference_classes: their first score is the float model's.
         pictures: of the samples where the two models differ most.
         left_out: why pictures of the record are not here, "" for none.
     """
 
     measure: str
     curve: str = ""
-    classes: list[tuple[str, float | None]] = field(default_factory=list)
+    classes: list[ClassRow] = field(default_factory=list)
+    reference_classes: bool = False
     pictures: list[Picture] = field(default_factory=list)
     left_out: str = ""
 
@@ -63,11 +79,12 @@ def answers_of(e: EvaluateRecord | None, folder: Path, width: str) -> Answers | 
     """
     if e is None:
         return None
-    own = next(iter(e.figures or ()), None)
+    own, _ = next(iter(e.scores.values()), (None, None))
     measure = "score" if own is None else f"{own.name}, {own.unit}" if own.unit else own.name
     pictures, left_out = _pictures(e.pictures or [], folder / PICTURES)
     answers = Answers(
         measure=measure,
+        reference_classes=bool(e.reference_by_class),
         curve=precision_figure(_curves(e, width)) if e.curve else "",
         classes=list(_classes(e)),
         pictures=pictures,
@@ -82,10 +99,11 @@ def _curves(e: EvaluateRecord, width: str) -> dict[str, list[tuple[float, float]
     return {name: points for name, points in curves.items() if points}
 
 
-def _classes(e: EvaluateRecord) -> Iterator[tuple[str, float | None]]:
-    names = e.class_names or []
-    for i, value in enumerate(e.by_class or []):
-        yield (names[i] if i < len(names) else f"class {i}"), value
+def _classes(e: EvaluateRecord) -> Iterator[ClassRow]:
+    names, own = e.class_names or [], e.by_class or e.iou or []
+    sides = [side for side in (e.reference_by_class, own) if side]
+    for i, scores in enumerate(zip_longest(*sides)):
+        yield ClassRow(names[i] if i < len(names) else f"class {i}", scores)
 
 
 def _pictures(rows: list[PictureRow], folder: Path) -> tuple[list[Picture], str]:
@@ -118,7 +136,7 @@ def _picture(row: PictureRow, path: Path) -> Picture | None:
         data = base64.b64encode(path.read_bytes()).decode()
     except (OSError, Image.DecompressionBombError):
         return None
-    return Picture(row.sample, row.difference, f"data:image/jpeg;base64,{data}", *size)
+    return Picture(row.sample, row.words, f"data:image/jpeg;base64,{data}", *size)
 
 
 def _is_below(folder: Path, name: str) -> bool:

@@ -116,8 +116,9 @@ Attention = Annotated[
 HighPrecision = Annotated[
     tuple[str, ...],
     Doc(
-        description="Layers to leave in float: a shell pattern, @first, @last, @anchors (both) or "
-        "@head (the layers that no other one follows, as a detector's); repeatable."
+        description="Layers to leave in float: a shell pattern, @first, @last, @anchors (both), "
+        "@head (the layers that no other one follows, as a detector's) or @decoder (those on the "
+        "queries of a DETR); repeatable."
     ),
 ]
 DeviceName = Annotated[

@@ -77,7 +77,7 @@ class Classification(Task):
     classes: tuple[str, ...] = ()
 
     def bound(self, facts: Facts) -> Classification:  # noqa: D102
-        return replace(self, classes=facts.names or facts.classes)
+        return replace(self, classes=facts.class_names)
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         return TopScore(ignore)

@@ -67,7 +67,7 @@ class Detection(Task):
             raise UsageError(
                 "Cannot read boxes", "the model takes no image of a known size", "Give --task"
             )
-        return replace(self, head=head, size=facts.size, classes=facts.classes)
+        return replace(self, head=head, size=facts.size, classes=facts.class_names)
 
     def decode(self, outputs: Outputs, places: Places) -> list[Detections]:
         """Return the boxes of each sample, in pixels of its original image where it has one."""

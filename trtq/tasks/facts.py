@@ -122,9 +122,14 @@ class Facts:
         return "rtdetr" in re.sub("[^a-z]", "", description.lower())
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in index order: the model's own, else those of the labels."""
+        return self.names or self.classes
+
+    @property
     def count(self) -> int | None:
         """How many classes the model has, as its metadata or the labels say."""
-        return len(self.names or self.classes) or None
+        return len(self.class_names) or None
 
     @property
     def unread(self) -> list[str]:
