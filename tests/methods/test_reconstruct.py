@@ -99,13 +99,18 @@ def test_bias_correction_keeps_the_channel_means(images, tmp_path):
 # ---- learning resumes --------------------------------------------------------------------------
 
 
-def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_killed_learning_run_goes_on_and_ends_the_same(rank, images, tmp_path, monkeypatch):
     from trtq.train import learning_state as learning
 
     asked = {
         "bits": "w4a4",
         "method": ["reconstruct"],
-        "method_arg": {"reconstruct.steps": 12, "reconstruct.keep": 0.5},
+        "method_arg": {
+            "reconstruct.steps": 12,
+            "reconstruct.keep": 0.5,
+            "reconstruct.rank": rank,
+        },
     }
     quantize(spec(images, tmp_path / "whole", **asked))
     wanted = Encodings.load(tmp_path / "whole" / "encodings.safetensors")

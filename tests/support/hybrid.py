@@ -51,6 +51,7 @@ SETTINGS = {
     "channel scales": {"method": ("qads",), "calibrator": "entropy"},
     "ranking": {"method": ("ranking",), "calibrator": "ema"},
     "learned rounding": {"bits": "w4a8", "method": ("bias-correction", "reconstruct")},
+    "learned by the Fisher information": {"bits": "w4a8", "method": ("reconstruct",)},
     "learned at 8 bits": {"method": ("refine",)},
     "integer softmax": {"method": ("integer-softmax",), "calibrator": "percentile"},
 }
@@ -63,5 +64,7 @@ def options(name: str) -> dict[str, object]:
         given["preset_quant"] = "none"
     learns = {"reconstruct", "refine"} & {*given.get("method", ())}
     if learns:
-        given["method_arg"] = {f"{name}.steps": 3 for name in learns}
+        given["method_arg"] = {f"{method}.steps": 3 for method in learns}
+    if "Fisher" in name:
+        given["method_arg"]["reconstruct.rank"] = 2
     return given

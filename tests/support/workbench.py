@@ -9,8 +9,8 @@ from trtq.methods.base import MethodContext
 from trtq.quant.placement import place
 
 
-def bench_of(model, images=None):
-    graph = capture(model.eval(), (3, 32, 32)).module
+def bench_of(model, images=None, *, size=32):
+    graph = capture(model.eval(), (3, size, size)).module
     batch = (
         torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         if images is None

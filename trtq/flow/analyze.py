@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from trtq.flow.layer_costs import outline
 from trtq.flow.model import Model, placed, require_float
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
-from trtq.flow.task import bind_task
+from trtq.flow.task import bind_task, by_names
 from trtq.graph.device import device_of, with_smaller_batches
 from trtq.graph.feed import Feed, first_output, outputs_of
 from trtq.graph.nodes import operands
@@ -39,7 +39,6 @@ from trtq.search.sensitivity import (
 from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeOptions
 from trtq.tasks import Task, find_task
-from trtq.tasks.base import Tensors
 from trtq.version import __version__
 from trtq.workers import Workers
 
@@ -104,8 +103,8 @@ def analyze_model(
         context.loss = partial(class_loss, ignored=drawn.ignore)
     if learned is not None:
         outputs = tuple(t.name for t in model.graph.signature.outputs)
-        context.loss = partial(_by_task, learned.loss, outputs)
-        context.divergence = partial(_by_task, learned.divergence, outputs)
+        context.loss = partial(by_names, learned.loss, outputs)
+        context.divergence = partial(by_names, learned.divergence, outputs)
     sensitivities, figures = _measure(context, options.metric, workers, run)
     run.clock.lap(options.metric)
     weights = {layer.name: str(operands(layer.node)[1].target) for layer in layers}
@@ -130,16 +129,6 @@ def analyze_model(
         seconds=run.clock.seconds,
         environment=environment(),
     )
-
-
-def _by_task(
-    measure: Callable[[Tensors, Tensors], torch.Tensor],
-    names: Sequence[str],
-    answers: Feed,
-    wanted: Feed,
-) -> torch.Tensor:
-    """Return what a task says of outputs, given in order."""
-    return measure(dict(zip(names, answers, strict=True)), dict(zip(names, wanted, strict=True)))
 
 
 def _task(

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from trtq.flow.auto_calibrator import by_calibrator, choose_calibrator, summariz
 from trtq.flow.compare import compare_simulation
 from trtq.flow.inputs import Inputs, quantized_metadata
 from trtq.flow.model import Model
+from trtq.flow.task import by_names
 from trtq.graph.device import CPU, choose_device, with_smaller_batches
 from trtq.graph.feed import Feed, outputs_of
 from trtq.machine import package_version
@@ -44,7 +46,7 @@ from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
 from trtq.specs import QuantizeOptions
-from trtq.tasks import Figure
+from trtq.tasks import Figure, task_for
 from trtq.version import __version__
 from trtq.workers import Assisted
 
@@ -250,6 +252,8 @@ def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
     )
     if not placement.quantizers:
         raise _nothing_to_quantize(inputs.model.name, graph)
+    task = inputs.task or task_for(inputs.answer)
+    outputs = tuple(t.name for t in captured.signature.outputs)
     return MethodContext(
         graph=graph,
         placement=placement,
@@ -260,6 +264,7 @@ def method_context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
         resume=ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache"),
         images=lambda count: inputs.images(count, options.batch_size),
         time_budget_s=None if options.time_budget is None else 60.0 * options.time_budget,
+        divergence=partial(by_names, task.divergence, outputs),
     )
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
+import torch
 
 from trtq.data.samples import Batch, Samples, target_array
 from trtq.errors import UsageError
 from trtq.flow.model import Model
 from trtq.flow.run import Run
+from trtq.graph.feed import Feed
 from trtq.layouts import IMAGE_AXES
 from trtq.tasks import BY_MAKER, Facts, Task, find_task
-from trtq.tasks.base import Outputs
+from trtq.tasks.base import Outputs, Tensors
 
 
 def bind_task(
@@ -63,6 +65,23 @@ def facts_of_model(model: Model, samples: Samples) -> Facts:
     answers = zip((t.name for t in signature.outputs), model.answers, strict=True)
     image = model.graph.examples[0] if signature.takes_one_image else None
     return Facts.of(dict(answers), image, model.metadata, samples.class_names)
+
+
+def by_names(
+    measure: Callable[[Tensors, Tensors], torch.Tensor],
+    names: Sequence[str],
+    answers: Feed,
+    wanted: Feed,
+) -> torch.Tensor:
+    """Return what a task measures of outputs that are given in order.
+
+    Args:
+        measure: of the task.
+        names: of the outputs.
+        answers: outputs, samples first.
+        wanted: the same of the float model.
+    """
+    return measure(dict(zip(names, answers, strict=True)), dict(zip(names, wanted, strict=True)))
 
 
 def facts_of_batch(

@@ -19,10 +19,22 @@ from trtq.graph.nodes import get_constant, operands, set_constant_
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import insert_fake_quantize
+from trtq.tasks.distances import relative_error
 
 Label = Literal["engine", "folded", "ops", "simulated"]
 Value = str | int | float | bool
 Report: TypeAlias = dict[str, Any]  # what a method did, as the record has it
+
+
+def in_order(got: Feed, wanted: Feed) -> torch.Tensor:
+    """Return the squared error over the square of what is wanted, summed over outputs, [N].
+
+    Args:
+        got: outputs, samples first.
+        wanted: the same of the float model.
+    """
+    ours, theirs = ({str(i): t for i, t in enumerate(side)} for side in (got, wanted))
+    return relative_error(ours, theirs)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +54,8 @@ class MethodContext:
         advance: a number of steps is done.
         resume: folder for what a long method must not lose; None keeps nothing.
         time_budget_s: seconds that a method which learns may take; None without a limit.
+        divergence: how far the outputs of each sample are from the float model's, [N], both in the
+            order of the model.
     """
 
     graph: fx.GraphModule
@@ -53,6 +67,7 @@ class MethodContext:
     dynamic_batch: bool = True
     resume: Path | None = None
     time_budget_s: float | None = None
+    divergence: Callable[[Feed, Feed], torch.Tensor] = in_order
     encodings: Encodings = field(default_factory=lambda: Encodings(amax={}, formats={}))
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 

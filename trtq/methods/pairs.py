@@ -32,6 +32,8 @@ class Pair:
         channels: how many.
         restore: the factors of the Mul that gives an add its values back, where an add reads the
             activation, too (:mod:`trtq.graph.post_norm`).
+        rows: the producer's channel for each of the consumers', int64 [channels]; None where they
+            are the same.
     """
 
     producer: fx.Node
@@ -39,6 +41,7 @@ class Pair:
     activation: fx.Node
     channels: int
     restore: fx.Node | None = None
+    rows: torch.Tensor | None = None
 
 
 def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
@@ -60,7 +63,7 @@ def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
             continue
         producer, passed = _producer(activation)
         shared = producer is not activation and len(producer.users) != 1
-        if shared or not _can_divide(context, producer):
+        if shared or not can_divide(context, producer):
             refused += _refusal(layer, producer)
         elif _channels_pass(producer, passed) and _fit(context, producer, consumers):
             pairs.append(
@@ -151,7 +154,10 @@ def fold_factors(context: MethodContext, pair: Pair, factors: torch.Tensor) -> N
     """
     for constant in _affine(pair.producer):
         value = context.constant(constant)
-        context.fold(constant, value / factors.reshape([-1, *[1] * (value.ndim - 1)]))
+        own = factors
+        if pair.rows is not None:
+            own = factors.new_ones(len(value)).index_copy(0, pair.rows.to(factors.device), factors)
+        context.fold(constant, value / own.reshape([-1, *[1] * (value.ndim - 1)]))
     for consumer in pair.consumers:
         node = operands(consumer)[1]
         weight = context.constant(node)
@@ -187,8 +193,13 @@ def _affine(producer: fx.Node) -> list[fx.Node]:
     return [given[i] for i in places if len(given) > i and given[i] is not None]
 
 
-def _can_divide(context: MethodContext, producer: fx.Node) -> bool:
-    """Whether the producer's output is affine in constants of its own that nothing else reads."""
+def can_divide(context: MethodContext, producer: fx.Node) -> bool:
+    """Whether the producer's output is affine in constants of its own that nothing else reads.
+
+    Args:
+        context: the model.
+        producer: any node.
+    """
     row, given = ops.of(producer), operands(producer)
     if row.kind == "norm":
         scale = row.affine[0]

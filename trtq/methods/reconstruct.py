@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from trtq.graph.feed import IMAGE_AXES, Feed, count_of, joined, outputs_of
 from trtq.graph.nodes import operands
 from trtq.layouts import layout_of
 from trtq.methods.base import Method, MethodContext, Report, needs
+from trtq.methods.fisher import FisherMetric
 from trtq.methods.pace import Pace
 from trtq.quant.fake_quantize import FakeQuantizeCall, spread
 from trtq.quant.simulate import shared_names
@@ -31,6 +33,7 @@ from trtq.typed import present
 
 USUAL_VALUES = 3 * 224 * 224  # of a sample; steps of larger ones have fewer
 WIDTH = {"NCHW": 3, "NHWC": 2}  # axis by layout
+FISHER_SAMPLES = 128  # that each slope is a mean of
 NARROW = 8  # bits from which plain rounding is usually fine
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 
@@ -46,6 +49,8 @@ class Arguments(msgspec.Struct, frozen=True):
         lr_range: of the ranges' logarithms.
         keep: share of an activation's values that are quantized while learning (QDrop); 1 for all.
         flip: chance that the images of a step are mirrored.
+        rank: pairs of slope and error that the Fisher information of a block's output is taken
+            from (FIMA-Q); 0 weighs all errors of a block alike.
     """
 
     steps: int = 200
@@ -55,6 +60,7 @@ class Arguments(msgspec.Struct, frozen=True):
     lr_range: float = 0.01
     keep: float = 1.0
     flip: float = 0.5
+    rank: int = 0
 
 
 class SoftRounding(torch.nn.Module):
@@ -325,10 +331,12 @@ def _learn(
     gpus = rng_devices(device_of(context.graph))
     with torch.random.fork_rng(gpus):
         torch.manual_seed(0)
+        metric = FisherMetric(taps, arguments.rank) if arguments.rank > 0 and taps else None
         state = LearningState(
             optimizer,
             generator,
             gpus=gpus,
+            more={} if metric is None else metric.rows,
             key=[
                 method,
                 context.encodings.digest(),
@@ -352,8 +360,11 @@ def _learn(
             if float(torch.rand((), generator=generator)) < arguments.flip:
                 part = _mirrored(part)
             learner.keep = arguments.keep
+            if metric is not None and metric.due(done, pace.total):
+                some = tuple(t[:FISHER_SAMPLES] for t in feed)
+                metric.add(*_slopes(context, learner, target, some, batch))
             optimizer.zero_grad(set_to_none=True)
-            now = _gradients(learner, target, runs(context, part))
+            now = _gradients(learner, target, runs(context, part), metric)
             optimizer.step()
             losses = [losses[0] if losses else now, now]
             if not math.isfinite(losses[1]):
@@ -382,7 +393,33 @@ def runs(context: MethodContext, feed: Feed) -> list[Feed]:
     return list(zip(*(torch.split(t, 1) for t in feed), strict=True))
 
 
-def _gradients(learner: _Learner, target: _Learner, runs: Sequence[Feed]) -> float:
+def _slopes(
+    context: MethodContext, learner: _Learner, target: _Learner, feed: Feed, batch: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the slope of the outputs' divergence by each block's output, and the block's error.
+
+    Both are absolute, and means over samples, of the network as it is now.
+    """
+    count, keep = count_of(feed), learner.keep
+    slopes, errors = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    learner.keep = 1.0
+    for start in range(0, count, batch):
+        for part in runs(context, tuple(t[start : start + batch] for t in feed)):
+            with torch.no_grad():
+                wanted = outputs_of(target.run(*part))
+            cost = context.divergence(outputs_of(learner.run(*part)), wanted).sum()
+            each = torch.autograd.grad(cost, [learner.taps[n] for n in target.taps])
+            for name, slope in zip(target.taps, each, strict=True):
+                far = (learner.taps[name].detach() - target.taps[name]).abs().sum(0) / count
+                slopes[name] = slopes.get(name, 0.0) + slope.abs().sum(0) / count
+                errors[name] = errors.get(name, 0.0) + far
+    learner.keep = keep
+    return slopes, errors
+
+
+def _gradients(
+    learner: _Learner, target: _Learner, runs: Sequence[Feed], metric: FisherMetric | None
+) -> float:
     """Add the gradients of one step, and return its loss: the mean over the runs."""
     total = 0.0
     for part in runs:
@@ -392,7 +429,8 @@ def _gradients(learner: _Learner, target: _Learner, runs: Sequence[Feed]) -> flo
         start = torch.zeros((), device=wanted[0].device)
         loss = sum(map(_relative, got, wanted), start) / len(wanted)
         for name in target.taps:
-            loss = loss + _relative(learner.taps[name], target.taps[name]) / len(target.taps)
+            cost = _relative if metric is None else partial(metric.loss, name)
+            loss = loss + cost(learner.taps[name], target.taps[name]) / len(target.taps)
         loss = loss / len(runs)
         torch.autograd.backward(loss)
         total += float(loss.detach())
@@ -423,7 +461,7 @@ METHOD = Method(
     stage="after",
     source="Nagel et al. 2020, AdaRound, eq. 22-23, decided at every step; Li et al. 2021, BRECQ; "
     "Wei et al. 2022, QDrop (keep); "
-    "Esser et al. 2020, LSQ",
+    "Esser et al. 2020, LSQ; Wu et al. 2025, FIMA-Q (rank)",
     arguments=Arguments(),
     run=run,
     not_applicable_reason=needs(

@@ -22,6 +22,7 @@ METHODS: Mapping[str, str] = {
     "integer-softmax": "trtq.methods.integer_softmax",
     "balance": "trtq.methods.balance",
     "smooth": "trtq.methods.smooth",
+    "awq": "trtq.methods.awq",
     "qads": "trtq.methods.qads",
     "equalize": "trtq.methods.equalize",
     "repq": "trtq.methods.repq",

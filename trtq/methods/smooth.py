@@ -10,6 +10,7 @@ from trtq.graph.naming import node_name
 from trtq.methods.base import Method, MethodContext, Report, channel_axis, needs
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
+from trtq.methods.value_pairs import value_pairs
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 RESTORE_DB = 1.0  # of output error that a Mul in front of an add must save
@@ -96,6 +97,7 @@ def run(context: MethodContext, arguments: Arguments) -> Report:
         with a Mul also ``restored``: names of activations, and ``label``.
     """
     pairs, refused = find_pairs(context)
+    pairs += value_pairs(context)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}
     watch = Watch(context.graph, axes, arguments.rows).over(context.images(arguments.images))
     chosen: dict[str, float | None] = {}  # None: left as it is
@@ -144,7 +146,7 @@ METHOD = Method(
     excludes=("qads",),
     not_applicable_reason=needs(
         (
-            lambda context: find_pairs(context)[0],
+            lambda context: find_pairs(context)[0] or value_pairs(context),
             "no norm, conv or linear hands its channels on through exact ops only",
         )
     ),

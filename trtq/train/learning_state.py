@@ -14,6 +14,7 @@ from safetensors.torch import save
 from trtq.artifact import decode_json, digest_of, write_bytes
 from trtq.version import __version__
 
+MORE = "more."  # before the names of other tensors
 ADAM = ("exp_avg", "exp_avg_sq", "step")
 EVERY_S = 15.0  # a state costs less than a step to write; losing this much is cheap
 
@@ -35,6 +36,8 @@ class LearningState:
         generator: draws the images.
         key: everything the result depends on. A file of another key is never read.
         gpus: whose generators the run draws from, beside the CPU's.
+        more: other tensors that the run goes on from; a state that is loaded replaces what is
+            there.
 
     Attributes:
         total: steps that are done in the end, 0 before that is known.
@@ -47,8 +50,10 @@ class LearningState:
         *,
         key: object,
         gpus: Sequence[int] = (),
+        more: dict[str, torch.Tensor] | None = None,
     ) -> None:
         self.optimizer, self.generator, self.gpus = optimizer, generator, gpus
+        self.more = {} if more is None else more
         self.key = digest_of([key, str(torch.__version__), __version__])
         self.saved = time.monotonic()
         self.total = 0
@@ -92,6 +97,11 @@ class LearningState:
         torch.set_rng_state(tensors["global"])
         for gpu in self.gpus:
             torch.cuda.set_rng_state(tensors[f"cuda.{gpu}"], gpu)
+        device = next((p.device for p in self._parameters()), None)
+        self.more.clear()
+        self.more |= {
+            k.removeprefix(MORE): v.to(device) for k, v in tensors.items() if k.startswith(MORE)
+        }
         self.total = meta.total
         return meta.done, meta.losses
 
@@ -124,6 +134,7 @@ class LearningState:
             tensors[f"{i}.value"] = p.detach().cpu().contiguous()
             # There is none for a parameter that never got a gradient.
             tensors |= {f"{i}.{k}": state[k].cpu().contiguous() for k in ADAM if k in state}
+        tensors |= {f"{MORE}{k}": v.cpu().contiguous() for k, v in self.more.items()}
         meta = {"key": self.key, "done": done, "losses": losses, "total": self.total}
         write_bytes(
             self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()})
