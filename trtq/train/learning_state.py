@@ -36,8 +36,7 @@ class LearningState:
         generator: draws the images.
         key: everything the result depends on. A file of another key is never read.
         gpus: whose generators the run draws from, beside the CPU's.
-        more: other tensors that the run goes on from; a state that is loaded replaces what is
-            there.
+        more: other tensors of the run; :meth:`load` replaces them.
 
     Attributes:
         total: steps that are done in the end, 0 before that is known.
