@@ -8,6 +8,7 @@ import torch
 from tests.conftest import spec
 from trtq import quantize
 from trtq.methods.fisher import FisherMetric
+from trtq.methods.reconstruct import _by_block
 
 
 def metric_of(*pairs: tuple[list[float], list[float]], rank: int = 5) -> FisherMetric:
@@ -50,9 +51,23 @@ def test_equal_pairs_can_be_solved_and_no_error_costs_nothing():
     metric = metric_of(*[([1.0, 2.0], [1.0, 1.0])] * 3)
     assert torch.isfinite(metric.loss("block", wanted + 0.1, wanted))
     assert float(metric.loss("block", wanted, wanted)) == 0.0
+
+
+def test_without_slopes_it_is_the_relative_error():
+    wanted = torch.tensor([[2.0, 1.0]])
     still = metric_of(([0.0, 0.0], [0.0, 0.0]))
     assert float(still.loss("block", wanted, wanted)) == 0.0
-    assert torch.isfinite(still.loss("block", wanted + 0.1, wanted))
+    off = wanted + torch.tensor([[0.5, 0.0]])
+    assert float(still.loss("block", off, wanted)) == pytest.approx(0.25 / 5.0)
+
+
+def test_blocks_before_the_first_layer_that_learns_have_no_slope():
+    constant, learned = torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)
+    unused = torch.ones(2, requires_grad=True)
+    taps = {"first": constant, "second": learned * 2, "other": unused}
+    slopes = _by_block((taps["second"] * 3).sum(), taps)
+    assert {n: float(s.sum()) for n, s in slopes.items()} == {"first": 0, "second": 18, "other": 0}
+    assert float(_by_block(constant.sum(), taps)["second"].sum()) == 0.0
 
 
 def test_pairs_are_taken_at_equal_distances():

@@ -5,7 +5,7 @@ Before the heads of a DETR-like model there is its decoder: the layers that work
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import fx
 
@@ -67,12 +67,17 @@ def decoder_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 def _first(node: fx.Node) -> set[int]:
     """Return the size of the first axis, where there is one and it is not open."""
-    return {size for size in node.meta["val"].shape[:1] if isinstance(size, int)}
+    return {size for size in _shape(node)[:1] if isinstance(size, int)}
+
+
+def _shape(node: fx.Node) -> Sequence[object]:
+    """Return the shape of a tensor; no axes for a size that was computed."""
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
 
 
 def _rows(node: fx.Node) -> set[int]:
     """Return how many rows a layer gives, and the first axis, where some decoders have queries."""
-    shape = node.meta["val"].shape
+    shape = _shape(node)
     if len(shape) < 3 or (len(shape) == MAP_AXES and ops.kind(node) == "add"):
         return set()  # one answer a sample, or a sum of maps
     return {size for size in (shape[-2], shape[0]) if isinstance(size, int)}

@@ -67,7 +67,8 @@ class FisherMetric:
 
         With errors d of each sample, slopes G [k, N] and errors D [k, N] it is the mean of
         d' diag(mean G) d and (G d)' (D D')^-1 (G d), each over its value when the last pair was
-        taken. Both start at half of the relative squared error, so blocks keep their weights.
+        taken. Both start at half of the relative squared error, so blocks keep their weights. Where
+        no slope is known (integer outputs) it is the relative error.
 
         Args:
             name: of the block.
@@ -82,9 +83,10 @@ class FisherMetric:
         solved: torch.Tensor = torch.linalg.solve(gram + ridge, along.T)
         low = (along * solved.T).sum(1).mean()
         diagonal = (far.square() * slope.mean(0)).sum(1).mean()
+        relative = far.square().mean() / wanted.square().mean().clamp_min(1e-12)
         key = f"{name}.start"
         if key not in self.rows:
-            relative = far.square().mean() / wanted.square().mean().clamp_min(1e-12)
             self.rows[key] = torch.stack([diagonal, low, relative]).detach().clamp_min(TINY)
         first_diagonal, first_low, size = self.rows[key].unbind()
-        return size * (diagonal / first_diagonal + low / first_low) / 2.0
+        cost = size * (diagonal / first_diagonal + low / first_low) / 2.0
+        return torch.where(slope.any(), cost, relative)

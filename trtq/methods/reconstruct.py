@@ -408,13 +408,25 @@ def _slopes(
             with torch.no_grad():
                 wanted = outputs_of(target.run(*part))
             cost = context.divergence(outputs_of(learner.run(*part)), wanted).sum()
-            each = torch.autograd.grad(cost, [learner.taps[n] for n in target.taps])
-            for name, slope in zip(target.taps, each, strict=True):
+            for name, slope in _by_block(cost, learner.taps).items():
                 far = (learner.taps[name].detach() - target.taps[name]).abs().sum(0) / count
                 slopes[name] = slopes.get(name, 0.0) + slope.abs().sum(0) / count
                 errors[name] = errors.get(name, 0.0) + far
     learner.keep = keep
     return slopes, errors
+
+
+def _by_block(cost: torch.Tensor, taps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the slope of a cost by each block's output, 0 where it does not depend on it.
+
+    A block before the first layer that learns has no slope, and needs none.
+    """
+    learned = [n for n, t in taps.items() if t.requires_grad and cost.requires_grad]
+    inputs = [taps[n] for n in learned]
+    found = torch.autograd.grad(cost, inputs, allow_unused=True) if inputs else ()
+    known = dict(zip(learned, found, strict=True))
+    zeros = {n: torch.zeros_like(t) for n, t in taps.items()}
+    return {n: zeros[n] if known.get(n) is None else known[n] for n in taps}
 
 
 def _gradients(
